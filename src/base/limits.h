@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Every bound of Fleece, each with its reason. Nothing else in the tree invents a number of this kind. */
+#ifndef FLEECE_BASE_LIMITS_H
+#define FLEECE_BASE_LIMITS_H
+
+#include <stdint.h>
+
+#define KIB UINT64_C(1024)
+#define MIB (1024 * KIB)
+#define GIB (1024 * MIB)
+#define TIB (1024 * GIB)
+
+#define NS_PER_US UINT64_C(1000)
+#define NS_PER_MS UINT64_C(1000000)
+#define NS_PER_S UINT64_C(1000000000)
+
+enum {
+    /* Names of VMs, disks, snapshots: they become file names and NBD export names. */
+    LIMIT_NAME_BYTES = 64,
+    /* One sentence for the user. */
+    LIMIT_ERROR_BYTES = 512,
+
+    /* Disks of one VM: what QEMU's virtio-blk machines use in practice, with room. */
+    LIMIT_DISKS = 64,
+    /* I/O threads of one daemon. */
+    LIMIT_REACTORS = 32,
+    /* Snapshots of one VM that live at once: every point lengthens the list that a write looks at. */
+    LIMIT_SNAPSHOTS = 64,
+
+    /* Submission slots of a ring; a full ring is submitted and reused, so this bounds a batch, not the load. */
+    LIMIT_RING_ENTRIES = 512,
+    /* Helper threads of one reactor: for what can block (lseek, BLK ioctls, hashing). */
+    LIMIT_HELPERS = 4,
+
+    /* Fragments of one request: a 1 MiB copy of 4 KiB slots. Below the kernel's UIO_MAXIOV (1024). */
+    LIMIT_REQUEST_FRAGMENTS = 256,
+    /* Alignment that direct I/O may ask for; larger than a block would make read-modify-write touch neighbours. */
+    LIMIT_ALIGNMENT_BYTES = 4096,
+    /* Extents answered to one block status request. */
+    LIMIT_STATUS_EXTENTS = 1024,
+
+    /* Copies of old data under way on one disk. A write that needs another one parks. */
+    LIMIT_COPIES = 128,
+    /* Entries looked at per tick while slots of a dead point are freed: about 100 us. */
+    LIMIT_SWEEP_STEP = 8192,
+};
+
+/* Longest single request the block layer takes; longer transfers are cut up by the exports (bounds buffers). */
+#define LIMIT_REQUEST_BYTES (1 * MIB)
+/* Largest disk: 2^40 blocks of 4 KiB would be 4 PiB; file offsets end at 8 EiB. */
+#define LIMIT_DISK_BYTES (4096 * TIB)
+/* Preserved copies made at an epoch: 24 bits of an entry of the cache's map. */
+#define LIMIT_EPOCH ((UINT32_C(1) << 24) - 2)
+
+/* Unit of preservation and tracking. */
+#define BLOCK_BYTES_DEFAULT (4 * KIB)
+/* Unit of growth of the RAM tier. */
+#define SEGMENT_BYTES_DEFAULT (1 * MIB)
+#define FLEECE_RAM_DEFAULT (256 * MIB)
+/* One segment per disk and reactor must fit, or nothing could ever be preserved. */
+#define FLEECE_RAM_MIN (4 * MIB)
+#define FLEECE_RAM_MAX (1 * TIB)
+
+/* The cut: one attempt holds the guest's writes at most this long, all attempts together at most CUT_TOTAL_MAX. */
+#define CUT_ATTEMPT_NS (1 * NS_PER_S)
+#define CUT_TOTAL_MAX_NS (30 * NS_PER_S)
+/* Pause between two attempts, so that the guest gets its writes through. */
+#define CUT_RETRY_PAUSE_NS (100 * NS_PER_MS)
+
+/* A start waits this long for the locks of a killed daemon whose writes are still landing (measured: up to 3.9 s). */
+#define LOCK_WAIT_DEFAULT_NS (30 * NS_PER_S)
+#define LOCK_POLL_NS (20 * NS_PER_MS)
+
+#endif

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * One virtual disk: the root of a chain of nodes, itself a node, which the live exports are in front of. It counts the
+ * writes in flight, holds new ones during a cut, and lets a filter be put between itself and the leaf while I/O goes on.
+ */
+#ifndef FLEECE_BLOCK_DISK_H
+#define FLEECE_BLOCK_DISK_H
+
+#include "block/node.h"
+
+struct disk_counters { /* exact; of the guest's requests, counted when they complete without an error */
+    uint64_t reads, read_bytes, writes, written_bytes, flushes, discards, zeroes, errors;
+};
+
+struct disk {
+    struct node node; /* first: what exports submit to */
+    char name[LIMIT_NAME_BYTES + 1];
+    struct node *leaf;
+    struct node *filter; /* copy-before-write while a snapshot lives, else NULL */
+    /* A cut holds the disk: writes that are not in flight yet wait in `held`, in the order of their arrival. */
+    bool holding;
+    struct list held;
+    uint64_t writes_in_flight; /* submitted to the leaf and not completed by the kernel (C4) */
+    void (*drained)(struct disk *disk); /* set while holding: called when writes_in_flight is 0 */
+    void *drained_context;
+    struct list resubmitted; /* parked requests that may be decided again, in the order in which they parked */
+    struct io_task resubmit;
+    struct disk_counters counters;
+};
+
+/* Any thread, before the owner uses it. Takes over the leaf. The disk lives on the leaf's reactor. */
+struct disk *disk_create(const char *name, struct node *leaf);
+/* Destroys the leaf, too. Nothing is under way. */
+void disk_destroy(struct disk *disk);
+
+/*
+ * For the node above the leaf, in the very step that decides (C4): counts a write as in flight and hands the request to
+ * the leaf. Internal reads of a filter go to the leaf directly.
+ */
+void disk_issue(struct disk *disk, struct request *req);
+/* A write in flight was completed by the leaf. Called by request_complete() only. */
+void disk_settle(struct disk *disk, struct request *req);
+/* A parked request may be decided again: it goes to the end of the tick's queue, first come, first served (C8). */
+void disk_resubmit(struct disk *disk, struct request *req);
+
+/*
+ * Holds new writes; `drained` is called (perhaps inside this call) when none is in flight any more. Parked requests do
+ * not count: they are decided again after the release, against the world as it is then (C3).
+ */
+void disk_hold(struct disk *disk, void (*drained)(struct disk *disk), void *context);
+/* Ends a hold and lets what was held go on, in order. */
+void disk_release(struct disk *disk);
+
+/* Puts the filter between disk and leaf, or takes it out (NULL). Nothing may be under way in the one taken out. */
+void disk_set_filter(struct disk *disk, struct node *filter);
+
+#endif

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A node of the block graph: a driver (leaf) or a filter. One owner thread (`io`) for its whole life; everything here is
+ * called on it, except node_create-like functions of the drivers, which say otherwise.
+ */
+#ifndef FLEECE_BLOCK_NODE_H
+#define FLEECE_BLOCK_NODE_H
+
+#include "base/error.h"
+#include "block/request.h"
+
+struct node;
+
+struct node_ops {
+    const char *driver; /* "file", "null", "nbd", "copy-before-write", "snapshot-access", "disk" */
+    /* Takes over the request; see block/request.h. The range has been checked against the size. */
+    void (*submit)(struct node *node, struct request *req);
+    /* Frees the node. Nothing is under way on it. Owner thread, or any thread once the owner's loop has ended. */
+    void (*destroy)(struct node *node);
+};
+
+struct node {
+    const struct node_ops *ops;
+    struct io *io;
+    uint64_t size_bytes;
+    uint32_t alignment_bytes; /* requests aligned to it need no bounce; others are right, only slower */
+    bool read_only;
+    bool can_discard;
+    bool can_fast_zero; /* write zeroes never falls back to writing data */
+};
+
+/* Checks kind, range and read-only with assertions: exports refuse bad input before they submit. */
+void node_submit(struct node *node, struct request *req);
+void node_destroy(struct node *node);
+
+#endif

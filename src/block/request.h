@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A request to a node: read, write, write zeroes, discard, flush or block status.
+ *
+ * The submitter owns the memory of the request and of its buffers, fills in the first part, and submits it with
+ * node_submit() on the node's thread. From then on the request belongs to the node until `done` is called, exactly
+ * once, on the same thread, never inside node_submit(). A node that cannot go on parks the request and submits it again
+ * from the top (`origin`) when it can: it then decides afresh.
+ */
+#ifndef FLEECE_BLOCK_REQUEST_H
+#define FLEECE_BLOCK_REQUEST_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "base/list.h"
+#include "base/range.h"
+#include "io/io.h"
+
+struct node;
+struct disk;
+
+enum request_kind {
+    REQUEST_READ,
+    REQUEST_WRITE,
+    REQUEST_WRITE_ZEROES,
+    REQUEST_DISCARD,
+    REQUEST_FLUSH,
+    REQUEST_BLOCK_STATUS,
+};
+
+enum request_flags {
+    REQUEST_FUA = 1,       /* write, write zeroes, discard: stable when it completes */
+    REQUEST_NO_HOLE = 2,   /* write zeroes: keep the space allocated */
+    REQUEST_FAST_ZERO = 4, /* write zeroes: fail at once with -EOPNOTSUPP rather than write zeroes as data */
+    REQUEST_ONE = 8,       /* block status: one extent, not beyond the range */
+};
+
+/* The same bits as NBD's base:allocation. */
+enum extent_flags {
+    EXTENT_HOLE = 1, /* not allocated */
+    EXTENT_ZERO = 2, /* reads as zeroes */
+};
+
+struct block_extent {
+    uint64_t length; /* bytes */
+    uint32_t flags;
+};
+
+struct request {
+    /* Set by the submitter (zero the whole struct first, or once and reuse it after `done`): */
+    enum request_kind kind;
+    uint32_t flags;
+    struct range range;      /* bytes, within the node; at most LIMIT_REQUEST_BYTES for reads and writes; empty: flush */
+    const struct iovec *iov; /* read, write: range.length bytes in all, LIMIT_REQUEST_FRAGMENTS at most */
+    unsigned iov_count;
+    struct block_extent *extents; /* block status: room for extent_max; neighbours are merged as far as seen */
+    unsigned extent_max;
+    unsigned extent_count;                          /* result: at least 1 on success; they start at range.start and cover
+                                                       at least one byte and at most the range */
+    void (*done)(struct request *req, int status); /* 0 or -errno */
+
+    /* Belongs to the block layer and the nodes below while the request is under way: */
+    struct list_node link;     /* in a queue of parked requests, or in a node's list of what is under way */
+    struct node *origin;       /* where it is submitted again after it was parked */
+    struct disk *in_flight_of; /* the disk that counts it as a write in flight; NULL: not counted */
+    struct io *io;
+    struct io_task completion;
+    int status;
+    unsigned waits;             /* copies it is parked on */
+    uint64_t parked_since_ns;   /* first park; 0: never parked */
+    struct io_op op;            /* for the leaf */
+    uint64_t leaf_scratch[8];   /* for the leaf */
+};
+
+/* Whether the request changes the disk. */
+static inline bool request_is_write(const struct request *req)
+{
+    return req->kind == REQUEST_WRITE || req->kind == REQUEST_WRITE_ZEROES || req->kind == REQUEST_DISCARD;
+}
+
+/* By the node that finished it: settles the in-flight count at once and queues `done` to the end of the tick. */
+void request_complete(struct request *req, int status);
+
+/* Bytes between flat memory and a request's fragments; `at` counts from the start of the fragments. */
+void iov_copy_out(const struct iovec *iov, unsigned iov_count, size_t at, void *to, size_t length);
+void iov_copy_in(const struct iovec *iov, unsigned iov_count, size_t at, const void *from, size_t length);
+void iov_zero(const struct iovec *iov, unsigned iov_count, size_t at, size_t length);
+/* The fragments of [at, at+length) into slice[iov_count at most]; returns how many. */
+unsigned iov_slice(const struct iovec *iov, unsigned iov_count, size_t at, size_t length, struct iovec *slice);
+
+#endif

@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The NBD client driver (libnbd): a node that is somebody's export. Its thread also runs libnbd's socket calls, driven by
+ * io_poll(). A lost connection fails everything under way and everything after it with -ENOTCONN.
+ */
+#ifndef FLEECE_DRIVER_NBD_H
+#define FLEECE_DRIVER_NBD_H
+
+#include "block/node.h"
+
+/* Connects and negotiates; blocks. uri: "nbd+unix:///vda@snap?socket=/path", "nbd://127.0.0.1:10809/vda". */
+int nbd_node_open(struct io *io, const char *uri, bool read_only, struct node **node, struct error *err);
+
+#endif

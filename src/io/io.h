@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * All I/O of Fleece: disks, sockets, timers, messages between threads, helper threads and shared memory, behind one
+ * table of operations. io/ring implements it on io_uring; the simulation implements it in memory with virtual time.
+ *
+ * A `struct io` is one reactor: one thread, one loop. It runs in ticks: completions, messages and timers call
+ * upwards; what they queue as tasks runs next, in order, until no task is left; then everything started in the tick is
+ * submitted at once.
+ *
+ * Rules for all operations that take a struct io_op:
+ *  - called on the owner thread only (io_on_owner() asserts), never parks, never fails itself: errors are results;
+ *  - `op` and the buffers and iovecs belong to the operation until op->done has been called, exactly once, on the owner
+ *    thread, never inside the call that started it;
+ *  - the result is a count of bytes (or a descriptor, for accept), or -errno. Reads and writes may be short.
+ * Descriptors are the kernel's in the real implementation and the simulation's own in the other.
+ */
+#ifndef FLEECE_IO_IO_H
+#define FLEECE_IO_IO_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include "base/error.h"
+#include "base/list.h"
+#include "base/range.h"
+
+struct io;
+
+struct io_op {
+    void (*done)(struct io_op *op, int64_t result);
+    /* Private to the implementation while the operation is under way: */
+    struct list_node link;
+    uint64_t scratch[16];
+};
+
+struct io_task { /* runs once, at the end of the tick, on the owner thread; `queued` guards against queueing twice */
+    void (*run)(struct io_task *task);
+    struct list_node link;
+};
+
+struct io_timer { /* fires once, never early, on the owner thread */
+    void (*fire)(struct io_timer *timer);
+    uint64_t deadline_ns;
+    size_t heap_place; /* private; 0: not armed */
+};
+
+struct io_message { /* to another thread; belongs to the receiver from io_post() until deliver() is called */
+    void (*deliver)(struct io_message *message);
+    struct io_message *next; /* private */
+};
+
+struct io_stat {
+    uint64_t size_bytes;
+    uint32_t alignment_bytes; /* of offset, length and memory, for direct I/O on this descriptor; 1 without direct I/O */
+    bool is_block_device, is_regular, is_directory;
+};
+
+struct io_extent {     /* what SEEK_DATA/SEEK_HOLE say at an offset */
+    uint64_t end;      /* of the run that begins at or before the offset, at most the size of the file */
+    bool hole;
+};
+
+struct io_shm { /* a growing piece of unlinked shared memory (tmpfs), its address range reserved at creation */
+    char *base;
+    uint64_t reserved_bytes;
+    int fd;
+};
+
+/* How to change the allocation of a file, in io_allocate(). All keep the size. */
+enum io_allocate_mode {
+    IO_PUNCH_HOLE, /* reads back as zeroes, space given back */
+    IO_ZERO_RANGE, /* reads back as zeroes, space kept */
+    IO_DISCARD,    /* block devices: content is undefined afterwards */
+};
+
+enum io_write_flags {
+    IO_WRITE_DSYNC = 1, /* stable when it completes */
+};
+
+struct io_ops {
+    /* Clock and random numbers. Any thread. */
+    uint64_t (*now_ns)(struct io *io);  /* monotonic */
+    uint64_t (*wall_ns)(struct io *io); /* since 1970, UTC */
+    void (*random)(struct io *io, void *bytes, size_t length);
+    bool (*on_owner)(const struct io *io);
+
+    void (*timer_set)(struct io *io, struct io_timer *timer, uint64_t deadline_ns); /* moves it when armed */
+    void (*timer_cancel)(struct io *io, struct io_timer *timer);                    /* no-op when not armed */
+    void (*task_queue)(struct io *io, struct io_task *task);
+    void (*post)(struct io *to, struct io_message *message); /* any thread; in order between any two threads */
+    /* Runs work(argument) on a helper thread; its return value is the result. In the simulation: inline, later. */
+    void (*work)(struct io *io, struct io_op *op, int64_t (*work)(void *argument), void *argument);
+
+    /* Files: these may block and return at once; for the control path and for set-up. */
+    int (*open)(struct io *io, const char *path, int flags, mode_t mode); /* O_CLOEXEC implied; fd or -errno */
+    int (*stat)(struct io *io, int fd, struct io_stat *stat);
+    int (*truncate)(struct io *io, int fd, uint64_t size_bytes);
+    /* One byte range lock of the open file description (OFD). 0, -EAGAIN when another description holds it. */
+    int (*lock)(struct io *io, int fd, uint64_t start, uint64_t length, bool exclusive);
+    /* Whether another description holds a lock that forbids ours: 0 free, -EAGAIN held. */
+    int (*lock_test)(struct io *io, int fd, uint64_t start, uint64_t length, bool exclusive);
+    void (*close)(struct io *io, int fd); /* no operation on it may be under way */
+
+    /* Disk operations. */
+    void (*readv)(struct io *io, struct io_op *op, int fd, const struct iovec *iov, unsigned iov_count, uint64_t offset);
+    void (*writev)(struct io *io, struct io_op *op, int fd, const struct iovec *iov, unsigned iov_count,
+                   uint64_t offset, unsigned flags);
+    void (*datasync)(struct io *io, struct io_op *op, int fd);
+    void (*allocate)(struct io *io, struct io_op *op, int fd, enum io_allocate_mode mode, struct range range);
+    void (*extent)(struct io *io, struct io_op *op, int fd, uint64_t offset, struct io_extent *extent);
+
+    /* Sockets. Addresses are "unix:PATH" or "tcp:HOST:PORT". */
+    int (*listen)(struct io *io, const char *address, struct error *err); /* fd or -errno; 0600 for unix sockets */
+    void (*accept)(struct io *io, struct io_op *op, int fd);
+    void (*recv)(struct io *io, struct io_op *op, int fd, void *buffer, size_t length);
+    void (*sendv)(struct io *io, struct io_op *op, int fd, const struct iovec *iov, unsigned iov_count);
+    void (*shutdown)(struct io *io, int fd); /* both ways; operations under way complete soon with 0 or an error */
+    void (*poll)(struct io *io, struct io_op *op, int fd, short events); /* one shot; result: revents */
+    void (*cancel)(struct io *io, struct io_op *op); /* a hint: op completes soon, with -ECANCELED if it was in time */
+
+    /* Shared memory. grow: the bytes may be touched only after it returned 0; -ENOSPC when tmpfs is full (C13). */
+    int (*shm_create)(struct io *io, struct io_shm *shm, uint64_t reserve_bytes, struct error *err);
+    int (*shm_grow)(struct io *io, struct io_shm *shm, struct range range);
+    void (*shm_punch)(struct io *io, struct io_shm *shm, struct range range);
+    void (*shm_destroy)(struct io *io, struct io_shm *shm);
+};
+
+struct io {
+    const struct io_ops *ops;
+};
+
+static inline uint64_t io_now_ns(struct io *io)
+{
+    return io->ops->now_ns(io);
+}
+static inline uint64_t io_wall_ns(struct io *io)
+{
+    return io->ops->wall_ns(io);
+}
+static inline void io_random(struct io *io, void *bytes, size_t length)
+{
+    io->ops->random(io, bytes, length);
+}
+static inline bool io_on_owner(const struct io *io)
+{
+    return io->ops->on_owner(io);
+}
+static inline void io_timer_set(struct io *io, struct io_timer *timer, uint64_t deadline_ns)
+{
+    io->ops->timer_set(io, timer, deadline_ns);
+}
+static inline void io_timer_cancel(struct io *io, struct io_timer *timer)
+{
+    io->ops->timer_cancel(io, timer);
+}
+static inline bool io_timer_armed(const struct io_timer *timer)
+{
+    return timer->heap_place != 0;
+}
+static inline void io_task_queue(struct io *io, struct io_task *task)
+{
+    if (!list_linked(&task->link))
+        io->ops->task_queue(io, task);
+}
+static inline void io_post(struct io *to, struct io_message *message)
+{
+    to->ops->post(to, message);
+}
+static inline void io_work(struct io *io, struct io_op *op, int64_t (*work)(void *), void *argument)
+{
+    io->ops->work(io, op, work, argument);
+}
+static inline int io_open(struct io *io, const char *path, int flags, mode_t mode)
+{
+    return io->ops->open(io, path, flags, mode);
+}
+static inline int io_stat(struct io *io, int fd, struct io_stat *stat)
+{
+    return io->ops->stat(io, fd, stat);
+}
+static inline int io_truncate(struct io *io, int fd, uint64_t size_bytes)
+{
+    return io->ops->truncate(io, fd, size_bytes);
+}
+static inline int io_lock(struct io *io, int fd, uint64_t start, uint64_t length, bool exclusive)
+{
+    return io->ops->lock(io, fd, start, length, exclusive);
+}
+static inline int io_lock_test(struct io *io, int fd, uint64_t start, uint64_t length, bool exclusive)
+{
+    return io->ops->lock_test(io, fd, start, length, exclusive);
+}
+static inline void io_close(struct io *io, int fd)
+{
+    io->ops->close(io, fd);
+}
+static inline void io_readv(struct io *io, struct io_op *op, int fd, const struct iovec *iov, unsigned iov_count,
+                            uint64_t offset)
+{
+    io->ops->readv(io, op, fd, iov, iov_count, offset);
+}
+static inline void io_writev(struct io *io, struct io_op *op, int fd, const struct iovec *iov, unsigned iov_count,
+                             uint64_t offset, unsigned flags)
+{
+    io->ops->writev(io, op, fd, iov, iov_count, offset, flags);
+}
+static inline void io_datasync(struct io *io, struct io_op *op, int fd)
+{
+    io->ops->datasync(io, op, fd);
+}
+static inline void io_allocate(struct io *io, struct io_op *op, int fd, enum io_allocate_mode mode,
+                               struct range range)
+{
+    io->ops->allocate(io, op, fd, mode, range);
+}
+static inline void io_extent(struct io *io, struct io_op *op, int fd, uint64_t offset, struct io_extent *extent)
+{
+    io->ops->extent(io, op, fd, offset, extent);
+}
+static inline int io_listen(struct io *io, const char *address, struct error *err)
+{
+    return io->ops->listen(io, address, err);
+}
+static inline void io_accept(struct io *io, struct io_op *op, int fd)
+{
+    io->ops->accept(io, op, fd);
+}
+static inline void io_recv(struct io *io, struct io_op *op, int fd, void *buffer, size_t length)
+{
+    io->ops->recv(io, op, fd, buffer, length);
+}
+static inline void io_sendv(struct io *io, struct io_op *op, int fd, const struct iovec *iov, unsigned iov_count)
+{
+    io->ops->sendv(io, op, fd, iov, iov_count);
+}
+static inline void io_shutdown(struct io *io, int fd)
+{
+    io->ops->shutdown(io, fd);
+}
+static inline void io_poll(struct io *io, struct io_op *op, int fd, short events)
+{
+    io->ops->poll(io, op, fd, events);
+}
+static inline void io_cancel(struct io *io, struct io_op *op)
+{
+    io->ops->cancel(io, op);
+}
+static inline int io_shm_create(struct io *io, struct io_shm *shm, uint64_t reserve_bytes, struct error *err)
+{
+    return io->ops->shm_create(io, shm, reserve_bytes, err);
+}
+static inline int io_shm_grow(struct io *io, struct io_shm *shm, struct range range)
+{
+    return io->ops->shm_grow(io, shm, range);
+}
+static inline void io_shm_punch(struct io *io, struct io_shm *shm, struct range range)
+{
+    io->ops->shm_punch(io, shm, range);
+}
+static inline void io_shm_destroy(struct io *io, struct io_shm *shm)
+{
+    io->ops->shm_destroy(io, shm);
+}
+
+#endif

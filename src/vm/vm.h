@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A VM: its disks and its snapshots. Lives on the control thread; every function here is called on it and none blocks.
+ */
+#ifndef FLEECE_VM_VM_H
+#define FLEECE_VM_VM_H
+
+#include "base/error.h"
+#include "block/disk.h"
+
+struct vm;
+struct snapshot;
+
+enum snapshot_state {
+    SNAPSHOT_CREATING, /* cutting or publishing */
+    SNAPSHOT_LIVE,
+    SNAPSHOT_BROKEN,   /* reads fail; stays listed, with its reason, until it is deleted */
+    SNAPSHOT_DELETING,
+};
+
+/* How snapshots become visible (exports), and who is told. Set by the daemon; the simulation has its own. */
+struct vm_hooks {
+    void *context;
+    /* Makes a snapshot's node of one disk readable under "DISK@SNAPSHOT". Calls done(argument, status) later. */
+    void (*publish)(void *context, const char *export_name, struct node *node, void (*done)(void *argument, int status),
+                    void *argument);
+    /* Ends the export and its connections; calls done(argument, 0) when nobody uses the node any more. */
+    void (*unpublish)(void *context, const char *export_name, void (*done)(void *argument, int status), void *argument);
+    void (*snapshot_created)(void *context, const struct snapshot *snapshot);
+    void (*snapshot_broken)(void *context, const struct snapshot *snapshot);
+    void (*snapshot_deleted)(void *context, const char *name, const char *uuid);
+};
+
+struct vm_options {
+    const char *name;
+    uint64_t ram_bytes;     /* hard cap of the RAM tier, over all disks */
+    uint64_t block_bytes;   /* 0: default */
+    uint64_t segment_bytes; /* 0: default; the simulation uses tiny ones */
+    struct vm_hooks hooks;
+};
+
+struct vm *vm_create(struct io *control, const struct vm_options *options);
+/* Takes over the leaf. Before anything is served. -EEXIST, -EINVAL, -ENOSPC with a sentence. */
+int vm_add_disk(struct vm *vm, const char *name, struct node *leaf, struct error *err);
+/* Deletes all snapshots, then closes all disks; calls done(argument) at the end, after which the vm is gone. Exports of
+ * live disks must have ended. The reactors must still be running. */
+void vm_destroy(struct vm *vm, void (*done)(void *argument), void *argument);
+
+const char *vm_name(const struct vm *vm);
+unsigned vm_disk_count(const struct vm *vm);
+struct disk *vm_disk(const struct vm *vm, unsigned index); /* in the order in which they were added */
+
+struct snapshot_options {
+    const char *name;      /* NULL: "snap-N" */
+    uint64_t drain_ns;     /* 0: CUT_ATTEMPT_NS; how long one attempt may hold the guest */
+    uint64_t total_ns;     /* 0: CUT_TOTAL_MAX_NS; all attempts; at most CUT_TOTAL_MAX_NS */
+    const void *lease;     /* whose end ends the snapshot (vm_lease_end); NULL: nobody's */
+};
+
+/*
+ * Cuts all disks and publishes the views. `done` is called later, with a snapshot, or with NULL and the reason:
+ * EEXIST (name taken), EINVAL (name), ENOSPC (too many, or no memory), ETIMEDOUT (not drained; names the disk).
+ */
+void vm_snapshot_create(struct vm *vm, const struct snapshot_options *options,
+                        void (*done)(void *argument, struct snapshot *snapshot, const struct error *err),
+                        void *argument);
+/* Marks it dead at once; `done` is called when its exports have ended and its memory is given back. ENOENT, EBUSY. */
+void vm_snapshot_delete(struct vm *vm, const char *name, void (*done)(void *argument, const struct error *err),
+                        void *argument);
+/* The client that held `lease` is gone: its snapshots end, those being created as well. */
+void vm_lease_end(struct vm *vm, const void *lease);
+
+struct snapshot *vm_snapshot_find(const struct vm *vm, const char *name); /* NULL: none */
+/* In the order of their cuts. Start with NULL; returns NULL after the last. */
+struct snapshot *vm_snapshot_next(const struct vm *vm, const struct snapshot *after);
+
+struct snapshot_info {
+    const char *name, *uuid, *reason; /* reason: why it is broken, else NULL. Valid until the snapshot ends. */
+    enum snapshot_state state;
+    bool leased;
+    uint64_t created_wall_ns;
+    uint64_t hold_ns;      /* how long the guest's writes were held, at most, by the cut that succeeded */
+    unsigned cut_attempts;
+};
+void snapshot_info(const struct snapshot *snapshot, struct snapshot_info *info);
+
+struct vm_disk_status {
+    const char *name;
+    uint64_t size_bytes;
+    struct disk_counters counters;
+    uint64_t writes_in_flight, writes_held;
+    bool filtered;                    /* copy-before-write is in the graph */
+    uint64_t blocks_preserved;        /* ever */
+    uint64_t copies_in_flight, writes_parked;
+    uint64_t cache_blocks_now;        /* slots in use */
+};
+
+struct vm_status {
+    unsigned disk_count;
+    struct vm_disk_status disks[LIMIT_DISKS];
+    uint64_t cache_bytes_now, cache_bytes_peak, cache_bytes_max; /* of all disks, map included */
+};
+
+/* Asks every reactor; `done` is called later. The status is freed after it returns. */
+void vm_status_query(struct vm *vm, void (*done)(void *argument, const struct vm_status *status), void *argument);
+
+#endif
