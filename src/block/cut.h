@@ -25,7 +25,7 @@ struct cut_disk {
     struct cut *cut;
     struct io_message message;
     struct io_timer deadline;
-    bool holding;
+    bool holding, drained;
     uint64_t held_at_ns;
 };
 

@@ -21,9 +21,9 @@ struct disk {
     bool holding;
     struct list held;
     uint64_t writes_in_flight; /* submitted to the leaf and not completed by the kernel (C4) */
-    void (*drained)(struct disk *disk); /* set while holding: called when writes_in_flight is 0 */
+    void (*drained)(void *context); /* set until called: when writes_in_flight is 0 */
     void *drained_context;
-    struct list resubmitted; /* parked requests that may be decided again, in the order in which they parked */
+    struct list resubmitted; /* parked requests that may be decided again */
     struct io_task resubmit;
     struct disk_counters counters;
 };
@@ -38,20 +38,24 @@ void disk_destroy(struct disk *disk);
  * the leaf. Internal reads of a filter go to the leaf directly.
  */
 void disk_issue(struct disk *disk, struct request *req);
-/* A write in flight was completed by the leaf. Called by request_complete() only. */
+/* A request that came through the disk was completed by a node below. Called by request_complete() only. */
 void disk_settle(struct disk *disk, struct request *req);
-/* A parked request may be decided again: it goes to the end of the tick's queue, first come, first served (C8). */
-void disk_resubmit(struct disk *disk, struct request *req);
+/* Puts a request that cannot go on into a queue of its kind, behind all that parked before it first did (C8). */
+void disk_park(struct list *queue, struct request *req);
+/* A parked request may be decided again, at the end of the tick, in the order of these calls. */
+void disk_resubmit(struct request *req);
+/* The same for all that is parked in a queue, in its order. */
+void disk_resubmit_all(struct disk *disk, struct list *queue);
 
 /*
  * Holds new writes; `drained` is called (perhaps inside this call) when none is in flight any more. Parked requests do
  * not count: they are decided again after the release, against the world as it is then (C3).
  */
-void disk_hold(struct disk *disk, void (*drained)(struct disk *disk), void *context);
+void disk_hold(struct disk *disk, void (*drained)(void *context), void *context);
 /* Ends a hold and lets what was held go on, in order. */
 void disk_release(struct disk *disk);
 
-/* Puts the filter between disk and leaf, or takes it out (NULL). Nothing may be under way in the one taken out. */
+/* Puts the filter between disk and leaf, or takes it out (NULL); what is parked in it is decided again later. */
 void disk_set_filter(struct disk *disk, struct node *filter);
 
 #endif

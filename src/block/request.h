@@ -62,16 +62,15 @@ struct request {
     void (*done)(struct request *req, int status); /* 0 or -errno */
 
     /* Belongs to the block layer and the nodes below while the request is under way: */
-    struct list_node link;     /* in a queue of parked requests, or in a node's list of what is under way */
-    struct node *origin;       /* where it is submitted again after it was parked */
-    struct disk *in_flight_of; /* the disk that counts it as a write in flight; NULL: not counted */
     struct io *io;
+    struct disk *disk;        /* the disk that it came through and where it is decided again; NULL: internal requests */
+    bool in_flight;           /* counted by that disk as a write in flight */
+    uint64_t parked_since_ns; /* its first park (C8); 0: never parked */
+    struct list_node link;    /* in a queue of parked requests, or in the leaf's list of what is under way */
     struct io_task completion;
     int status;
-    unsigned waits;             /* copies it is parked on */
-    uint64_t parked_since_ns;   /* first park; 0: never parked */
-    struct io_op op;            /* for the leaf */
-    uint64_t leaf_scratch[8];   /* for the leaf */
+    struct io_op op;          /* for the leaf */
+    uint64_t leaf_scratch[8]; /* for the leaf */
 };
 
 /* Whether the request changes the disk. */

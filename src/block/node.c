@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "block/node.h"
+
+#include <assert.h>
+
+void node_submit(struct node *node, struct request *req)
+{
+    assert(io_on_owner(node->io));
+    assert(range_within(req->range, node->size_bytes));
+    assert(req->kind == REQUEST_FLUSH || req->range.length > 0);
+    assert((req->kind != REQUEST_READ && req->kind != REQUEST_WRITE) || req->range.length <= LIMIT_REQUEST_BYTES);
+    assert(!node->read_only || !request_is_write(req));
+    assert(!list_linked(&req->link));
+    req->io = node->io;
+    node->ops->submit(node, req);
+}
+
+void node_destroy(struct node *node)
+{
+    node->ops->destroy(node);
+}

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "block/request.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "block/disk.h"
+
+static void request_deliver(struct io_task *task)
+{
+    struct request *req = container_of(task, struct request, completion);
+    req->done(req, req->status);
+}
+
+void request_complete(struct request *req, int status)
+{
+    assert(status <= 0);
+    assert(!list_linked(&req->completion.link) && !list_linked(&req->link));
+    req->status = status;
+    if (req->disk)
+        disk_settle(req->disk, req);
+    req->completion.run = request_deliver;
+    io_task_queue(req->io, &req->completion);
+}
+
+/* Walks the pieces of memory that make up [at, at+length) of the fragments. */
+struct iov_walk {
+    const struct iovec *iov;
+    unsigned iov_count;
+    size_t at, length;
+    struct iovec piece;
+};
+
+static bool iov_walk_next(struct iov_walk *walk)
+{
+    while (walk->length > 0 && walk->iov_count > 0 && walk->at >= walk->iov->iov_len) {
+        walk->at -= walk->iov->iov_len;
+        walk->iov++;
+        walk->iov_count--;
+    }
+    if (walk->length == 0)
+        return false;
+    assert(walk->iov_count > 0);
+    size_t left = walk->iov->iov_len - walk->at;
+    walk->piece.iov_base = (char *)walk->iov->iov_base + walk->at;
+    walk->piece.iov_len = left < walk->length ? left : walk->length;
+    walk->at += walk->piece.iov_len;
+    walk->length -= walk->piece.iov_len;
+    return true;
+}
+
+void iov_copy_out(const struct iovec *iov, unsigned iov_count, size_t at, void *to, size_t length)
+{
+    char *out = to;
+    for (struct iov_walk walk = {iov, iov_count, at, length, {0}}; iov_walk_next(&walk);) {
+        memcpy(out, walk.piece.iov_base, walk.piece.iov_len);
+        out += walk.piece.iov_len;
+    }
+}
+
+void iov_copy_in(const struct iovec *iov, unsigned iov_count, size_t at, const void *from, size_t length)
+{
+    const char *in = from;
+    for (struct iov_walk walk = {iov, iov_count, at, length, {0}}; iov_walk_next(&walk);) {
+        memcpy(walk.piece.iov_base, in, walk.piece.iov_len);
+        in += walk.piece.iov_len;
+    }
+}
+
+void iov_zero(const struct iovec *iov, unsigned iov_count, size_t at, size_t length)
+{
+    for (struct iov_walk walk = {iov, iov_count, at, length, {0}}; iov_walk_next(&walk);)
+        memset(walk.piece.iov_base, 0, walk.piece.iov_len);
+}
+
+unsigned iov_slice(const struct iovec *iov, unsigned iov_count, size_t at, size_t length, struct iovec *slice)
+{
+    unsigned count = 0;
+    for (struct iov_walk walk = {iov, iov_count, at, length, {0}}; iov_walk_next(&walk);)
+        slice[count++] = walk.piece;
+    return count;
+}
