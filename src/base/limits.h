@@ -41,6 +41,20 @@ enum {
 
     /* Copies of old data under way on one disk. A write that needs another one parks. */
     LIMIT_COPIES = 128,
+    /* Control connections at once: a handful of tools, with room; one more is told so and closed. */
+    LIMIT_CONTROL_CLIENTS = 64,
+    /* One message to the daemon: commands are a few hundred bytes. */
+    LIMIT_CONTROL_MESSAGE_BYTES = 64 * 1024,
+    /* Nesting of a message: the deepest command has 3. */
+    LIMIT_CONTROL_DEPTH = 16,
+    /* Output that waits for one control client before it is dropped at the next event: thousands of events. A reply may
+     * come on top; the next command is not looked at before it has been sent. */
+    LIMIT_CONTROL_QUEUE_BYTES = 1024 * 1024,
+    /* One message from the daemon, for libfleece: the status of 64 disks with 64 snapshots has less than 2 MiB. */
+    LIMIT_CLIENT_MESSAGE_BYTES = 16 * 1024 * 1024,
+    /* Events that libfleece keeps for a caller that does not ask for them. */
+    LIMIT_CLIENT_EVENTS = 1024,
+
     /* Entries looked at per tick while slots of a dead point are freed: about 100 us. */
     LIMIT_SWEEP_STEP = 8192,
 };
@@ -70,5 +84,12 @@ enum {
 /* A start waits this long for the locks of a killed daemon whose writes are still landing (measured: up to 3.9 s). */
 #define LOCK_WAIT_DEFAULT_NS (30 * NS_PER_S)
 #define LOCK_POLL_NS (20 * NS_PER_MS)
+
+/* A control client that has not negotiated by then is dropped: long enough for a person who types. */
+#define CONTROL_NEGOTIATE_NS (60 * NS_PER_S)
+/* At the end of the daemon, replies and events are sent for at most this long. */
+#define CONTROL_FLUSH_NS (1 * NS_PER_S)
+/* How long libfleece waits for the greeting of what listens at a control socket. */
+#define CLIENT_GREETING_MS 10000
 
 #endif

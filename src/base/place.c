@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "base/place.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+int place_runtime(char *path, size_t size, const char *vm, const char *file)
+{
+    const char *runtime = getenv("XDG_RUNTIME_DIR");
+    if (geteuid() == 0 || !runtime || runtime[0] != '/')
+        runtime = "/run";
+    int length = snprintf(path, size, "%s/fleece/%s%s%s", runtime, vm, file ? "/" : "", file ? file : "");
+    return length < 0 || (size_t)length >= size ? -ENAMETOOLONG : 0;
+}

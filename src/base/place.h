@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Default places of a VM's files, for the daemon and its clients alike. */
+#ifndef FLEECE_BASE_PLACE_H
+#define FLEECE_BASE_PLACE_H
+
+#include <stddef.h>
+
+/* $XDG_RUNTIME_DIR/fleece/VM for a user, /run/fleece/VM for root or without that variable; then "/FILE" unless it is
+ * NULL. 0, or -ENAMETOOLONG. */
+int place_runtime(char *path, size_t size, const char *vm, const char *file);
+
+#endif

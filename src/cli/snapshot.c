@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* fleece snapshot: create, list and delete snapshots of a VM. */
+#include "cli/command.h"
+
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "base/error.h"
+#include "base/name.h"
+#include "fleece/fleece.h"
+
+static const char *text_of(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+    return text ? text : "-";
+}
+
+static double hold_us(const json_t *snapshot)
+{
+    return (double)json_integer_value(json_object_get(snapshot, "hold-ns")) / 1000.0;
+}
+
+/* Connects, executes one command and hands out what it returned; says the error itself. */
+static int execute_once(const struct cli *cli, const char *command, json_t *arguments, json_t **result)
+{
+    struct fleece *fleece = NULL;
+    int code = cli_connect(cli, &fleece);
+    if (code != CLI_DONE)
+        return code;
+    char *wanted = arguments ? json_dumps(arguments, JSON_COMPACT) : NULL;
+    char *reply = cli_execute(fleece, command, wanted);
+    *result = reply ? json_loads(reply, JSON_DECODE_ANY, NULL) : NULL;
+    free(wanted);
+    free(reply);
+    fleece_close(fleece);
+    return *result ? CLI_DONE : CLI_FAILED;
+}
+
+static int print_json(json_t *json)
+{
+    json_dumpf(json, stdout, JSON_COMPACT);
+    putchar('\n');
+    return CLI_DONE;
+}
+
+/* "1.5" seconds to milliseconds; 0: it is not one. */
+static json_int_t milliseconds(const char *text)
+{
+    char *end;
+    double seconds = strtod(text, &end);
+    if (end == text || *end || !(seconds >= 0.001) || seconds > 30)
+        return 0;
+    return (json_int_t)(seconds * 1000);
+}
+
+static int snapshot_create(struct cli *cli, int argc, char **argv)
+{
+    static const struct option options[] = {{"drain-timeout", required_argument, NULL, 'd'}, {NULL, 0, NULL, 0}};
+    int option;
+    json_int_t drain_ms = 0;
+    optind = 0;
+    while ((option = getopt_long(argc, argv, ":", options, NULL)) != -1) {
+        if (option != 'd')
+            return cli_usage_option(cli, option, argv);
+        drain_ms = milliseconds(optarg);
+        if (drain_ms == 0)
+            return cli_usage(cli, "--drain-timeout '%s' is not right: seconds, from 0.001 to 30", optarg);
+    }
+    if (argc - optind > 1)
+        return cli_usage(cli, "snapshot create takes one name, not %d", argc - optind);
+    struct error err;
+    const char *name = optind < argc ? argv[optind] : NULL;
+    if (name && name_check("snapshot name", name, &err) < 0)
+        return cli_usage(cli, "%s", err.text);
+    json_t *arguments = json_object(), *result = NULL;
+    if (name)
+        json_object_set_new(arguments, "name", json_string(name));
+    if (drain_ms)
+        json_object_set_new(arguments, "drain-timeout-ms", json_integer(drain_ms));
+    int code = execute_once(cli, "fleece-snapshot-create", arguments, &result);
+    if (code == CLI_DONE && cli->json)
+        print_json(result);
+    else if (code == CLI_DONE)
+        printf("snapshot %s created; the guest's writes were held for %.0f us\n", text_of(result, "name"), hold_us(result));
+    json_decref(arguments);
+    json_decref(result);
+    return code;
+}
+
+static int snapshot_list(struct cli *cli, int argc, char **argv)
+{
+    json_t *snapshots = NULL, *snapshot;
+    size_t i;
+    if (argc != 1)
+        return cli_usage(cli, "snapshot list takes no argument: '%s'", argv[1]);
+    int code = execute_once(cli, "fleece-query-snapshots", NULL, &snapshots);
+    if (code != CLI_DONE)
+        return code;
+    if (!cli->json && json_array_size(snapshots) == 0)
+        printf("no snapshots\n");
+    else if (!cli->json)
+        printf("%-24s %-9s %-30s %12s  %s\n", "SNAPSHOT", "STATE", "CREATED", "HELD (us)", "REASON");
+    json_array_foreach (snapshots, i, snapshot) {
+        if (cli->json)
+            print_json(snapshot);
+        else
+            printf("%-24s %-9s %-30s %12.0f  %s\n", text_of(snapshot, "name"), text_of(snapshot, "state"),
+                   text_of(snapshot, "created"), hold_us(snapshot), text_of(snapshot, "reason"));
+    }
+    json_decref(snapshots);
+    return CLI_DONE;
+}
+
+static int snapshot_delete(struct cli *cli, int argc, char **argv)
+{
+    if (argc != 2)
+        return cli_usage(cli, "snapshot delete wants the name of one snapshot");
+    json_t *arguments = json_pack("{s:s}", "name", argv[1]), *result = NULL;
+    if (!arguments)
+        return cli_usage(cli, "the name of the snapshot is not UTF-8");
+    int code = execute_once(cli, "fleece-snapshot-delete", arguments, &result);
+    json_decref(arguments);
+    if (code == CLI_DONE && cli->json)
+        print_json(result);
+    else if (code == CLI_DONE)
+        printf("snapshot %s deleted\n", argv[1]);
+    json_decref(result);
+    return code;
+}
+
+static int snapshot_run(struct cli *cli, int argc, char **argv)
+{
+    if (argc < 2)
+        return cli_usage(cli, "say what to do: create, list or delete");
+    if (strcmp(argv[1], "create") == 0)
+        return snapshot_create(cli, argc - 1, argv + 1);
+    if (strcmp(argv[1], "list") == 0)
+        return snapshot_list(cli, argc - 1, argv + 1);
+    if (strcmp(argv[1], "delete") == 0)
+        return snapshot_delete(cli, argc - 1, argv + 1);
+    return cli_usage(cli, "unknown action '%s': create, list or delete", argv[1]);
+}
+
+const struct cli_command cli_snapshot = {
+    .name = "snapshot",
+    .arguments = "create [NAME] [--drain-timeout SECONDS] | list | delete NAME",
+    .summary = "take, show and end snapshots of all disks of the VM at one instant",
+    .run = snapshot_run,
+};
