@@ -85,10 +85,10 @@ static inline void list_take_all(struct list *to, struct list *from)
 #define list_last(list, type, member) container_of((list)->head.prev, type, member)
 
 /* `position` is a struct list_node *. The _safe form bears removal of the member it stands on. */
-#define list_each(position, list)                                                                            \
+#define list_each(position, list) \
     for (struct list_node *position = (list)->head.next; position != &(list)->head; position = position->next)
-#define list_each_safe(position, list)                                                                       \
-    for (struct list_node *position = (list)->head.next, *position##_next = position->next;                  \
-         position != &(list)->head; position = position##_next, position##_next = position->next)
+#define list_each_safe(position, list)                                                                                 \
+    for (struct list_node *position = (list)->head.next, *position##_next = position->next; position != &(list)->head; \
+         position = position##_next, position##_next = position->next)
 
 #endif

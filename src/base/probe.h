@@ -25,18 +25,17 @@ struct mutant {
     bool on;
 };
 
-#define PROBE(label)                                                                                         \
-    do {                                                                                                     \
-        static struct probe probe_##label __attribute__((used, aligned(8), section("fleece_probes"))) = {    \
-            #label, 0};                                                                                      \
-        probe_##label.hits++;                                                                                \
+#define PROBE(label)                                                                                                 \
+    do {                                                                                                             \
+        static struct probe probe_##label __attribute__((used, aligned(8), section("fleece_probes"))) = {#label, 0}; \
+        probe_##label.hits++;                                                                                        \
     } while (0)
 
-#define MUTANT(label)                                                                                        \
-    (__extension__({                                                                                         \
-        static struct mutant mutant_##label                                                                  \
-            __attribute__((used, aligned(8), section("fleece_mutants"))) = {#label, false};                  \
-        mutant_##label.on;                                                                                   \
+#define MUTANT(label)                                                                       \
+    (__extension__({                                                                        \
+        static struct mutant mutant_##label                                                 \
+            __attribute__((used, aligned(8), section("fleece_mutants"))) = {#label, false}; \
+        mutant_##label.on;                                                                  \
     }))
 
 #else

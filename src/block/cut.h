@@ -43,7 +43,7 @@ struct cut {
     uint64_t hold_ns;         /* longest time for which a disk was held */
     const char *slowest_disk; /* the one that drained last, or (aborted) one that did not drain */
     /* Private: */
-    atomic_uint state;    /* enum cut_state */
+    atomic_uint state; /* enum cut_state */
     atomic_uint undrained;
     atomic_uint unfinished;
     atomic_ullong hold_max_ns;

@@ -20,7 +20,7 @@ struct disk {
     /* A cut holds the disk: writes that are not in flight yet wait in `held`, in the order of their arrival. */
     bool holding;
     struct list held;
-    uint64_t writes_in_flight; /* submitted to the leaf and not completed by the kernel (C4) */
+    uint64_t writes_in_flight;      /* submitted to the leaf and not completed by the kernel (C4) */
     void (*drained)(void *context); /* set until called: when writes_in_flight is 0 */
     void *drained_context;
     struct list resubmitted; /* parked requests that may be decided again */

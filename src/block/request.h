@@ -52,12 +52,12 @@ struct request {
     /* Set by the submitter (zero the whole struct first, or once and reuse it after `done`): */
     enum request_kind kind;
     uint32_t flags;
-    struct range range;      /* bytes, within the node; at most LIMIT_REQUEST_BYTES for reads and writes; empty: flush */
+    struct range range; /* bytes, within the node; at most LIMIT_REQUEST_BYTES for reads and writes; empty: flush */
     const struct iovec *iov; /* read, write: range.length bytes in all, LIMIT_REQUEST_FRAGMENTS at most */
     unsigned iov_count;
     struct block_extent *extents; /* block status: room for extent_max; neighbours are merged as far as seen */
     unsigned extent_max;
-    unsigned extent_count;                          /* result: at least 1 on success; they start at range.start and cover
+    unsigned extent_count;                         /* result: at least 1 on success; they start at range.start and cover
                                                        at least one byte and at most the range */
     void (*done)(struct request *req, int status); /* 0 or -errno */
 

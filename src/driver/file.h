@@ -8,11 +8,11 @@
 struct file_options {
     const char *path;
     bool read_only;
-    bool page_cache;        /* cache=writeback; else direct I/O (cache=none) */
-    bool no_lock;           /* for files that nobody else can know yet */
-    uint64_t lock_wait_ns;  /* how long to wait for the lock of a killed daemon (C10); 0: refuse at once */
-    bool create;            /* a new file of size_bytes, which must not exist */
-    uint64_t size_bytes;    /* with create */
+    bool page_cache;       /* cache=writeback; else direct I/O (cache=none) */
+    bool no_lock;          /* for files that nobody else can know yet */
+    uint64_t lock_wait_ns; /* how long to wait for the lock of a killed daemon (C10); 0: refuse at once */
+    bool create;           /* a new file of size_bytes, which must not exist */
+    uint64_t size_bytes;   /* with create */
     void (*waiting)(void *context, const char *path); /* called once when the wait for a lock begins; may be NULL */
     void *waiting_context;
 };

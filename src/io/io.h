@@ -54,12 +54,13 @@ struct io_message { /* to another thread; belongs to the receiver from io_post()
 
 struct io_stat {
     uint64_t size_bytes;
-    uint32_t alignment_bytes; /* of offset, length and memory, for direct I/O on this descriptor; 1 without direct I/O */
+    /* Of offset, length and memory, for direct I/O on this descriptor; 1 without direct I/O. */
+    uint32_t alignment_bytes;
     bool is_block_device, is_regular, is_directory;
 };
 
-struct io_extent {     /* what SEEK_DATA/SEEK_HOLE say at an offset */
-    uint64_t end;      /* of the run that begins at or before the offset, at most the size of the file */
+struct io_extent { /* what SEEK_DATA/SEEK_HOLE say at an offset */
+    uint64_t end;  /* of the run that begins at or before the offset, at most the size of the file */
     bool hole;
 };
 
@@ -105,7 +106,8 @@ struct io_ops {
     void (*close)(struct io *io, int fd); /* no operation on it may be under way */
 
     /* Disk operations. */
-    void (*readv)(struct io *io, struct io_op *op, int fd, const struct iovec *iov, unsigned iov_count, uint64_t offset);
+    void (*readv)(struct io *io, struct io_op *op, int fd, const struct iovec *iov, unsigned iov_count,
+                  uint64_t offset);
     void (*writev)(struct io *io, struct io_op *op, int fd, const struct iovec *iov, unsigned iov_count,
                    uint64_t offset, unsigned flags);
     void (*datasync)(struct io *io, struct io_op *op, int fd);
@@ -211,8 +213,7 @@ static inline void io_datasync(struct io *io, struct io_op *op, int fd)
 {
     io->ops->datasync(io, op, fd);
 }
-static inline void io_allocate(struct io *io, struct io_op *op, int fd, enum io_allocate_mode mode,
-                               struct range range)
+static inline void io_allocate(struct io *io, struct io_op *op, int fd, enum io_allocate_mode mode, struct range range)
 {
     io->ops->allocate(io, op, fd, mode, range);
 }

@@ -14,7 +14,7 @@ struct snapshot;
 enum snapshot_state {
     SNAPSHOT_CREATING, /* cutting or publishing */
     SNAPSHOT_LIVE,
-    SNAPSHOT_BROKEN,   /* reads fail; stays listed, with its reason, until it is deleted */
+    SNAPSHOT_BROKEN, /* reads fail; stays listed, with its reason, until it is deleted */
     SNAPSHOT_DELETING,
 };
 
@@ -51,10 +51,10 @@ unsigned vm_disk_count(const struct vm *vm);
 struct disk *vm_disk(const struct vm *vm, unsigned index); /* in the order in which they were added */
 
 struct snapshot_options {
-    const char *name;      /* NULL: "snap-N" */
-    uint64_t drain_ns;     /* 0: CUT_ATTEMPT_NS; how long one attempt may hold the guest */
-    uint64_t total_ns;     /* 0: CUT_TOTAL_MAX_NS; all attempts; at most CUT_TOTAL_MAX_NS */
-    const void *lease;     /* whose end ends the snapshot (vm_lease_end); NULL: nobody's */
+    const char *name;  /* NULL: "snap-N" */
+    uint64_t drain_ns; /* 0: CUT_ATTEMPT_NS; how long one attempt may hold the guest */
+    uint64_t total_ns; /* 0: CUT_TOTAL_MAX_NS; all attempts; at most CUT_TOTAL_MAX_NS */
+    const void *lease; /* whose end ends the snapshot (vm_lease_end); NULL: nobody's */
 };
 
 /*
@@ -79,7 +79,7 @@ struct snapshot_info {
     enum snapshot_state state;
     bool leased;
     uint64_t created_wall_ns;
-    uint64_t hold_ns;      /* how long the guest's writes were held, at most, by the cut that succeeded */
+    uint64_t hold_ns; /* how long the guest's writes were held, at most, by the cut that succeeded */
     unsigned cut_attempts;
 };
 void snapshot_info(const struct snapshot *snapshot, struct snapshot_info *info);
@@ -89,10 +89,10 @@ struct vm_disk_status {
     uint64_t size_bytes;
     struct disk_counters counters;
     uint64_t writes_in_flight, writes_held;
-    bool filtered;                    /* copy-before-write is in the graph */
-    uint64_t blocks_preserved;        /* ever */
+    bool filtered;             /* copy-before-write is in the graph */
+    uint64_t blocks_preserved; /* ever */
     uint64_t copies_in_flight, writes_parked;
-    uint64_t cache_blocks_now;        /* slots in use */
+    uint64_t cache_blocks_now; /* slots in use */
 };
 
 struct vm_status {

@@ -16,8 +16,9 @@ static void names(void **state)
     struct error err;
     assert_int_equal(name_check("disk name", "vda", &err), 0);
     assert_int_equal(name_check("disk name", "a.b_c-9", &err), 0);
-    const char *wrong[] = {"", ".", "..", "a/b", "a b", "a@b", "\xc3\xa4",
-                           "12345678901234567890123456789012345678901234567890123456789012345"};
+    const char *wrong[] = {
+        "",    ".",   "..",       "a/b",
+        "a b", "a@b", "\xc3\xa4", "12345678901234567890123456789012345678901234567890123456789012345"};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         assert_int_equal(name_check("disk name", wrong[i], &err), -EINVAL);
         assert_non_null(strstr(err.text, "disk name"));
@@ -31,8 +32,8 @@ static void sizes(void **state)
     const struct {
         const char *text;
         uint64_t bytes;
-    } right[] = {{"0", 0},       {"4096", 4096},      {"4k", 4096}, {"1M", MIB}, {"1MiB", MIB},
-                 {"1.5G", GIB + GIB / 2}, {"64T", 64 * TIB}};
+    } right[] = {{"0", 0},      {"4096", 4096},          {"4k", 4096},     {"1M", MIB},
+                 {"1MiB", MIB}, {"1.5G", GIB + GIB / 2}, {"64T", 64 * TIB}};
     for (size_t i = 0; i < sizeof right / sizeof *right; i++) {
         uint64_t bytes = 1;
         assert_int_equal(size_parse("size", right[i].text, &bytes, &err), 0);

@@ -27,7 +27,8 @@ int nbd_server_listen(struct nbd_server *server, const char *address, struct err
 void nbd_server_adopt(struct nbd_server *server, int fd);
 int nbd_server_export_add(struct nbd_server *server, const struct nbd_export *export, struct error *err);
 /* No new connection finds it; those on it are shut down; `done` is called when none is left. */
-void nbd_server_export_remove(struct nbd_server *server, const char *name, void (*done)(void *argument), void *argument);
+void nbd_server_export_remove(struct nbd_server *server, const char *name, void (*done)(void *argument),
+                              void *argument);
 /* Stops listening, ends all connections (requests under way answer ESHUTDOWN), removes all exports, frees the server. */
 void nbd_server_destroy(struct nbd_server *server, void (*done)(void *argument), void *argument);
 
