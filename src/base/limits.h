@@ -55,6 +55,14 @@ enum {
     /* Events that libfleece keeps for a caller that does not ask for them. */
     LIMIT_CLIENT_EVENTS = 1024,
 
+    /* Blocks of one copy: longer runs are copied by several at once. */
+    LIMIT_COPY_BLOCKS = 64,
+    /* Reads and status queries under way on one view of a snapshot; further ones park. */
+    LIMIT_SNAPSHOT_READS = 32,
+    /* Blocks of a snapshot that one status query looks at (64 MiB, about 200 us); the client asks on from there. */
+    LIMIT_STATUS_BLOCKS = 16384,
+    /* Bytes of the cache's map for one slot: key 8, chain 4, bucket 4. */
+    LIMIT_MAP_BYTES_PER_SLOT = 16,
     /* Entries looked at per tick while slots of a dead point are freed: about 100 us. */
     LIMIT_SWEEP_STEP = 8192,
 };

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* A hard cap on memory, shared by the caches of all disks of a VM. Any thread; touched once per segment only. */
+#ifndef FLEECE_FLEECE_BUDGET_H
+#define FLEECE_FLEECE_BUDGET_H
+
+#include <assert.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct budget {
+    uint64_t max_bytes;
+    atomic_ullong used_bytes, peak_bytes;
+};
+
+static inline bool budget_take(struct budget *budget, uint64_t bytes)
+{
+    unsigned long long used = atomic_load(&budget->used_bytes);
+    do {
+        if (used + bytes > budget->max_bytes)
+            return false;
+    } while (!atomic_compare_exchange_weak(&budget->used_bytes, &used, used + bytes));
+    unsigned long long peak = atomic_load(&budget->peak_bytes);
+    while (used + bytes > peak && !atomic_compare_exchange_weak(&budget->peak_bytes, &peak, used + bytes))
+        ;
+    return true;
+}
+
+static inline void budget_give(struct budget *budget, uint64_t bytes)
+{
+    unsigned long long before = atomic_fetch_sub(&budget->used_bytes, bytes);
+    assert(before >= bytes);
+    (void)before;
+}
+
+#endif
