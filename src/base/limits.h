@@ -29,6 +29,10 @@ enum {
 
     /* Submission slots of a ring; a full ring is submitted and reused, so this bounds a batch, not the load. */
     LIMIT_RING_ENTRIES = 512,
+    /* Slots for completions: beyond them the kernel keeps a list, which is slower. */
+    LIMIT_RING_COMPLETIONS = 4096,
+    /* Rounds of tasks in one tick; tasks that queue themselves for ever must not starve sockets and timers. */
+    LIMIT_TICK_ROUNDS = 64,
     /* Helper threads of one reactor: for what can block (lseek, BLK ioctls, hashing). */
     LIMIT_HELPERS = 4,
 

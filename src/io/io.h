@@ -4,8 +4,8 @@
  * table of operations. io/ring implements it on io_uring; the simulation implements it in memory with virtual time.
  *
  * A `struct io` is one reactor: one thread, one loop. It runs in ticks: completions, messages and timers call
- * upwards; what they queue as tasks runs next, in order, until no task is left; then everything started in the tick is
- * submitted at once.
+ * upwards; what they queue as tasks runs next, in order, until no task is left (or LIMIT_TICK_ROUNDS generations of tasks
+ * have run: the rest stays for the next tick); then everything started in the tick is submitted at once.
  *
  * Rules for all operations that take a struct io_op:
  *  - called on the owner thread only (io_on_owner() asserts), never parks, never fails itself: errors are results;
@@ -59,8 +59,8 @@ struct io_stat {
     bool is_block_device, is_regular, is_directory;
 };
 
-struct io_extent { /* what SEEK_DATA/SEEK_HOLE say at an offset */
-    uint64_t end;  /* of the run that begins at or before the offset, at most the size of the file */
+struct io_extent { /* what SEEK_DATA/SEEK_HOLE say at an offset; at or beyond the size of the file it fails: -ENXIO */
+    uint64_t end;  /* of the run that begins at or before the offset, beyond the offset, at most the size of the file */
     bool hole;
 };
 

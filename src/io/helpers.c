@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The helper threads of a reactor. A thread is started when more jobs wait than threads are idle and there
+ * are fewer than LIMIT_HELPERS; it then stays until the pool ends. Signals are for the main thread: helpers
+ * block all of them.
+ */
+#include "io/helpers.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <signal.h>
+
+void helpers_init(struct helpers *helpers)
+{
+    *helpers = (struct helpers){0};
+    pthread_mutex_init(&helpers->mutex, NULL);
+    pthread_cond_init(&helpers->work, NULL);
+    list_init(&helpers->queue);
+}
+
+void helpers_fini(struct helpers *helpers)
+{
+    pthread_mutex_lock(&helpers->mutex);
+    assert(list_empty(&helpers->queue));
+    helpers->ending = true;
+    pthread_cond_broadcast(&helpers->work);
+    pthread_mutex_unlock(&helpers->mutex);
+    for (unsigned i = 0; i < helpers->started; i++)
+        pthread_join(helpers->threads[i], NULL);
+    pthread_cond_destroy(&helpers->work);
+    pthread_mutex_destroy(&helpers->mutex);
+}
+
+static void *helper_main(void *argument)
+{
+    struct helpers *helpers = argument;
+    pthread_setname_np(pthread_self(), "helper");
+    pthread_mutex_lock(&helpers->mutex);
+    for (;;) {
+        struct list_node *first = list_take_first(&helpers->queue);
+        if (first) {
+            helpers->waiting--;
+            struct helper_job *job = container_of(first, struct helper_job, link);
+            pthread_mutex_unlock(&helpers->mutex);
+            job->run(job);
+            pthread_mutex_lock(&helpers->mutex);
+        } else if (helpers->ending) {
+            break;
+        } else {
+            helpers->idle++;
+            pthread_cond_wait(&helpers->work, &helpers->mutex);
+            helpers->idle--;
+        }
+    }
+    pthread_mutex_unlock(&helpers->mutex);
+    return NULL;
+}
+
+static int helpers_start_one(struct helpers *helpers)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = pthread_create(&helpers->threads[helpers->started], NULL, helper_main, helpers);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (!error)
+        helpers->started++;
+    return -error;
+}
+
+int helpers_queue(struct helpers *helpers, struct helper_job *job)
+{
+    int error = 0;
+    pthread_mutex_lock(&helpers->mutex);
+    assert(!helpers->ending);
+    list_append(&helpers->queue, &job->link);
+    helpers->waiting++;
+    if (helpers->waiting > helpers->idle && helpers->started < LIMIT_HELPERS)
+        error = helpers_start_one(helpers);
+    if (error && helpers->started == 0) {
+        list_remove(&job->link);
+        helpers->waiting--;
+    } else {
+        error = 0;
+    }
+    pthread_cond_signal(&helpers->work);
+    pthread_mutex_unlock(&helpers->mutex);
+    return error;
+}
+
+bool helpers_cancel(struct helpers *helpers, struct helper_job *job)
+{
+    pthread_mutex_lock(&helpers->mutex);
+    bool waiting = list_linked(&job->link);
+    if (waiting) {
+        list_remove(&job->link);
+        helpers->waiting--;
+    }
+    pthread_mutex_unlock(&helpers->mutex);
+    return waiting;
+}
