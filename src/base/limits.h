@@ -97,6 +97,9 @@ enum {
 #define LOCK_WAIT_DEFAULT_NS (30 * NS_PER_S)
 #define LOCK_POLL_NS (20 * NS_PER_MS)
 
+/* An NBD server that has not finished its handshake by then is taken for dead. */
+#define NBD_CONNECT_NS (10 * NS_PER_S)
+
 /* A control client that has not negotiated by then is dropped: long enough for a person who types. */
 #define CONTROL_NEGOTIATE_NS (60 * NS_PER_S)
 /* At the end of the daemon, replies and events are sent for at most this long. */

@@ -8,7 +8,12 @@
 
 #include "block/node.h"
 
-/* Connects and negotiates; blocks. uri: "nbd+unix:///vda@snap?socket=/path", "nbd://127.0.0.1:10809/vda". */
+/* Connects and negotiates; blocks, for NBD_CONNECT_NS at most. uri: "nbd+unix:///vda@snap?socket=/path",
+ * "nbd://127.0.0.1:10809/vda". */
 int nbd_node_open(struct io *io, const char *uri, bool read_only, struct node **node, struct error *err);
+
+/* Hangs up without waiting for a server that may not answer any more: what is under way fails soon with -ENOTCONN, and
+ * so does everything after it. Owner thread; the node stays until it is destroyed. */
+void nbd_node_hang_up(struct node *node);
 
 #endif
