@@ -45,6 +45,9 @@ enum {
 
     /* Copies of old data under way on one disk. A write that needs another one parks. */
     LIMIT_COPIES = 128,
+    /* Pieces of a copy under way at once, each with a buffer of LIMIT_REQUEST_BYTES. */
+    LIMIT_COPY_WORKERS = 64,
+    COPY_WORKERS_DEFAULT = 8, /* reads, hashes and writes all overlap; more brought nothing on two cores */
     /* Control connections at once: a handful of tools, with room; one more is told so and closed. */
     LIMIT_CONTROL_CLIENTS = 64,
     /* One message to the daemon: commands are a few hundred bytes. */
