@@ -535,6 +535,14 @@ const char *ring_features(const struct io *io)
     return ((const struct ring *)(const void *)io)->features;
 }
 
+static void ring_sleep(struct io *io, uint64_t duration_ns)
+{
+    (void)io;
+    struct timespec left = {.tv_sec = (time_t)(duration_ns / NS_PER_S), .tv_nsec = (long)(duration_ns % NS_PER_S)};
+    while (nanosleep(&left, &left) < 0 && errno == EINTR)
+        ;
+}
+
 static const struct io_ops ring_ops = {
     .now_ns = ring_now_ns,
     .wall_ns = ring_wall_ns,
@@ -545,6 +553,7 @@ static const struct io_ops ring_ops = {
     .task_queue = ring_task_queue,
     .post = ring_post,
     .work = ring_work_op,
+    .sleep = ring_sleep,
     .open = ring_open,
     .stat = ring_stat,
     .truncate = ring_truncate,

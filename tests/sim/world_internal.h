@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What the parts of the world share: world.c (time, reactors), world_disk.c, world_net.c, world_shm.c. */
+#ifndef TESTS_SIM_WORLD_INTERNAL_H
+#define TESTS_SIM_WORLD_INTERNAL_H
+
+#include "base/limits.h"
+#include "world.h"
+
+#define WORLD_SECTOR 512u
+#define WORLD_EXTENT_BYTES 4096u
+#define WORLD_SOCKET_BYTES 8192u
+
+enum {
+    WORLD_REACTORS = 16,
+    WORLD_FILES = 64,
+    WORLD_DESCRIPTORS = 1024,
+    WORLD_OP_MAGIC = 0x0b5e55ed,
+};
+
+struct reactor {
+    struct io io; /* first */
+    struct world *world;
+    char name[16];
+    unsigned index, process;
+    bool dead;
+    struct list tasks;
+    struct io_timer **timers; /* heap, from 1 */
+    size_t timer_count, timer_room;
+    uint64_t stalled_until;                 /* 0: runs */
+    struct event *backlog, **backlog_end;   /* arrived while it was stalled */
+    uint64_t post_last[WORLD_REACTORS + 1]; /* due of the newest message from each reactor (last: from nobody) */
+};
+
+struct event {
+    uint64_t due, order;
+    struct reactor *reactor;
+    enum world_kind kind;
+    bool landed, held, in_heap, canceled;
+    bool orphan;        /* of a killed process: op is nobody's any more */
+    struct event *next; /* free list, backlog, list of those held, or waiters of a socket */
+    struct io_op *op;
+    struct io_message *message;
+    int64_t result;
+    uint64_t number;
+    int fd;
+    int forced;     /* -errno it will fail with */
+    unsigned flags; /* of a write; mode of an allocation; events of a poll */
+    unsigned iov_count;
+    const struct iovec *iov;
+    struct range range;
+    uint64_t sync_before; /* datasync: unstable writes before this one become stable */
+    struct io_extent *extent;
+    int64_t (*work)(void *argument);
+    void *argument;
+    uint8_t *copy; /* orphaned write: its data */
+};
+
+struct unstable { /* a write that power loss may undo */
+    struct unstable *next;
+    uint64_t number;
+    bool stable;
+    struct range range;
+    uint8_t data[];
+};
+
+struct world_file {
+    char *path;
+    uint64_t size, room;
+    uint32_t alignment;
+    bool block_device;
+    uint8_t *bytes;
+    uint8_t *allocated; /* a byte for each 4 KiB */
+    uint8_t *stable;    /* with options.power */
+    uint64_t stable_size;
+    struct unstable *unstable, **unstable_end;
+    unsigned descriptions;
+};
+
+struct lock {
+    uint64_t start, length;
+    bool exclusive;
+};
+
+struct socket {
+    struct socket *peer; /* NULL: closed or reset */
+    uint8_t inbox[WORLD_SOCKET_BYTES];
+    uint32_t inbox_start, inbox_used;
+    bool end_of_input, no_output, reset;
+    bool listening;
+    char address[128];
+    int backlog[64];
+    unsigned backlog_count;
+    struct event *waiters; /* operations that wait for data, room or a connection */
+};
+
+struct description { /* an open file description; its index is the descriptor */
+    bool open, closing;
+    unsigned process;
+    int flags;
+    unsigned under_way;
+    struct world_file *file;
+    struct socket *socket;
+    struct lock *locks;
+    unsigned lock_count;
+    bool is_shm;
+    char *shm_base; /* and what is mapped there */
+    uint64_t shm_reserved, shm_grown;
+};
+
+struct world {
+    struct world_options options;
+    uint64_t random[2];
+    uint64_t now, order, hash, events, disk_operations;
+    struct reactor *reactors[WORLD_REACTORS];
+    unsigned reactor_count;
+    struct reactor *current;
+    bool in_tick, ended;
+    struct event **heap; /* from 1 */
+    size_t heap_count, heap_room;
+    struct event *free_events;
+    struct event *held; /* by the gate */
+    unsigned held_count;
+    struct world_file *files[WORLD_FILES];
+    struct description descriptions[WORLD_DESCRIPTORS];
+    unsigned descriptor_next, descriptor_count;
+    uint64_t unstable_number;
+    uint64_t shm_bytes;
+};
+
+/* The code under test broke a rule of io.h. */
+void world_violation(struct world *world, const char *format, ...) __attribute__((format(printf, 2, 3), noreturn));
+static inline struct reactor *reactor_of(struct io *io)
+{
+    return (struct reactor *)io;
+}
+
+struct event *event_new(struct reactor *reactor, enum world_kind kind, struct io_op *op);
+void event_free(struct world *world, struct event *event);
+void event_schedule(struct world *world, struct event *event, uint64_t due);
+void event_unschedule(struct world *world, struct event *event);
+uint64_t world_latency(struct world *world, uint64_t typical_ns);
+/* Ends the operation of an event: frees the event and calls done. */
+void event_finish(struct world *world, struct event *event, int64_t result);
+/* Owner thread, not ended: asserted at entry of every operation. */
+void world_check_owner(struct io *io, const char *what);
+
+int description_new(struct world *world, unsigned process);
+struct description *description_of(struct world *world, int fd);
+void description_release(struct world *world, int fd); /* one operation on it has ended */
+void description_drop(struct world *world, int fd);
+
+/* world_disk.c */
+extern const struct io_ops world_ops;
+void disk_land(struct world *world, struct event *event);
+void disk_orphan(struct world *world, struct event *event); /* its process was killed: keep what it needs to land */
+void disk_power_loss(struct world *world, struct event **events, size_t count);
+void file_free(struct world_file *file);
+int disk_open(struct io *io, const char *path, int flags, mode_t mode);
+int disk_stat(struct io *io, int fd, struct io_stat *stat);
+int disk_truncate(struct io *io, int fd, uint64_t size_bytes);
+int disk_lock(struct io *io, int fd, uint64_t start, uint64_t length, bool exclusive);
+int disk_lock_test(struct io *io, int fd, uint64_t start, uint64_t length, bool exclusive);
+void disk_readv(struct io *io, struct io_op *op, int fd, const struct iovec *iov, unsigned iov_count, uint64_t offset);
+void disk_writev(struct io *io, struct io_op *op, int fd, const struct iovec *iov, unsigned iov_count, uint64_t offset,
+                 unsigned flags);
+void disk_datasync(struct io *io, struct io_op *op, int fd);
+void disk_allocate(struct io *io, struct io_op *op, int fd, enum io_allocate_mode mode, struct range range);
+void disk_extent(struct io *io, struct io_op *op, int fd, uint64_t offset, struct io_extent *extent);
+
+/* world_net.c */
+int net_listen(struct io *io, const char *address, struct error *err);
+void net_accept(struct io *io, struct io_op *op, int fd);
+void net_recv(struct io *io, struct io_op *op, int fd, void *buffer, size_t length);
+void net_sendv(struct io *io, struct io_op *op, int fd, const struct iovec *iov, unsigned iov_count);
+void net_shutdown(struct io *io, int fd);
+void net_poll(struct io *io, struct io_op *op, int fd, short events);
+void net_cancel_waiter(struct world *world, struct event *event);
+void net_try(struct world *world, struct event *event); /* its time has come: finish it, or wait for the peer */
+void socket_close(struct world *world, struct socket *socket);
+void socket_drop_process(struct world *world, unsigned process);
+
+/* world_shm.c */
+int shm_create_(struct io *io, struct io_shm *shm, uint64_t reserve_bytes, struct error *err);
+int shm_grow_(struct io *io, struct io_shm *shm, struct range range);
+void shm_punch_(struct io *io, struct io_shm *shm, struct range range);
+void shm_destroy_(struct io *io, struct io_shm *shm);
+void shm_drop(struct world *world, struct description *description);
+
+#endif
