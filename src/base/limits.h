@@ -76,10 +76,10 @@ enum {
 
 /* Longest single request the block layer takes; longer transfers are cut up by the exports (bounds buffers). */
 #define LIMIT_REQUEST_BYTES (1 * MIB)
-/* Largest disk: 2^40 blocks of 4 KiB would be 4 PiB; file offsets end at 8 EiB. */
-#define LIMIT_DISK_BYTES (4096 * TIB)
-/* Preserved copies made at an epoch: 24 bits of an entry of the cache's map. */
-#define LIMIT_EPOCH ((UINT32_C(1) << 24) - 2)
+/* Largest disk: 36 bits of an entry of the cache's map name a 4 KiB block. */
+#define LIMIT_DISK_BYTES (256 * TIB)
+/* Snapshots that one daemon can make in its life: 28 bits of such an entry. One a second for eight years. */
+#define LIMIT_EPOCH ((UINT32_C(1) << 28) - 2)
 
 /* Unit of preservation and tracking. */
 #define BLOCK_BYTES_DEFAULT (4 * KIB)

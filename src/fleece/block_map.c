@@ -8,7 +8,7 @@
 #include "base/limits.h"
 #include "fleece/ram_tier.h"
 
-enum { EPOCH_BITS = 24 };
+enum { EPOCH_BITS = 28 };
 static const uint64_t EPOCH_MASK = (UINT64_C(1) << EPOCH_BITS) - 1;
 
 int block_map_init(struct block_map *map, uint32_t slots_max)

@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 struct block_map {
-    uint64_t *keys;    /* by slot: block << 24 | epoch; 0: not in the map (epoch 0 does not exist) */
+    uint64_t *keys;    /* by slot: block << 28 | epoch; 0: not in the map (epoch 0 does not exist) */
     uint32_t *chains;  /* by slot: the next slot of its bucket, +1; newer entries of a block come first */
     uint32_t *buckets; /* first slot, +1 */
     uint32_t bucket_mask;

@@ -278,9 +278,10 @@ static void copy_lost(struct copy_before_write *cbw, struct block_range blocks, 
     if (oldest >= cbw->newest_live)
         return;
     PROBE(copy_lost);
+    uint32_t last = cbw->newest_live;
     if (!MUTANT(copy_error_ignored))
-        cbw_break(cbw, oldest + 1, UINT32_MAX);
-    cbw->hooks.lost(cbw->hooks.context, oldest, status);
+        cbw_break(cbw, oldest + 1, last);
+    cbw->hooks.lost(cbw->hooks.context, oldest + 1, last, status);
 }
 
 static void copy_done(struct request *read, int status)

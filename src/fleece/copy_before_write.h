@@ -29,8 +29,8 @@ struct cbw_hooks { /* on the disk's reactor; they must not call back into the fi
     void *context;
     /* No room to preserve, and writes wait for it. Asked once; call cbw_retry() when something may have changed. */
     void (*full)(void *context, uint32_t oldest_live_epoch);
-    /* Old data could not be read: all live points after `epoch` have been broken here; the other disks must follow. */
-    void (*lost)(void *context, uint32_t epoch, int status);
+    /* Old data could not be read: these points have been broken here; the other disks must follow. */
+    void (*lost)(void *context, uint32_t first_epoch, uint32_t last_epoch, int status);
 };
 
 struct cbw_waiter {

@@ -40,8 +40,10 @@ struct vm_options {
 };
 
 struct vm *vm_create(struct io *control, const struct vm_options *options);
-/* Takes over the leaf. Before anything is served. -EEXIST, -EINVAL, -ENOSPC with a sentence. */
+/* Takes over the leaf, also on failure. Before anything is served. -EEXIST, -EINVAL, -ENOSPC with a sentence. */
 int vm_add_disk(struct vm *vm, const char *name, struct node *leaf, struct error *err);
+/* After the last disk, before the first snapshot. -ENOMEM with a sentence. */
+int vm_start(struct vm *vm, struct error *err);
 /* Deletes all snapshots, then closes all disks; calls done(argument) at the end, after which the vm is gone. Exports of
  * live disks must have ended. The reactors must still be running. */
 void vm_destroy(struct vm *vm, void (*done)(void *argument), void *argument);
@@ -101,7 +103,7 @@ struct vm_status {
     uint64_t cache_bytes_now, cache_bytes_peak, cache_bytes_max; /* of all disks, map included */
 };
 
-/* Asks every reactor; `done` is called later. The status is freed after it returns. */
+/* Asks every reactor; `done` is called later, or at once with NULL: no memory. The status is freed after it returns. */
 void vm_status_query(struct vm *vm, void (*done)(void *argument, const struct vm_status *status), void *argument);
 
 #endif

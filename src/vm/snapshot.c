@@ -1,0 +1,604 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A snapshot of a VM, from the wish to the last byte given back. Runs on the control thread; what has to happen on a
+ * disk's reactor goes there as one message per disk ("part") and comes back, step by step:
+ *
+ *     QUEUED      another one is being cut
+ *     PREPARING   parts: filter (if there is none), point, view: all that takes memory, before the guest is held
+ *     CUTTING     block/cut: hold, drain, all points go live, resume; an aborted attempt is tried again after a pause
+ *     PUBLISHING  the views become exports; the caller is told only when all are
+ *     LIVE        (or broken: its points are dead, the exports answer errors, and it says why)
+ *     ENDING      parts: the points die at once
+ *     WITHDRAWING the exports end, with their connections
+ *     FREEING     parts: views and points go; what served them alone is swept; the last one takes the filter along
+ *
+ * What must be whole before the guest is held is made in PREPARING; nothing that can fail happens inside the hold. A
+ * failure in any step leads through FREEING, so nothing is left behind (R7). A lease that ends while its snapshot is made
+ * dooms it: it is taken back as soon as its step is over. A crash ends it: nothing of it is on any disk.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/name.h"
+#include "base/probe.h"
+#include "block/cut.h"
+#include "fleece/snapshot_access.h"
+#include "vm/vm_private.h"
+
+enum snapshot_step { QUEUED, PREPARING, CUTTING, PUBLISHING, LIVE, ENDING, WITHDRAWING, FREEING };
+
+struct part { /* of a snapshot, on one disk */
+    struct io_message message;
+    struct snapshot *snapshot;
+    struct vm_disk *vd;
+    void (*work)(struct part *part); /* on the disk's reactor; calls part_back() when it is done, then or later */
+    struct point *point;
+    struct node *view;
+    struct cbw_waiter quiet;
+    bool published;
+    int status;
+    struct error error;
+    char export_name[2 * LIMIT_NAME_BYTES + 2];
+};
+
+struct snapshot {
+    struct list_node link;
+    struct vm *vm;
+    enum snapshot_step step;
+    char name[LIMIT_NAME_BYTES + 1], uuid[37], reason[LIMIT_ERROR_BYTES];
+    bool broken, doomed;
+    const void *lease;
+    uint32_t epoch;
+    uint64_t created_wall_ns, hold_ns, drain_ns, give_up_ns;
+    unsigned attempts;
+    struct cut cut;
+    struct cut_disk cut_disks[LIMIT_DISKS];
+    struct io_timer pause;
+    struct error failure; /* why it could not be made; code 0: none */
+    void (*created)(void *argument, struct snapshot *snapshot, const struct error *err);
+    void *created_argument;
+    void (*deleted)(void *argument, const struct error *err);
+    void *deleted_argument;
+    unsigned parts_out;
+    void (*parts_done)(struct snapshot *snapshot);
+    struct part parts[]; /* one for each disk of the VM */
+};
+
+static void step_move(struct snapshot *snapshot, enum snapshot_step to)
+{
+    static const unsigned allowed[] = {
+        [QUEUED] = 1 << PREPARING | 1 << FREEING,
+        [PREPARING] = 1 << CUTTING | 1 << FREEING,
+        [CUTTING] = 1 << PUBLISHING | 1 << FREEING,
+        [PUBLISHING] = 1 << LIVE | 1 << ENDING,
+        [LIVE] = 1 << ENDING,
+        [ENDING] = 1 << WITHDRAWING,
+        [WITHDRAWING] = 1 << FREEING,
+        [FREEING] = 0,
+    };
+    assert(allowed[snapshot->step] & 1U << to);
+    snapshot->step = to;
+}
+
+/* ---- steps on the disks' reactors ---- */
+
+static void part_returned(struct io_message *message)
+{
+    struct snapshot *snapshot = container_of(message, struct part, message)->snapshot;
+    assert(snapshot->parts_out > 0);
+    if (--snapshot->parts_out == 0)
+        snapshot->parts_done(snapshot);
+}
+
+static void part_back(struct part *part)
+{
+    part->message.deliver = part_returned;
+    io_post(part->snapshot->vm->io, &part->message);
+}
+
+static void part_run(struct io_message *message)
+{
+    struct part *part = container_of(message, struct part, message);
+    part->work(part);
+}
+
+/* Runs `work` for every disk on its reactor, then `done` here. */
+static void parts_send(struct snapshot *snapshot, void (*work)(struct part *part),
+                       void (*done)(struct snapshot *snapshot))
+{
+    assert(snapshot->parts_out == 0);
+    snapshot->parts_out = snapshot->vm->disk_count;
+    snapshot->parts_done = done;
+    for (unsigned i = 0; i < snapshot->vm->disk_count; i++) {
+        struct part *part = &snapshot->parts[i];
+        part->work = work;
+        part->message.deliver = part_run;
+        io_post(part->vd->disk->node.io, &part->message);
+    }
+}
+
+static void disk_is_full(void *context, uint32_t oldest_live_epoch)
+{
+    struct vm_disk *vd = context;
+    room_full(&vd->room, oldest_live_epoch);
+}
+
+static void disk_lost_data(void *context, uint32_t first_epoch, uint32_t last_epoch, int status)
+{
+    struct vm_disk *vd = context;
+    room_lost(&vd->room, first_epoch, last_epoch);
+    atomic_store(&vd->lost_status, status);
+    atomic_store(&vd->lost_last, last_epoch);
+    uint32_t first = atomic_load(&vd->lost_first);
+    if (!first || first_epoch < first)
+        atomic_store(&vd->lost_first, first_epoch);
+    nudge_send(&vd->lost, vd->vm->io);
+}
+
+static void part_prepare(struct part *part)
+{
+    struct vm_disk *vd = part->vd;
+    const struct vm_options *options = &vd->vm->options;
+    part->status = 0;
+    if (!vd->cbw) {
+        const struct cbw_options cbw = {vd->disk, &vd->vm->budget, options->block_bytes, options->segment_bytes,
+                                        {vd, disk_is_full, disk_lost_data}};
+        part->status = cbw_create(&cbw, &vd->cbw, &part->error);
+    }
+    if (part->status == 0) {
+        part->point = point_create(vd->cbw, part->snapshot->epoch);
+        part->view = part->point ? snapshot_access_create(part->point) : NULL;
+        if (!part->view)
+            part->status = error_set(&part->error, ENOMEM, "no memory for a snapshot of disk %s", vd->disk->name);
+    }
+    part_back(part);
+}
+
+static void part_cut(struct cut_disk *cut_disk)
+{
+    struct part *part = cut_disk->context;
+    point_go_live(part->point);
+}
+
+static void part_end(struct part *part)
+{
+    point_end(part->point);
+    part_back(part);
+}
+
+static void part_quiet(struct cbw_waiter *waiter)
+{
+    struct part *part = container_of(waiter, struct part, quiet);
+    struct vm_disk *vd = part->vd;
+    if (vd->cbw && !cbw_has_points(vd->cbw)) {
+        struct cbw_status status;
+        cbw_status(vd->cbw, &status);
+        vd->preserved_before += status.blocks_preserved;
+        cbw_destroy(vd->cbw);
+        vd->cbw = NULL;
+    }
+    part_back(part);
+}
+
+static void part_free(struct part *part)
+{
+    if (part->view)
+        node_destroy(part->view);
+    if (part->point)
+        point_free(part->point);
+    part->view = NULL;
+    part->point = NULL;
+    if (!part->vd->cbw) {
+        part_back(part);
+        return;
+    }
+    part->quiet.quiet = part_quiet;
+    cbw_when_quiet(part->vd->cbw, &part->quiet);
+}
+
+/* ---- the end of a snapshot ---- */
+
+static void snapshot_begin(struct snapshot *snapshot);
+
+/* The next one in the queue may be prepared and cut. */
+static void cut_next(struct vm *vm)
+{
+    vm->cutting = NULL;
+    list_each (link, &vm->snapshots) {
+        struct snapshot *snapshot = container_of(link, struct snapshot, link);
+        if (snapshot->step == QUEUED) {
+            snapshot_begin(snapshot);
+            return;
+        }
+    }
+}
+
+static void snapshot_gone(struct snapshot *snapshot)
+{
+    struct vm *vm = snapshot->vm;
+    list_remove(&snapshot->link);
+    vm->snapshot_count--;
+    if (vm->cutting == snapshot)
+        cut_next(vm);
+    if (snapshot->failure.code)
+        snapshot->created(snapshot->created_argument, NULL, &snapshot->failure);
+    else
+        vm->options.hooks.snapshot_deleted(vm->options.hooks.context, snapshot->name, snapshot->uuid);
+    if (snapshot->deleted)
+        snapshot->deleted(snapshot->deleted_argument, NULL);
+    free(snapshot);
+    if (vm->closing && list_empty(&vm->snapshots))
+        vm_close_disks(vm);
+}
+
+static void snapshot_free(struct snapshot *snapshot)
+{
+    step_move(snapshot, FREEING);
+    parts_send(snapshot, part_free, snapshot_gone);
+}
+
+static void part_withdrawn(void *argument, int status)
+{
+    struct part *part = argument;
+    struct snapshot *snapshot = part->snapshot;
+    (void)status;
+    part->published = false;
+    if (--snapshot->parts_out == 0)
+        snapshot_free(snapshot);
+}
+
+static void snapshot_withdraw(struct snapshot *snapshot)
+{
+    struct vm *vm = snapshot->vm;
+    step_move(snapshot, WITHDRAWING);
+    snapshot->parts_out = 1; /* our own, so that it does not reach 0 within the loop */
+    for (unsigned i = 0; i < vm->disk_count; i++) {
+        struct part *part = &snapshot->parts[i];
+        if (!part->published)
+            continue;
+        snapshot->parts_out++;
+        vm->options.hooks.unpublish(vm->options.hooks.context, part->export_name, part_withdrawn, part);
+    }
+    if (--snapshot->parts_out == 0)
+        snapshot_free(snapshot);
+}
+
+static void snapshot_end(struct snapshot *snapshot)
+{
+    step_move(snapshot, ENDING);
+    parts_send(snapshot, part_end, snapshot_withdraw);
+}
+
+/* ---- the making of a snapshot ---- */
+
+static void snapshot_published(struct snapshot *snapshot)
+{
+    struct vm *vm = snapshot->vm;
+    for (unsigned i = 0; i < vm->disk_count && !snapshot->failure.code; i++)
+        if (snapshot->parts[i].status < 0)
+            error_set(&snapshot->failure, -snapshot->parts[i].status, "cannot export '%s': %s",
+                      snapshot->parts[i].export_name, error_name(snapshot->parts[i].status));
+    if (snapshot->broken && !snapshot->failure.code)
+        error_set(&snapshot->failure, ENOSPC, "snapshot '%s' broke at once: %s", snapshot->name, snapshot->reason);
+    if (snapshot->doomed && !snapshot->failure.code)
+        error_set(&snapshot->failure, ECANCELED, "snapshot '%s' was taken back: its client is gone", snapshot->name);
+    if (snapshot->failure.code) {
+        PROBE(snapshot_taken_back);
+        snapshot_end(snapshot);
+        return;
+    }
+    step_move(snapshot, LIVE);
+    snapshot->created(snapshot->created_argument, snapshot, NULL);
+    vm->options.hooks.snapshot_created(vm->options.hooks.context, snapshot);
+}
+
+static void part_published(void *argument, int status)
+{
+    struct part *part = argument;
+    struct snapshot *snapshot = part->snapshot;
+    part->status = status;
+    part->published = status == 0;
+    if (--snapshot->parts_out == 0)
+        snapshot_published(snapshot);
+}
+
+static void snapshot_publish(struct snapshot *snapshot)
+{
+    struct vm *vm = snapshot->vm;
+    step_move(snapshot, PUBLISHING);
+    snapshot->parts_out = vm->disk_count;
+    for (unsigned i = 0; i < vm->disk_count; i++) {
+        struct part *part = &snapshot->parts[i];
+        vm->options.hooks.publish(vm->options.hooks.context, part->export_name, part->view, part_published, part);
+    }
+}
+
+static void cut_attempt(struct snapshot *snapshot);
+
+static void cut_pause_over(struct io_timer *timer)
+{
+    struct snapshot *snapshot = container_of(timer, struct snapshot, pause);
+    if (!snapshot->doomed) {
+        cut_attempt(snapshot);
+        return;
+    }
+    PROBE(snapshot_doomed_in_pause);
+    error_set(&snapshot->failure, ECANCELED, "snapshot '%s' was not taken: its client is gone", snapshot->name);
+    snapshot_free(snapshot);
+}
+
+static void cut_done(struct cut *cut, int status)
+{
+    struct snapshot *snapshot = container_of(cut, struct snapshot, cut);
+    struct vm *vm = snapshot->vm;
+    snapshot->hold_ns = cut->hold_ns;
+    if (status == 0) {
+        snapshot->created_wall_ns = io_wall_ns(vm->io);
+        cut_next(vm);
+        snapshot_publish(snapshot);
+    } else if (io_now_ns(vm->io) >= snapshot->give_up_ns || snapshot->doomed) {
+        PROBE(cut_refused);
+        error_set(&snapshot->failure, ETIMEDOUT,
+                  "snapshot '%s' refused: writes in flight on disk %s did not finish within %u attempts of %llu ms",
+                  snapshot->name, cut->slowest_disk ? cut->slowest_disk : "?", snapshot->attempts,
+                  (unsigned long long)(snapshot->drain_ns / NS_PER_MS));
+        snapshot_free(snapshot);
+    } else {
+        PROBE(cut_tried_again);
+        io_timer_set(vm->io, &snapshot->pause, io_now_ns(vm->io) + CUT_RETRY_PAUSE_NS);
+    }
+}
+
+static void cut_attempt(struct snapshot *snapshot)
+{
+    struct vm *vm = snapshot->vm;
+    uint64_t deadline_ns = io_now_ns(vm->io) + snapshot->drain_ns;
+    if (deadline_ns > snapshot->give_up_ns)
+        deadline_ns = snapshot->give_up_ns;
+    snapshot->attempts++;
+    snapshot->cut.io = vm->io;
+    snapshot->cut.disks = snapshot->cut_disks;
+    snapshot->cut.disk_count = vm->disk_count;
+    snapshot->cut.deadline_ns = deadline_ns;
+    snapshot->cut.at_cut = part_cut;
+    snapshot->cut.done = cut_done;
+    cut_start(&snapshot->cut);
+}
+
+static void snapshot_prepared(struct snapshot *snapshot)
+{
+    for (unsigned i = 0; i < snapshot->vm->disk_count; i++)
+        if (snapshot->parts[i].status < 0)
+            snapshot->failure = snapshot->parts[i].error;
+    if (snapshot->doomed && !snapshot->failure.code)
+        error_set(&snapshot->failure, ECANCELED, "snapshot '%s' was not taken: its client is gone", snapshot->name);
+    if (snapshot->failure.code) {
+        PROBE(snapshot_not_prepared);
+        snapshot_free(snapshot);
+        return;
+    }
+    step_move(snapshot, CUTTING);
+    cut_attempt(snapshot);
+}
+
+static void snapshot_begin(struct snapshot *snapshot)
+{
+    struct vm *vm = snapshot->vm;
+    vm->cutting = snapshot;
+    snapshot->epoch = ++vm->last_epoch;
+    snapshot->give_up_ns += io_now_ns(vm->io);
+    step_move(snapshot, PREPARING);
+    parts_send(snapshot, part_prepare, snapshot_prepared);
+}
+
+/* ---- what callers ask for ---- */
+
+struct snapshot *vm_snapshot_next(const struct vm *vm, const struct snapshot *after)
+{
+    const struct list_node *next = after ? after->link.next : vm->snapshots.head.next;
+    return next == &vm->snapshots.head ? NULL : container_of(next, struct snapshot, link);
+}
+
+struct snapshot *vm_snapshot_find(const struct vm *vm, const char *name)
+{
+    struct snapshot *snapshot = NULL;
+    while ((snapshot = vm_snapshot_next(vm, snapshot)) && strcmp(snapshot->name, name) != 0)
+        ;
+    return snapshot;
+}
+
+static void uuid_make(struct io *io, char uuid[37])
+{
+    unsigned char b[16];
+    io_random(io, b, sizeof b);
+    b[6] = (unsigned char)((b[6] & 0x0f) | 0x40); /* RFC 4122: version 4, variant 1 */
+    b[8] = (unsigned char)((b[8] & 0x3f) | 0x80);
+    snprintf(uuid, 37, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2], b[3],
+             b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+}
+
+static int snapshot_check(struct vm *vm, const char *name, struct error *err)
+{
+    if (name_check("snapshot name", name, err) < 0)
+        return -EINVAL;
+    if (vm->closing)
+        return error_set(err, ESHUTDOWN, "no snapshot '%s': the daemon is shutting down", name);
+    if (vm_snapshot_find(vm, name))
+        return error_set(err, EEXIST, "there is a snapshot '%s' already: choose another name, or delete it", name);
+    if (vm->snapshot_count == LIMIT_SNAPSHOTS)
+        return error_set(err, ENOSPC, "snapshot '%s' is one too many: a VM has at most %d at once, delete one", name,
+                         LIMIT_SNAPSHOTS);
+    if (vm->last_epoch >= LIMIT_EPOCH - LIMIT_SNAPSHOTS)
+        return error_set(err, ENOSPC, "snapshot '%s' refused: this daemon has made %u, as many as it can count; restart it",
+                         name, vm->last_epoch);
+    return 0;
+}
+
+static struct snapshot *snapshot_make(struct vm *vm, const struct snapshot_options *options, const char *name)
+{
+    struct snapshot *snapshot = calloc(1, sizeof *snapshot + vm->disk_count * sizeof snapshot->parts[0]);
+    if (!snapshot)
+        return NULL;
+    snapshot->vm = vm;
+    snapshot->lease = options->lease;
+    snapshot->drain_ns = options->drain_ns ? options->drain_ns : CUT_ATTEMPT_NS;
+    uint64_t total_ns = options->total_ns ? options->total_ns : CUT_TOTAL_MAX_NS;
+    snapshot->give_up_ns = total_ns < CUT_TOTAL_MAX_NS ? total_ns : CUT_TOTAL_MAX_NS; /* from its beginning */
+    snapshot->pause.fire = cut_pause_over;
+    memccpy(snapshot->name, name, 0, sizeof snapshot->name - 1);
+    uuid_make(vm->io, snapshot->uuid);
+    for (unsigned i = 0; i < vm->disk_count; i++) {
+        struct part *part = &snapshot->parts[i];
+        part->snapshot = snapshot;
+        part->vd = &vm->disks[i];
+        snprintf(part->export_name, sizeof part->export_name, "%s@%s", part->vd->disk->name, snapshot->name);
+        snapshot->cut_disks[i].disk = part->vd->disk;
+        snapshot->cut_disks[i].context = part;
+    }
+    return snapshot;
+}
+
+void vm_snapshot_create(struct vm *vm, const struct snapshot_options *options,
+                        void (*done)(void *argument, struct snapshot *snapshot, const struct error *err),
+                        void *argument)
+{
+    struct error err = {0};
+    char generated[LIMIT_NAME_BYTES + 1];
+    const char *name = options->name;
+    if (!name) {
+        do
+            snprintf(generated, sizeof generated, "snap-%u", ++vm->next_number);
+        while (vm_snapshot_find(vm, generated));
+        name = generated;
+    }
+    struct snapshot *snapshot = NULL;
+    if (snapshot_check(vm, name, &err) == 0 && !(snapshot = snapshot_make(vm, options, name)))
+        error_set(&err, ENOMEM, "no memory for snapshot '%s'", name);
+    if (!snapshot) {
+        done(argument, NULL, &err);
+        return;
+    }
+    snapshot->created = done;
+    snapshot->created_argument = argument;
+    list_append(&vm->snapshots, &snapshot->link);
+    vm->snapshot_count++;
+    if (!vm->cutting)
+        snapshot_begin(snapshot);
+    else
+        PROBE(snapshot_queued);
+}
+
+void vm_snapshot_delete(struct vm *vm, const char *name, void (*done)(void *argument, const struct error *err),
+                        void *argument)
+{
+    struct error err = {0};
+    struct snapshot *snapshot = vm_snapshot_find(vm, name);
+    if (!snapshot)
+        error_set(&err, ENOENT, "there is no snapshot '%.80s'", name);
+    else if (snapshot->step != LIVE)
+        error_set(&err, EBUSY, "snapshot '%s' is being %s", name, snapshot->step < LIVE ? "created" : "deleted");
+    if (err.code) {
+        done(argument, &err);
+        return;
+    }
+    snapshot->deleted = done;
+    snapshot->deleted_argument = argument;
+    snapshot_end(snapshot);
+}
+
+/* Ends it now, or as soon as the step that it is in is over. */
+static void snapshot_doom(struct snapshot *snapshot)
+{
+    switch (snapshot->step) {
+    case QUEUED:
+        error_set(&snapshot->failure, ECANCELED, "snapshot '%s' was not taken: its client is gone", snapshot->name);
+        snapshot_free(snapshot);
+        break;
+    case PREPARING:
+    case CUTTING:
+    case PUBLISHING:
+        PROBE(snapshot_doomed_in_making);
+        snapshot->doomed = true;
+        break;
+    case LIVE:
+        snapshot_end(snapshot);
+        break;
+    case ENDING:
+    case WITHDRAWING:
+    case FREEING:
+        break;
+    }
+}
+
+void vm_lease_end(struct vm *vm, const void *lease)
+{
+    list_each_safe (link, &vm->snapshots) {
+        struct snapshot *snapshot = container_of(link, struct snapshot, link);
+        if (lease && snapshot->lease == lease)
+            snapshot_doom(snapshot);
+    }
+}
+
+void snapshots_end_all(struct vm *vm)
+{
+    list_each_safe (link, &vm->snapshots)
+        snapshot_doom(container_of(link, struct snapshot, link));
+    if (list_empty(&vm->snapshots))
+        vm_close_disks(vm);
+}
+
+static void snapshot_broke(struct snapshot *snapshot)
+{
+    const struct vm_hooks *hooks = &snapshot->vm->options.hooks;
+    snapshot->broken = true;
+    if (snapshot->step == LIVE)
+        hooks->snapshot_broken(hooks->context, snapshot);
+}
+
+void snapshots_ran_out(struct vm *vm, uint32_t through_epoch)
+{
+    char size[16];
+    list_each (link, &vm->snapshots) {
+        struct snapshot *snapshot = container_of(link, struct snapshot, link);
+        if (!snapshot->epoch || snapshot->epoch > through_epoch || snapshot->broken)
+            continue;
+        snprintf(snapshot->reason, sizeof snapshot->reason,
+                 "the fleecing cache is full (at most %s of RAM): this was the oldest snapshot",
+                 size_format(size, vm->budget.max_bytes));
+        snapshot_broke(snapshot);
+    }
+}
+
+void snapshots_lost(struct vm *vm, uint32_t first_epoch, uint32_t last_epoch, const char *disk, int status)
+{
+    list_each (link, &vm->snapshots) {
+        struct snapshot *snapshot = container_of(link, struct snapshot, link);
+        if (snapshot->epoch < first_epoch || snapshot->epoch > last_epoch || snapshot->broken)
+            continue;
+        snprintf(snapshot->reason, sizeof snapshot->reason,
+                 "old data of disk %s could not be read before a guest write: %s", disk, error_name(status));
+        snapshot_broke(snapshot);
+    }
+}
+
+void snapshot_info(const struct snapshot *snapshot, struct snapshot_info *info)
+{
+    enum snapshot_state state = SNAPSHOT_CREATING;
+    if (snapshot->step > LIVE)
+        state = SNAPSHOT_DELETING;
+    else if (snapshot->step == LIVE)
+        state = snapshot->broken ? SNAPSHOT_BROKEN : SNAPSHOT_LIVE;
+    *info = (struct snapshot_info){
+        .name = snapshot->name,
+        .uuid = snapshot->uuid,
+        .reason = snapshot->broken ? snapshot->reason : NULL,
+        .state = state,
+        .leased = snapshot->lease != NULL,
+        .created_wall_ns = snapshot->created_wall_ns,
+        .hold_ns = snapshot->hold_ns,
+        .cut_attempts = snapshot->attempts,
+    };
+}

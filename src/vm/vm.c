@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The VM: its disks and the wiring between them, the snapshots and the room in the cache.
+ *
+ * Life: created -> disks added -> started -> (snapshots come and go) -> closing: no new snapshot, all end, then the room
+ * falls idle, then every disk closes on its own reactor -> gone. A crash leaves nothing of a VM but its disks: snapshots
+ * are ephemeral and the cache has no name.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/name.h"
+#include "vm/vm_private.h"
+
+struct vm *vm_create(struct io *control, const struct vm_options *options)
+{
+    struct vm *vm = calloc(1, sizeof *vm);
+    if (!vm)
+        return NULL;
+    vm->io = control;
+    vm->options = *options;
+    if (!vm->options.block_bytes)
+        vm->options.block_bytes = BLOCK_BYTES_DEFAULT;
+    if (!vm->options.segment_bytes)
+        vm->options.segment_bytes = SEGMENT_BYTES_DEFAULT;
+    memccpy(vm->name, options->name, 0, sizeof vm->name - 1);
+    vm->options.name = vm->name;
+    vm->budget.max_bytes = options->ram_bytes;
+    list_init(&vm->snapshots);
+    return vm;
+}
+
+static void vm_disk_lost(struct io_message *message)
+{
+    struct vm_disk *vd = container_of(message, struct vm_disk, lost.message);
+    nudge_received(&vd->lost);
+    uint32_t first = atomic_exchange(&vd->lost_first, 0);
+    if (first)
+        snapshots_lost(vd->vm, first, atomic_load(&vd->lost_last), vd->disk->name, atomic_load(&vd->lost_status));
+}
+
+int vm_add_disk(struct vm *vm, const char *name, struct node *leaf, struct error *err)
+{
+    int status = name_check("disk name", name, err);
+    for (unsigned i = 0; status == 0 && i < vm->disk_count; i++)
+        if (strcmp(vm->disks[i].disk->name, name) == 0)
+            status = error_set(err, EEXIST, "disk '%s' is named twice: give every disk a name of its own", name);
+    if (status == 0 && vm->disk_count == LIMIT_DISKS)
+        status = error_set(err, ENOSPC, "disk '%s' is one too many: a VM has at most %d", name, LIMIT_DISKS);
+    struct disk *disk = status == 0 ? disk_create(name, leaf) : NULL;
+    if (!disk) {
+        node_destroy(leaf);
+        return status < 0 ? status : error_set(err, ENOMEM, "no memory for disk '%s'", name);
+    }
+    struct vm_disk *vd = &vm->disks[vm->disk_count];
+    vd->vm = vm;
+    vd->disk = disk;
+    vd->room.disk = disk;
+    vd->room.cbw = &vd->cbw;
+    vd->lost.message.deliver = vm_disk_lost;
+    vm->room_disks[vm->disk_count++] = &vd->room;
+    return 0;
+}
+
+static void vm_ran_out(void *context, uint32_t through_epoch)
+{
+    snapshots_ran_out(context, through_epoch);
+}
+
+int vm_start(struct vm *vm, struct error *err)
+{
+    assert(vm->disk_count > 0);
+    const struct room_hooks hooks = {.context = vm, .ran_out = vm_ran_out};
+    vm->room = room_create(vm->disks[0].disk->node.io, vm->io, vm->room_disks, vm->disk_count, &hooks);
+    return vm->room ? 0 : error_set(err, ENOMEM, "no memory for VM '%s'", vm->name);
+}
+
+/* ---- the end ---- */
+
+static void disk_closed(struct io_message *message)
+{
+    struct vm *vm = container_of(message, struct vm_disk, closing)->vm;
+    if (--vm->disks_open > 0)
+        return;
+    if (vm->room)
+        room_destroy(vm->room);
+    void (*destroyed)(void *) = vm->destroyed;
+    void *argument = vm->destroyed_argument;
+    free(vm);
+    destroyed(argument);
+}
+
+static void disk_close(struct io_message *message)
+{
+    struct vm_disk *vd = container_of(message, struct vm_disk, closing);
+    assert(!vd->cbw);
+    disk_destroy(vd->disk);
+    message->deliver = disk_closed;
+    io_post(vd->vm->io, message);
+}
+
+static void room_fell_idle(void *argument)
+{
+    struct vm *vm = argument;
+    vm->disks_open = vm->disk_count;
+    for (unsigned i = 0; i < vm->disk_count; i++) {
+        vm->disks[i].closing.deliver = disk_close;
+        io_post(vm->disks[i].disk->node.io, &vm->disks[i].closing);
+    }
+}
+
+void vm_close_disks(struct vm *vm)
+{
+    if (vm->room) {
+        room_when_idle(vm->room, room_fell_idle, vm);
+    } else if (vm->disk_count > 0) {
+        room_fell_idle(vm);
+    } else {
+        vm->destroyed(vm->destroyed_argument);
+        free(vm);
+    }
+}
+
+void vm_destroy(struct vm *vm, void (*done)(void *argument), void *argument)
+{
+    assert(!vm->closing);
+    vm->closing = true;
+    vm->destroyed = done;
+    vm->destroyed_argument = argument;
+    snapshots_end_all(vm);
+}
+
+/* ---- what it has ---- */
+
+const char *vm_name(const struct vm *vm)
+{
+    return vm->name;
+}
+
+unsigned vm_disk_count(const struct vm *vm)
+{
+    return vm->disk_count;
+}
+
+struct disk *vm_disk(const struct vm *vm, unsigned index)
+{
+    assert(index < vm->disk_count);
+    return vm->disks[index].disk;
+}

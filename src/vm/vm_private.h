@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What vm.c, snapshot.c and vm_status.c share. */
+#ifndef FLEECE_VM_VM_PRIVATE_H
+#define FLEECE_VM_VM_PRIVATE_H
+
+#include "vm/room.h"
+#include "vm/vm.h"
+
+struct vm_disk {
+    struct vm *vm;
+    struct disk *disk;
+    /* The disk's reactor's: */
+    struct copy_before_write *cbw; /* NULL: no snapshot needs one */
+    uint64_t preserved_before;     /* blocks preserved by earlier ones */
+    struct room_disk room;
+    /* Disk's reactor -> control: points of these epochs lost a block of this disk. */
+    struct nudge lost;
+    atomic_uint lost_first, lost_last;
+    atomic_int lost_status;
+    struct io_message closing;
+};
+
+struct vm {
+    struct io *io; /* the control thread */
+    struct vm_options options;
+    char name[LIMIT_NAME_BYTES + 1];
+    struct budget budget;
+    unsigned disk_count;
+    struct vm_disk disks[LIMIT_DISKS];
+    struct room_disk *room_disks[LIMIT_DISKS];
+    struct room *room;
+
+    struct list snapshots;    /* in the order of creation; every one that is not freed */
+    struct snapshot *cutting; /* one at a time: preparing or cutting */
+    unsigned snapshot_count;
+    unsigned next_number;
+    uint32_t last_epoch;
+
+    bool closing;
+    unsigned disks_open;
+    void (*destroyed)(void *argument);
+    void *destroyed_argument;
+};
+
+/* snapshot.c */
+void snapshots_end_all(struct vm *vm);
+void snapshots_ran_out(struct vm *vm, uint32_t through_epoch);
+void snapshots_lost(struct vm *vm, uint32_t first_epoch, uint32_t last_epoch, const char *disk, int status);
+
+/* vm.c: the last snapshot is gone and the VM is closing. */
+void vm_close_disks(struct vm *vm);
+
+#endif

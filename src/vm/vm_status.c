@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* A status of the VM: every reactor is asked for its own disks' figures, so that they are exact and nobody locks. */
+#include <stdlib.h>
+
+#include "vm/vm_private.h"
+
+struct status_part {
+    struct io_message message;
+    struct status_query *query;
+    struct vm_disk *vd;
+    struct vm_disk_status *status;
+};
+
+struct status_query {
+    struct vm *vm;
+    void (*done)(void *argument, const struct vm_status *status);
+    void *argument;
+    unsigned unanswered;
+    struct vm_status status;
+    struct status_part parts[LIMIT_DISKS];
+};
+
+static void status_answered(struct io_message *message)
+{
+    struct status_query *query = container_of(message, struct status_part, message)->query;
+    if (--query->unanswered > 0)
+        return;
+    query->status.cache_bytes_now = atomic_load(&query->vm->budget.used_bytes);
+    query->status.cache_bytes_peak = atomic_load(&query->vm->budget.peak_bytes);
+    query->status.cache_bytes_max = query->vm->budget.max_bytes;
+    query->done(query->argument, &query->status);
+    free(query);
+}
+
+static void status_ask(struct io_message *message)
+{
+    struct status_part *part = container_of(message, struct status_part, message);
+    const struct vm_disk *vd = part->vd;
+    struct vm_disk_status *status = part->status;
+    struct cbw_status cbw = {0};
+    if (vd->cbw)
+        cbw_status(vd->cbw, &cbw);
+    *status = (struct vm_disk_status){
+        .name = vd->disk->name,
+        .size_bytes = vd->disk->node.size_bytes,
+        .counters = vd->disk->counters,
+        .writes_in_flight = vd->disk->writes_in_flight,
+        .filtered = vd->disk->filter != NULL,
+        .blocks_preserved = vd->preserved_before + cbw.blocks_preserved,
+        .copies_in_flight = cbw.copies_in_flight,
+        .writes_parked = cbw.writes_parked,
+        .cache_blocks_now = cbw.slots_used,
+    };
+    list_each (link, &vd->disk->held)
+        status->writes_held++;
+    message->deliver = status_answered;
+    io_post(vd->vm->io, message);
+}
+
+void vm_status_query(struct vm *vm, void (*done)(void *argument, const struct vm_status *status), void *argument)
+{
+    struct status_query *query = calloc(1, sizeof *query);
+    if (!query) {
+        done(argument, NULL);
+        return;
+    }
+    query->vm = vm;
+    query->done = done;
+    query->argument = argument;
+    query->unanswered = query->status.disk_count = vm->disk_count;
+    for (unsigned i = 0; i < vm->disk_count; i++) {
+        struct status_part *part = &query->parts[i];
+        *part = (struct status_part){{status_ask, NULL}, query, &vm->disks[i], &query->status.disks[i]};
+        io_post(vm->disks[i].disk->node.io, &part->message);
+    }
+}
