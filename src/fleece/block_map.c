@@ -83,8 +83,8 @@ void block_map_remove(struct block_map *map, uint32_t slot)
 uint32_t block_map_find(const struct block_map *map, uint64_t block, uint32_t epoch)
 {
     uint32_t found = SLOT_NONE;
-    for (uint32_t link = chain_seek(map, *bucket_of(map, block), block); link && block_map_epoch(map, link - 1) >= epoch;
-         link = chain_seek(map, map->chains[link - 1], block))
+    for (uint32_t link = chain_seek(map, *bucket_of(map, block), block);
+         link && block_map_epoch(map, link - 1) >= epoch; link = chain_seek(map, map->chains[link - 1], block))
         found = link - 1;
     return found;
 }

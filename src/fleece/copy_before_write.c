@@ -216,8 +216,8 @@ static void cbw_sweep_step(struct io_task *task)
             end = cbw->tier.slots_end;
         for (; cbw->sweep_at < end; cbw->sweep_at++) {
             uint32_t epoch = block_map_epoch(&cbw->map, cbw->sweep_at);
-            if (epoch && (!live_point_between(cbw, block_map_older(&cbw->map, cbw->sweep_at), epoch) ||
-                          MUTANT(sweep_frees_all)))
+            if (epoch &&
+                (!live_point_between(cbw, block_map_older(&cbw->map, cbw->sweep_at), epoch) || MUTANT(sweep_frees_all)))
                 cbw_free_slot(cbw, cbw->sweep_at);
         }
         if (end < cbw->tier.slots_end) {
@@ -321,8 +321,7 @@ static uint32_t copy_take_slots(struct copy *copy, uint64_t count)
         uint32_t run = ram_tier_take(&cbw->tier, (uint32_t)count - taken, &first);
         if (run == 0)
             break;
-        copy->iov[fragments++] =
-            (struct iovec){ram_tier_memory(&cbw->tier, first), (size_t)run << cbw->block_shift};
+        copy->iov[fragments++] = (struct iovec){ram_tier_memory(&cbw->tier, first), (size_t)run << cbw->block_shift};
         for (uint32_t i = 0; i < run; i++)
             copy->slots[taken++] = first + i;
     }
@@ -474,8 +473,8 @@ int cbw_create(const struct cbw_options *options, struct copy_before_write **cre
     cbw->block_shift = (unsigned)__builtin_ctzll(options->block_bytes);
     cbw->sweep.run = cbw_sweep_step;
     cbw_init_lists(cbw);
-    int status =
-        ram_tier_init(&cbw->tier, disk->node.io, options->budget, cbw->block_shift, options->segment_bytes, err);
+    int status = ram_tier_init(&cbw->tier, disk->node.io, options->budget, cbw->block_shift, options->segment_bytes,
+                               err);
     if (status == 0 && block_map_init(&cbw->map, ram_tier_slots_max(&cbw->tier)) < 0) {
         ram_tier_fini(&cbw->tier);
         status = error_set(err, ENOMEM, "no memory for the fleecing cache's map of disk %s", disk->name);

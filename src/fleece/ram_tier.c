@@ -100,8 +100,8 @@ static bool segment_taken(const struct segment *segment, uint32_t slot)
 
 uint32_t ram_tier_take(struct ram_tier *tier, uint32_t count, uint32_t *first)
 {
-    struct segment *segment =
-        list_empty(&tier->with_room) ? segment_grow(tier) : list_first(&tier->with_room, struct segment, link);
+    struct segment *segment = list_empty(&tier->with_room) ? segment_grow(tier)
+                                                           : list_first(&tier->with_room, struct segment, link);
     if (!segment)
         return 0;
     uint32_t start = 0, taken = 0;

@@ -143,8 +143,7 @@ static void read_start(struct snapshot_access *access, struct snapshot_read *rea
         base->iov_count = req->iov_count;
     } else {
         base->iov = read->iov;
-        base->iov_count =
-            iov_slice(req->iov, req->iov_count, span.start - req->range.start, span.length, read->iov);
+        base->iov_count = iov_slice(req->iov, req->iov_count, span.start - req->range.start, span.length, read->iov);
     }
     node_submit(cbw_disk(access->point->cbw)->leaf, base);
 }

@@ -28,8 +28,8 @@ struct room_disk { /* one disk's dealings with the room; part of struct vm_disk 
     struct copy_before_write **cbw; /* the disk's filter, if any; its reactor's */
     /* Disk's reactor -> room: */
     struct nudge ask;
-    atomic_uint full_epoch;  /* the oldest point that would have to go; 0: none */
-    atomic_uint lost_first;  /* epochs of points that lost a block; 0: none */
+    atomic_uint full_epoch; /* the oldest point that would have to go; 0: none */
+    atomic_uint lost_first; /* epochs of points that lost a block; 0: none */
     atomic_uint lost_last;
     /* Room -> disk's reactor and back: */
     struct io_message order;

@@ -144,7 +144,10 @@ static void part_prepare(struct part *part)
     const struct vm_options *options = &vd->vm->options;
     part->status = 0;
     if (!vd->cbw) {
-        const struct cbw_options cbw = {vd->disk, &vd->vm->budget, options->block_bytes, options->segment_bytes,
+        const struct cbw_options cbw = {vd->disk,
+                                        &vd->vm->budget,
+                                        options->block_bytes,
+                                        options->segment_bytes,
                                         {vd, disk_is_full, disk_lost_data}};
         part->status = cbw_create(&cbw, &vd->cbw, &part->error);
     }
@@ -432,8 +435,9 @@ static int snapshot_check(struct vm *vm, const char *name, struct error *err)
         return error_set(err, ENOSPC, "snapshot '%s' is one too many: a VM has at most %d at once, delete one", name,
                          LIMIT_SNAPSHOTS);
     if (vm->last_epoch >= LIMIT_EPOCH - LIMIT_SNAPSHOTS)
-        return error_set(err, ENOSPC, "snapshot '%s' refused: this daemon has made %u, as many as it can count; restart it",
-                         name, vm->last_epoch);
+        return error_set(err, ENOSPC,
+                         "snapshot '%s' refused: this daemon has made %u, as many as it can count; restart it", name,
+                         vm->last_epoch);
     return 0;
 }
 
