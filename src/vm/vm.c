@@ -72,6 +72,12 @@ static void vm_ran_out(void *context, uint32_t through_epoch)
 int vm_start(struct vm *vm, struct error *err)
 {
     assert(vm->disk_count > 0);
+    char has[16], needs[16];
+    const uint64_t slots = vm->options.segment_bytes / vm->options.block_bytes;
+    const uint64_t least = vm->disk_count * (vm->options.segment_bytes + slots * LIMIT_MAP_BYTES_PER_SLOT);
+    if (vm->budget.max_bytes < least)
+        return error_set(err, EINVAL, "%s of RAM for the fleecing cache is too little: %u disks need %s at least",
+                         size_format(has, vm->budget.max_bytes), vm->disk_count, size_format(needs, least));
     const struct room_hooks hooks = {.context = vm, .ran_out = vm_ran_out};
     vm->room = room_create(vm->disks[0].disk->node.io, vm->io, vm->room_disks, vm->disk_count, &hooks);
     return vm->room ? 0 : error_set(err, ENOMEM, "no memory for VM '%s'", vm->name);

@@ -42,7 +42,7 @@ struct vm_options {
 struct vm *vm_create(struct io *control, const struct vm_options *options);
 /* Takes over the leaf, also on failure. Before anything is served. -EEXIST, -EINVAL, -ENOSPC with a sentence. */
 int vm_add_disk(struct vm *vm, const char *name, struct node *leaf, struct error *err);
-/* After the last disk, before the first snapshot. -ENOMEM with a sentence. */
+/* After the last disk, before the first snapshot. -ENOMEM, or -EINVAL (ram_bytes is too little), with a sentence. */
 int vm_start(struct vm *vm, struct error *err);
 /* Deletes all snapshots, then closes all disks; calls done(argument) at the end, after which the vm is gone. Exports of
  * live disks must have ended. The reactors must still be running. */
