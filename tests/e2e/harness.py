@@ -151,12 +151,12 @@ class Qmp:
 class Daemon:
     """A running fleeced. Made by Case.daemon()."""
 
-    def __init__(self, case, arguments, control, nbd, environment, log_name):
+    def __init__(self, case, arguments, control, nbd, environment, log_name, **options):
         self.case, self.control, self.nbd = case, control, nbd
         self.arguments = [str(a) for a in arguments]
         self.log_path = case.dir / log_name
         with open(self.log_path, "ab") as log:
-            self.process = case.spawn(*self.arguments, stdout=log, stderr=log, env=environment)
+            self.process = case.spawn(*self.arguments, stdout=log, stderr=log, env=environment, **options)
         self.ended = False
 
     @property
@@ -236,12 +236,12 @@ class Case:
     def __init__(self, name):
         self.name = name
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="fl-"))  # short: the path of a unix socket has 107 bytes
-        self.vm = f"t{os.getpid()}-{self.dir.name[3:]}"
+        self.vm = self.mark = f"t{os.getpid()}-{self.dir.name[3:]}"
         self.processes, self.daemons = [], []
         for folder in ("run", "state"):
             (self.dir / folder).mkdir()
         self.environment = dict(os.environ, XDG_RUNTIME_DIR=str(self.dir / "run"), LC_ALL="C",
-                                XDG_STATE_HOME=str(self.dir / "state"), **{MARK: self.vm})
+                                XDG_STATE_HOME=str(self.dir / "state"), **{MARK: self.mark})
 
     # --- things to work with
 
@@ -261,7 +261,8 @@ class Case:
         return path
 
     def daemon(self, disks, *options, nbd=None, env=None, wait=True, wrapper=()):
-        """Starts fleeced for {name: path or "path,option=value"}; one NBD unix socket unless `nbd` says other."""
+        """Starts fleeced for {name: path or "path,option=value"}; one NBD unix socket unless `nbd` says other (""
+        is none). wait=False: returns before it is ready. wrapper: a command that runs the command."""
         control = self.dir / f"control{len(self.daemons)}.sock"
         nbd = f"unix:{self.dir}/nbd{len(self.daemons)}.sock" if nbd is None else nbd
         arguments = [*wrapper, self.program("fleeced"), "--name", self.vm, "--control", control]
@@ -313,7 +314,7 @@ class Case:
 
     def strays(self):
         """Processes with the mark of this case that are alive, as {pid: command line}."""
-        found, mark = {}, f"{MARK}={self.vm}\0".encode()
+        found, mark = {}, f"{MARK}={self.mark}\0".encode()
         for entry in pathlib.Path("/proc").iterdir():
             with contextlib.suppress(OSError):
                 if entry.name.isdigit() and mark in (entry / "environ").read_bytes() + b"\0":

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A small guest: Debian's own kernel, modules and busybox, under QEMU's TCG.
+
+A guest has two file trees. The initial one (initramfs) loads the modules and hands over to /sbin/init of the disk, or
+runs a script of its own. Disk trees become ext4 images by mke2fs -d, with no need for root or mounts. What is the same
+for every run (the initramfs) is kept in BUILD/guest-cache, under a name that holds a hash of what it is made of."""
+import hashlib
+import os
+import pathlib
+import re
+import selectors
+import shutil
+import subprocess
+import time
+
+import harness
+
+CACHE = harness.BUILD / "guest-cache"
+MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic", "crc32c_intel")
+APPEND = "console=ttyS0 quiet panic=-1 nokaslr mitigations=off random.trust_cpu=on"
+
+# mdev is not needed: devtmpfs makes the nodes. $@ is run instead of the disk's init when the script was given one.
+BOOT_INIT = """#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev
+while read module; do insmod "/modules/$module"; done < /modules/order
+[ -x /run.sh ] && exec /run.sh
+for i in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/vda ] && break; sleep 0.2; done
+mount -t ext4 /dev/vda /disk || { echo "GUEST no root disk"; poweroff -f; }
+umount /proc /sys
+mount --move /dev /disk/dev
+exec switch_root /disk /sbin/init
+"""
+
+
+def kernel():
+    """(image, folder of its modules) of the newest Debian kernel that is installed."""
+    found = []
+    for image in pathlib.Path("/boot").glob("vmlinuz-*-amd64"):
+        folder = pathlib.Path("/lib/modules") / image.name[len("vmlinuz-"):]
+        if (folder / "modules.dep").exists() and os.access(image, os.R_OK):
+            found.append((tuple(int(n) for n in re.findall(r"\d+", image.name)), image, folder))
+    if not found:
+        raise harness.Skip("no Debian kernel with its modules in /boot and /lib/modules (package linux-image-amd64)")
+    return max(found)[1:]
+
+
+def busybox():
+    path = pathlib.Path("/bin/busybox")
+    if not path.exists():
+        raise harness.Skip("no /bin/busybox (package busybox-static)")
+    return path
+
+
+def module_order(folder):
+    """The files of MODULES and of what they need, in the order in which they can be loaded."""
+    needs = {}
+    for line in (folder / "modules.dep").read_text().splitlines():
+        path, _, rest = line.partition(":")
+        needs[path] = rest.split()
+    by_name = {pathlib.Path(p).name.split(".")[0]: p for p in needs}
+    order = []
+
+    def add(path):
+        for other in needs[path]:
+            add(other)
+        if path not in order:
+            order.append(path)
+
+    for name in MODULES:
+        if name in by_name:  # else it is part of the kernel
+            add(by_name[name])
+    return order
+
+
+def libraries(*programs):
+    """The shared libraries of programs, with the dynamic linker, as absolute paths."""
+    found = set()
+    for program in programs:
+        listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+        found.update(re.findall(r"(?:=> )?(/\S+) \(0x", listed))
+    return sorted(found)
+
+
+def initramfs(files=None, script=None):
+    """A compressed cpio archive. files: {path in the guest: path here}; script: run instead of the disk's init. Kept
+    for the next run, unless it holds files."""
+    image, folder = kernel()
+    order, files = module_order(folder), dict(files or {})
+    made_of = repr((str(image), order, BOOT_INIT, script, os.stat(busybox()).st_mtime_ns))
+    cached = CACHE / f"initramfs-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.cpio.gz"
+    if files:
+        cached = CACHE / f"initramfs-{os.getpid()}.cpio.gz"
+    elif cached.exists():
+        return cached
+    CACHE.mkdir(exist_ok=True)
+    tree = CACHE / f"tree-{os.getpid()}"
+    for name in ("bin", "proc", "sys", "dev", "disk", "modules", "tmp", "run"):
+        (tree / name).mkdir(parents=True)
+    shutil.copy(busybox(), tree / "bin/busybox")
+    for module in order:
+        shutil.copy(folder / module, tree / "modules")
+    (tree / "modules/order").write_text("".join(f"{pathlib.Path(m).name}\n" for m in order))
+    for inside, here in files.items():
+        (tree / inside.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(here, tree / inside.lstrip("/"))
+    scripts = {"init": BOOT_INIT}
+    if script:
+        scripts["run.sh"] = script
+    for name, text in scripts.items():
+        (tree / name).write_text(text)
+        (tree / name).chmod(0o755)
+    unfinished = cached.with_suffix(f".{os.getpid()}")
+    subprocess.run(f"find . | cpio -o -H newc --quiet | gzip -1 >'{unfinished}'", shell=True, cwd=tree, check=True)
+    unfinished.rename(cached)
+    shutil.rmtree(tree)
+    return cached
+
+
+def disk_tree(folder, init):
+    """A root file system in `folder`: busybox, its links, and `init` as /sbin/init."""
+    for name in ("bin", "sbin", "proc", "sys", "dev", "tmp", "data"):
+        (folder / name).mkdir(parents=True)
+    shutil.copy(busybox(), folder / "bin/busybox")
+    for name in subprocess.run([busybox(), "--list"], capture_output=True, text=True, check=True).stdout.split():
+        if name != "busybox":
+            (folder / "bin" / name).symlink_to("busybox")
+    (folder / "sbin/init").write_text(init)
+    (folder / "sbin/init").chmod(0o755)
+    return folder
+
+
+def ext4(image, size, tree):
+    """Makes `image` an ext4 file system of `size` bytes with the files of `tree`, owned by root."""
+    with open(image, "wb") as f:
+        f.truncate(size)
+    subprocess.run(["/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-E", "root_owner=0:0,lazy_itable_init=0,nodiscard",
+                    "-d", str(tree), str(image)], check=True, capture_output=True)
+    return image
+
+
+def qemu_arguments(initrd, more=""):
+    """What boots our kernel, besides disks; `more` goes to its command line."""
+    return ["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio", "-cpu", "max,la57=off",
+            "-kernel", str(kernel()[0]), "-initrd", str(initrd), "-append", f"{APPEND} {more}".strip()]
+
+
+class Guest:
+    """A running QEMU with its serial console on a pipe."""
+
+    def __init__(self, case, arguments, **options):
+        self.process = case.spawn(*arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                  **options)
+        self.text = ""
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.process.stdout, selectors.EVENT_READ)
+        os.set_blocking(self.process.stdout.fileno(), False)
+
+    def _read(self, timeout):
+        """Takes in what the console says; False at its end."""
+        if not self.selector.select(timeout):
+            return True
+        data = self.process.stdout.read()
+        if data == b"":
+            return False
+        self.text += (data or b"").decode(errors="replace").replace("\r", "")
+        return True
+
+    def drain(self):
+        """Takes in all that was said until now."""
+        while self.selector.select(0):
+            if not self._read(0):
+                break
+        return self.text
+
+    def expect(self, expression, timeout=60):
+        """Waits until the console has said `expression` and returns the match."""
+        end = time.monotonic() + timeout * harness.FACTOR
+        while True:
+            found = re.search(expression, self.text, re.M)
+            if found:
+                return found
+            left = end - time.monotonic()
+            assert left > 0, f"the guest did not say {expression!r}; its console:\n{self.text[-3000:]}"
+            assert self._read(min(left, 0.5)) or re.search(expression, self.text, re.M), \
+                f"QEMU ended before the guest said {expression!r}; its console:\n{self.text[-3000:]}"
+
+    def say(self, line):
+        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.flush()
+
+    def end(self, timeout=60):
+        """Waits for the guest to power itself off."""
+        end = time.monotonic() + timeout * harness.FACTOR
+        while self._read(0.5):
+            assert time.monotonic() < end, f"the guest did not power off; its console:\n{self.text[-3000:]}"
+        self.process.stdout.close()
+        self.process.stdin.close()
+        code = self.process.wait(10)
+        assert code == 0, f"QEMU ended with {code}:\n{self.text[-3000:]}"
+        return self.text
