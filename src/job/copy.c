@@ -43,6 +43,11 @@ struct cells { /* of one extent */
     uint64_t bits[EXTENT_CELLS / 64];
 };
 
+struct scan_run {
+    uint64_t length; /* bytes */
+    bool zero;
+};
+
 struct worker {
     struct copy *copy;
     struct list_node link; /* in copy->idle */
@@ -65,10 +70,12 @@ struct copy {
     unsigned busy;
     struct io_task task;
     uint64_t next; /* byte at which the next extent begins */
-    /* The scan: runs[first_run..run_end) cover [runs_start, scanned). */
-    struct block_extent *runs, *answer;
+    /* The scan: runs[first_run..run_end) cover [runs_start, runs_end), in whole cells but for a last run of zeroes; the
+     * next question begins at `scanned`. */
+    struct scan_run *runs;
+    struct block_extent *answer;
     unsigned first_run, run_end;
-    uint64_t runs_start, scanned;
+    uint64_t runs_start, runs_end, scanned;
     struct request scan;
     bool scanning;
     struct request flush;
@@ -113,9 +120,9 @@ static unsigned cell_count(const struct worker *worker)
 /* The bytes of cells [first, end) within the extent; the last cell of a disk may be short. */
 static struct range cells_range(const struct worker *worker, unsigned first, unsigned end)
 {
-    uint64_t start = first * CELL_BYTES, stop = end * CELL_BYTES;
-    if (stop > worker->extent.length)
-        stop = worker->extent.length;
+    uint64_t start = first * CELL_BYTES, stop = end * CELL_BYTES, length = worker->extent.length;
+    start = start < length ? start : length;
+    stop = stop < length ? stop : length;
     return (struct range){start, stop - start};
 }
 
@@ -331,6 +338,33 @@ static void worker_read(struct worker *worker)
 
 /* --- the scan */
 
+/*
+ * Adds the next `length` bytes to the runs. A cell with any data in it is data, so that at most 256 runs make up an extent
+ * however finely the source answers; otherwise the runs kept might never reach the end of an extent.
+ */
+static void scan_add(struct copy *copy, uint64_t length, bool zero)
+{
+    uint64_t size = copy->options.source->size_bytes, start = copy->scanned, end = start + length;
+    if (!zero) {
+        start = round_down(start, CELL_BYTES);
+        end = round_up(end, CELL_BYTES) < size ? round_up(end, CELL_BYTES) : size;
+    }
+    copy->scanned += length;
+    if (start < copy->runs_end && !zero && copy->runs[copy->run_end - 1].zero) { /* the cell was zero so far */
+        struct scan_run *last = &copy->runs[copy->run_end - 1];
+        last->length -= copy->runs_end - start;
+        copy->runs_end = start;
+        if (last->length == 0)
+            copy->run_end--;
+    }
+    if (end <= copy->runs_end)
+        return;
+    if (copy->run_end == copy->first_run || copy->runs[copy->run_end - 1].zero != zero)
+        copy->runs[copy->run_end++] = (struct scan_run){0, zero};
+    copy->runs[copy->run_end - 1].length += end - copy->runs_end;
+    copy->runs_end = end;
+}
+
 static void scan_done(struct request *req, int status)
 {
     struct copy *copy = container_of(req, struct copy, scan);
@@ -341,13 +375,11 @@ static void scan_done(struct request *req, int status)
         return;
     }
     assert(req->extent_count > 0 && req->extent_count <= LIMIT_STATUS_EXTENTS);
-    unsigned kept = copy->run_end - copy->first_run;
-    memmove(copy->runs, copy->runs + copy->first_run, kept * sizeof *copy->runs);
-    memcpy(copy->runs + kept, copy->answer, req->extent_count * sizeof *copy->runs);
+    copy->run_end -= copy->first_run;
+    memmove(copy->runs, copy->runs + copy->first_run, copy->run_end * sizeof *copy->runs);
     copy->first_run = 0;
-    copy->run_end = kept + req->extent_count;
     for (unsigned i = 0; i < req->extent_count; i++)
-        copy->scanned += copy->answer[i].length;
+        scan_add(copy, copy->answer[i].length, copy->answer[i].flags & EXTENT_ZERO);
     assert(copy->scanned <= copy->options.source->size_bytes);
 }
 
@@ -376,7 +408,7 @@ static struct cells scan_cells(struct copy *copy, struct range extent)
     uint64_t start = copy->runs_start;
     for (unsigned run = copy->first_run; start < range_end(extent); run++) {
         uint64_t end = start + copy->runs[run].length;
-        if (!(copy->runs[run].flags & EXTENT_ZERO)) {
+        if (!copy->runs[run].zero) {
             uint64_t from = (start > extent.start ? start : extent.start) - extent.start;
             uint64_t to = (end < range_end(extent) ? end : range_end(extent)) - extent.start;
             cells_set(&data, (unsigned)(from / CELL_BYTES), (unsigned)((to + CELL_BYTES - 1) / CELL_BYTES));
