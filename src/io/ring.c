@@ -288,7 +288,7 @@ static void ring_run_tasks(struct ring *ring)
 /* How long the tick may wait for an event: 0 not at all, UINT64_MAX for ever. */
 static uint64_t ring_wait_ns(struct ring *ring)
 {
-    if (!list_empty(&ring->ready) || !list_empty(&ring->tasks) || atomic_load(&ring->quit))
+    if (!list_empty(&ring->ready) || !list_empty(&ring->tasks) || atomic_load(&ring->quit) || ring->wake_idle)
         return 0;
     uint64_t deadline_ns = timer_heap_deadline(&ring->timers), wait_ns = UINT64_MAX;
     if (deadline_ns != UINT64_MAX) {

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Shared memory: growth, use by disk reads, punching. */
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/limits.h"
+#include "suite.h"
+
+static void shm_grows_reads_and_forgets(void **state)
+{
+    struct suite *suite = *state;
+    struct io_shm shm;
+    struct error err;
+    assert_int_equal(io_shm_create(suite->io, &shm, 64 * MIB, &err), 0);
+    assert_non_null(shm.base);
+    assert_int_equal(shm.reserved_bytes, 64 * MIB);
+    assert_int_equal(io_shm_grow(suite->io, &shm, (struct range){MIB, MIB}), 0);
+    suite_assert_filled(shm.base + MIB, 0, MIB);
+    memset(shm.base + MIB, 0x5a, MIB);
+    assert_int_equal(io_shm_grow(suite->io, &shm, (struct range){MIB, 2 * MIB}), 0); /* what is there stays */
+    suite_assert_filled(shm.base + MIB, 0x5a, MIB);
+
+    int fd = suite_create_file(suite, "source");
+    char data[8192];
+    memset(data, 0x77, sizeof data);
+    suite_write(suite, fd, data, sizeof data, 0);
+    assert_int_equal(suite_read(suite, fd, shm.base + 2 * MIB + 4096, sizeof data, 0), sizeof data);
+    suite_assert_filled(shm.base + 2 * MIB + 4096, 0x77, sizeof data);
+    io_close(suite->io, fd);
+
+    io_shm_punch(suite->io, &shm, (struct range){MIB, MIB});
+    assert_int_equal(io_shm_grow(suite->io, &shm, (struct range){MIB, MIB}), 0);
+    suite_assert_filled(shm.base + MIB, 0, MIB);
+    suite_assert_filled(shm.base + 2 * MIB + 4096, 0x77, sizeof data);
+    io_shm_destroy(suite->io, &shm);
+}
+
+static void shm_pieces_are_separate(void **state)
+{
+    struct suite *suite = *state;
+    struct io_shm a, b;
+    assert_int_equal(io_shm_create(suite->io, &a, MIB, NULL), 0);
+    assert_int_equal(io_shm_create(suite->io, &b, MIB, NULL), 0);
+    assert_int_equal(io_shm_grow(suite->io, &a, (struct range){0, MIB}), 0);
+    assert_int_equal(io_shm_grow(suite->io, &b, (struct range){0, MIB}), 0);
+    memset(a.base, 1, MIB);
+    memset(b.base, 2, MIB);
+    suite_assert_filled(a.base, 1, MIB);
+    io_shm_destroy(suite->io, &a);
+    suite_assert_filled(b.base, 2, MIB);
+    io_shm_destroy(suite->io, &b);
+}
+
+const struct CMUnitTest shm_tests[] = {
+    cmocka_unit_test(shm_grows_reads_and_forgets),
+    cmocka_unit_test(shm_pieces_are_separate),
+};
+SUITE_COUNT(shm_tests);
