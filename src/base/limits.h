@@ -70,6 +70,22 @@ enum {
     LIMIT_STATUS_BLOCKS = 16384,
     /* Bytes of the cache's map for one slot: key 8, chain 4, bucket 4. */
     LIMIT_MAP_BYTES_PER_SLOT = 16,
+
+    /* NBD connections of one server, handshakes included; a further one is closed at once. */
+    LIMIT_NBD_CONNECTIONS = 4096,
+    /* Requests under way of one connection; beyond it nothing is read from the client until one is answered. */
+    LIMIT_NBD_REQUESTS = 128,
+    /* Data of one option that is looked at: a name of 4096 bytes and queries. Longer data is refused unread. */
+    LIMIT_NBD_OPTION_BYTES = 16384,
+    /* Receive buffer of an idle connection: 36 requests of 28 bytes. */
+    LIMIT_NBD_INPUT_BYTES = 1024,
+    /* Request objects kept for reuse on one reactor: two connections with all they may have under way. */
+    LIMIT_NBD_SPARE_REQUESTS = 256,
+    /* Payloads longer than this are received in place; shorter ones are copied out of a batch. */
+    LIMIT_NBD_COPIED_BYTES = 16384,
+    /* Replies gathered into one send. */
+    LIMIT_NBD_SEND_FRAGMENTS = 256,
+
     /* Entries looked at per tick while slots of a dead point are freed: about 100 us. */
     LIMIT_SWEEP_STEP = 8192,
 };
@@ -80,6 +96,35 @@ enum {
 #define LIMIT_DISK_BYTES (256 * TIB)
 /* Snapshots that one daemon can make in its life: 28 bits of such an entry. One a second for eight years. */
 #define LIMIT_EPOCH ((UINT32_C(1) << 28) - 2)
+
+/* NBD: longest READ and WRITE, as advertised; what other servers take, too. */
+#define LIMIT_NBD_TRANSFER_BYTES (32 * MIB)
+/* Longer reads and writes are served in pieces of this size, so that a buffer is one piece of memory. */
+#define LIMIT_NBD_PIECE_BYTES (256 * KIB)
+/* A READ up to this length with the flag DF comes in one chunk: the protocol's minimum. */
+#define LIMIT_NBD_UNFRAGMENTED_BYTES (64 * KIB)
+/* Receive buffer of a busy connection: batches of small writes. */
+#define LIMIT_NBD_INPUT_BUSY_BYTES (64 * KIB)
+/* What each connection may always hold: 16 KiB of payload and the requests for it. 2,000 stalled ones: 36 MiB. */
+#define LIMIT_NBD_WINDOW_BYTES (18 * KIB)
+/* What all connections together may hold beyond that. */
+#define LIMIT_NBD_SHARED_BYTES (16 * MIB)
+/* Of its first half anybody may borrow this much; more is earned: a part of what has been moved beyond UNPROVEN, which
+ * is more than socket buffers swallow for a client that never reads. */
+#define LIMIT_NBD_OPEN_BYTES (512 * KIB)
+#define LIMIT_NBD_UNPROVEN_BYTES (8 * MIB)
+#define LIMIT_NBD_WINDOW_GROWTH 16
+#define LIMIT_NBD_BORROW_BYTES (4 * MIB)
+/* A client that has not chosen an export by then is dropped. */
+#define NBD_HANDSHAKE_NS (10 * NS_PER_S)
+/* A client that hung up or said goodbye has this long to take the replies that are left. */
+#define NBD_LINGER_NS (10 * NS_PER_S)
+/* Clients of an export that is removed: for requests under way to be answered. */
+#define NBD_SHUTDOWN_NS (1 * NS_PER_S)
+/* Pause of accept when the process has no descriptor left. */
+#define NBD_ACCEPT_PAUSE_NS (100 * NS_PER_MS)
+/* How often buffers of connections that became idle are looked for. */
+#define NBD_SWEEP_NS (1 * NS_PER_S)
 
 /* Unit of preservation and tracking. */
 #define BLOCK_BYTES_DEFAULT (4 * KIB)

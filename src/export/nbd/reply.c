@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The send queue of a session. All replies that are ready at the end of a tick leave in one send, one send is under way
+ * at a time, and data is sent from the buffer that it was read into. A reply's object, its buffer and its share of the
+ * window come back only when the kernel has taken the last byte: that is what bounds a client that never reads.
+ */
+#include <assert.h>
+#include <string.h>
+
+#include "export/nbd/session.h"
+
+static void send_run(struct io_task *task);
+static void send_done(struct io_op *op, int64_t result);
+
+void nbd_reply_init(struct nbd_session *session)
+{
+    list_init(&session->replies);
+    session->send.done = send_done;
+    session->send_task.run = send_run;
+}
+
+static void reply_queue(struct nbd_request *request)
+{
+    struct nbd_session *session = request->session;
+    if (session->state == NBD_SESSION_CLOSED) {
+        nbd_request_put(request);
+        return;
+    }
+    list_append(&session->replies, &request->link);
+    if (!session->sending)
+        io_task_queue(session->io, &session->send_task);
+}
+
+static void put_chunk_header(struct nbd_request *request, uint16_t flags, uint16_t type, uint32_t length)
+{
+    uint8_t *at = request->header;
+    at = wire_put32(at, NBD_CHUNK_MAGIC);
+    at = wire_put16(at, flags);
+    at = wire_put16(at, type);
+    at = wire_put64(at, request->command.cookie);
+    wire_put32(at, length);
+    request->header_length = NBD_CHUNK_BYTES;
+}
+
+static void put_simple_header(struct nbd_request *request, enum nbd_error error)
+{
+    uint8_t *at = request->header;
+    at = wire_put32(at, NBD_SIMPLE_REPLY_MAGIC);
+    at = wire_put32(at, error);
+    wire_put64(at, request->command.cookie);
+    request->header_length = NBD_SIMPLE_REPLY_BYTES;
+}
+
+static void put_in_header(struct nbd_request *request, const void *bytes, uint32_t length)
+{
+    assert(request->header_length + length <= sizeof request->header);
+    memcpy(request->header + request->header_length, bytes, length);
+    request->header_length += length;
+}
+
+void nbd_reply_status(struct nbd_request *request, enum nbd_error error)
+{
+    request->payload_length = 0;
+    if (!request->session->terms.structured) {
+        put_simple_header(request, error);
+    } else if (error) {
+        uint8_t body[6]; /* the error, and a message of no bytes */
+        wire_put16(wire_put32(body, error), 0);
+        put_chunk_header(request, NBD_CHUNK_DONE, NBD_CHUNK_ERROR, sizeof body);
+        put_in_header(request, body, sizeof body);
+    } else if (request->command.type == NBD_CMD_READ) {
+        put_chunk_header(request, NBD_CHUNK_DONE, NBD_CHUNK_NONE, 0);
+    } else {
+        put_simple_header(request, error);
+    }
+    reply_queue(request);
+}
+
+static void put_data_header(struct nbd_request *request, uint64_t offset, uint32_t length, bool last)
+{
+    if (!request->session->terms.structured) {
+        put_simple_header(request, NBD_SUCCESS);
+        return;
+    }
+    uint8_t body[8];
+    wire_put64(body, offset);
+    put_chunk_header(request, last ? NBD_CHUNK_DONE : 0, NBD_CHUNK_OFFSET_DATA, length + (uint32_t)sizeof body);
+    put_in_header(request, body, sizeof body);
+}
+
+void nbd_reply_data(struct nbd_request *request, uint64_t offset, uint32_t length, bool last)
+{
+    put_data_header(request, offset, length, last);
+    request->payload_length = length;
+    reply_queue(request);
+}
+
+void nbd_reply_stream_first(struct nbd_request *request, uint32_t length, uint32_t total)
+{
+    put_data_header(request, request->command.offset, total, true);
+    request->payload_length = length;
+    reply_queue(request);
+}
+
+void nbd_reply_stream_next(struct nbd_request *request, uint32_t length)
+{
+    request->header_length = 0;
+    request->payload_length = length;
+    reply_queue(request);
+}
+
+void nbd_reply_block_status(struct nbd_request *request, uint32_t context_id, uint32_t length)
+{
+    uint8_t body[4];
+    wire_put32(body, context_id);
+    put_chunk_header(request, NBD_CHUNK_DONE, NBD_CHUNK_BLOCK_STATUS, length + (uint32_t)sizeof body);
+    put_in_header(request, body, sizeof body);
+    request->payload_length = length;
+    reply_queue(request);
+}
+
+static unsigned add_fragment(struct iovec *iov, unsigned count, char *bytes, uint32_t length, uint32_t *skip)
+{
+    if (*skip >= length) {
+        *skip -= length;
+        return count;
+    }
+    iov[count] = (struct iovec){bytes + *skip, length - *skip};
+    *skip = 0;
+    return count + 1;
+}
+
+/* Two fragments for each reply: header and payload. */
+static unsigned gather(struct nbd_session *session, struct iovec *iov, unsigned max)
+{
+    unsigned count = 0;
+    uint32_t skip = session->sent;
+    list_each (node, &session->replies) {
+        struct nbd_request *request = container_of(node, struct nbd_request, link);
+        if (count + 2 > max)
+            break;
+        count = add_fragment(iov, count, (char *)request->header, request->header_length, &skip);
+        count = add_fragment(iov, count, request->buffer.bytes, request->payload_length, &skip);
+    }
+    return count;
+}
+
+static bool more_replies_than(const struct nbd_session *session, unsigned count)
+{
+    list_each (node, &session->replies)
+        if (count-- == 0)
+            return true;
+    return false;
+}
+
+static void send_run(struct io_task *task)
+{
+    struct nbd_session *session = container_of(task, struct nbd_session, send_task);
+    if (session->sending || session->state == NBD_SESSION_CLOSED || list_empty(&session->replies))
+        return;
+    struct iovec *iov = session->few;
+    unsigned max = sizeof session->few / sizeof session->few[0];
+    uint32_t size = LIMIT_NBD_SEND_FRAGMENTS * sizeof(struct iovec);
+    if (more_replies_than(session, max / 2) && nbd_window_take(&session->window, nbd_buffer_size(size))) {
+        if (nbd_pool_get(&session->home->reactor->pool, size, &session->many)) {
+            iov = (struct iovec *)(void *)session->many.bytes;
+            max = LIMIT_NBD_SEND_FRAGMENTS;
+        } else {
+            nbd_window_give(&session->window, nbd_buffer_size(size));
+        }
+    }
+    unsigned count = gather(session, iov, max);
+    session->sending = true;
+    io_sendv(session->io, &session->send, session->fd, iov, count);
+}
+
+/* Replies that are out are put back. */
+static void take_sent(struct nbd_session *session, uint64_t bytes)
+{
+    session->window.proven_bytes += bytes;
+    bytes += session->sent;
+    while (!list_empty(&session->replies)) {
+        struct nbd_request *request = list_first(&session->replies, struct nbd_request, link);
+        uint32_t length = request->header_length + request->payload_length;
+        if (bytes < length)
+            break;
+        bytes -= length;
+        list_remove(&request->link);
+        nbd_request_put(request);
+    }
+    session->sent = (uint32_t)bytes;
+}
+
+static void send_done(struct io_op *op, int64_t result)
+{
+    struct nbd_session *session = container_of(op, struct nbd_session, send);
+    session->sending = false;
+    if (session->many.bytes) {
+        nbd_window_give(&session->window, session->many.size);
+        nbd_pool_put(&session->home->reactor->pool, &session->many);
+    }
+    if (session->state == NBD_SESSION_CLOSED || result <= 0) {
+        nbd_session_close(session);
+        return;
+    }
+    take_sent(session, (uint64_t)result);
+    if (!list_empty(&session->replies))
+        io_task_queue(session->io, &session->send_task);
+    nbd_session_wake(session);
+}
+
+void nbd_reply_drop_all(struct nbd_session *session)
+{
+    assert(!session->sending);
+    session->sent = 0;
+    while (!list_empty(&session->replies))
+        nbd_request_put(container_of(list_take_first(&session->replies), struct nbd_request, link));
+}

@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * One connection in the transmission phase, on the reactor of its export's node: what session.c (receiving, life),
+ * transfer.c (reads and writes) and reply.c (sending) share. Everybody else uses the first three functions only.
+ */
+#ifndef FLEECE_EXPORT_NBD_SESSION_H
+#define FLEECE_EXPORT_NBD_SESSION_H
+
+#include "block/node.h"
+#include "export/nbd/command.h"
+#include "export/nbd/home.h"
+#include "export/nbd/options.h"
+
+enum nbd_session_state {
+    NBD_SESSION_ARRIVING, /* waits for what earlier clients left behind (C14) */
+    NBD_SESSION_SERVING,
+    NBD_SESSION_SHUTTING, /* the export goes: new commands are answered ESHUTDOWN */
+    NBD_SESSION_DRAINING, /* no more commands; what is under way is answered */
+    NBD_SESSION_CLOSED,   /* nothing is sent any more; waits for operations and requests under way */
+};
+
+struct nbd_request { /* one command, or one piece of a large one; between two uses it is all zeroes */
+    struct request block;
+    struct list_node link; /* in a send queue, or spare */
+    struct nbd_session *session;
+    struct nbd_command command; /* of the client: the same in all pieces */
+    struct nbd_request *whole;  /* for a piece: the command that it belongs to */
+    unsigned pieces;            /* for a command in pieces: those under way */
+    bool issued;                /* ... and no further one will come */
+    enum nbd_error error;
+    struct nbd_buffer buffer;
+    struct iovec iov; /* the payload, in the buffer */
+    uint8_t header[32];
+    uint32_t header_length;  /* 0: no header of its own */
+    uint32_t payload_length; /* to send; from the buffer's start */
+};
+
+struct nbd_session {
+    struct io *io;
+    struct nbd_home *home;
+    int fd;
+    enum nbd_session_state state;
+    struct nbd_terms terms;
+    struct list_node home_link, reactor_link, gate_link; /* gate: waiting or leaving */
+    uint64_t gate;                                       /* departures to wait for; or the number of its own */
+    bool admitted, half_closed, departed, settled;
+
+    struct io_message arrive;
+    struct io_op barrier, hangup;
+    bool barrier_armed, hangup_armed;
+    struct io_timer deadline;
+    struct io_task work;
+
+    struct nbd_window window;
+    unsigned request_count; /* objects out: until their replies are sent */
+    unsigned submitted;     /* of these, in the node */
+
+    /* Receiving: input[start, end) is not understood yet. */
+    struct io_op receive;
+    bool receiving, receiving_payload, input_ended, input_was_full;
+    bool active; /* since the last sweep */
+    uint8_t *input;
+    uint32_t input_size, input_start, input_end;
+    struct nbd_buffer input_busy;
+
+    /* The READ or WRITE being cut up or filled; parsing goes on behind it. */
+    bool transferring;
+    bool discarding; /* WRITE: its payload is thrown away; the answer is ready in `whole` */
+    bool streaming;  /* READ: the reply is one run of bytes, sent piece by piece with nothing between */
+    struct nbd_command transfer;
+    uint32_t transfer_left;    /* bytes not in a piece yet */
+    struct nbd_request *whole; /* NULL: not cut up (yet) */
+    struct nbd_request *fill;  /* WRITE: the piece being received */
+    uint32_t filled;
+
+    /* Sending. */
+    struct list replies; /* in order; the first ones may be under way */
+    struct io_op send;
+    struct io_task send_task;
+    bool sending;
+    uint32_t sent; /* bytes of the first reply that are out already */
+    struct iovec few[16];
+    struct nbd_buffer many; /* holds more fragments, while sending */
+
+    uint8_t small_input[LIMIT_NBD_INPUT_BYTES];
+};
+
+/* Server's thread: a session with `unread` bytes that came behind the handshake. NULL: no memory. */
+struct nbd_session *nbd_session_create(struct nbd_home *home, int fd, const struct nbd_terms *terms, const void *unread,
+                                       size_t unread_length);
+/* Server's thread: hands it to the reactor of its export; it frees itself. */
+void nbd_session_start(struct nbd_session *session);
+/* Owner thread, as all below: the export goes. */
+void nbd_session_shut(struct nbd_session *session);
+
+/* For home.c: it may begin. Buffers grown by an earlier burst are given back. */
+void nbd_session_begin(struct nbd_session *session);
+void nbd_session_sweep(struct nbd_session *session);
+
+/* Between the files of the session: */
+/* The connection is of no use any more; drops everything that is not under way. */
+void nbd_session_close(struct nbd_session *session);
+/* Something was freed or has become possible: goes on with the input at the end of the tick. */
+void nbd_session_wake(struct nbd_session *session);
+/* A request object, zeroed but for the command; NULL: no room now, something under way will make some. */
+struct nbd_request *nbd_request_get(struct nbd_session *session, const struct nbd_command *command);
+bool nbd_request_get_buffer(struct nbd_request *request, uint64_t bytes);
+void nbd_request_put(struct nbd_request *request);
+/* Submits to the node; done gets the object, never inside the call. */
+void nbd_request_submit(struct nbd_request *request, enum request_kind kind, struct range range, uint32_t flags,
+                        void (*done)(struct request *block, int status));
+
+enum nbd_step { NBD_STEP_ON, NBD_STEP_NEEDS_INPUT, NBD_STEP_BLOCKED };
+
+/* transfer.c: begins a READ or WRITE that was checked; `error`: of a WRITE whose payload is to be thrown away. */
+void nbd_transfer_begin(struct nbd_session *session, const struct nbd_command *command, struct nbd_request *refusal);
+enum nbd_step nbd_transfer_step(struct nbd_session *session);
+/* Where the payload may be received without a copy; length 0: nowhere. */
+struct iovec nbd_transfer_room(struct nbd_session *session);
+void nbd_transfer_received(struct nbd_session *session, uint32_t length);
+void nbd_transfer_drop(struct nbd_session *session);
+
+/* reply.c: a reply goes out (or nowhere, when closed); the object is put back when it is sent. */
+void nbd_reply_init(struct nbd_session *session);
+/* Without payload: success or an error. */
+void nbd_reply_status(struct nbd_request *request, enum nbd_error error);
+/* The data of a READ in one piece; offset: of the data. last: no other chunk follows. */
+void nbd_reply_data(struct nbd_request *request, uint64_t offset, uint32_t length, bool last);
+/* The first piece of a reply that is one run of bytes, `total` in all; and a further one. */
+void nbd_reply_stream_first(struct nbd_request *request, uint32_t length, uint32_t total);
+void nbd_reply_stream_next(struct nbd_request *request, uint32_t length);
+/* `length` bytes in the buffer describe extents. */
+void nbd_reply_block_status(struct nbd_request *request, uint32_t context_id, uint32_t length);
+void nbd_reply_drop_all(struct nbd_session *session);
+
+#endif
