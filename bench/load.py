@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The clients: fio's NBD engine, fio on the file itself, nbdcopy in a loop."""
+import json
+import os
+import pathlib
+import subprocess
+import threading
+import time
+
+
+def fio(kind, queue, seconds, ramp, uri=None, path=None):
+    """4 KiB random I/O; {"iops", "p50_us", "p99_us", "requests"}. kind: randread or randwrite. With `path`: plain fio on
+    the file, O_DIRECT and io_uring. The clients of both sides are the same."""
+    where = ["--ioengine=nbd", f"--uri={uri}"] if uri else ["--ioengine=io_uring", f"--filename={path}", "--direct=1"]
+    done = subprocess.run(
+        ["fio", "--name=b", *where, f"--rw={kind}", "--bs=4k", f"--iodepth={queue}", "--time_based",
+         f"--runtime={seconds}", f"--ramp_time={ramp}", "--randrepeat=0", "--output-format=json"],
+        capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"fio failed: {done.stderr}{done.stdout[-2000:]}")
+    job = json.loads(done.stdout[done.stdout.index("{"):])["jobs"][0]
+    if job["error"]:
+        raise SystemExit(f"fio: error {job['error']}")
+    side = job["read" if kind == "randread" else "write"]
+    percentiles = side["clat_ns"].get("percentile", {})
+    return {"iops": side["iops"], "requests": side["total_ios"],
+            "p50_us": percentiles.get("50.000000", 0) / 1000, "p99_us": percentiles.get("99.000000", 0) / 1000}
+
+
+class Puller:
+    """Pulls an export to nowhere at full speed, again and again, until the block is left; then .gib_per_second says how
+    fast that went, the pull that was under way included."""
+
+    def __init__(self, uri, size):
+        self.uri, self.size = uri, size
+        self.stop, self.pulled, self.error, self.process = threading.Event(), 0.0, None, None
+
+    def pull(self):
+        """One whole copy; nbdcopy tells its progress in steps of 1 %."""
+        read_end, write_end = os.pipe()
+        self.process = subprocess.Popen(["nbdcopy", f"--progress={write_end}", self.uri, "null:"], text=True,
+                                        stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=(write_end,))
+        os.close(write_end)
+        done = 0
+        with open(read_end, encoding="ascii") as progress:
+            for line in progress:
+                done = int(line.split("/")[0])
+        stderr = self.process.stderr.read()
+        self.process.stderr.close()
+        if self.process.wait() != 0 and not self.stop.is_set():
+            self.error = stderr
+        self.pulled += self.size * done / 100
+
+    def run(self):
+        while not self.stop.is_set() and not self.error:
+            self.pull()
+
+    def __enter__(self):
+        self.started = time.monotonic()
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        took = time.monotonic() - self.started
+        while self.thread.is_alive():
+            if self.process and self.process.poll() is None:
+                self.process.terminate()
+            self.thread.join(0.1)
+        if self.error:
+            raise SystemExit(f"the pull failed: {self.error}")
+        self.gib_per_second = self.pulled / took / (1 << 30)
+
+
+def timed(*arguments):
+    """Seconds that a command took."""
+    started = time.monotonic()
+    done = subprocess.run([str(a) for a in arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{arguments[0]}: {done.stderr}")
+    return time.monotonic() - started
+
+
+def make_disk(path, size):
+    """A disk full of random bytes, all of them allocated and on the disk."""
+    path = pathlib.Path(path)
+    if path.exists() and path.stat().st_size == size:
+        return path
+    subprocess.run(["dd", "if=/dev/urandom", f"of={path}", "bs=1M", f"count={size >> 20}", "oflag=direct", "iflag=fullblock",
+                    "status=none"], check=True)
+    return path
