@@ -99,6 +99,8 @@ enum {
 
 /* NBD: longest READ and WRITE, as advertised; what other servers take, too. */
 #define LIMIT_NBD_TRANSFER_BYTES (32 * MIB)
+/* Discards and zeroes go to the disk in pieces of this: copy-before-write looks at each block (8192: about 100 us). */
+#define LIMIT_NBD_RANGE_BYTES (32 * MIB)
 /* Longer reads and writes are served in pieces of this size, so that a buffer is one piece of memory. */
 #define LIMIT_NBD_PIECE_BYTES (256 * KIB)
 /* A READ up to this length with the flag DF comes in one chunk: the protocol's minimum. */

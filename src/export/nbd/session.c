@@ -123,11 +123,27 @@ void nbd_request_submit(struct nbd_request *request, enum request_kind kind, str
 
 /* Commands without a transfer. */
 
+static void command_done(struct request *block, int status);
+
+/* TRIM and WRITE_ZEROES of any length go to the node piece by piece, one after the other. */
+static void range_piece_submit(struct nbd_request *request, uint64_t start, enum request_kind kind, uint32_t flags)
+{
+    uint64_t left = request->command.offset + request->command.length - start;
+    struct range piece = {start, left < LIMIT_NBD_RANGE_BYTES ? left : LIMIT_NBD_RANGE_BYTES};
+    nbd_request_submit(request, kind, piece, flags, command_done);
+}
+
 static void command_done(struct request *block, int status)
 {
     struct nbd_request *request = container_of(block, struct nbd_request, block);
     struct nbd_session *session = request->session;
+    uint64_t end = request->command.offset + request->command.length;
     session->submitted--;
+    if (status == 0 && block->kind != REQUEST_FLUSH && range_end(block->range) < end &&
+        session->state != NBD_SESSION_CLOSED) {
+        range_piece_submit(request, range_end(block->range), block->kind, block->flags);
+        return;
+    }
     nbd_reply_status(request, nbd_error_of(status));
     nbd_session_wake(session);
 }
@@ -171,7 +187,6 @@ static bool block_status_submit(struct nbd_request *request)
 static bool command_submit(struct nbd_request *request)
 {
     const struct nbd_command *command = &request->command;
-    struct range range = {command->offset, command->length};
     uint32_t flags = command->flags & NBD_CMD_FLAG_FUA ? REQUEST_FUA : 0;
     if (command->type == NBD_CMD_BLOCK_STATUS)
         return block_status_submit(request);
@@ -180,14 +195,14 @@ static bool command_submit(struct nbd_request *request)
     } else if (command->length == 0 || command->type == NBD_CMD_CACHE) { /* CACHE is a hint, and taken as one */
         nbd_reply_status(request, NBD_SUCCESS);
     } else if (command->type == NBD_CMD_TRIM) {
-        nbd_request_submit(request, REQUEST_DISCARD, range, flags, command_done);
+        range_piece_submit(request, command->offset, REQUEST_DISCARD, flags);
     } else {
         assert(command->type == NBD_CMD_WRITE_ZEROES);
         if (command->flags & NBD_CMD_FLAG_NO_HOLE)
             flags |= REQUEST_NO_HOLE;
         if (command->flags & NBD_CMD_FLAG_FAST_ZERO)
             flags |= REQUEST_FAST_ZERO;
-        nbd_request_submit(request, REQUEST_WRITE_ZEROES, range, flags, command_done);
+        range_piece_submit(request, command->offset, REQUEST_WRITE_ZEROES, flags);
     }
     return true;
 }
