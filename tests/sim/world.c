@@ -165,7 +165,7 @@ void event_unschedule(struct world *world, struct event *event)
             heap_remove_at(world, at);
             return;
         }
-    assert(!"the event is in the heap");
+    assert(false); /* it is in the heap */
 }
 
 static void trace_event(const struct world *world, const struct event *event, int64_t result)

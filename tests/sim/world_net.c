@@ -168,7 +168,9 @@ static void try_poll(struct world *world, struct event *event, struct socket *so
         ready |= POLLIN;
     if (socket->peer != NULL && !socket->no_output && socket->peer->inbox_used < WORLD_SOCKET_BYTES)
         ready |= POLLOUT;
-    if (socket->peer == NULL && !socket->listening)
+    if (socket->end_of_input)
+        ready |= POLLRDHUP;
+    if (!socket->listening && (socket->peer == NULL || (socket->end_of_input && socket->no_output)))
         ready |= POLLHUP;
     ready &= event->flags | POLLERR | POLLHUP;
     if (ready != 0)

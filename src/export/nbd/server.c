@@ -60,6 +60,7 @@ static void server_finish(struct io_task *task)
         !list_empty(&server->table.entries) || !list_empty(&server->removing))
         return;
     assert(atomic_load(&server->lobby.connections) == 0 && list_empty(&server->reactors));
+    assert(atomic_load(&server->budget.lent_bytes) == 0 && atomic_load(&server->budget.memory_bytes) == 0);
     void (*destroyed)(void *argument) = server->destroyed;
     void *argument = server->destroyed_argument;
     free(server);
