@@ -48,6 +48,14 @@ enum {
     /* Pieces of a copy under way at once, each with a buffer of LIMIT_REQUEST_BYTES. */
     LIMIT_COPY_WORKERS = 64,
     COPY_WORKERS_DEFAULT = 8, /* reads, hashes and writes all overlap; more brought nothing on two cores */
+    /* A JSON file of a backup set: a manifest of 64 disks has less than 64 KiB. */
+    LIMIT_SET_JSON_BYTES = 256 * 1024,
+    /* File names in a manifest: the name of a disk and a suffix. */
+    LIMIT_IMAGE_NAME_BYTES = LIMIT_NAME_BYTES + 16,
+    /* Points of one set: one an hour for eleven years; their names are kept in memory and sorted. */
+    LIMIT_POINTS = 100000,
+    /* Points of one set within one second: their number has two digits. */
+    LIMIT_POINTS_PER_SECOND = 99,
     /* Control connections at once: a handful of tools, with room; one more is told so and closed. */
     LIMIT_CONTROL_CLIENTS = 64,
     /* One message to the daemon: commands are a few hundred bytes. */

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The manifest of a backup point: what was captured, and how to prove it. docs/formats/backup-set.md describes the text. */
+#ifndef FLEECE_SET_MANIFEST_H
+#define FLEECE_SET_MANIFEST_H
+
+#include <jansson.h>
+
+#include "base/error.h"
+#include "set/point_name.h"
+
+#define MANIFEST_FILE "manifest.json"
+#define MANIFEST_FORMAT "fleece-backup-point"
+#define MANIFEST_VERSION 1
+#define MANIFEST_EXTENT_BYTES (1 * MIB)
+#define SHA256_TEXT_BYTES 65
+#define UUID_TEXT_BYTES 37
+
+struct manifest_disk {
+    char name[LIMIT_NAME_BYTES + 1];
+    uint64_t size_bytes;
+    uint64_t data_bytes;                         /* of these, not zero */
+    char image[LIMIT_IMAGE_NAME_BYTES + 1];      /* file names in the folder of the point */
+    char hashes[LIMIT_IMAGE_NAME_BYTES + 1];
+    char hashes_sha256[SHA256_TEXT_BYTES];       /* of the file of hashes, in lower-case hexadecimal */
+};
+
+struct manifest {
+    char vm[LIMIT_NAME_BYTES + 1];
+    char tool[LIMIT_NAME_BYTES + 1];             /* "fleece 0.1.0" */
+    char created[POINT_TIME_BYTES];              /* when the snapshot was cut, UTC */
+    char snapshot[UUID_TEXT_BYTES];
+    unsigned disk_count;                         /* 1 to LIMIT_DISKS */
+    struct manifest_disk disks[LIMIT_DISKS];
+};
+
+/* Whoever makes a point writes one of these into it first, in the place of the manifest. */
+struct manifest_unfinished {
+    char vm[LIMIT_NAME_BYTES + 1];
+    char host[LIMIT_NAME_BYTES + 1];
+    char started[POINT_TIME_BYTES];
+    uint64_t pid;
+};
+
+/* Any text may come in. -EINVAL with a sentence that names the field (not the file: callers put it before). */
+int manifest_parse(const char *text, size_t length, struct manifest *manifest, struct error *err);
+int manifest_from_json(const json_t *json, struct manifest *manifest, struct error *err);
+/* New references; NULL: no memory. */
+json_t *manifest_to_json(const struct manifest *manifest);
+json_t *manifest_unfinished_to_json(const struct manifest_unfinished *unfinished);
+/* 0: the JSON is a manifest of ours of any state or version; *unfinished is filled in (pid 0: it is complete). */
+int manifest_recognise(const json_t *json, struct manifest_unfinished *unfinished);
+
+/* The disk of that name; NULL: none. */
+const struct manifest_disk *manifest_disk_find(const struct manifest *manifest, const char *name);
+
+#endif

@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * How a point comes into being:
+ *
+ *   mkdir .tmp-RANDOM; manifest.json with "state": "unfinished" (who, since when), durable
+ *   the images, the files of hashes
+ *   fsync the images; manifest.json.new, durable; rename to manifest.json; fsync the folder
+ *   rename the folder to its time; fsync the set's folder
+ *
+ * At every moment the folder is recognised by what manifest.json says (leftover.c), and only the last rename makes it
+ * visible, when all of it is on stable storage. If the very last fsync fails the rename is taken back, as far as the file
+ * system still lets us: what can't be promised is not shown.
+ */
+#include "set/point.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "set/hashes.h"
+#include "set/json_file.h"
+
+struct point {
+    struct set *set;
+    int folder;
+    char name[UNFINISHED_NAME_BYTES];
+};
+
+static void point_free(struct point *point)
+{
+    close(point->folder);
+    free(point);
+}
+
+void point_abandon(struct point *point)
+{
+    char reason[LIMIT_ERROR_BYTES];
+    leftover_remove(point->set, point->name, reason, sizeof reason);
+    fsync(set_directory(point->set));
+    point_free(point);
+}
+
+/* The path of a file of the point, for sentences. */
+static void show(const struct point *point, const char *file, char *shown)
+{
+    snprintf(shown, PATH_MAX, "%s/%s/%s", set_path(point->set), point->name, file);
+}
+
+static int write_mark(struct point *point, uint64_t now_seconds, struct error *err)
+{
+    struct manifest_unfinished unfinished = {.pid = (uint64_t)getpid()};
+    char shown[PATH_MAX];
+    snprintf(unfinished.vm, sizeof unfinished.vm, "%s", set_vm(point->set));
+    point_time_format(unfinished.started, now_seconds);
+    if (gethostname(unfinished.host, sizeof unfinished.host) < 0)
+        strcpy(unfinished.host, "unknown");
+    unfinished.host[sizeof unfinished.host - 1] = '\0';
+    for (char *at = unfinished.host; *at; at++)
+        if (*at < ' ' || *at > '~') /* JSON takes only UTF-8 */
+            *at = '?';
+    show(point, MANIFEST_FILE, shown);
+    json_t *json = manifest_unfinished_to_json(&unfinished);
+    if (!json)
+        return error_set(err, ENOMEM, "no memory for %s", shown);
+    int status = json_file_create(point->folder, MANIFEST_FILE, shown, json, err);
+    json_decref(json);
+    if (status == 0 && (fsync(point->folder) < 0 || fsync(set_directory(point->set)) < 0))
+        status = error_set(err, errno, "can't write %s: %s", shown, error_name(errno));
+    return status;
+}
+
+static int make_folder(struct point *point, struct error *err)
+{
+    uint64_t number;
+    if (getrandom(&number, sizeof number, 0) != sizeof number)
+        return error_set(err, EIO, "no random numbers for the name of a folder");
+    snprintf(point->name, sizeof point->name, UNFINISHED_PREFIX "%016llx", (unsigned long long)number);
+    if (mkdirat(set_directory(point->set), point->name, 0700) < 0)
+        return error_set(err, errno, "can't make a folder in '%s': %s", set_path(point->set), error_name(errno));
+    point->folder = openat(set_directory(point->set), point->name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (point->folder < 0) {
+        int code = errno;
+        unlinkat(set_directory(point->set), point->name, AT_REMOVEDIR);
+        return error_set(err, code, "can't open a folder in '%s': %s", set_path(point->set), error_name(code));
+    }
+    return 0;
+}
+
+int point_begin(struct set *set, uint64_t now_seconds, struct point **point, struct leftover_report *report,
+                struct error *err)
+{
+    struct point *made = calloc(1, sizeof *made);
+    if (!made)
+        return error_set(err, ENOMEM, "no memory for a backup point");
+    made->set = set;
+    int status = make_folder(made, err);
+    if (status < 0) {
+        free(made);
+        return status;
+    }
+    status = write_mark(made, now_seconds, err);
+    if (status < 0) {
+        point_abandon(made);
+        return status;
+    }
+    leftover_sweep(set, made->name, report);
+    *point = made;
+    return 0;
+}
+
+int point_add_disk(struct point *point, const char *name, struct manifest_disk *disk, char *image_path, size_t size,
+                   struct error *err)
+{
+    assert(strlen(name) <= LIMIT_NAME_BYTES);
+    memset(disk, 0, sizeof *disk);
+    strcpy(disk->name, name);
+    snprintf(disk->image, sizeof disk->image, "%s" IMAGE_SUFFIX, name);
+    snprintf(disk->hashes, sizeof disk->hashes, "%s" HASHES_SUFFIX, name);
+    if ((size_t)snprintf(image_path, size, "%s/%s/%s", set_path(point->set), point->name, disk->image) >= size)
+        return error_set(err, ENAMETOOLONG, "the path of the backup set is too long: %zu bytes",
+                         strlen(set_path(point->set)));
+    return 0;
+}
+
+int point_write_hashes(struct point *point, struct manifest_disk *disk, const uint8_t *hashes, struct error *err)
+{
+    char shown[PATH_MAX];
+    show(point, disk->hashes, shown);
+    uint64_t count = disk->size_bytes / MANIFEST_EXTENT_BYTES + (disk->size_bytes % MANIFEST_EXTENT_BYTES != 0);
+    return hashes_write(point->folder, disk->hashes, shown, hashes, count, disk->hashes_sha256, err);
+}
+
+static int sync_image(const struct point *point, const char *file, struct error *err)
+{
+    char shown[PATH_MAX];
+    int fd = openat(point->folder, file, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    int code = fd < 0 || fsync(fd) < 0 ? errno : 0;
+    if (fd >= 0)
+        close(fd);
+    show(point, file, shown);
+    return code ? error_set(err, code, "can't make %s durable: %s", shown, error_name(code)) : 0;
+}
+
+static int write_manifest(const struct point *point, const struct manifest *manifest, struct error *err)
+{
+    char shown[PATH_MAX];
+    show(point, MANIFEST_FILE, shown);
+    json_t *json = manifest_to_json(manifest);
+    if (!json)
+        return error_set(err, ENOMEM, "no memory for %s", shown);
+    int status = json_file_create(point->folder, MANIFEST_NEW_FILE, shown, json, err);
+    json_decref(json);
+    if (status == 0 && (renameat(point->folder, MANIFEST_NEW_FILE, point->folder, MANIFEST_FILE) < 0 ||
+                        fsync(point->folder) < 0))
+        status = error_set(err, errno, "can't write %s: %s", shown, error_name(errno));
+    return status;
+}
+
+/* The first name of that second which nothing has. The set is locked: nobody takes it meanwhile. */
+static int free_name(const struct point *point, const char *time, char *name, struct error *err)
+{
+    for (unsigned number = 1; number <= LIMIT_POINTS_PER_SECOND; number++) {
+        point_name_make(name, time, number);
+        if (faccessat(set_directory(point->set), name, F_OK, AT_SYMLINK_NOFOLLOW) < 0)
+            return 0;
+    }
+    return error_set(err, EEXIST, "the backup set '%s' has %d points of %s already", set_path(point->set),
+                     LIMIT_POINTS_PER_SECOND, time);
+}
+
+static int make_visible(struct point *point, const char *name, struct error *err)
+{
+    int directory = set_directory(point->set);
+    if (renameat(directory, point->name, directory, name) < 0)
+        return error_set(err, errno, "can't rename %s to %s in '%s': %s", point->name, name, set_path(point->set),
+                         error_name(errno));
+    if (fsync(directory) == 0)
+        return 0;
+    int code = errno;
+    renameat(directory, name, directory, point->name);
+    return error_set(err, code, "can't make point %s of '%s' durable: %s", name, set_path(point->set), error_name(code));
+}
+
+int point_publish(struct point *point, struct manifest *manifest, char *name, struct error *err)
+{
+    int status = 0;
+    strcpy(manifest->vm, set_vm(point->set));
+    strcpy(manifest->tool, "fleece " FLEECE_VERSION);
+    for (unsigned i = 0; i < manifest->disk_count && status == 0; i++)
+        status = sync_image(point, manifest->disks[i].image, err);
+    if (status == 0)
+        status = write_manifest(point, manifest, err);
+    if (status == 0)
+        status = free_name(point, manifest->created, name, err);
+    if (status == 0)
+        status = make_visible(point, name, err);
+    if (status == 0) {
+        set_note_point(point->set);
+        point_free(point);
+    }
+    return status;
+}

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* A backup point while it is made. It becomes visible in its set as a whole or not at all. */
+#ifndef FLEECE_SET_POINT_H
+#define FLEECE_SET_POINT_H
+
+#include "set/leftover.h"
+#include "set/set.h"
+
+#define IMAGE_SUFFIX ".raw"
+#define HASHES_SUFFIX ".sha256"
+#define MANIFEST_NEW_FILE "manifest.json.new"
+
+struct point;
+
+/* Makes the folder of a new point of a set that is open to add, with the mark that says whose it is, and then removes what
+ * killed backups have left (report). `now_seconds`: since 1970. */
+int point_begin(struct set *set, uint64_t now_seconds, struct point **point, struct leftover_report *report,
+                struct error *err);
+
+/* Fills in name, image and hashes of a disk and says where its image goes: a file that does not exist yet. */
+int point_add_disk(struct point *point, const char *name, struct manifest_disk *disk, char *image_path, size_t size,
+                   struct error *err);
+/* Writes the hashes of a disk whose size_bytes is known, and fills in hashes_sha256. */
+int point_write_hashes(struct point *point, struct manifest_disk *disk, const uint8_t *hashes, struct error *err);
+
+/*
+ * Makes everything durable and then visible. The manifest's `vm` and `tool` are filled in. On success the point is freed
+ * and name[POINT_NAME_BYTES] is what it is called; on failure it is still there to be abandoned, and invisible.
+ */
+int point_publish(struct point *point, struct manifest *manifest, char *name, struct error *err);
+/* Removes it all. */
+void point_abandon(struct point *point);
+
+#endif

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A backup set: a folder with `fleece.json` (format, version, VM) and one folder for each backup point.
+ * Everything in set/ makes plain blocking calls and belongs to one thread.
+ */
+#ifndef FLEECE_SET_SET_H
+#define FLEECE_SET_SET_H
+
+#include "base/error.h"
+#include "set/manifest.h"
+
+#define SET_FILE "fleece.json"
+#define SET_FORMAT "fleece-backup-set"
+#define SET_VERSION 1
+
+struct set;
+
+/* An existing set, to be read. -ENOENT, -ENOTDIR, -EINVAL... with a sentence. */
+int set_open(const char *path, struct set **set, struct error *err);
+/*
+ * To add a point to it: made when it does not exist or is an empty folder, and locked until set_close(). Refused: a folder
+ * with other things in it, a set of another VM (EEXIST), one that somebody else adds to (EBUSY; says who).
+ */
+int set_open_to_add(const char *path, const char *vm, struct set **set, struct error *err);
+/* A set that was made by this set_open_to_add() and got no point disappears again. */
+void set_close(struct set *set);
+
+const char *set_path(const struct set *set);
+const char *set_vm(const struct set *set);
+
+struct set_points {
+    unsigned count;
+    char (*names)[POINT_NAME_BYTES]; /* oldest first */
+};
+/* Free with set_points_free(). */
+int set_points_list(const struct set *set, struct set_points *points, struct error *err);
+void set_points_free(struct set_points *points);
+/* `wanted` is the name of a point, or "latest" or NULL for the newest. -ENOENT. name[POINT_NAME_BYTES]. */
+int set_point_find(const struct set *set, const char *wanted, char *name, struct error *err);
+
+int set_manifest_load(const struct set *set, const char *point, struct manifest *manifest, struct error *err);
+/* copy_extent_count() hashes of 32 bytes; free() them. */
+int set_hashes_load(const struct set *set, const char *point, const struct manifest_disk *disk, uint8_t **hashes,
+                    struct error *err);
+/* The path of an image, which must be a regular file of the right size. -ENOENT, -EBADMSG with a sentence. */
+int set_image_find(const struct set *set, const char *point, const struct manifest_disk *disk, char *path, size_t size,
+                   struct error *err);
+
+/* For point.c and leftover.c: the folder; the point that has just become visible. */
+int set_directory(const struct set *set);
+void set_note_point(struct set *set);
+
+#endif
