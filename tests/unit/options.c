@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The command line of fleeced: what is right, and the sentence for everything that is not. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/options.h"
+
+enum { ARGUMENTS_MAX = 200 };
+
+/* Parses "fleeced" and the arguments up to NULL. */
+static int parse(struct options *options, struct error *err, const char *first, va_list more)
+{
+    char *argv[ARGUMENTS_MAX + 2] = {(char *)"fleeced"};
+    int argc = 1;
+    for (const char *next = first; next; next = va_arg(more, const char *)) {
+        assert_true(argc <= ARGUMENTS_MAX);
+        argv[argc++] = (char *)(uintptr_t)next;
+    }
+    *err = (struct error){0};
+    return options_parse(options, argc, argv, err);
+}
+
+static void right(struct options *options, const char *first, ...)
+{
+    struct error err;
+    va_list more;
+    va_start(more, first);
+    int status = parse(options, &err, first, more);
+    va_end(more);
+    if (status)
+        fail_msg("%s", err.text);
+}
+
+/* The sentence must hold `expected`. */
+static void wrong(const char *expected, const char *first, ...)
+{
+    struct options options;
+    struct error err;
+    va_list more;
+    va_start(more, first);
+    int status = parse(&options, &err, first, more);
+    va_end(more);
+    options_fini(&options);
+    assert_int_equal(status, -EINVAL);
+    if (!strstr(err.text, expected))
+        fail_msg("\"%s\" does not say \"%s\"", err.text, expected);
+}
+
+static void whole_line(void **state)
+{
+    (void)state;
+    struct options options;
+    right(&options, "--name", "web1", "--disk", "vda=/a.raw,format=raw,cache=writeback,read-only=on",
+          "--disk=vdb=b=c,,d.raw", "--disk", "n=,driver=null,size=1G", "--nbd", "unix:/run/x.sock", "--nbd",
+          "tcp:127.0.0.1:10809", "--nbd=unix:rel", "--fleece", "ram=64M", "--control", "/c.sock", "--io-threads", "3",
+          "--lock-timeout", "1.5", "--state-dir", "/var", NULL);
+    assert_int_equal(options.action, OPTIONS_SERVE);
+    assert_string_equal(options.vm, "web1");
+    assert_int_equal(options.disk_count, 3);
+    assert_string_equal(options.disks[0].name, "vda");
+    assert_string_equal(options.disks[0].path, "/a.raw");
+    assert_true(options.disks[0].page_cache && options.disks[0].read_only && !options.disks[0].null_driver);
+    assert_string_equal(options.disks[1].path, "b=c,d.raw");
+    assert_false(options.disks[1].page_cache || options.disks[1].read_only);
+    assert_true(options.disks[2].null_driver);
+    assert_int_equal(options.disks[2].size_bytes, GIB);
+    assert_int_equal(options.nbd_count, 3);
+    assert_string_equal(options.nbd[1], "tcp:127.0.0.1:10809");
+    char folder[4096], expected[4200];
+    assert_non_null(getcwd(folder, sizeof folder));
+    snprintf(expected, sizeof expected, "unix:%s/rel", folder);
+    assert_string_equal(options.nbd[2], expected);
+    assert_int_equal(options.ram_bytes, 64 * MIB);
+    assert_string_equal(options.control, "/c.sock");
+    assert_int_equal(options.io_threads, 3);
+    assert_int_equal(options.lock_wait_ns, 3 * NS_PER_S / 2);
+    options_fini(&options);
+}
+
+static void defaults(void **state)
+{
+    (void)state;
+    struct options options;
+    right(&options, "--name", "x", "--disk", "a=b", NULL);
+    assert_int_equal(options.ram_bytes, FLEECE_RAM_DEFAULT);
+    assert_int_equal(options.lock_wait_ns, LOCK_WAIT_DEFAULT_NS);
+    assert_int_equal(options.nbd_count, 0);
+    assert_null(options.control);
+    options_fini(&options);
+    right(&options, "--help", NULL);
+    assert_int_equal(options.action, OPTIONS_HELP);
+    options_fini(&options);
+    right(&options, "--version", NULL);
+    assert_int_equal(options.action, OPTIONS_VERSION);
+    options_fini(&options);
+}
+
+static void wrong_disks(void **state)
+{
+    (void)state;
+    wrong("--disk is missing", "--name", "x", NULL);
+    wrong("'vda' is not NAME=FILE", "--disk", "vda", NULL);
+    wrong("'' is not NAME=FILE", "--disk", "", NULL);
+    wrong("disk name 'v/a' is not valid", "--disk", "v/a=f", NULL);
+    wrong("disk name '' is not valid", "--disk", "=f", NULL);
+    wrong("--disk vda: the name of the file is missing", "--disk", "vda=", NULL);
+    wrong("--disk vda: two disks have this name", "--disk", "vda=a", "--disk", "vda=b", NULL);
+    wrong("format=qcow2 is not supported yet", "--disk", "vda=a,format=qcow2", NULL);
+    wrong("format=vmdk is unknown", "--disk", "vda=a,format=vmdk", NULL);
+    wrong("cache=unsafe is not right: none or writeback", "--disk", "vda=a,cache=unsafe", NULL);
+    wrong("read-only=yes is not right: off or on", "--disk", "vda=a,read-only=yes", NULL);
+    wrong("driver=rbd is not right: file or null", "--disk", "vda=a,driver=rbd", NULL);
+    wrong("size= is for driver=null", "--disk", "vda=a,size=1G", NULL);
+    wrong("driver=null wants size=SIZE", "--disk", "vda=,driver=null", NULL);
+    wrong("driver=null uses no file, but 'f' is given", "--disk", "vda=f,driver=null,size=1G", NULL);
+    wrong("size '1X' is not a size", "--disk", "vda=,driver=null,size=1X", NULL);
+    wrong("size=0 is not right", "--disk", "vda=,driver=null,size=0", NULL);
+    wrong("size=5000T is not right", "--disk", "vda=,driver=null,size=5000T", NULL);
+    wrong("track= (change tracking) is not supported yet", "--disk", "vda=a,track=on", NULL);
+    wrong("unknown option 'colour'", "--disk", "vda=a,colour=red", NULL);
+    wrong("'ro' is not NAME=VALUE", "--disk", "vda=a,ro", NULL);
+    wrong("'' is not NAME=VALUE", "--disk", "vda=a,", NULL);
+}
+
+static void too_many(void **state)
+{
+    (void)state;
+    struct options options;
+    struct error err = {0};
+    char texts[LIMIT_DISKS + 1][24], *argv[2 * LIMIT_DISKS + 4] = {(char *)"fleeced"};
+    int argc = 1;
+    for (int i = 0; i <= LIMIT_DISKS; i++) {
+        snprintf(texts[i], sizeof texts[i], "--disk=d%d=f", i);
+        argv[argc++] = texts[i];
+    }
+    assert_int_equal(options_parse(&options, argc, argv, &err), -EINVAL);
+    assert_non_null(strstr(err.text, "more than 64 disks"));
+    options_fini(&options);
+    wrong("--nbd: more than 8 addresses", "--nbd", "unix:/a", "--nbd", "unix:/a", "--nbd", "unix:/a", "--nbd",
+          "unix:/a", "--nbd", "unix:/a", "--nbd", "unix:/a", "--nbd", "unix:/a", "--nbd", "unix:/a", "--nbd", "unix:/a",
+          NULL);
+}
+
+static void wrong_options(void **state)
+{
+    (void)state;
+    wrong("--name is missing", "--disk", "a=b", NULL);
+    wrong("--name: VM name 'a b' is not valid", "--name", "a b", NULL);
+    wrong("'stray' is no option", "--name", "x", "--disk", "a=b", "stray", NULL);
+    wrong("'--colour' is no option", "--colour", NULL);
+    wrong("'-z' is no option", "-z", NULL);
+    wrong("--name wants a value", "--name", NULL);
+    wrong("--vhost-user is not supported yet", "--vhost-user", "vda=/s", NULL);
+    wrong("--config is not supported yet", "--config", "/etc/x", NULL);
+    wrong("--fleece: dir= (the disk tier) is not supported yet", "--fleece", "ram=64M,dir=/x", NULL);
+    wrong("--fleece: max= (the disk tier) is not supported yet", "--fleece", "max=1G", NULL);
+    wrong("ram=1M is not right: from 4M to 1T", "--fleece", "ram=1M", NULL);
+    wrong("ram=2T is not right", "--fleece", "ram=2T", NULL);
+    wrong("--fleece: ram 'lots' is not a size", "--fleece", "ram=lots", NULL);
+    wrong("unknown option 'rom'", "--fleece", "rom=64M", NULL);
+    wrong("--nbd 'localhost' is not an address: unix:PATH or tcp:HOST:PORT", "--nbd", "localhost", NULL);
+    wrong("--nbd 'tcp:localhost' is not an address", "--nbd", "tcp:localhost", NULL);
+    wrong("--nbd 'tcp:h:0' is not an address", "--nbd", "tcp:h:0", NULL);
+    wrong("--nbd 'tcp:h:65536' is not an address", "--nbd", "tcp:h:65536", NULL);
+    wrong("--nbd 'tcp:h:-1' is not an address", "--nbd", "tcp:h:-1", NULL);
+    wrong("--nbd 'tcp:h:1x' is not an address", "--nbd", "tcp:h:1x", NULL);
+    wrong("--nbd: the path is empty", "--nbd", "unix:", NULL);
+    wrong("--control: the path is empty", "--control", "", NULL);
+    wrong("--io-threads '0' is not right: from 1 to 32", "--io-threads", "0", NULL);
+    wrong("--io-threads '33' is not right", "--io-threads", "33", NULL);
+    wrong("--io-threads '-1' is not right", "--io-threads", "-1", NULL);
+    wrong("--lock-timeout 'soon' is not right: seconds, from 0 to 3600", "--lock-timeout", "soon", NULL);
+    wrong("--lock-timeout '9999' is not right", "--lock-timeout", "9999", NULL);
+    wrong("--lock-timeout 'nan' is not right", "--lock-timeout", "nan", NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(whole_line), cmocka_unit_test(defaults),      cmocka_unit_test(wrong_disks),
+        cmocka_unit_test(too_many),   cmocka_unit_test(wrong_options),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
