@@ -5,8 +5,8 @@
 
 #include <stddef.h>
 
-/* $XDG_RUNTIME_DIR/fleece/VM for a user, /run/fleece/VM for root or without that variable; then "/FILE" unless it is
- * NULL. 0, or -ENAMETOOLONG. */
+/* $XDG_RUNTIME_DIR/fleece/VM for a user, /run/fleece/VM for root or without that variable; then "/FILE"
+ * unless it is NULL. 0, or -ENAMETOOLONG. */
 int place_runtime(char *path, size_t size, const char *vm, const char *file);
 
 #endif

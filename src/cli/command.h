@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The commands of the client `fleece`: one file per command, each with one `const struct cli_command` that main.c lists.
+ * The commands of the client `fleece`: one file per command, each with one `const struct cli_command` that
+ * main.c lists.
  *
- * What a command prints: results on stdout, everything else on stderr. Errors are one sentence, "fleece: SENTENCE", made
- * by cli_fail(), cli_usage() or cli_warn(); a command returns what they return. With --json, stdout gets one JSON object
- * a line and nothing else.
+ * What a command prints: results on stdout, everything else on stderr. Errors are one sentence, "fleece:
+ * SENTENCE", made by cli_fail(), cli_usage() or cli_warn(); a command returns what they return. With --json,
+ * stdout gets one JSON object a line and nothing else.
  */
 #ifndef FLEECE_CLI_COMMAND_H
 #define FLEECE_CLI_COMMAND_H
@@ -21,7 +22,7 @@ enum cli_exit {
     CLI_INTERRUPTED = 130, /* by SIGINT or SIGTERM; nothing is left behind */
 };
 
-struct cli { /* what the options before the command say */
+struct cli {             /* what the options before the command say */
     const char *vm;      /* NULL: not given */
     const char *control; /* NULL: not given */
     bool json;
@@ -30,10 +31,11 @@ struct cli { /* what the options before the command say */
 
 struct cli_command {
     const char *name;
-    const char *arguments; /* for the usage line: "create [NAME] [--drain-timeout SECONDS] | list | delete NAME" */
-    const char *summary;   /* one line for --help */
-    /* argv[0] is the command's name; the options of a command are its own business (getopt_long; optind is 0 at entry, and
-     * opterr is off: say it with cli_usage()). Returns an enum cli_exit. */
+    const char
+        *arguments; /* for the usage line: "create [NAME] [--drain-timeout SECONDS] | list | delete NAME" */
+    const char *summary; /* one line for --help */
+    /* argv[0] is the command's name; the options of a command are its own business (getopt_long; optind is 0
+     * at entry, and opterr is off: say it with cli_usage()). Returns an enum cli_exit. */
     int (*run)(struct cli *cli, int argc, char **argv);
 };
 
@@ -48,9 +50,11 @@ int cli_usage_option(const struct cli *cli, int result, char *const *argv);
 /* "fleece: warning: SENTENCE" on stderr; returns CLI_WARNING. */
 int cli_warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* Connects to the daemon that --vm or --control names. CLI_DONE, or what the command returns: the error has been said. */
+/* Connects to the daemon that --vm or --control names. CLI_DONE, or what the command returns: the error has
+ * been said. */
 int cli_connect(const struct cli *cli, struct fleece **fleece);
-/* Executes and returns the JSON text of "return" (free() it); NULL: the error has been said, return CLI_FAILED. */
+/* Executes and returns the JSON text of "return" (free() it); NULL: the error has been said, return
+ * CLI_FAILED. */
 char *cli_execute(struct fleece *fleece, const char *command, const char *arguments);
 
 #endif

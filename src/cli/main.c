@@ -72,7 +72,8 @@ int cli_connect(const struct cli *cli, struct fleece **fleece)
     if (cli->vm && name_check("VM name", cli->vm, &err) < 0)
         return cli_usage(cli, "--vm: %s", err.text);
     if (!cli->control && fleece_default_socket(cli->vm, path, sizeof path) < 0)
-        return cli_fail("the default path of the control socket of VM %s is too long; use --control", cli->vm);
+        return cli_fail("the default path of the control socket of VM %s is too long; use --control",
+                        cli->vm);
     *fleece = fleece_open(cli->control ? cli->control : path, error);
     return *fleece ? CLI_DONE : cli_fail("%s", error);
 }
@@ -97,7 +98,8 @@ static int print_help(void)
            usage);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         printf("  %s %s\n      %s\n", commands[i]->name, commands[i]->arguments, commands[i]->summary);
-    printf("\nExit codes: 0 done, 1 failed, 2 wrong usage, 3 done with a warning, 130 interrupted. See fleece(1).\n");
+    printf("\nExit codes: 0 done, 1 failed, 2 wrong usage, 3 done with a warning, 130 interrupted. See "
+           "fleece(1).\n");
     return CLI_DONE;
 }
 
@@ -124,9 +126,9 @@ static int run_command(struct cli *cli, int argc, char **argv)
 int main(int argc, char **argv)
 {
     static const struct option options[] = {
-        {"vm", required_argument, NULL, 'v'},   {"control", required_argument, NULL, 'c'},
-        {"json", no_argument, NULL, 'j'},       {"help", no_argument, NULL, 'h'},
-        {"version", no_argument, NULL, 'V'},    {NULL, 0, NULL, 0},
+        {"vm", required_argument, NULL, 'v'}, {"control", required_argument, NULL, 'c'},
+        {"json", no_argument, NULL, 'j'},     {"help", no_argument, NULL, 'h'},
+        {"version", no_argument, NULL, 'V'},  {NULL, 0, NULL, 0},
     };
     struct cli cli = {0};
     int option;

@@ -59,7 +59,8 @@ static json_int_t milliseconds(const char *text)
 
 static int snapshot_create(struct cli *cli, int argc, char **argv)
 {
-    static const struct option options[] = {{"drain-timeout", required_argument, NULL, 'd'}, {NULL, 0, NULL, 0}};
+    static const struct option options[] = {{"drain-timeout", required_argument, NULL, 'd'},
+                                            {NULL, 0, NULL, 0}};
     int option;
     json_int_t drain_ms = 0;
     optind = 0;
@@ -85,7 +86,8 @@ static int snapshot_create(struct cli *cli, int argc, char **argv)
     if (code == CLI_DONE && cli->json)
         print_json(result);
     else if (code == CLI_DONE)
-        printf("snapshot %s created; the guest's writes were held for %.0f us\n", text_of(result, "name"), hold_us(result));
+        printf("snapshot %s created; the guest's writes were held for %.0f us\n", text_of(result, "name"),
+               hold_us(result));
     json_decref(arguments);
     json_decref(result);
     return code;
@@ -104,7 +106,8 @@ static int snapshot_list(struct cli *cli, int argc, char **argv)
         printf("no snapshots\n");
     else if (!cli->json)
         printf("%-24s %-9s %-30s %12s  %s\n", "SNAPSHOT", "STATE", "CREATED", "HELD (us)", "REASON");
-    json_array_foreach (snapshots, i, snapshot) {
+    json_array_foreach(snapshots, i, snapshot)
+    {
         if (cli->json)
             print_json(snapshot);
         else

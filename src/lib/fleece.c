@@ -2,11 +2,11 @@
 /*
  * The client of the control socket.
  *
- * The daemon sends one message a line: a greeting once, then one reply for each command, in order, and events between
- * them at any time. A command is sent with an id of our own and everything is read until its reply is there; events met
- * on the way are kept, at most LIMIT_CLIENT_EVENTS of them (the oldest is dropped then: a caller that never asks for
- * events must not grow). Any broken message or lost connection is final: `broken` holds the sentence that every later call
- * repeats.
+ * The daemon sends one message a line: a greeting once, then one reply for each command, in order, and events
+ * between them at any time. A command is sent with an id of our own and everything is read until its reply is
+ * there; events met on the way are kept, at most LIMIT_CLIENT_EVENTS of them (the oldest is dropped then: a
+ * caller that never asks for events must not grow). Any broken message or lost connection is final: `broken`
+ * holds the sentence that every later call repeats.
  */
 #include "fleece/fleece.h"
 
@@ -71,7 +71,8 @@ static int64_t now_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* Waits for input until deadline_ms (-1: for ever) and reads what is there. 1: read, 0: time is over, -1: broken. */
+/* Waits for input until deadline_ms (-1: for ever) and reads what is there. 1: read, 0: time is over, -1:
+ * broken. */
 static int receive(struct fleece *fleece, int64_t deadline_ms)
 {
     if (fleece->used == fleece->room) {
@@ -111,7 +112,8 @@ static int take_message(struct fleece *fleece, int64_t deadline_ms, json_t **mes
 {
     size_t looked = 0;
     for (;;) {
-        char *newline = looked < fleece->used ? memchr(fleece->buffer + looked, '\n', fleece->used - looked) : NULL;
+        char *newline = looked < fleece->used ? memchr(fleece->buffer + looked, '\n', fleece->used - looked)
+                                              : NULL;
         if (!newline) {
             looked = fleece->used;
             int got = receive(fleece, deadline_ms);
@@ -181,7 +183,8 @@ static int send_command(struct fleece *fleece, const char *command, json_t *argu
     return status;
 }
 
-static char *take_reply(struct fleece *fleece, const char *command, uint64_t id, int64_t deadline_ms, char *error)
+static char *take_reply(struct fleece *fleece, const char *command, uint64_t id, int64_t deadline_ms,
+                        char *error)
 {
     for (;;) {
         json_t *message = NULL;
@@ -234,7 +237,8 @@ char *fleece_execute(struct fleece *fleece, const char *command, const char *arg
     uint64_t id = ++fleece->next_id;
     int status = send_command(fleece, command, json, id);
     json_decref(json);
-    /* A daemon that refuses the connection says why and hangs up, perhaps before it read anything: look for that. */
+    /* A daemon that refuses the connection says why and hangs up, perhaps before it read anything: look for
+     * that. */
     char *text = take_reply(fleece, command, id, -1, error);
     assert(!(status < 0 && text) || fleece->broken[0]);
     return text;
@@ -273,7 +277,8 @@ static int connect_to(struct fleece *fleece, const char *path, char *error)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof address.sun_path) {
-        say(error, "control socket path '%.100s…' is too long: %zu bytes at most", path, sizeof address.sun_path - 1);
+        say(error, "control socket path '%.100s…' is too long: %zu bytes at most", path,
+            sizeof address.sun_path - 1);
         return -1;
     }
     strcpy(address.sun_path, path);
@@ -304,7 +309,8 @@ static int negotiate(struct fleece *fleece, char *error)
         return -1;
     }
     const char *refusal = json_string_value(json_object_get(json_object_get(greeting, "error"), "desc"));
-    bool ours = json_object_get(json_object_get(json_object_get(greeting, "QMP"), "version"), "fleece") != NULL;
+    bool ours = json_object_get(json_object_get(json_object_get(greeting, "QMP"), "version"), "fleece") !=
+                NULL;
     if (refusal)
         say(error, "%s", refusal);
     else if (!ours)

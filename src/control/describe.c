@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "control/describe.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/limits.h"
+
+json_t *describe_text(const char *text)
+{
+    json_t *json = json_string(text);
+    if (json)
+        return json;
+    char plain[LIMIT_ERROR_BYTES];
+    snprintf(plain, sizeof plain, "%s", text);
+    for (char *byte = plain; *byte; byte++)
+        if ((unsigned char)*byte >= 0x80)
+            *byte = '?';
+    return json_string(plain);
+}
+
+json_t *describe_version(void)
+{
+    int major = 0, minor = 0, micro = 0;
+    sscanf(FLEECE_VERSION, "%d.%d.%d", &major, &minor, &micro);
+    return json_pack("{s:{s:i, s:i, s:i}, s:s}", "fleece", "major", major, "minor", minor, "micro", micro,
+                     "package", "fleece " FLEECE_VERSION);
+}
+
+json_t *describe_time(uint64_t wall_ns)
+{
+    char text[40];
+    struct tm tm;
+    time_t seconds = (time_t)(wall_ns / NS_PER_S);
+    gmtime_r(&seconds, &tm);
+    size_t length = strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%S", &tm);
+    snprintf(text + length, sizeof text - length, ".%06uZ", (unsigned)(wall_ns % NS_PER_S / NS_PER_US));
+    return json_string(text);
+}
+
+static const char *state_name(enum snapshot_state state)
+{
+    switch (state) {
+    case SNAPSHOT_CREATING:
+        return "creating";
+    case SNAPSHOT_LIVE:
+        return "live";
+    case SNAPSHOT_BROKEN:
+        return "broken";
+    case SNAPSHOT_DELETING:
+        return "deleting";
+    }
+    return "?";
+}
+
+json_t *describe_snapshot(const struct snapshot *snapshot)
+{
+    struct snapshot_info info;
+    snapshot_info(snapshot, &info);
+    json_t *json = json_pack("{s:s, s:s, s:s, s:b, s:o, s:I, s:I, s:I, s:i}", "name", info.name, "uuid",
+                             info.uuid, "state", state_name(info.state), "leased", info.leased, "created",
+                             describe_time(info.created_wall_ns), "created-ns",
+                             (json_int_t)info.created_wall_ns, "hold-ns", (json_int_t)info.hold_ns, "hold-us",
+                             (json_int_t)(info.hold_ns / NS_PER_US), "attempts", (int)info.cut_attempts);
+    if (json && info.reason)
+        json_object_set_new(json, "reason", describe_text(info.reason));
+    return json;
+}
+
+json_t *describe_snapshots(const struct vm *vm)
+{
+    json_t *array = json_array();
+    for (struct snapshot *s = vm_snapshot_next(vm, NULL); s; s = vm_snapshot_next(vm, s))
+        json_array_append_new(array, describe_snapshot(s));
+    return array;
+}
+
+json_t *describe_disk(const struct vm_disk_status *disk, const char *driver, const char *file)
+{
+    const struct {
+        const char *name;
+        uint64_t value;
+    } counters[] = {
+        {"size", disk->size_bytes},
+        {"reads", disk->counters.reads},
+        {"read-bytes", disk->counters.read_bytes},
+        {"writes", disk->counters.writes},
+        {"written-bytes", disk->counters.written_bytes},
+        {"flushes", disk->counters.flushes},
+        {"discards", disk->counters.discards},
+        {"zeroes", disk->counters.zeroes},
+        {"errors", disk->counters.errors},
+        {"writes-in-flight", disk->writes_in_flight},
+        {"writes-held", disk->writes_held},
+        {"writes-parked", disk->writes_parked},
+        {"blocks-preserved", disk->blocks_preserved},
+        {"copies-in-flight", disk->copies_in_flight},
+        {"cache-blocks", disk->cache_blocks_now},
+    };
+    json_t *json = json_pack("{s:s, s:s, s:b}", "name", disk->name, "driver", driver, "copy-before-write",
+                             disk->filtered);
+    if (json && file)
+        json_object_set_new(json, "file", describe_text(file));
+    for (size_t i = 0; json && i < sizeof counters / sizeof *counters; i++)
+        json_object_set_new(json, counters[i].name, json_integer((json_int_t)counters[i].value));
+    return json;
+}
+
+/* A path as it may stand in a URI's query. False: no room. */
+static bool percent_encode(char *text, size_t size, const char *path)
+{
+    static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/";
+    size_t used = 0;
+    for (; *path; path++) {
+        if (used + 4 > size)
+            return false;
+        if (strchr(plain, *path))
+            text[used++] = *path;
+        else
+            used += (size_t)snprintf(text + used, size - used, "%%%02X", (unsigned char)*path);
+    }
+    text[used] = 0;
+    return true;
+}
+
+json_t *describe_uri(const struct control_host *host, const char *export_name)
+{
+    char uri[1024], path[512];
+    if (host->nbd_address_count == 0)
+        return json_null();
+    const char *address = host->nbd_addresses[0];
+    if (strncmp(address, "tcp:", 4) == 0)
+        snprintf(uri, sizeof uri, "nbd://%s/%s", address + 4, export_name);
+    else if (percent_encode(path, sizeof path, address + 5))
+        snprintf(uri, sizeof uri, "nbd+unix:///%s?socket=%s", export_name, path);
+    else
+        return json_null();
+    return json_string(uri);
+}
+
+json_t *describe_export(const struct control_host *host, const struct nbd_export_status *export)
+{
+    return json_pack("{s:s, s:I, s:b, s:I, s:o}", "name", export->name, "size",
+                     (json_int_t) export->size_bytes, "read-only", export->read_only, "connections",
+                     (json_int_t) export->connections, "uri", describe_uri(host, export->name));
+}

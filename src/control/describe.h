@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* JSON of the things that several commands and events show. New references; NULL: no memory. */
+#ifndef FLEECE_CONTROL_DESCRIBE_H
+#define FLEECE_CONTROL_DESCRIBE_H
+
+#include <jansson.h>
+
+#include "control/server.h"
+
+/* Any bytes as a JSON string: those that are not UTF-8 become '?'. */
+json_t *describe_text(const char *text);
+/* "2026-01-31T12:00:00.123456Z" */
+json_t *describe_time(uint64_t wall_ns);
+/* {"fleece": {"major", "minor", "micro"}, "package"} */
+json_t *describe_version(void);
+json_t *describe_snapshots(const struct vm *vm); /* all, in the order of their cuts */
+json_t *describe_snapshot(const struct snapshot *snapshot);
+json_t *describe_disk(const struct vm_disk_status *disk, const char *driver, const char *file);
+json_t *describe_export(const struct control_host *host, const struct nbd_export_status *export);
+/* The NBD URI of an export at the first address, or null when the server listens nowhere. */
+json_t *describe_uri(const struct control_host *host, const char *export_name);
+
+#endif

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The control server: QMP on a unix socket (docs/control-protocol.md). It lives on the control thread, with
+ * the VM; every function is called there.
+ */
+#ifndef FLEECE_CONTROL_SERVER_H
+#define FLEECE_CONTROL_SERVER_H
+
+#include "base/error.h"
+#include "export/nbd/server.h"
+#include "vm/vm.h"
+
+struct control_server;
+
+/* What the daemon lends. All of it must stay until the server is destroyed. */
+struct control_host {
+    void *context;
+    struct vm *vm;
+    const char *const *nbd_addresses; /* "unix:/ABSOLUTE", "tcp:HOST:PORT" */
+    unsigned nbd_address_count;
+    const char *const *disk_files; /* what each disk of the VM was opened from; NULL in it: nothing */
+    const char *const *reactors;   /* one line on each I/O thread */
+    unsigned reactor_count;
+    /* Asks the NBD server; calls done(argument, status) later, with NULL if the server is gone. Freed by the
+     * host. */
+    void (*exports_query)(void *context, void (*done)(void *argument, const struct nbd_server_status *status),
+                          void *argument);
+    uint64_t (*rss_bytes)(void *context);
+    /* A client wants the daemon to end in an orderly way; called once per `quit`. */
+    void (*quit)(void *context);
+};
+
+struct control_server *control_server_create(struct io *io, const struct control_host *host);
+/* `path` of a unix socket. -errno with a sentence. */
+int control_server_listen(struct control_server *server, const char *path, struct error *err);
+/* Serves a connection that is already there. */
+void control_server_adopt(struct control_server *server, int fd);
+/* Sends SHUTDOWN to everybody and refuses commands from now on. `reason`: "host-signal" or "host-qmp-quit".
+ */
+void control_server_stop(struct control_server *server, const char *reason);
+/* After control_server_stop(), when no command is under way in the VM any more: sends what is queued for a
+ * moment, hangs up, stops listening; calls done(argument), after which the server is gone. */
+void control_server_destroy(struct control_server *server, void (*done)(void *argument), void *argument);
+
+/* Events, to every client that has negotiated. */
+void control_event_snapshot_created(struct control_server *server, const struct snapshot *snapshot);
+void control_event_snapshot_broken(struct control_server *server, const struct snapshot *snapshot);
+void control_event_snapshot_deleted(struct control_server *server, const char *name, const char *uuid);
+
+#endif

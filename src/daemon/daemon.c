@@ -1,0 +1,488 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The life of the daemon, on the control thread.
+ *
+ *   CLAIM    run-time folder and its lock, so that nothing below ever happens twice for one VM
+ *   OPEN     the disks, on a helper thread, since a killed daemon's locks may have to be waited for
+ *   EXPORT   the NBD server: from here on the guest is served
+ *   SERVE    the control socket, and "ready"
+ *   then, after a signal, `quit` or a failure at any point, whatever exists ends in the opposite order:
+ *   UNEXPORT connections end with ESHUTDOWN
+ *   CLOSE    snapshots are deleted, disks are closed
+ *   HANG_UP  control clients get what is queued for them
+ *   ENDED    reactors stop, the folder and its sockets are removed
+ *
+ * Everything that ends must have ended on its reactor before the reactor stops, so each step starts in the completion of
+ * the one before. The first signal asks for this orderly end; a second one gives up waiting: files of our own are removed
+ * and the process ends at once. While disks are being opened there is nothing to end in order, so the first signal
+ * does that, too.
+ */
+#include "daemon/daemon.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "control/server.h"
+#include "daemon/disks.h"
+#include "daemon/exports.h"
+#include "daemon/notify.h"
+#include "daemon/runtime.h"
+#include "io/ring.h"
+
+enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_INTERRUPTED = 130 };
+enum { REACTORS_DEFAULT_MAX = 4 };
+
+enum state {
+    DAEMON_CLAIM,
+    DAEMON_OPEN,
+    DAEMON_EXPORT,
+    DAEMON_SERVE,
+    DAEMON_UNEXPORT,
+    DAEMON_CLOSE,
+    DAEMON_HANG_UP,
+    DAEMON_ENDED
+};
+
+struct daemon {
+    const struct options *options;
+    enum state state;
+    int exit_code;
+    bool end_wanted; /* asked for while a step of the start was under way */
+    const char *end_reason;
+    struct runtime runtime;
+    struct io *control_io;
+    struct io *reactors[LIMIT_REACTORS];
+    const char *features[LIMIT_REACTORS];
+    unsigned reactor_count;
+    struct disks disks;
+    struct io_op open;
+    struct vm *vm;
+    struct exports *exports;
+    struct control_server *control;
+    int signal_fd;
+    struct io_op signal_op;
+    bool signal_waiting; /* signal_op is under way */
+    struct signalfd_siginfo signal;
+    char control_path[4160];
+    char nbd_default[4170];
+    const char *nbd[OPTIONS_NBD_MAX];
+    unsigned nbd_count;
+    const char *disk_files[LIMIT_DISKS];
+};
+
+static void daemon_end_next(void *argument);
+
+static void daemon_move(struct daemon *daemon, enum state to)
+{
+    static const char allowed[][DAEMON_ENDED + 1] = {
+        [DAEMON_CLAIM] = {[DAEMON_OPEN] = 1, [DAEMON_UNEXPORT] = 1},
+        [DAEMON_OPEN] = {[DAEMON_EXPORT] = 1, [DAEMON_UNEXPORT] = 1},
+        [DAEMON_EXPORT] = {[DAEMON_SERVE] = 1, [DAEMON_UNEXPORT] = 1},
+        [DAEMON_SERVE] = {[DAEMON_UNEXPORT] = 1},
+        [DAEMON_UNEXPORT] = {[DAEMON_CLOSE] = 1},
+        [DAEMON_CLOSE] = {[DAEMON_HANG_UP] = 1},
+        [DAEMON_HANG_UP] = {[DAEMON_ENDED] = 1},
+    };
+    assert(allowed[daemon->state][to]);
+    daemon->state = to;
+}
+
+static bool is_starting(const struct daemon *daemon)
+{
+    return daemon->state < DAEMON_SERVE;
+}
+
+/* --- the end */
+
+static void daemon_end(struct daemon *daemon, const char *reason)
+{
+    if (daemon->state >= DAEMON_UNEXPORT)
+        return;
+    notify_send("STOPPING=1");
+    daemon_move(daemon, DAEMON_UNEXPORT);
+    if (daemon->control)
+        control_server_stop(daemon->control, reason);
+    if (daemon->exports)
+        exports_stop(daemon->exports, daemon_end_next, daemon);
+    else
+        daemon_end_next(daemon);
+}
+
+/* One step has ended: the next one. */
+static void daemon_end_next(void *argument)
+{
+    struct daemon *daemon = argument;
+    if (daemon->state == DAEMON_UNEXPORT) {
+        daemon_move(daemon, DAEMON_CLOSE);
+        if (daemon->vm) {
+            vm_destroy(daemon->vm, daemon_end_next, daemon);
+            return;
+        }
+    }
+    if (daemon->state == DAEMON_CLOSE) {
+        daemon_move(daemon, DAEMON_HANG_UP);
+        if (daemon->control) {
+            control_server_destroy(daemon->control, daemon_end_next, daemon);
+            return;
+        }
+    }
+    daemon_move(daemon, DAEMON_ENDED);
+    if (daemon->signal_waiting)
+        io_cancel(daemon->control_io, &daemon->signal_op);
+    else
+        ring_quit(daemon->control_io);
+}
+
+static void daemon_fail(struct daemon *daemon, const struct error *err)
+{
+    log_error("%s", err->text);
+    daemon->exit_code = EXIT_FAILED;
+    daemon_end(daemon, "host-signal");
+}
+
+/* --- signals */
+
+static void daemon_give_up(struct daemon *daemon)
+{
+    runtime_release(&daemon->runtime);
+    _exit(EXIT_INTERRUPTED);
+}
+
+static void signals_wait(struct daemon *daemon)
+{
+    daemon->signal_waiting = true;
+    io_poll(daemon->control_io, &daemon->signal_op, daemon->signal_fd, POLLIN);
+}
+
+static void signal_arrived(struct io_op *op, int64_t result)
+{
+    struct daemon *daemon = container_of(op, struct daemon, signal_op);
+    (void)result; /* whatever it is: the descriptor tells */
+    daemon->signal_waiting = false;
+    if (daemon->state == DAEMON_ENDED) {
+        ring_quit(daemon->control_io);
+        return;
+    }
+    if (read(daemon->signal_fd, &daemon->signal, sizeof daemon->signal) != sizeof daemon->signal) {
+        signals_wait(daemon);
+        return;
+    }
+    if (daemon->state == DAEMON_OPEN || daemon->state >= DAEMON_UNEXPORT || daemon->end_wanted)
+        daemon_give_up(daemon);
+    log_info("ending: signal %s", strsignal((int)daemon->signal.ssi_signo));
+    if (is_starting(daemon)) {
+        daemon->exit_code = EXIT_INTERRUPTED;
+        daemon->end_wanted = true;
+    } else
+        daemon_end(daemon, "host-signal");
+    signals_wait(daemon);
+}
+
+static int signals_start(struct daemon *daemon, struct error *err)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    daemon->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (daemon->signal_fd < 0)
+        return error_set(err, errno, "no descriptor for signals: %s", error_name(errno));
+    daemon->signal_op.done = signal_arrived;
+    signals_wait(daemon);
+    return 0;
+}
+
+/* --- what the control server asks us for */
+
+static void host_exports_query(void *context, void (*done)(void *argument, const struct nbd_server_status *status),
+                               void *argument)
+{
+    struct daemon *daemon = context;
+    exports_query(daemon->exports, done, argument);
+}
+
+static uint64_t host_rss_bytes(void *context)
+{
+    (void)context;
+    unsigned long pages = 0;
+    FILE *file = fopen("/proc/self/statm", "re");
+    if (file && fscanf(file, "%*u %lu", &pages) != 1)
+        pages = 0;
+    if (file)
+        fclose(file);
+    return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+static void host_quit(void *context)
+{
+    log_info("ending: a control client asked for it");
+    daemon_end(context, "host-qmp-quit");
+}
+
+/* --- what the VM tells us */
+
+static void vm_publish(void *context, const char *export_name, struct node *node,
+                       void (*done)(void *argument, int status), void *argument)
+{
+    struct daemon *daemon = context;
+    exports_publish(daemon->exports, export_name, node, done, argument);
+}
+
+static void vm_unpublish(void *context, const char *export_name, void (*done)(void *argument, int status),
+                         void *argument)
+{
+    struct daemon *daemon = context;
+    exports_unpublish(daemon->exports, export_name, done, argument);
+}
+
+static void vm_snapshot_created(void *context, const struct snapshot *snapshot)
+{
+    struct daemon *daemon = context;
+    control_event_snapshot_created(daemon->control, snapshot);
+}
+
+static void vm_snapshot_broken(void *context, const struct snapshot *snapshot)
+{
+    struct daemon *daemon = context;
+    struct snapshot_info info;
+    snapshot_info(snapshot, &info);
+    log_warning("snapshot %s is broken: %s", info.name, info.reason);
+    control_event_snapshot_broken(daemon->control, snapshot);
+}
+
+static void vm_snapshot_deleted(void *context, const char *name, const char *uuid)
+{
+    struct daemon *daemon = context;
+    control_event_snapshot_deleted(daemon->control, name, uuid);
+}
+
+/* --- the start, from its last step to its first */
+
+static void record_sockets(struct daemon *daemon)
+{
+    const char *paths[OPTIONS_NBD_MAX + 1] = {daemon->control_path};
+    unsigned count = 1;
+    struct error err;
+    for (unsigned i = 0; i < daemon->nbd_count; i++)
+        if (strncmp(daemon->nbd[i], "unix:", 5) == 0)
+            paths[count++] = daemon->nbd[i] + 5;
+    if (runtime_record(&daemon->runtime, paths, count, &err) < 0)
+        log_warning("%s", err.text);
+}
+
+static void say_ready(const struct daemon *daemon)
+{
+    char text[8192];
+    size_t used = (size_t)snprintf(text, sizeof text, "ready: VM %s with", daemon->options->vm);
+    for (unsigned i = 0; i < daemon->options->disk_count && used < sizeof text; i++)
+        used += (size_t)snprintf(text + used, sizeof text - used, "%s %s", i ? "," : "",
+                                 daemon->options->disks[i].name);
+    for (unsigned i = 0; i < daemon->nbd_count && used < sizeof text; i++)
+        used += (size_t)snprintf(text + used, sizeof text - used, "%s %s", i ? "," : "; NBD on", daemon->nbd[i]);
+    if (used < sizeof text)
+        snprintf(text + used, sizeof text - used, "; control socket %s", daemon->control_path);
+    log_info("%s", text);
+    notify_send("READY=1");
+}
+
+static void daemon_exported(void *argument, const struct error *failure)
+{
+    struct daemon *daemon = argument;
+    struct error err;
+    if (failure || daemon->end_wanted) {
+        if (failure)
+            daemon_fail(daemon, failure);
+        else
+            daemon_end(daemon, "host-signal");
+        return;
+    }
+    if (control_server_listen(daemon->control, daemon->control_path, &err) < 0) {
+        error_prefix(&err, "--control");
+        daemon_fail(daemon, &err);
+        return;
+    }
+    record_sockets(daemon);
+    daemon_move(daemon, DAEMON_SERVE);
+    say_ready(daemon);
+}
+
+/* The VM takes over the leaves that were opened. */
+static int daemon_make_vm(struct daemon *daemon, struct error *err)
+{
+    struct vm_options options = {
+        .name = daemon->options->vm,
+        .ram_bytes = daemon->options->ram_bytes,
+        .hooks = {.context = daemon,
+                  .publish = vm_publish,
+                  .unpublish = vm_unpublish,
+                  .snapshot_created = vm_snapshot_created,
+                  .snapshot_broken = vm_snapshot_broken,
+                  .snapshot_deleted = vm_snapshot_deleted},
+    };
+    daemon->vm = vm_create(daemon->control_io, &options);
+    if (!daemon->vm)
+        return error_set(err, ENOMEM, "no memory for VM %s", options.name);
+    for (unsigned i = 0; i < daemon->disks.opened; i++) {
+        int status = vm_add_disk(daemon->vm, daemon->options->disks[i].name, daemon->disks.leaves[i], err);
+        if (status < 0)
+            return error_prefix(err, "--disk %s", daemon->options->disks[i].name);
+    }
+    return 0;
+}
+
+static int daemon_make_servers(struct daemon *daemon, struct error *err)
+{
+    struct control_host host = {
+        .context = daemon,
+        .vm = daemon->vm,
+        .nbd_addresses = daemon->nbd,
+        .nbd_address_count = daemon->nbd_count,
+        .disk_files = daemon->disk_files,
+        .reactors = daemon->features,
+        .reactor_count = daemon->reactor_count,
+        .exports_query = host_exports_query,
+        .rss_bytes = host_rss_bytes,
+        .quit = host_quit,
+    };
+    daemon->exports = exports_create(daemon->control_io, daemon->reactors[0]);
+    daemon->control = control_server_create(daemon->control_io, &host);
+    return daemon->exports && daemon->control ? 0 : error_set(err, ENOMEM, "no memory for the servers");
+}
+
+static void disks_opened(struct io_op *op, int64_t result)
+{
+    struct daemon *daemon = container_of(op, struct daemon, open);
+    struct error err;
+    int status = daemon_make_vm(daemon, &err);
+    if (result < 0)
+        err = daemon->disks.err;
+    else if (status == 0)
+        status = daemon_make_servers(daemon, &err);
+    if (result < 0 || status < 0) {
+        daemon_fail(daemon, &err);
+        return;
+    }
+    daemon_move(daemon, DAEMON_EXPORT);
+    exports_start(daemon->exports, daemon->vm, daemon->nbd, daemon->nbd_count, daemon_exported, daemon);
+}
+
+static unsigned reactors_wanted(const struct options *options)
+{
+    cpu_set_t set;
+    unsigned processors = sched_getaffinity(0, sizeof set, &set) == 0 ? (unsigned)CPU_COUNT(&set) : 1;
+    unsigned wanted = options->disk_count < processors ? options->disk_count : processors;
+    if (wanted > REACTORS_DEFAULT_MAX)
+        wanted = REACTORS_DEFAULT_MAX;
+    return options->io_threads ? options->io_threads : wanted;
+}
+
+static int reactors_start(struct daemon *daemon, struct error *err)
+{
+    unsigned wanted = reactors_wanted(daemon->options);
+    while (daemon->reactor_count < wanted) {
+        char name[16];
+        unsigned i = daemon->reactor_count;
+        snprintf(name, sizeof name, "fleece-io-%u", i & 0xff);
+        int status = ring_start(name, &daemon->reactors[i], err);
+        if (status < 0)
+            return status;
+        daemon->features[i] = ring_features(daemon->reactors[i]);
+        daemon->reactor_count++;
+    }
+    return 0;
+}
+
+static int check_state_dir(const struct options *options, struct error *err)
+{
+    struct stat st;
+    if (!options->state_dir)
+        return 0;
+    if (stat(options->state_dir, &st) < 0)
+        return error_set(err, errno, "--state-dir %.300s: %s", options->state_dir, error_name(errno));
+    if (!S_ISDIR(st.st_mode))
+        return error_set(err, ENOTDIR, "--state-dir %.300s: it is not a directory", options->state_dir);
+    if (access(options->state_dir, W_OK | X_OK) < 0)
+        return error_set(err, errno, "--state-dir %.300s can't be written: %s", options->state_dir, error_name(errno));
+    return 0;
+}
+
+static void choose_places(struct daemon *daemon)
+{
+    const struct options *options = daemon->options;
+    if (options->control)
+        snprintf(daemon->control_path, sizeof daemon->control_path, "%s", options->control);
+    else
+        snprintf(daemon->control_path, sizeof daemon->control_path, "%s/control.sock", daemon->runtime.folder);
+    snprintf(daemon->nbd_default, sizeof daemon->nbd_default, "unix:%s/nbd.sock", daemon->runtime.folder);
+    daemon->nbd[0] = daemon->nbd_default;
+    daemon->nbd_count = 1;
+    for (unsigned i = 0; i < options->nbd_count; i++)
+        daemon->nbd[i] = options->nbd[i];
+    if (options->nbd_count)
+        daemon->nbd_count = options->nbd_count;
+    for (unsigned i = 0; i < options->disk_count; i++)
+        daemon->disk_files[i] = options->disks[i].path;
+}
+
+static int daemon_start(struct daemon *daemon, struct error *err)
+{
+    int status = check_state_dir(daemon->options, err);
+    if (status == 0)
+        status = runtime_claim(&daemon->runtime, daemon->options->vm, err);
+    if (status == 0)
+        status = signals_start(daemon, err);
+    if (status == 0)
+        status = reactors_start(daemon, err);
+    if (status < 0)
+        return status;
+    choose_places(daemon);
+    daemon->disks.options = daemon->options;
+    daemon->disks.reactors = daemon->reactors;
+    daemon->disks.reactor_count = daemon->reactor_count;
+    daemon->open.done = disks_opened;
+    daemon_move(daemon, DAEMON_OPEN);
+    io_work(daemon->control_io, &daemon->open, disks_open, &daemon->disks);
+    return 0;
+}
+
+int daemon_run(const struct options *options)
+{
+    struct error err;
+    struct daemon *daemon = calloc(1, sizeof *daemon);
+    if (!daemon) {
+        log_error("no memory to start");
+        return EXIT_FAILED;
+    }
+    daemon->options = options;
+    daemon->signal_fd = daemon->runtime.lock_fd = -1;
+    if (ring_create(&daemon->control_io, &err) < 0) {
+        log_error("%s", err.text);
+        free(daemon);
+        return EXIT_FAILED;
+    }
+    if (daemon_start(daemon, &err) < 0)
+        daemon_fail(daemon, &err);
+    ring_run(daemon->control_io);
+    for (unsigned i = 0; i < daemon->reactor_count; i++)
+        ring_destroy(daemon->reactors[i]);
+    ring_destroy(daemon->control_io);
+    if (daemon->exports)
+        exports_destroy(daemon->exports);
+    if (daemon->signal_fd >= 0)
+        close(daemon->signal_fd);
+    runtime_release(&daemon->runtime);
+    int exit_code = daemon->exit_code;
+    free(daemon);
+    return exit_code;
+}

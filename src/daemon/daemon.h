@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The daemon: start, service and end. */
+#ifndef FLEECE_DAEMON_DAEMON_H
+#define FLEECE_DAEMON_DAEMON_H
+
+#include "daemon/options.h"
+
+/* Serves until a signal or a client ends it; says on stderr what went wrong. Returns the exit code: 0, 1 or 130. SIGINT,
+ * SIGTERM and SIGHUP must be blocked in the calling thread, which becomes the control thread. */
+int daemon_run(const struct options *options);
+
+#endif

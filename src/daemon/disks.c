@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "daemon/disks.h"
+
+#include <errno.h>
+
+#include "base/log.h"
+#include "driver/file.h"
+#include "driver/null.h"
+
+static void say_waiting(void *context, const char *path)
+{
+    const struct disks *disks = context;
+    log_info("waiting up to %g s for the lock on %s", (double)disks->options->lock_wait_ns / (double)NS_PER_S, path);
+}
+
+static int open_disk(struct disks *disks, const struct disk_options *disk, struct io *io, struct node **leaf)
+{
+    if (disk->null_driver) {
+        *leaf = null_create(io, disk->size_bytes);
+        if (!*leaf)
+            return error_set(&disks->err, ENOMEM, "--disk %s: no memory", disk->name);
+        (*leaf)->read_only = disk->read_only;
+        return 0;
+    }
+    struct file_options options = {
+        .path = disk->path,
+        .read_only = disk->read_only,
+        .page_cache = disk->page_cache,
+        .lock_wait_ns = disks->options->lock_wait_ns,
+        .waiting = say_waiting,
+        .waiting_context = disks,
+    };
+    int status = file_open(io, &options, leaf, &disks->err);
+    return status < 0 ? error_prefix(&disks->err, "--disk %s=%.200s", disk->name, disk->path) : 0;
+}
+
+int64_t disks_open(void *argument)
+{
+    struct disks *disks = argument;
+    for (unsigned i = 0; i < disks->options->disk_count; i++) {
+        int status = open_disk(disks, &disks->options->disks[i], disks->reactors[i % disks->reactor_count],
+                               &disks->leaves[i]);
+        if (status < 0)
+            return status;
+        disks->opened++;
+    }
+    return 0;
+}

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Opening the disks of the command line. */
+#ifndef FLEECE_DAEMON_DISKS_H
+#define FLEECE_DAEMON_DISKS_H
+
+#include "block/node.h"
+#include "daemon/options.h"
+
+struct disks { /* set by the caller: options, reactors, reactor_count */
+    const struct options *options;
+    struct io **reactors;
+    unsigned reactor_count;
+    struct node *leaves[LIMIT_DISKS]; /* of those that were opened, in order */
+    unsigned opened;
+    struct error err;
+};
+
+/* Opens all, spread over the reactors in turn. Blocks while locks are held by a killed daemon: on a helper thread. 0, or
+ * -errno with the sentence in disks->err; what was opened until then is in leaves[] and is the caller's. */
+int64_t disks_open(void *disks);
+
+#endif

@@ -1,0 +1,335 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The command line of fleeced.
+ *
+ * A value with sub-options ("vda=FILE,format=raw") is cut at single commas; a doubled comma is a comma, as in QEMU, so
+ * that every file name can be said. Each sub-option is cut at its first '='. What belongs to later versions is refused
+ * by name, never ignored.
+ */
+#include "daemon/options.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/name.h"
+
+const char options_help[] =
+    "usage: fleeced --name VM --disk NAME=FILE[,OPTION=VALUE…] [--disk …] [OPTION…]\n\n"
+    "Serves the disks of one virtual machine over NBD and takes snapshots of them while they are written to.\n\n"
+    "  --name VM                the name of the VM\n"
+    "  --disk NAME=FILE[,…]     a disk: an image file or a block device; a comma in FILE is written twice\n"
+    "      format=raw           the format of the image\n"
+    "      cache=none|writeback direct I/O (the default), or the page cache\n"
+    "      read-only=on|off     refuse writes (default: off)\n"
+    "      driver=file|null     null, with an empty FILE: reads zeroes, forgets writes\n"
+    "      size=SIZE            of a null disk\n"
+    "  --nbd ADDRESS            unix:PATH or tcp:HOST:PORT (loopback only); default: nbd.sock in the run-time folder\n"
+    "  --control SOCKET         the control socket; default: control.sock in the run-time folder\n"
+    "  --fleece ram=SIZE        memory for preserved blocks (default: 256M)\n"
+    "  --io-threads N           I/O threads; default: one per disk, as many as there are processors, 4 at most\n"
+    "  --lock-timeout SECONDS   how long to wait for the lock of a disk that a killed daemon still holds (default: "
+    "30)\n"
+    "  --state-dir DIR          where state of block devices is kept\n"
+    "  --help, --version\n\n"
+    "The run-time folder is $XDG_RUNTIME_DIR/fleece/VM, for root /run/fleece/VM. See fleeced(8).\n";
+
+/* --- values with sub-options */
+
+/* Cuts the next piece off *rest, at a single comma; ",," becomes ",". In place. NULL: none is left. */
+static char *take_piece(char **rest)
+{
+    char *piece = *rest, *to = piece, *from = piece;
+    if (!piece)
+        return NULL;
+    for (; *from; from++) {
+        if (*from == ',' && from[1] != ',')
+            break;
+        if (*from == ',')
+            from++;
+        *to++ = *from;
+    }
+    *rest = *from ? from + 1 : NULL;
+    *to = 0;
+    return piece;
+}
+
+/* Cuts "name=value" in place. -EINVAL without '='. */
+static int cut_assignment(const char *option, char *piece, char **value, struct error *err)
+{
+    char *equals = strchr(piece, '=');
+    if (!equals)
+        return error_set(err, EINVAL, "%s: '%.100s' is not NAME=VALUE", option, piece);
+    *equals = 0;
+    *value = equals + 1;
+    return 0;
+}
+
+/* Both spellings of a choice of two. */
+static int parse_choice(const char *option, const char *name, const char *value, const char *no, const char *yes,
+                        bool *chosen, struct error *err)
+{
+    if (strcmp(value, yes) != 0 && strcmp(value, no) != 0)
+        return error_set(err, EINVAL, "%s: %s=%.100s is not right: %s or %s", option, name, value, no, yes);
+    *chosen = strcmp(value, yes) == 0;
+    return 0;
+}
+
+/* --- --disk */
+
+static int parse_disk_option(const char *option, struct disk_options *disk, const char *name, const char *value,
+                             struct error *err)
+{
+    if (strcmp(name, "format") == 0) {
+        if (strcmp(value, "raw") == 0)
+            return 0;
+        if (strcmp(value, "qcow2") == 0)
+            return error_set(err, EINVAL, "%s: format=qcow2 is not supported yet; only format=raw is", option);
+        return error_set(err, EINVAL, "%s: format=%.100s is unknown; format=raw is what can be served", option, value);
+    }
+    if (strcmp(name, "cache") == 0)
+        return parse_choice(option, name, value, "none", "writeback", &disk->page_cache, err);
+    if (strcmp(name, "read-only") == 0)
+        return parse_choice(option, name, value, "off", "on", &disk->read_only, err);
+    if (strcmp(name, "driver") == 0)
+        return parse_choice(option, name, value, "file", "null", &disk->null_driver, err);
+    if (strcmp(name, "size") == 0) {
+        int status = size_parse("size", value, &disk->size_bytes, err);
+        if (status < 0)
+            return error_prefix(err, "%s", option);
+        if (disk->size_bytes == 0 || disk->size_bytes > LIMIT_DISK_BYTES)
+            return error_set(err, EINVAL, "%s: size=%.100s is not right: from 1 byte to 4096T", option, value);
+        return 0;
+    }
+    if (strcmp(name, "track") == 0)
+        return error_set(err, EINVAL, "%s: track= (change tracking) is not supported yet", option);
+    return error_set(err, EINVAL, "%s: unknown option '%.100s': format, cache, read-only, driver and size are known",
+                     option, name);
+}
+
+/* What the sub-options say together. */
+static int check_disk(const char *option, struct disk_options *disk, const char *path, struct error *err)
+{
+    if (disk->null_driver && disk->size_bytes == 0)
+        return error_set(err, EINVAL, "%s: driver=null wants size=SIZE", option);
+    if (disk->null_driver && path[0] && strcmp(path, "null") != 0)
+        return error_set(err, EINVAL, "%s: driver=null uses no file, but '%.200s' is given", option, path);
+    if (disk->null_driver)
+        return 0;
+    if (!path[0])
+        return error_set(err, EINVAL, "%s: the name of the file is missing: NAME=FILE", option);
+    if (disk->size_bytes)
+        return error_set(err, EINVAL, "%s: size= is for driver=null; a file has its own size", option);
+    disk->path = strdup(path);
+    return disk->path ? 0 : error_set(err, ENOMEM, "%s: no memory", option);
+}
+
+static int parse_disk(struct options *options, char *text, struct error *err)
+{
+    char option[LIMIT_NAME_BYTES + 16], *rest = text, *path = NULL, *piece, *value = NULL;
+    if (options->disk_count == LIMIT_DISKS)
+        return error_set(err, EINVAL, "--disk: more than %d disks", LIMIT_DISKS);
+    struct disk_options *disk = &options->disks[options->disk_count];
+    piece = take_piece(&rest);
+    if (!strchr(piece, '='))
+        return error_set(err, EINVAL, "--disk '%.100s' is not NAME=FILE", piece);
+    int status = cut_assignment("--disk", piece, &path, err);
+    if (status == 0 && name_check("disk name", piece, err) < 0)
+        status = error_prefix(err, "--disk");
+    if (status < 0)
+        return status;
+    snprintf(disk->name, sizeof disk->name, "%s", piece);
+    snprintf(option, sizeof option, "--disk %s", disk->name);
+    for (unsigned i = 0; i < options->disk_count; i++)
+        if (strcmp(options->disks[i].name, disk->name) == 0)
+            return error_set(err, EINVAL, "%s: two disks have this name", option);
+    while ((piece = take_piece(&rest))) {
+        status = cut_assignment(option, piece, &value, err);
+        if (status == 0)
+            status = parse_disk_option(option, disk, piece, value, err);
+        if (status < 0)
+            return status;
+    }
+    status = check_disk(option, disk, path, err);
+    if (status == 0)
+        options->disk_count++;
+    return status;
+}
+
+/* --- the other options */
+
+static int parse_fleece(struct options *options, char *text, struct error *err)
+{
+    char *rest = text, *piece, *value = NULL;
+    while ((piece = take_piece(&rest))) {
+        if (cut_assignment("--fleece", piece, &value, err) < 0)
+            return -err->code;
+        if (strcmp(piece, "dir") == 0 || strcmp(piece, "max") == 0)
+            return error_set(err, EINVAL, "--fleece: %s= (the disk tier) is not supported yet; only ram= is", piece);
+        if (strcmp(piece, "ram") != 0)
+            return error_set(err, EINVAL, "--fleece: unknown option '%.100s': ram=SIZE is known", piece);
+        if (size_parse("ram", value, &options->ram_bytes, err) < 0)
+            return error_prefix(err, "--fleece");
+        if (options->ram_bytes < FLEECE_RAM_MIN || options->ram_bytes > FLEECE_RAM_MAX)
+            return error_set(err, EINVAL, "--fleece: ram=%.100s is not right: from 4M to 1T", value);
+    }
+    return 0;
+}
+
+static int make_absolute(const char *option, const char *prefix, const char *path, char **absolute, struct error *err)
+{
+    char folder[4096] = "";
+    if (!path[0])
+        return error_set(err, EINVAL, "%s: the path is empty", option);
+    if (path[0] != '/' && !getcwd(folder, sizeof folder))
+        return error_set(err, errno, "%s: the current folder has no name: %s", option, error_name(errno));
+    free(*absolute);
+    *absolute = NULL;
+    if (asprintf(absolute, "%s%s%s%s", prefix, folder, folder[0] ? "/" : "", path) < 0)
+        return error_set(err, ENOMEM, "%s: no memory", option);
+    return 0;
+}
+
+static int parse_nbd(struct options *options, const char *text, struct error *err)
+{
+    if (options->nbd_count == OPTIONS_NBD_MAX)
+        return error_set(err, EINVAL, "--nbd: more than %d addresses", OPTIONS_NBD_MAX);
+    char **address = &options->nbd[options->nbd_count];
+    if (strncmp(text, "unix:", 5) == 0) {
+        int status = make_absolute("--nbd", "unix:", text + 5, address, err);
+        options->nbd_count += status == 0;
+        return status;
+    }
+    const char *colon = strrchr(text, ':');
+    char *end = NULL;
+    unsigned long port = strncmp(text, "tcp:", 4) == 0 && colon > text + 4 ? strtoul(colon + 1, &end, 10) : 0;
+    if (!end || *end || colon[1] < '0' || colon[1] > '9' || port < 1 || port > 65535)
+        return error_set(err, EINVAL, "--nbd '%.200s' is not an address: unix:PATH or tcp:HOST:PORT", text);
+    *address = strdup(text);
+    options->nbd_count += *address != NULL;
+    return *address ? 0 : error_set(err, ENOMEM, "--nbd: no memory");
+}
+
+static int parse_threads(struct options *options, const char *text, struct error *err)
+{
+    char *end;
+    unsigned long count = strtoul(text, &end, 10);
+    if (text[0] < '0' || text[0] > '9' || *end || count < 1 || count > LIMIT_REACTORS)
+        return error_set(err, EINVAL, "--io-threads '%.100s' is not right: from 1 to %d", text, LIMIT_REACTORS);
+    options->io_threads = (unsigned)count;
+    return 0;
+}
+
+static int parse_lock_timeout(struct options *options, const char *text, struct error *err)
+{
+    char *end;
+    double seconds = strtod(text, &end);
+    if (text[0] < '0' || text[0] > '9' || *end || !(seconds >= 0 && seconds <= 3600))
+        return error_set(err, EINVAL, "--lock-timeout '%.100s' is not right: seconds, from 0 to 3600", text);
+    options->lock_wait_ns = (uint64_t)(seconds * (double)NS_PER_S);
+    return 0;
+}
+
+static int parse_name(struct options *options, const char *text, struct error *err)
+{
+    if (name_check("VM name", text, err) < 0)
+        return error_prefix(err, "--name");
+    snprintf(options->vm, sizeof options->vm, "%s", text);
+    return 0;
+}
+
+enum { OPTION_VHOST_USER = 256, OPTION_CONFIG };
+
+static int parse_option(struct options *options, int option, char *value, struct error *err)
+{
+    switch (option) {
+    case 'n':
+        return parse_name(options, value, err);
+    case 'd':
+        return parse_disk(options, value, err);
+    case 'b':
+        return parse_nbd(options, value, err);
+    case 'f':
+        return parse_fleece(options, value, err);
+    case 'c':
+        return make_absolute("--control", "", value, &options->control, err);
+    case 's':
+        return make_absolute("--state-dir", "", value, &options->state_dir, err);
+    case 't':
+        return parse_threads(options, value, err);
+    case 'l':
+        return parse_lock_timeout(options, value, err);
+    case 'h':
+        options->action = OPTIONS_HELP;
+        return 0;
+    case 'V':
+        options->action = OPTIONS_VERSION;
+        return 0;
+    case OPTION_VHOST_USER:
+        return error_set(err, EINVAL, "--vhost-user is not supported yet; --nbd is");
+    default:
+        return error_set(err, EINVAL, "--config is not supported yet; use the options themselves");
+    }
+}
+
+static int check_options(const struct options *options, int argc, char **argv, struct error *err)
+{
+    if (options->action != OPTIONS_SERVE)
+        return 0;
+    if (optind < argc)
+        return error_set(err, EINVAL, "'%.100s' is no option; fleeced --help lists them", argv[optind]);
+    if (!options->vm[0])
+        return error_set(err, EINVAL, "--name is missing: the name of the VM");
+    if (options->disk_count == 0)
+        return error_set(err, EINVAL, "--disk is missing: at least one NAME=FILE");
+    return 0;
+}
+
+int options_parse(struct options *options, int argc, char **argv, struct error *err)
+{
+    static const struct option known[] = {
+        {"name", required_argument, NULL, 'n'},
+        {"disk", required_argument, NULL, 'd'},
+        {"nbd", required_argument, NULL, 'b'},
+        {"fleece", required_argument, NULL, 'f'},
+        {"control", required_argument, NULL, 'c'},
+        {"state-dir", required_argument, NULL, 's'},
+        {"io-threads", required_argument, NULL, 't'},
+        {"lock-timeout", required_argument, NULL, 'l'},
+        {"vhost-user", required_argument, NULL, OPTION_VHOST_USER},
+        {"config", required_argument, NULL, OPTION_CONFIG},
+        {"help", no_argument, NULL, 'h'},
+        {"version", no_argument, NULL, 'V'},
+        {NULL, 0, NULL, 0},
+    };
+    int option, status = 0;
+    *options = (struct options){.ram_bytes = FLEECE_RAM_DEFAULT, .lock_wait_ns = LOCK_WAIT_DEFAULT_NS};
+    optind = 0;
+    opterr = 0;
+    while (status == 0 && (option = getopt_long(argc, argv, ":h", known, NULL)) != -1) {
+        char *value = optarg ? strdup(optarg) : NULL; /* parsers cut it up; argv stays as ps shows it */
+        if (option == ':')
+            status = error_set(err, EINVAL, "%.100s wants a value", argv[optind - 1]);
+        else if (option == '?')
+            status = error_set(err, EINVAL, "'%.100s' is no option; fleeced --help lists them", argv[optind - 1]);
+        else if (optarg && !value)
+            status = error_set(err, ENOMEM, "no memory for the command line");
+        else
+            status = parse_option(options, option, value, err);
+        free(value);
+    }
+    return status < 0 ? status : check_options(options, argc, argv, err);
+}
+
+void options_fini(struct options *options)
+{
+    for (unsigned i = 0; i < LIMIT_DISKS; i++)
+        free(options->disks[i].path);
+    for (unsigned i = 0; i < OPTIONS_NBD_MAX; i++)
+        free(options->nbd[i]);
+    free(options->control);
+    free(options->state_dir);
+}

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The command line of fleeced. */
+#ifndef FLEECE_DAEMON_OPTIONS_H
+#define FLEECE_DAEMON_OPTIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/limits.h"
+
+struct disk_options {
+    char name[LIMIT_NAME_BYTES + 1];
+    char *path; /* as it was given; NULL for the null driver */
+    bool null_driver;
+    bool read_only;
+    bool page_cache;
+    uint64_t size_bytes; /* of the null driver */
+};
+
+enum options_action { OPTIONS_SERVE, OPTIONS_HELP, OPTIONS_VERSION };
+
+/* At most this many --nbd; one for each way in is what people use. */
+enum { OPTIONS_NBD_MAX = 8 };
+
+struct options {
+    enum options_action action;
+    char vm[LIMIT_NAME_BYTES + 1];
+    struct disk_options disks[LIMIT_DISKS];
+    unsigned disk_count;
+    char *nbd[OPTIONS_NBD_MAX]; /* unix paths made absolute */
+    unsigned nbd_count;         /* 0: the default place */
+    char *control;              /* absolute path; NULL: the default place */
+    char *state_dir;            /* NULL: the default place */
+    uint64_t ram_bytes;
+    unsigned io_threads; /* 0: as many as fit the disks and the machine */
+    uint64_t lock_wait_ns;
+};
+
+/* 0, or -EINVAL with a sentence that names the option, the value and what is right. options_fini() in both cases. */
+int options_parse(struct options *options, int argc, char **argv, struct error *err);
+void options_fini(struct options *options);
+
+extern const char options_help[];
+
+#endif

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The run-time folder of a VM: its lock, which one daemon holds as long as it lives, and the record of its sockets, by
+ * which the next daemon recognises what a crash left behind. Control thread; every function may block shortly.
+ */
+#ifndef FLEECE_DAEMON_RUNTIME_H
+#define FLEECE_DAEMON_RUNTIME_H
+
+#include "base/error.h"
+
+struct runtime {
+    char folder[4096];
+    char lock_path[4160];
+    int lock_fd; /* -1: not held */
+};
+
+/* Makes the folder (0700), takes the lock, and removes the sockets of a daemon that was killed. -EBUSY with a sentence
+ * when another daemon serves the VM; that one is not disturbed. */
+int runtime_claim(struct runtime *runtime, const char *vm, struct error *err);
+/* Notes the sockets (paths) that exist now, for the day after a crash. */
+int runtime_record(struct runtime *runtime, const char *const *paths, unsigned count, struct error *err);
+/* Removes recorded sockets that are there still, the lock and the folder. Safe to call when nothing was claimed. */
+void runtime_release(struct runtime *runtime);
+
+#endif
