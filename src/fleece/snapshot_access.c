@@ -156,7 +156,7 @@ static bool extent_append(struct request *req, uint64_t length, uint32_t flags)
     if (last && last->flags == flags) {
         last->length += length;
     } else {
-        if (req->extent_count == req->extent_max)
+        if (req->extent_count == req->extent_max || (req->extent_count == 1 && (req->flags & REQUEST_ONE)))
             return false;
         req->extents[req->extent_count++] = (struct block_extent){length, flags};
     }

@@ -68,6 +68,7 @@ unsigned world_destroy(struct world *world, FILE *report);
 /* A reactor of a process; processes are numbers of the caller's. */
 struct io *world_reactor(struct world *world, const char *name, unsigned process);
 struct world *world_of(struct io *io);
+void *world_context(const struct world *world); /* options.context */
 
 /* Calls function(argument) on a reactor, as one tick of it. */
 void world_call(struct io *io, void (*function)(void *argument), void *argument);
@@ -93,11 +94,16 @@ uint64_t world_hash(const struct world *world);
 uint64_t world_events(const struct world *world);
 uint64_t world_disk_operations(const struct world *world);
 
+/* Sets the size of tmpfs. */
+void world_limit_shm(struct world *world, uint64_t max_bytes);
+
 /* Files. `alignment` is what direct I/O asks for: 512 or 4096. Bytes may be looked at (not changed) at any time. */
 struct world_file *world_file_create(struct world *world, const char *path, uint64_t size_bytes, uint32_t alignment,
                                      bool block_device);
 struct world_file *world_file_find(struct world *world, const char *path); /* NULL: none */
-void world_file_remove(struct world *world, const char *path);             /* no descriptor may be open */
+/* Its content before anything happens: stable data, allocated. */
+void world_file_fill(struct world_file *file, uint64_t offset, const void *bytes, uint64_t length);
+void world_file_remove(struct world *world, const char *path); /* no descriptor may be open */
 uint8_t *world_file_bytes(struct world_file *file);
 uint64_t world_file_size(const struct world_file *file);
 uint64_t world_file_allocated(const struct world_file *file);

@@ -344,6 +344,15 @@ static void mark_allocated(struct world_file *file, struct range range)
     memset(file->allocated + first, 1, last - first + 1);
 }
 
+void world_file_fill(struct world_file *file, uint64_t offset, const void *bytes, uint64_t length)
+{
+    assert(offset + length <= file->size && file->unstable == NULL);
+    memcpy(file->bytes + offset, bytes, length);
+    if (file->stable != NULL)
+        memcpy(file->stable + offset, bytes, length);
+    mark_allocated(file, (struct range){offset, length});
+}
+
 /* Notes what has just changed, for power loss; `stable` when it need not fear that. */
 static void note_unstable(struct world *world, struct world_file *file, struct range range, bool stable)
 {
@@ -471,6 +480,10 @@ static int64_t land_extent(struct event *event, struct world_file *file)
     uint8_t kind = file->allocated[at];
     while (at < end && file->allocated[at] == kind)
         at++;
+    if (file->block_device) { /* tells nothing of holes */
+        at = end;
+        kind = 1;
+    }
     uint64_t end_bytes = at * WORLD_EXTENT_BYTES;
     if (!event->orphan)
         *event->extent = (struct io_extent){.end = end_bytes < file->size ? end_bytes : file->size, .hole = kind == 0};

@@ -62,6 +62,11 @@ struct world *world_of(struct io *io)
     return reactor_of(io)->world;
 }
 
+void *world_context(const struct world *world)
+{
+    return world->options.context;
+}
+
 uint64_t world_now(const struct world *world)
 {
     return world->now;

@@ -11,6 +11,11 @@
 
 #include "world_internal.h"
 
+void world_limit_shm(struct world *world, uint64_t max_bytes)
+{
+    world->options.shm_max_bytes = max_bytes;
+}
+
 int shm_create_(struct io *io, struct io_shm *shm, uint64_t reserve_bytes, struct error *err)
 {
     struct world *world = reactor_of(io)->world;
@@ -43,8 +48,6 @@ int shm_grow_(struct io *io, struct io_shm *shm, struct range range)
     struct world *world = reactor_of(io)->world;
     struct description *description = shm_of(world, shm, range, "shm_grow");
     if (world->options.shm_max_bytes != 0 && world->shm_bytes + range.length > world->options.shm_max_bytes)
-        return -ENOSPC;
-    if (world_chance(world, world->options.shm_fail_per_1024))
         return -ENOSPC;
     if (mprotect(shm->base + range.start, range.length, PROT_READ | PROT_WRITE) != 0)
         abort();

@@ -1,0 +1,343 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * One seed from its beginning to its end: the machine, its disks and their content, the VM; then everybody acts until
+ * the guests have made all their requests; then the VM ends, sometimes after all its snapshots were deleted in good
+ * order (and the status must say so), sometimes in the middle of their making and reading. Nothing may be left over.
+ */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "sim.h"
+#include "sim_leaf.h"
+
+#define EVENTS_MAX_PER_REQUEST 1000 /* beyond that they go round in circles */
+
+void sim_fail(const struct sim *sim, const char *format, ...)
+{
+    va_list arguments;
+    fprintf(stderr, "vm_sim: seed %llu: ", (unsigned long long)sim->options.seed);
+    va_start(arguments, format);
+    vfprintf(stderr, format, arguments);
+    va_end(arguments);
+    fprintf(stderr, "\nrun it again: vm_sim --seed %llu --trace\n", (unsigned long long)sim->options.seed);
+    exit(1);
+}
+
+void sim_trace(const struct sim *sim, const char *format, ...)
+{
+    if (!sim->options.trace)
+        return;
+    va_list arguments;
+    fprintf(stderr, "%14.6f us            ", (double)world_now(sim->world) / 1000);
+    va_start(arguments, format);
+    vfprintf(stderr, format, arguments);
+    va_end(arguments);
+    fputc('\n', stderr);
+}
+
+/* Makes reads fail, of copies, of readers and of the guest: all of a disk that is going bad. Chains are spared. */
+static int fault(void *context, const struct world_io *io)
+{
+    struct sim *sim = context;
+    if (!sim->faults || io->range.start < SIM_RESERVED || !sim_chance(sim, 4))
+        return 0;
+    struct request *req = sim_leaf_request(io->op);
+    if (req->disk != NULL) {
+        container_of(req, struct guest, req)->faulted = true;
+        return -EIO;
+    }
+    if (io->kind != WORLD_READ && io->kind != WORLD_EXTENT)
+        return 0;
+    for (unsigned i = 0; i < sim->disk_count; i++)
+        sim->disks[i].read_faults += sim->disks[i].file == io->file;
+    if (io->kind == WORLD_READ)
+        sim->may_break = true;
+    return -EIO;
+}
+
+static bool gate(void *context, const struct world_io *io)
+{
+    struct sim *sim = context;
+    if (!sim->stick_next || io->kind != WORLD_WRITE)
+        return false;
+    sim->stick_next = false;
+    sim->stuck = io->number;
+    sim_trace(sim, "operation %llu gets stuck", (unsigned long long)io->number);
+    return true;
+}
+
+static void disk_create_content(struct sim_disk *disk)
+{
+    struct sim *sim = disk->sim;
+    if ((disk->model = calloc(1, disk->size)) == NULL)
+        abort();
+    for (uint64_t at = SIM_RESERVED; at < disk->size; at += 16 * KIB) {
+        uint64_t length = disk->size - at < 16 * KIB ? disk->size - at : 16 * KIB;
+        if (sim_chance(sim, 512))
+            continue;
+        memset(disk->model + at, (int)(1 + sim_below(sim, 255)), length);
+        world_file_fill(disk->file, at, disk->model + at, length);
+    }
+}
+
+static void disk_create_one(struct sim *sim, unsigned index, uint64_t size)
+{
+    struct sim_disk *disk = &sim->disks[index];
+    disk->sim = sim;
+    disk->index = index;
+    disk->size = size;
+    snprintf(disk->name, sizeof(disk->name), "vd%c", 'a' + index);
+    disk->io = sim->reactors[sim_below(sim, sim->reactor_count)];
+    bool block_device = size % 512 == 0 && sim_chance(sim, 256);
+    disk->file = world_file_create(sim->world, disk->name, size, 512, block_device);
+    disk_create_content(disk);
+    if ((disk->touched = calloc(size / sim->block_bytes + 2, sizeof(uint32_t))) == NULL)
+        abort();
+    world_act_as(sim->world, disk->io);
+    if (sim_leaf_open(disk->io, disk->name, &disk->leaf) != 0)
+        abort();
+    world_act_as(sim->world, NULL);
+    guests_create(disk);
+}
+
+/*
+ * Sizes, blocks, room and troubles of this run. Some seeds have a size of their own, for what small runs do not reach:
+ * more slots than one sweep step, more copies than the pool has, more blocks than one status query looks at.
+ */
+static uint64_t choose_sizes(struct sim *sim)
+{
+    uint64_t special = sim->options.seed % 500, dice = sim_below(sim, 8);
+    bool huge = special == 9;
+    sim->many = special == 8;
+    sim->large = special == 7 || sim->many;
+    sim->block_bytes = sim->large || huge ? 512 : dice < 4 ? 4096 : dice < 6 ? 1024 : 512;
+    sim->longest = sim->many ? 256 * KIB : sim->large ? 192 * KIB : sim->block_bytes == 512 ? 24 * KIB : 32 * KIB;
+    sim->readers_max = sim_chance(sim, 64) ? SIM_READERS : 4;
+    sim->guests_max = sim->many ? SIM_GUESTS : sim_chance(sim, 256) ? 24 : 9;
+    sim->disk_count = sim->large || huge ? 2 : 2 + (unsigned)sim_below(sim, SIM_DISKS - 1);
+    uint64_t total = 0;
+    for (unsigned i = 0; i < sim->disk_count; i++) {
+        uint64_t size = huge ? 9 * MIB : sim->many ? 6 * MIB : sim->large ? 3 * MIB : 64 * KIB << sim_below(sim, 3);
+        size += sim_chance(sim, 512) ? 0 : sim_chance(sim, 512) ? 512 * sim_below(sim, 128) : sim_below(sim, 64 * KIB);
+        total += round_up(size, 64 * KIB);
+        disk_create_one(sim, i, size);
+    }
+    return total;
+}
+
+static void choose_character(struct sim *sim)
+{
+    uint64_t total = choose_sizes(sim);
+    sim->faults = sim_chance(sim, 256);
+    sim->sticks = sim_chance(sim, 512);
+    sim->stalls = sim_chance(sim, 256);
+    sim->impatient = !sim->large && sim_chance(sim, 256);
+    bool tight = sim->options.seed % 16 == 13; /* breaks go on until the end */
+    sim->plenty_of_ram = sim->large || (!tight && sim_chance(sim, 640));
+    uint64_t segment_bytes = 64 * sim->block_bytes, charge = segment_bytes + 64 * LIMIT_MAP_BYTES_PER_SLOT;
+    struct vm_options options = {.name = "sim",
+                                 .ram_bytes = sim->plenty_of_ram
+                                                  ? 2 * SIM_ALIVE * total + 64 * MIB
+                                                  : (sim->disk_count + (tight ? 0 : sim_below(sim, 12))) * charge,
+                                 .block_bytes = sim->block_bytes,
+                                 .segment_bytes = segment_bytes,
+                                 .hooks = sim_hooks};
+    options.hooks.context = sim;
+    sim->may_break = !sim->plenty_of_ram;
+    if (sim->plenty_of_ram && sim_chance(sim, 64)) { /* the budget has room, and tmpfs has none */
+        world_limit_shm(sim->world, segment_bytes * (sim->disk_count + sim_below(sim, 8)));
+        sim->may_break = true;
+    }
+    world_act_as(sim->world, sim->control);
+    sim->vm = vm_create(sim->control, &options);
+    struct error err = {0};
+    for (unsigned i = 0; i < sim->disk_count; i++) {
+        if (vm_add_disk(sim->vm, sim->disks[i].name, sim->disks[i].leaf, &err) != 0)
+            sim_fail(sim, "vm_add_disk: %s", err.text);
+        sim->disks[i].disk = vm_disk(sim->vm, i);
+    }
+    if (vm_start(sim->vm, &err) != 0)
+        sim_fail(sim, "vm_start: %s", err.text);
+    world_act_as(sim->world, NULL);
+}
+
+static void start_disk(void *argument)
+{
+    guests_start(argument);
+}
+
+static void start_chain(void *argument)
+{
+    chain_start(argument);
+}
+
+static void start_director(void *argument)
+{
+    director_start(argument);
+}
+
+/* Whether the guests have come to rest. */
+static bool guests_rest(const struct sim *sim)
+{
+    for (unsigned i = 0; i < sim->disk_count; i++)
+        if (sim->disks[i].guests_busy > 0)
+            return false;
+    for (unsigned i = 0; i < sim->chain_count; i++)
+        if (sim->chains[i].busy)
+            return false;
+    return true;
+}
+
+static void status_known(void *argument, const struct vm_status *status)
+{
+    struct sim *sim = argument;
+    sim->status = *status;
+    sim->status_known = true;
+}
+
+static void ask_status(void *argument)
+{
+    struct sim *sim = argument;
+    vm_status_query(sim->vm, status_known, sim);
+}
+
+static void vm_gone(void *argument)
+{
+    struct sim *sim = argument;
+    if (sim->destroyed)
+        sim_fail(sim, "the end of the VM was told twice");
+    sim->destroyed = true;
+}
+
+static void end_vm(void *argument)
+{
+    struct sim *sim = argument;
+    director_stop(sim);
+    sim_trace(sim, "the VM ends with %u snapshots, %u of them in the making", sim->alive, sim->creating);
+    list_each (link, &sim->snapshots)
+        container_of(link, struct sim_snapshot, link)->ending = true;
+    vm_destroy(sim->vm, vm_gone, sim);
+}
+
+static void stop_director(void *argument)
+{
+    director_stop(argument);
+}
+
+static void delete_all(void *argument)
+{
+    director_delete_all(argument);
+}
+
+static bool guests_are_done(const struct sim *sim)
+{
+    return guests_rest(sim) && sim->attempts >= 3;
+}
+
+static bool nothing_in_the_making(const struct sim *sim)
+{
+    return sim->creating == 0;
+}
+
+static bool no_snapshots(const struct sim *sim)
+{
+    return sim->alive == 0;
+}
+
+static bool status_is_known(const struct sim *sim)
+{
+    return sim->status_known;
+}
+
+static bool vm_is_gone(const struct sim *sim)
+{
+    return sim->destroyed;
+}
+
+static void run_until(struct sim *sim, bool (*condition)(const struct sim *sim), const char *what)
+{
+    unsigned requests = sim->options.requests;
+    while (!condition(sim)) {
+        if (!world_step(sim->world))
+            sim_fail(sim, "nothing happens any more, and there is still to come: %s", what);
+        if (world_events(sim->world) > (uint64_t)EVENTS_MAX_PER_REQUEST * (requests + 1000))
+            sim_fail(sim, "%llu events, and there is still to come: %s", (unsigned long long)world_events(sim->world),
+                     what);
+    }
+}
+
+static void run_to_the_end(struct sim *sim)
+{
+    run_until(sim, guests_are_done, "the end of the guests' requests");
+    if (sim->options.seed % 16 != 13 && sim_chance(sim, 640)) {
+        world_call(sim->control, stop_director, sim);
+        run_until(sim, nothing_in_the_making, "the answer to a creation");
+        world_call(sim->control, delete_all, sim);
+        run_until(sim, no_snapshots, "the end of all snapshots");
+        world_call(sim->control, ask_status, sim);
+        run_until(sim, status_is_known, "the status");
+        oracle_check_status(sim);
+    }
+    world_call(sim->control, end_vm, sim);
+    run_until(sim, vm_is_gone, "the end of the VM");
+    if (sim->alive != 0 || sim->creating != 0 || !list_empty(&sim->views))
+        sim_fail(sim, "the VM is gone, and %u snapshots of it have not ended", sim->alive);
+    oracle_check_model(sim);
+}
+
+static void clean_up(struct sim *sim)
+{
+    for (unsigned i = 0; i < sim->disk_count; i++) {
+        guests_destroy(&sim->disks[i]);
+        free(sim->disks[i].model);
+        free(sim->disks[i].captured);
+        free(sim->disks[i].touched);
+    }
+}
+
+uint64_t sim_run(const struct sim_options *options)
+{
+    struct sim *sim = calloc(1, sizeof(*sim));
+    if (sim == NULL)
+        abort();
+    sim->options = *options;
+    if (sim->options.requests == 0)
+        sim->options.requests = 2000;
+    sim->requests_left = sim->options.requests;
+    list_init(&sim->snapshots);
+    list_init(&sim->views);
+    sim->message_ns = options->seed % 8 == 5 ? 200 * NS_PER_US : 2 * NS_PER_US; /* slow threads, or busy ones */
+    struct world_options world = {.seed = options->seed,
+                                  .trace = options->trace,
+                                  .context = sim,
+                                  .stall_per_1024 = 16,
+                                  .message_ns = sim->message_ns,
+                                  .fault = fault,
+                                  .gate = gate};
+    sim->world = world_create(&world);
+    sim->control = world_reactor(sim->world, "control", 0);
+    sim->reactor_count = 1 + (unsigned)sim_below(sim, SIM_REACTORS);
+    for (unsigned i = 0; i < sim->reactor_count; i++) {
+        char name[8];
+        snprintf(name, sizeof(name), "io%u", i);
+        sim->reactors[i] = world_reactor(sim->world, name, 0);
+    }
+    choose_character(sim);
+    chains_create(sim);
+    for (unsigned i = 0; i < sim->disk_count; i++)
+        world_call(sim->disks[i].io, start_disk, &sim->disks[i]);
+    for (unsigned i = 0; i < sim->chain_count; i++)
+        world_call(sim->chains[i].disks[0]->io, start_chain, &sim->chains[i]);
+    world_call(sim->control, start_director, sim);
+    run_to_the_end(sim);
+    uint64_t hash = world_hash(sim->world);
+    clean_up(sim);
+    unsigned left = world_destroy(sim->world, stderr);
+    if (left != 0)
+        sim_fail(sim, "%u things are left over (R7)", left);
+    free(sim);
+    return hash;
+}

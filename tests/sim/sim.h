@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * One run of the seeded simulation: a VM with its disks on several reactors, guests that read and write, snapshots that
+ * come and go, readers of the snapshots; and the oracle that knows what all of them must see.
+ *
+ * How the oracle knows:
+ *  - `model` of a disk is what its guest may rely on. A write that no other one overlapped while it was under way must be
+ *    on the disk, byte by byte, when it is acknowledged; an overlapped one may have mixed: the model takes what is there.
+ *    A read that no write overlapped must see the model; at the end the disk must equal the model.
+ *  - the image of a snapshot is what lay on the disk in the step that ended the hold of the successful cut (the calls of
+ *    disk_hold(), disk_release() and cut_start() between objects are wrapped by the linker). That this is one instant of
+ *    all disks is proved by chains: n to one disk, wait for the reply, n to another disk.
+ */
+#ifndef TESTS_SIM_SIM_H
+#define TESTS_SIM_SIM_H
+
+#include "base/limits.h"
+#include "block/cut.h"
+#include "block/disk.h"
+#include "vm/vm.h"
+#include "world.h"
+
+enum {
+    SIM_DISKS = 3,
+    SIM_REACTORS = 3,
+    SIM_CHAINS = 2,
+    SIM_GUESTS = 64,     /* requests of the guest under way on one disk */
+    SIM_READERS = 48,    /* of one view */
+    SIM_ALIVE = 5,       /* snapshots at once */
+    SIM_RESERVED = 4096, /* bytes at the start of each disk: the chains' */
+    SIM_EXTENTS = 8,
+};
+
+struct sim;
+
+struct guest { /* one request at a time */
+    struct sim_disk *disk;
+    struct request req;
+    struct iovec iov[3];
+    struct block_extent extents[SIM_EXTENTS];
+    uint8_t *buffer;
+    bool busy, raced;     /* raced: another request touched the range meanwhile */
+    bool faulted;         /* the disk below was made to fail it */
+    uint64_t read_faults; /* of the disk, when it began */
+    struct io_timer pause;
+};
+
+struct sim_disk {
+    struct sim *sim;
+    unsigned index;
+    char name[8];
+    struct io *io;
+    struct world_file *file;
+    struct node *leaf;
+    struct disk *disk;
+    uint64_t size;
+    uint8_t *model;
+    struct guest guests[SIM_GUESTS];
+    unsigned guest_count, guests_busy; /* busy: under way or pausing */
+    uint64_t read_faults;              /* injected so far */
+    /* the oracle's view of the cut */
+    uint8_t *captured; /* content at the last successful cut; taken by the snapshot that is published */
+    uint32_t cuts;     /* successful ones */
+    uint32_t *touched; /* by block: 1 + number of cuts before its last guest write, for R3 */
+    uint64_t preserved_max;
+    struct disk_counters counters;
+};
+
+struct sim_snapshot {
+    struct list_node link;
+    struct sim *sim;
+    char name[LIMIT_NAME_BYTES + 1];
+    uint8_t *images[SIM_DISKS];
+    bool answered, live, broken, ending, ended; /* ending: somebody asked for its end */
+    bool leased, may_time_out, publish_failed, duplicate;
+    uint64_t broken_at;
+    uint64_t first[SIM_CHAINS][2], last[SIM_CHAINS][2]; /* acknowledged before the call; issued before its return */
+    unsigned views;
+    bool images_taken;
+};
+
+struct chain { /* n to one disk, wait, n to the other */
+    struct sim *sim;
+    struct sim_disk *disks[2];
+    unsigned side;
+    uint64_t number, issued[2], acknowledged[2];
+    uint64_t offset;
+    bool busy;
+    uint8_t sector[512];
+    struct iovec iov;
+    struct request req;
+    struct io_message cross;
+};
+
+struct sim_options {
+    uint64_t seed;
+    bool trace;
+    unsigned requests; /* 0: 2000 */
+};
+
+struct sim {
+    struct sim_options options;
+    struct world *world;
+    struct io *control, *reactors[SIM_REACTORS];
+    unsigned reactor_count;
+    struct vm *vm;
+    struct sim_disk disks[SIM_DISKS];
+    unsigned disk_count;
+    struct chain chains[SIM_CHAINS];
+    unsigned chain_count;
+    uint64_t block_bytes;
+    /* the character of this run */
+    bool plenty_of_ram, faults, sticks, stalls, impatient, large, many;
+    unsigned guests_max;
+    uint64_t message_ns;
+    unsigned readers_max;
+    uint64_t longest; /* guest request */
+    /* progress */
+    uint64_t requests_left, requests_done, reads_done, broken_count;
+    bool stopping, destroyed, may_break;
+    struct list snapshots, views;
+    unsigned alive, creating, created, attempts, names, refused;
+    struct cut *cut;
+    struct io_timer director;
+    uint64_t slow_until;         /* the guests take their time: a cut is tried again after a pause */
+    uint64_t stuck, stuck_until; /* operation that the gate holds */
+    bool stick_next;
+    bool status_known;
+    struct vm_status status;
+};
+
+/* The run failed: says why and how to repeat it, and ends the process. */
+void sim_fail(const struct sim *sim, const char *format, ...) __attribute__((format(printf, 2, 3), noreturn));
+void sim_trace(const struct sim *sim, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+static inline uint64_t sim_below(struct sim *sim, uint64_t below)
+{
+    return world_below(sim->world, below);
+}
+static inline bool sim_chance(struct sim *sim, unsigned per_1024)
+{
+    return world_chance(sim->world, per_1024);
+}
+
+static inline bool sim_slow(const struct sim *sim)
+{
+    return world_now(sim->world) < sim->slow_until;
+}
+
+/* Runs a seed to its end; returns the hash of the run. */
+uint64_t sim_run(const struct sim_options *options);
+
+/* guest.c */
+void guests_create(struct sim_disk *disk);
+void guests_start(struct sim_disk *disk); /* on the disk's reactor */
+void guests_destroy(struct sim_disk *disk);
+struct range sim_random_range(struct sim *sim, uint64_t size, uint64_t longest);
+void sim_slice(struct sim *sim, struct iovec *iov, unsigned *iov_count, uint8_t *buffer, uint64_t length);
+/* Whether extents may describe these bytes, the whole of the disk's. */
+void sim_check_extents(const struct sim *sim, const struct request *req, const uint8_t *bytes, const char *whose);
+
+/* chain.c */
+void chains_create(struct sim *sim);
+void chain_start(struct chain *chain); /* on the reactor of its first disk */
+void chains_note_first(struct sim *sim, struct sim_snapshot *snapshot);
+void chains_note_last(struct sim *sim, struct sim_snapshot *snapshot);
+void chains_check(struct sim *sim, const struct sim_snapshot *snapshot);
+
+/* view.c */
+extern const struct vm_hooks sim_hooks;
+
+/* director.c */
+void director_start(struct sim *sim); /* on the control reactor, as all of these */
+void director_stop(struct sim *sim);
+void director_delete_all(struct sim *sim);
+struct sim_snapshot *sim_snapshot_find(struct sim *sim, const char *name);
+void sim_snapshot_ended(struct sim_snapshot *snapshot);
+
+/* oracle.c */
+void oracle_touch(struct sim_disk *disk, struct range range);
+void oracle_take_images(struct sim *sim, struct sim_snapshot *snapshot);
+void oracle_check_model(struct sim *sim);
+void oracle_check_status(struct sim *sim);
+
+#endif
