@@ -204,26 +204,31 @@ void event_finish(struct world *world, struct event *event, int64_t result)
 
 /* Timers: a heap of each reactor, places from 1, so that 0 says "not armed". */
 
-static void timer_place(struct reactor *reactor, size_t at, struct io_timer *timer)
+static inline bool timer_before(const struct armed *a, const struct armed *b)
 {
-    reactor->timers[at] = timer;
-    timer->heap_place = at;
+    return a->timer->deadline_ns < b->timer->deadline_ns ||
+           (a->timer->deadline_ns == b->timer->deadline_ns && a->order < b->order);
+}
+
+static void timer_place(struct reactor *reactor, size_t at, struct armed armed)
+{
+    reactor->timers[at] = armed;
+    armed.timer->heap_place = at;
 }
 
 static void timer_sift(struct reactor *reactor, size_t at)
 {
-    struct io_timer *timer = reactor->timers[at];
-    for (; at > 1 && timer->deadline_ns < reactor->timers[at / 2]->deadline_ns; at /= 2)
+    struct armed armed = reactor->timers[at];
+    for (; at > 1 && timer_before(&armed, &reactor->timers[at / 2]); at /= 2)
         timer_place(reactor, at, reactor->timers[at / 2]);
     for (size_t child; (child = 2 * at) <= reactor->timer_count; at = child) {
-        if (child < reactor->timer_count &&
-            reactor->timers[child + 1]->deadline_ns < reactor->timers[child]->deadline_ns)
+        if (child < reactor->timer_count && timer_before(&reactor->timers[child + 1], &reactor->timers[child]))
             child++;
-        if (reactor->timers[child]->deadline_ns >= timer->deadline_ns)
+        if (!timer_before(&reactor->timers[child], &armed))
             break;
         timer_place(reactor, at, reactor->timers[child]);
     }
-    timer_place(reactor, at, timer);
+    timer_place(reactor, at, armed);
 }
 
 static void op_timer_cancel(struct io *io, struct io_timer *timer)
@@ -233,11 +238,11 @@ static void op_timer_cancel(struct io *io, struct io_timer *timer)
     size_t at = timer->heap_place;
     if (at == 0)
         return;
-    if (at > reactor->timer_count || reactor->timers[at] != timer)
+    if (at > reactor->timer_count || reactor->timers[at].timer != timer)
         world_violation(reactor->world, "timer_cancel of a timer of somebody else");
     timer->heap_place = 0;
-    struct io_timer *last = reactor->timers[reactor->timer_count--];
-    if (last == timer)
+    struct armed last = reactor->timers[reactor->timer_count--];
+    if (last.timer == timer)
         return;
     timer_place(reactor, at, last);
     timer_sift(reactor, at);
@@ -250,19 +255,19 @@ static void op_timer_set(struct io *io, struct io_timer *timer, uint64_t deadlin
     op_timer_cancel(io, timer);
     if (reactor->timer_count + 2 > reactor->timer_room) {
         reactor->timer_room = reactor->timer_room == 0 ? 64 : 2 * reactor->timer_room;
-        reactor->timers = realloc(reactor->timers, reactor->timer_room * sizeof(struct io_timer *));
+        reactor->timers = realloc(reactor->timers, reactor->timer_room * sizeof(struct armed));
         if (reactor->timers == NULL)
             abort();
     }
     timer->deadline_ns = deadline_ns;
-    reactor->timers[++reactor->timer_count] = timer;
+    reactor->timers[++reactor->timer_count] = (struct armed){timer, reactor->world->order++};
     timer_sift(reactor, reactor->timer_count);
 }
 
 static void fire_timers(struct reactor *reactor)
 {
-    while (reactor->timer_count > 0 && reactor->timers[1]->deadline_ns <= reactor->world->now) {
-        struct io_timer *timer = reactor->timers[1];
+    while (reactor->timer_count > 0 && reactor->timers[1].timer->deadline_ns <= reactor->world->now) {
+        struct io_timer *timer = reactor->timers[1].timer;
         op_timer_cancel(&reactor->io, timer);
         reactor->world->events++;
         hash_mix(reactor->world, reactor->world->now ^ timer->deadline_ns << 8);
@@ -354,8 +359,8 @@ static struct reactor *next_reactor(struct world *world, uint64_t *due)
         if (reactor->backlog != NULL || !list_empty(&reactor->tasks))
             at = reactor->stalled_until;
         else if (reactor->timer_count > 0)
-            at = reactor->timers[1]->deadline_ns > reactor->stalled_until ? reactor->timers[1]->deadline_ns
-                                                                          : reactor->stalled_until;
+            at = reactor->timers[1].timer->deadline_ns > reactor->stalled_until ? reactor->timers[1].timer->deadline_ns
+                                                                                : reactor->stalled_until;
         else
             continue;
         if (at < *due) {

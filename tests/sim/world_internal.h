@@ -17,6 +17,11 @@ enum {
     WORLD_OP_MAGIC = 0x0b5e55ed,
 };
 
+struct armed {
+    struct io_timer *timer;
+    uint64_t order; /* equal deadlines fire in the order in which they were set */
+};
+
 struct reactor {
     struct io io; /* first */
     struct world *world;
@@ -24,7 +29,7 @@ struct reactor {
     unsigned index, process;
     bool dead;
     struct list tasks;
-    struct io_timer **timers; /* heap, from 1 */
+    struct armed *timers; /* heap, from 1 */
     size_t timer_count, timer_room;
     uint64_t stalled_until;                 /* 0: runs */
     struct event *backlog, **backlog_end;   /* arrived while it was stalled */

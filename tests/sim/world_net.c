@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/address.h"
 #include "world_internal.h"
 
 static struct socket *socket_new(void)
@@ -146,7 +147,7 @@ static void try_send(struct world *world, struct event *event, struct socket *so
     } else {
         uint64_t room = WORLD_SOCKET_BYTES - peer->inbox_used, sent = 0;
         uint64_t length = event->range.length < room ? event->range.length : room;
-        if (length > 1 && world_chance(world, world->options.short_per_1024))
+        if (length > 64 && world_chance(world, world->options.short_per_1024))
             length = 1 + world_below(world, length);
         for (unsigned i = 0; i < event->iov_count && sent < length; i++) {
             const uint8_t *from = event->iov[i].iov_base;
@@ -219,8 +220,12 @@ static struct socket *find_listener(struct world *world, const char *address)
 int net_listen(struct io *io, const char *address, struct error *err)
 {
     struct world *world = reactor_of(io)->world;
+    struct address parsed;
+    int status = address_parse(address, &parsed, err);
+    if (status < 0)
+        return status;
     if (find_listener(world, address) != NULL)
-        return error_set(err, EADDRINUSE, "cannot listen on %s: somebody else does", address);
+        return error_set(err, EADDRINUSE, "cannot listen on %s: the address is in use", address);
     struct socket *socket = socket_new();
     socket->listening = true;
     snprintf(socket->address, sizeof(socket->address), "%s", address);
