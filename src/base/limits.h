@@ -40,6 +40,12 @@ enum {
     LIMIT_REQUEST_FRAGMENTS = 256,
     /* Alignment that direct I/O may ask for; larger than a block would make read-modify-write touch neighbours. */
     LIMIT_ALIGNMENT_BYTES = 4096,
+    /* Bounce buffers of one disk, for unaligned requests; the next one waits for a buffer. 32 x 72 KiB + 8 x 1 MiB are
+     * at most 10.3 MiB of memory, touched only when used. */
+    LIMIT_BOUNCE_SMALL = 32,
+    LIMIT_BOUNCE_LARGE = 8,
+    /* Interrupted disk operations are started again this often: EINTR and EAGAIN are no errors of the disk. */
+    LIMIT_DISK_RETRIES = 1000,
     /* Extents answered to one block status request. */
     LIMIT_STATUS_EXTENTS = 1024,
 
@@ -100,6 +106,8 @@ enum {
 
 /* Longest single request the block layer takes; longer transfers are cut up by the exports (bounds buffers). */
 #define LIMIT_REQUEST_BYTES (1 * MIB)
+/* What a small bounce buffer holds: most guest requests. */
+#define BOUNCE_SMALL_BYTES (64 * KIB)
 /* Largest disk: 36 bits of an entry of the cache's map name a 4 KiB block. */
 #define LIMIT_DISK_BYTES (256 * TIB)
 /* Snapshots that one daemon can make in its life: 28 bits of such an entry. One a second for eight years. */

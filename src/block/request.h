@@ -70,7 +70,7 @@ struct request {
     struct io_task completion;
     int status;
     struct io_op op;          /* for the leaf */
-    uint64_t leaf_scratch[8]; /* for the leaf */
+    uint64_t leaf_scratch[12]; /* for the leaf */
 };
 
 /* Whether the request changes the disk. */

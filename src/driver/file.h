@@ -17,7 +17,11 @@ struct file_options {
     void *waiting_context;
 };
 
-/* Opens, locks and measures. May block (up to lock_wait_ns): on a control thread. `io` is the owner from then on. */
+/*
+ * Opens, locks and measures. May block (up to lock_wait_ns): on a control thread. `io` is the owner from then on.
+ * -ENOENT, -EACCES, -EISDIR, -EAGAIN (locked), -EBUSY (device claimed), -EINVAL (size 0, no direct I/O), ...; what `create`
+ * has created stays when a later step fails.
+ */
 int file_open(struct io *io, const struct file_options *options, struct node **node, struct error *err);
 
 #endif

@@ -5,6 +5,7 @@
 
 #include "block/node.h"
 
+/* Any thread, before the owner uses it. NULL: no memory. */
 struct node *null_create(struct io *io, uint64_t size_bytes);
 
 #endif

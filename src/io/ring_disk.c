@@ -113,18 +113,10 @@ void ring_datasync(struct io *io, struct io_op *op, int fd)
 static int64_t work_discard(void *argument)
 {
     struct ring_op *mine = argument;
-    struct stat st;
-    if (fstat(mine->fd, &st) != 0)
-        return -errno;
-    int result;
-    if (S_ISBLK(st.st_mode)) {
-        uint64_t span[2] = {mine->range.start, mine->range.length};
-        result = ioctl(mine->fd, BLKDISCARD, span);
-    } else {
-        result = fallocate(mine->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)mine->range.start,
-                           (off_t)mine->range.length);
-    }
-    return result == 0 ? 0 : -errno;
+    uint64_t span[2] = {mine->range.start, mine->range.length};
+    if (ioctl(mine->fd, BLKDISCARD, span) == 0)
+        return 0;
+    return errno == ENOTTY ? -EOPNOTSUPP : -errno; /* not a block device */
 }
 
 void ring_allocate(struct io *io, struct io_op *op, int fd, enum io_allocate_mode mode, struct range range)
