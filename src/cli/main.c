@@ -13,7 +13,9 @@
 #include "base/name.h"
 #include "fleece/fleece.h"
 
-static const struct cli_command *const commands[] = {&cli_status, &cli_snapshot, &cli_qmp};
+static const struct cli_command *const commands[] = {
+    &cli_status, &cli_snapshot, &cli_backup, &cli_list, &cli_verify, &cli_restore, &cli_qmp,
+};
 static const char usage[] = "fleece [--vm VM | --control SOCKET] [--json] COMMAND …";
 
 static void print_sentence(const char *kind, const char *format, va_list args)

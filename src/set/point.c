@@ -153,9 +153,11 @@ static int write_manifest(const struct point *point, const struct manifest *mani
     char shown[PATH_MAX];
     show(point, MANIFEST_FILE, shown);
     json_t *json = manifest_to_json(manifest);
-    if (!json)
-        return error_set(err, ENOMEM, "no memory for %s", shown);
-    int status = json_file_create(point->folder, MANIFEST_NEW_FILE, shown, json, err);
+    struct manifest *again = malloc(sizeof *again);
+    int status = json && again ? manifest_from_json(json, again, err) : error_set(err, ENOMEM, "no memory for %s", shown);
+    free(again);
+    if (status == 0) /* what we could not read ourselves is not written */
+        status = json_file_create(point->folder, MANIFEST_NEW_FILE, shown, json, err);
     json_decref(json);
     if (status == 0 && (renameat(point->folder, MANIFEST_NEW_FILE, point->folder, MANIFEST_FILE) < 0 ||
                         fsync(point->folder) < 0))

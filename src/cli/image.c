@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "cli/image.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#include "driver/file.h"
+
+/* Direct I/O keeps a backup from pushing everything else out of memory; not every file system has it. */
+static int open_either_way(struct io *io, struct file_options *options, struct node **node, struct error *err)
+{
+    int status = file_open(io, options, node, err);
+    if (status != -EINVAL && status != -EOPNOTSUPP)
+        return status;
+    if (options->create)
+        unlink(options->path); /* ours: it did not exist before */
+    options->page_cache = true;
+    return file_open(io, options, node, err);
+}
+
+int image_create(struct io *io, const char *path, uint64_t size_bytes, struct node **node, struct error *err)
+{
+    struct file_options options = {.path = path, .create = true, .size_bytes = size_bytes};
+    if (access(path, F_OK) == 0) /* before anything is unlinked */
+        return error_set(err, EEXIST, "'%s' exists already", path);
+    return open_either_way(io, &options, node, err);
+}
+
+int image_open(struct io *io, const char *path, bool read_only, struct node **node, struct error *err)
+{
+    struct file_options options = {.path = path, .read_only = read_only};
+    return open_either_way(io, &options, node, err);
+}

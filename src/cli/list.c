@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* fleece list: the points of a backup set. */
+#include "cli/command.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <jansson.h>
+
+#include "base/name.h"
+#include "cli/set_argument.h"
+
+static void print_damaged(const struct cli *cli, const char *point, const struct error *err)
+{
+    cli_fail("%s", err->text);
+    if (!cli->json) {
+        printf("%-24s damaged\n", point);
+        return;
+    }
+    json_t *line = json_pack("{s:s, s:b, s:s}", "point", point, "damaged", 1, "reason", err->text);
+    if (!line)
+        line = json_pack("{s:s, s:b}", "point", point, "damaged", 1); /* a path that is not UTF-8 */
+    json_dumpf(line, stdout, JSON_COMPACT);
+    putchar('\n');
+    json_decref(line);
+}
+
+static void print_point(const struct cli *cli, const char *point, const struct manifest *manifest)
+{
+    uint64_t size_bytes = 0, data_bytes = 0;
+    char text[2][16];
+    if (cli->json) {
+        json_t *line = manifest_to_json(manifest);
+        json_object_set_new(line, "point", json_string(point));
+        json_dumpf(line, stdout, JSON_COMPACT);
+        putchar('\n');
+        json_decref(line);
+        return;
+    }
+    for (unsigned i = 0; i < manifest->disk_count; i++) {
+        size_bytes += manifest->disks[i].size_bytes;
+        data_bytes += manifest->disks[i].data_bytes;
+    }
+    printf("%-24s %10s %10s  ", point, size_format(text[0], size_bytes), size_format(text[1], data_bytes));
+    for (unsigned i = 0; i < manifest->disk_count; i++)
+        printf("%s%s", i ? " " : "", manifest->disks[i].name);
+    putchar('\n');
+}
+
+static int list_points(const struct cli *cli, const struct set *set, const struct set_points *points, const char *only)
+{
+    struct error err;
+    int code = CLI_DONE;
+    struct manifest *manifest = malloc(sizeof *manifest);
+    if (!manifest)
+        return cli_fail("no memory for a manifest");
+    if (!cli->json && points->count == 0)
+        printf("backup set of VM %s: no points\n", set_vm(set));
+    else if (!cli->json)
+        printf("backup set of VM %s\n%-24s %10s %10s  %s\n", set_vm(set), "POINT", "SIZE", "DATA", "DISKS");
+    for (unsigned i = 0; i < points->count; i++) {
+        if (only && point_name_compare(only, points->names[i]) != 0)
+            continue;
+        if (set_manifest_load(set, points->names[i], manifest, &err) == 0) {
+            print_point(cli, points->names[i], manifest);
+        } else {
+            print_damaged(cli, points->names[i], &err);
+            code = CLI_FAILED;
+        }
+    }
+    free(manifest);
+    return code;
+}
+
+static int list_run(struct cli *cli, int argc, char **argv)
+{
+    struct set *set = NULL;
+    struct set_points points;
+    struct error err;
+    const char *wanted;
+    char name[POINT_NAME_BYTES];
+    if (argc != 2)
+        return cli_usage(cli, "list wants the folder of one backup set");
+    if (set_argument_open(argv[1], &set, &wanted, &err) < 0)
+        return cli_fail("%s", err.text);
+    int code;
+    if ((wanted && set_point_find(set, wanted, name, &err) < 0) || set_points_list(set, &points, &err) < 0) {
+        code = cli_fail("%s", err.text);
+    } else {
+        code = list_points(cli, set, &points, wanted ? name : NULL);
+        set_points_free(&points);
+    }
+    set_close(set);
+    return code;
+}
+
+const struct cli_command cli_list = {
+    .name = "list",
+    .arguments = "DIR[@POINT]",
+    .summary = "show the points of a backup set",
+    .run = list_run,
+};

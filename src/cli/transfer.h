@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The reactor of a command that moves data: it runs copies one after another on the calling thread, shows their progress
+ * and ends them early for SIGINT and SIGTERM, which are blocked from transfer_open() on and noticed in transfer_copy() and
+ * transfer_interrupted().
+ */
+#ifndef FLEECE_CLI_TRANSFER_H
+#define FLEECE_CLI_TRANSFER_H
+
+#include "cli/progress.h"
+#include "io/io.h"
+#include "job/copy.h"
+
+struct transfer {
+    struct io *io;
+    bool json;
+    /* Also wakes a copy: a descriptor that becomes readable while it runs. `watched` returns false to end the copy. */
+    int watch_fd; /* -1: none */
+    bool (*watched)(void *context);
+    void *watch_context;
+    /* Private: */
+    int signal_fd;
+    bool interrupted;
+    struct io_op signal_op, watch_op;
+    bool signal_armed, watch_armed;
+    struct io_timer patience;
+    struct progress progress;
+    struct copy *copy;
+    void (*mismatch)(void *context, struct range extent);
+    void *mismatch_context;
+    struct node *hang_up; /* an NBD node that may never answer */
+    uint64_t data_bytes;
+    int status;
+    struct error err;
+};
+
+int transfer_open(struct transfer *transfer, bool json, struct error *err);
+void transfer_close(struct transfer *transfer);
+
+/* Whether SIGINT or SIGTERM came. */
+bool transfer_interrupted(struct transfer *transfer);
+
+/*
+ * Runs one copy to its end. Fills in the io, the callbacks and the context; options->mismatch gets options->context. An
+ * NBD source that does not come back after an interruption is hung up. 0, or -errno with the sentence; -ECANCELED when
+ * it was interrupted or the watch ended it. *data_bytes: what was not zero.
+ */
+int transfer_copy(struct transfer *transfer, const char *point, const char *disk, const struct copy_options *options,
+                  uint64_t *data_bytes, struct error *err);
+
+#endif
