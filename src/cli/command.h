@@ -31,9 +31,8 @@ struct cli {             /* what the options before the command say */
 
 struct cli_command {
     const char *name;
-    const char
-        *arguments; /* for the usage line: "create [NAME] [--drain-timeout SECONDS] | list | delete NAME" */
-    const char *summary; /* one line for --help */
+    const char *arguments; /* for the usage line: "create [NAME] [--drain-timeout SECONDS] | list | delete NAME" */
+    const char *summary;   /* one line for --help */
     /* argv[0] is the command's name; the options of a command are its own business (getopt_long; optind is 0
      * at entry, and opterr is off: say it with cli_usage()). Returns an enum cli_exit. */
     int (*run)(struct cli *cli, int argc, char **argv);

@@ -74,8 +74,7 @@ int cli_connect(const struct cli *cli, struct fleece **fleece)
     if (cli->vm && name_check("VM name", cli->vm, &err) < 0)
         return cli_usage(cli, "--vm: %s", err.text);
     if (!cli->control && fleece_default_socket(cli->vm, path, sizeof path) < 0)
-        return cli_fail("the default path of the control socket of VM %s is too long; use --control",
-                        cli->vm);
+        return cli_fail("the default path of the control socket of VM %s is too long; use --control", cli->vm);
     *fleece = fleece_open(cli->control ? cli->control : path, error);
     return *fleece ? CLI_DONE : cli_fail("%s", error);
 }

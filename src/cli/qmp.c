@@ -17,8 +17,7 @@ static const char *check_message(json_t *message, const char **command, char **a
     json_t *value;
     if (!json_is_object(message))
         return "it is not a JSON object";
-    json_object_foreach(message, key, value)
-    {
+    json_object_foreach (message, key, value) {
         if (strcmp(key, "execute") != 0 && strcmp(key, "arguments") != 0)
             return "it may hold \"execute\" and \"arguments\" only";
     }

@@ -59,8 +59,7 @@ static json_int_t milliseconds(const char *text)
 
 static int snapshot_create(struct cli *cli, int argc, char **argv)
 {
-    static const struct option options[] = {{"drain-timeout", required_argument, NULL, 'd'},
-                                            {NULL, 0, NULL, 0}};
+    static const struct option options[] = {{"drain-timeout", required_argument, NULL, 'd'}, {NULL, 0, NULL, 0}};
     int option;
     json_int_t drain_ms = 0;
     optind = 0;
@@ -106,8 +105,7 @@ static int snapshot_list(struct cli *cli, int argc, char **argv)
         printf("no snapshots\n");
     else if (!cli->json)
         printf("%-24s %-9s %-30s %12s  %s\n", "SNAPSHOT", "STATE", "CREATED", "HELD (us)", "REASON");
-    json_array_foreach(snapshots, i, snapshot)
-    {
+    json_array_foreach (snapshots, i, snapshot) {
         if (cli->json)
             print_json(snapshot);
         else

@@ -31,15 +31,15 @@ static void print_head(const json_t *status)
 {
     char text[3][16];
     const json_t *cache = json_object_get(status, "cache");
-    printf("VM %s, fleeced %s, process %lld, %s of memory\n", text_of(status, "name"),
-           text_of(status, "version"), number_of(status, "pid"), size_of(text[0], status, "rss-bytes"));
+    printf("VM %s, fleeced %s, process %lld, %s of memory\n", text_of(status, "name"), text_of(status, "version"),
+           number_of(status, "pid"), size_of(text[0], status, "rss-bytes"));
     printf("fleecing cache: %s used, %s at its peak, %s at most\n", size_of(text[0], cache, "bytes"),
            size_of(text[1], cache, "bytes-peak"), size_of(text[2], cache, "bytes-max"));
     size_t i;
     json_t *address, *reactor;
-    json_array_foreach(json_object_get(status, "nbd"), i, address)
+    json_array_foreach (json_object_get(status, "nbd"), i, address)
         printf("NBD on %s\n", json_string_value(address));
-    json_array_foreach(json_object_get(status, "reactors"), i, reactor)
+    json_array_foreach (json_object_get(status, "reactors"), i, reactor)
         printf("I/O thread %zu: %s\n", i, json_string_value(reactor));
 }
 
@@ -48,13 +48,13 @@ static void print_disks(const json_t *disks)
     size_t i;
     json_t *disk;
     char text[3][16];
-    printf("\n%-12s %10s %12s %10s %12s %10s %9s %7s %7s %11s\n", "DISK", "SIZE", "READS", "READ", "WRITES",
-           "WRITTEN", "FLUSHES", "ERRORS", "FLIGHT", "PRESERVED");
-    json_array_foreach(disks, i, disk) printf(
-        "%-12s %10s %12lld %10s %12lld %10s %9lld %7lld %7lld %11lld\n", text_of(disk, "name"),
-        size_of(text[0], disk, "size"), number_of(disk, "reads"), size_of(text[1], disk, "read-bytes"),
-        number_of(disk, "writes"), size_of(text[2], disk, "written-bytes"), number_of(disk, "flushes"),
-        number_of(disk, "errors"), number_of(disk, "writes-in-flight"), number_of(disk, "blocks-preserved"));
+    printf("\n%-12s %10s %12s %10s %12s %10s %9s %7s %7s %11s\n", "DISK", "SIZE", "READS", "READ", "WRITES", "WRITTEN",
+           "FLUSHES", "ERRORS", "FLIGHT", "PRESERVED");
+    json_array_foreach (disks, i, disk)
+        printf("%-12s %10s %12lld %10s %12lld %10s %9lld %7lld %7lld %11lld\n", text_of(disk, "name"),
+               size_of(text[0], disk, "size"), number_of(disk, "reads"), size_of(text[1], disk, "read-bytes"),
+               number_of(disk, "writes"), size_of(text[2], disk, "written-bytes"), number_of(disk, "flushes"),
+               number_of(disk, "errors"), number_of(disk, "writes-in-flight"), number_of(disk, "blocks-preserved"));
 }
 
 static void print_exports(const json_t *exports)
@@ -63,7 +63,7 @@ static void print_exports(const json_t *exports)
     json_t *export;
     char text[16];
     printf("\n%-30s %10s %-10s %11s  %s\n", "EXPORT", "SIZE", "ACCESS", "CONNECTIONS", "URI");
-    json_array_foreach(exports, i, export)
+    json_array_foreach (exports, i, export)
         printf("%-30s %10s %-10s %11lld  %s\n", text_of(export, "name"), size_of(text, export, "size"),
                json_is_true(json_object_get(export, "read-only")) ? "read-only" : "read-write",
                number_of(export, "connections"), text_of(export, "uri"));
@@ -77,9 +77,8 @@ static void print_snapshots(const json_t *snapshots)
         printf("\nno snapshots\n");
         return;
     }
-    printf("\n%-24s %-9s %-30s %10s %9s  %s\n", "SNAPSHOT", "STATE", "CREATED", "HELD (us)", "ATTEMPTS",
-           "REASON");
-    json_array_foreach(snapshots, i, snapshot)
+    printf("\n%-24s %-9s %-30s %10s %9s  %s\n", "SNAPSHOT", "STATE", "CREATED", "HELD (us)", "ATTEMPTS", "REASON");
+    json_array_foreach (snapshots, i, snapshot)
         printf("%-24s %-9s %-30s %10.0f %9lld  %s\n", text_of(snapshot, "name"), text_of(snapshot, "state"),
                text_of(snapshot, "created"), (double)number_of(snapshot, "hold-ns") / 1000,
                number_of(snapshot, "attempts"), text_of(snapshot, "reason"));

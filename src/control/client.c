@@ -272,9 +272,7 @@ void client_create(struct control_server *server, int fd, const char *refusal)
         client_send_error(client, "GenericError", refusal);
         client_finish(client);
     } else {
-        client_send(client,
-                    json_pack("{s:{s:o, s:[]}}", "QMP", "version", describe_version(), "capabilities"),
-                    false);
+        client_send(client, json_pack("{s:{s:o, s:[]}}", "QMP", "version", describe_version(), "capabilities"), false);
         client_receive(client);
     }
 }

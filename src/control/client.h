@@ -35,9 +35,9 @@ struct control_client {
     int fd;
     const void *lease; /* names this connection to the VM; never used twice */
     bool negotiated;
-    bool finishing; /* nothing more is read or executed; hangs up when the output has been sent */
-    bool ended;     /* the peer sent its last byte */
-    bool hung_up;   /* freed as soon as nothing is under way */
+    bool finishing;                  /* nothing more is read or executed; hangs up when the output has been sent */
+    bool ended;                      /* the peer sent its last byte */
+    bool hung_up;                    /* freed as soon as nothing is under way */
     struct control_request *request; /* being executed */
     struct message_reader reader;
     struct io_op receive, transmit;

@@ -161,16 +161,14 @@ static int check_arguments(const struct control_command *command, json_t *argume
         if (status < 0)
             return status;
     }
-    json_object_foreach(arguments, key, value)
-    {
+    json_object_foreach (arguments, key, value) {
         const struct control_argument *a = command->arguments;
         char known[256];
         while (a && a->name && strcmp(a->name, key) != 0)
             a++;
         list_arguments(command, known, sizeof known);
         if (!a || !a->name)
-            return error_set(err, EINVAL, "Parameter '%.100s' is unexpected: %s takes %s", key, command->name,
-                             known);
+            return error_set(err, EINVAL, "Parameter '%.100s' is unexpected: %s takes %s", key, command->name, known);
     }
     return 0;
 }
@@ -179,8 +177,7 @@ static int check_members(json_t *message, struct error *err)
 {
     const char *key;
     json_t *value;
-    json_object_foreach(message, key, value)
-    {
+    json_object_foreach (message, key, value) {
         if (strcmp(key, "execute") != 0 && strcmp(key, "arguments") != 0 && strcmp(key, "id") != 0)
             return error_set(err, EINVAL, "QMP input member '%.100s' is unexpected", key);
     }
@@ -197,8 +194,7 @@ static int check_members(json_t *message, struct error *err)
 
 /* --- from the message to the command */
 
-static void answer_error(struct control_client *client, const json_t *message, const char *class,
-                         const char *text)
+static void answer_error(struct control_client *client, const json_t *message, const char *class, const char *text)
 {
     json_t *answer = error_answer(class, text), *id = json_object_get(message, "id");
     if (answer && id)
@@ -208,8 +204,7 @@ static void answer_error(struct control_client *client, const json_t *message, c
 
 static void negotiate(struct control_client *client, const json_t *message)
 {
-    const json_t *arguments = json_object_get(message, "arguments"),
-                 *enable = json_object_get(arguments, "enable");
+    const json_t *arguments = json_object_get(message, "arguments"), *enable = json_object_get(arguments, "enable");
     if (client->negotiated)
         answer_error(client, message, "CommandNotFound",
                      "Capabilities negotiation is already complete, command ignored");
@@ -228,8 +223,7 @@ static void negotiate(struct control_client *client, const json_t *message)
     }
 }
 
-static void run_command(struct control_client *client, const struct control_command *command,
-                        const json_t *message)
+static void run_command(struct control_client *client, const struct control_command *command, const json_t *message)
 {
     struct control_request *request = calloc(1, sizeof *request);
     if (!request) {
@@ -258,8 +252,7 @@ void control_command_execute(struct control_client *client, json_t *message)
     else if (strcmp(name, "qmp_capabilities") == 0)
         negotiate(client, message);
     else if (!client->negotiated)
-        answer_error(client, message, "CommandNotFound",
-                     "Expecting capabilities negotiation with 'qmp_capabilities'");
+        answer_error(client, message, "CommandNotFound", "Expecting capabilities negotiation with 'qmp_capabilities'");
     else if (!command) {
         snprintf(text, sizeof text, "The command %.100s has not been found", name);
         answer_error(client, message, "CommandNotFound", text);

@@ -38,8 +38,7 @@ struct control_command {
     void (*run)(struct control_request *request);
 };
 
-extern const struct control_command control_commands_vm[], control_commands_snapshot[],
-    control_commands_export[];
+extern const struct control_command control_commands_vm[], control_commands_snapshot[], control_commands_export[];
 
 /* Checks a message {"execute", "arguments", "id"} of a client and runs the command, or answers what is wrong
  * with it. Takes over the message. */

@@ -13,8 +13,8 @@ static void exports_known(void *argument, const struct nbd_server_status *status
         json_t *export = describe_export(&request->server->host, &status->exports[i]);
         const char *name = status->exports[i].name;
         /* The members that QEMU's command has, and our own behind them. */
-        json_t *json = json_pack("{s:s, s:s, s:s, s:b}", "id", name, "type", "nbd", "node-name", name,
-                                 "shutting-down", 0);
+        json_t *json = json_pack("{s:s, s:s, s:s, s:b}", "id", name, "type", "nbd", "node-name", name, "shutting-down",
+                                 0);
         if (json && export)
             json_object_update(json, export);
         json_decref(export);

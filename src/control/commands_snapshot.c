@@ -10,10 +10,7 @@
 static const struct control_argument create_arguments[] = {
     {.name = "name", .kind = CONTROL_STRING},
     {.name = "lease", .kind = CONTROL_BOOLEAN},
-    {.name = "drain-timeout-ms",
-     .kind = CONTROL_INTEGER,
-     .min = 1,
-     .max = (json_int_t)(CUT_TOTAL_MAX_NS / NS_PER_MS)},
+    {.name = "drain-timeout-ms", .kind = CONTROL_INTEGER, .min = 1, .max = (json_int_t)(CUT_TOTAL_MAX_NS / NS_PER_MS)},
     {.name = NULL},
 };
 
@@ -75,8 +72,7 @@ static void snapshot_delete_done(void *argument, const struct error *err)
 
 static void snapshot_delete(struct control_request *request)
 {
-    vm_snapshot_delete(request->server->host.vm, control_argument_text(request, "name"), snapshot_delete_done,
-                       request);
+    vm_snapshot_delete(request->server->host.vm, control_argument_text(request, "name"), snapshot_delete_done, request);
 }
 
 static void query_snapshots(struct control_request *request)

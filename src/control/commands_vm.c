@@ -48,10 +48,9 @@ static void status_has_exports(void *argument, const struct nbd_server_status *e
         json_array_append_new(array, describe_export(host, &exports->exports[i]));
     json_object_set_new(status, "exports", array);
     json_object_set_new(status, "nbd-server",
-                        json_pack("{s:I, s:I, s:I}", "connections",
-                                  (json_int_t)(exports ? exports->connections : 0), "buffer-bytes",
-                                  (json_int_t)(exports ? exports->buffer_bytes_now : 0), "buffer-bytes-peak",
-                                  (json_int_t)(exports ? exports->buffer_bytes_peak : 0)));
+                        json_pack("{s:I, s:I, s:I}", "connections", (json_int_t)(exports ? exports->connections : 0),
+                                  "buffer-bytes", (json_int_t)(exports ? exports->buffer_bytes_now : 0),
+                                  "buffer-bytes-peak", (json_int_t)(exports ? exports->buffer_bytes_peak : 0)));
     json_object_set_new(status, "snapshots", describe_snapshots(host->vm));
     request->partial = NULL;
     control_return(request, status);
@@ -63,18 +62,16 @@ static void status_has_disks(void *argument, const struct vm_status *vm_status)
     const struct control_host *host = &request->server->host;
     json_t *disks = json_array();
     for (unsigned i = 0; i < vm_status->disk_count; i++)
-        json_array_append_new(disks,
-                              describe_disk(&vm_status->disks[i], vm_disk(host->vm, i)->leaf->ops->driver,
-                                            host->disk_files[i]));
-    json_t *cache = json_pack("{s:I, s:I, s:I}", "bytes", (json_int_t)vm_status->cache_bytes_now,
-                              "bytes-peak", (json_int_t)vm_status->cache_bytes_peak, "bytes-max",
+        json_array_append_new(
+            disks, describe_disk(&vm_status->disks[i], vm_disk(host->vm, i)->leaf->ops->driver, host->disk_files[i]));
+    json_t *cache = json_pack("{s:I, s:I, s:I}", "bytes", (json_int_t)vm_status->cache_bytes_now, "bytes-peak",
+                              (json_int_t)vm_status->cache_bytes_peak, "bytes-max",
                               (json_int_t)vm_status->cache_bytes_max);
-    request->partial = json_pack("{s:s, s:s, s:s, s:I, s:I, s:o, s:o, s:o, s:o}", "name", vm_name(host->vm),
-                                 "version", FLEECE_VERSION, "status", "running", "pid", (json_int_t)getpid(),
-                                 "rss-bytes", (json_int_t)host->rss_bytes(host->context), "nbd",
+    request->partial = json_pack("{s:s, s:s, s:s, s:I, s:I, s:o, s:o, s:o, s:o}", "name", vm_name(host->vm), "version",
+                                 FLEECE_VERSION, "status", "running", "pid", (json_int_t)getpid(), "rss-bytes",
+                                 (json_int_t)host->rss_bytes(host->context), "nbd",
                                  strings(host->nbd_addresses, host->nbd_address_count), "reactors",
-                                 strings(host->reactors, host->reactor_count), "disks", disks, "cache",
-                                 cache);
+                                 strings(host->reactors, host->reactor_count), "disks", disks, "cache", cache);
     host->exports_query(host->context, status_has_exports, request);
 }
 

@@ -24,8 +24,8 @@ json_t *describe_version(void)
 {
     int major = 0, minor = 0, micro = 0;
     sscanf(FLEECE_VERSION, "%d.%d.%d", &major, &minor, &micro);
-    return json_pack("{s:{s:i, s:i, s:i}, s:s}", "fleece", "major", major, "minor", minor, "micro", micro,
-                     "package", "fleece " FLEECE_VERSION);
+    return json_pack("{s:{s:i, s:i, s:i}, s:s}", "fleece", "major", major, "minor", minor, "micro", micro, "package",
+                     "fleece " FLEECE_VERSION);
 }
 
 json_t *describe_time(uint64_t wall_ns)
@@ -58,11 +58,11 @@ json_t *describe_snapshot(const struct snapshot *snapshot)
 {
     struct snapshot_info info;
     snapshot_info(snapshot, &info);
-    json_t *json = json_pack("{s:s, s:s, s:s, s:b, s:o, s:I, s:I, s:I, s:i}", "name", info.name, "uuid",
-                             info.uuid, "state", state_name(info.state), "leased", info.leased, "created",
-                             describe_time(info.created_wall_ns), "created-ns",
-                             (json_int_t)info.created_wall_ns, "hold-ns", (json_int_t)info.hold_ns, "hold-us",
-                             (json_int_t)(info.hold_ns / NS_PER_US), "attempts", (int)info.cut_attempts);
+    json_t *json = json_pack("{s:s, s:s, s:s, s:b, s:o, s:I, s:I, s:I, s:i}", "name", info.name, "uuid", info.uuid,
+                             "state", state_name(info.state), "leased", info.leased, "created",
+                             describe_time(info.created_wall_ns), "created-ns", (json_int_t)info.created_wall_ns,
+                             "hold-ns", (json_int_t)info.hold_ns, "hold-us", (json_int_t)(info.hold_ns / NS_PER_US),
+                             "attempts", (int)info.cut_attempts);
     if (json && info.reason)
         json_object_set_new(json, "reason", describe_text(info.reason));
     return json;
@@ -141,7 +141,7 @@ json_t *describe_uri(const struct control_host *host, const char *export_name)
 
 json_t *describe_export(const struct control_host *host, const struct nbd_export_status *export)
 {
-    return json_pack("{s:s, s:I, s:b, s:I, s:o}", "name", export->name, "size",
-                     (json_int_t) export->size_bytes, "read-only", export->read_only, "connections",
-                     (json_int_t) export->connections, "uri", describe_uri(host, export->name));
+    return json_pack("{s:s, s:I, s:b, s:I, s:o}", "name", export->name, "size", (json_int_t) export->size_bytes,
+                     "read-only", export->read_only, "connections", (json_int_t) export->connections, "uri",
+                     describe_uri(host, export->name));
 }

@@ -7,9 +7,9 @@ void control_event_snapshot_created(struct control_server *server, const struct 
 {
     struct snapshot_info info;
     snapshot_info(snapshot, &info);
-    server_emit(server, "FLEECE_SNAPSHOT_CREATED",
-                json_pack("{s:s, s:s, s:I}", "name", info.name, "uuid", info.uuid, "hold-ns",
-                          (json_int_t)info.hold_ns));
+    server_emit(
+        server, "FLEECE_SNAPSHOT_CREATED",
+        json_pack("{s:s, s:s, s:I}", "name", info.name, "uuid", info.uuid, "hold-ns", (json_int_t)info.hold_ns));
 }
 
 void control_event_snapshot_broken(struct control_server *server, const struct snapshot *snapshot)

@@ -31,7 +31,7 @@ static int open_disk(struct disks *disks, const struct disk_options *disk, struc
         .waiting_context = disks,
     };
     int status = file_open(io, &options, leaf, &disks->err);
-    return status < 0 ? error_prefix(&disks->err, "--disk %s=%.200s", disk->name, disk->path) : 0;
+    return status < 0 ? error_prefix(&disks->err, "--disk %s", disk->name) : 0;
 }
 
 int64_t disks_open(void *argument)

@@ -149,7 +149,7 @@ static void start_serve(struct call *call)
     for (unsigned i = 0; i < call->address_count && call->status == 0; i++) {
         call->status = nbd_server_listen(exports->server, call->addresses[i], &call->err);
         if (call->status < 0)
-            error_prefix(&call->err, "--nbd %s", call->addresses[i]);
+            error_prefix(&call->err, "--nbd");
     }
     call_answer(call);
 }

@@ -11,7 +11,7 @@
  *
  * The order that must not change: the lock is taken first; then, and only then, what the record names is removed, and of
  * that only sockets with the very device and inode (a new socket of somebody else under the same name stays). A socket
- * of a killed daemon can't be told from a live one by connecting to it: its ring's accept may hold it open for seconds. A file
+ * of a killed daemon can't be told from a live one by connecting: its ring's accept may hold it open for seconds. A file
  * `lock` without our head line is somebody else's, and is left alone.
  *
  * At the end the lock file is removed while the lock is held; whoever opened it before finds, once it has the lock, that

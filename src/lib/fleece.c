@@ -112,8 +112,7 @@ static int take_message(struct fleece *fleece, int64_t deadline_ms, json_t **mes
 {
     size_t looked = 0;
     for (;;) {
-        char *newline = looked < fleece->used ? memchr(fleece->buffer + looked, '\n', fleece->used - looked)
-                                              : NULL;
+        char *newline = looked < fleece->used ? memchr(fleece->buffer + looked, '\n', fleece->used - looked) : NULL;
         if (!newline) {
             looked = fleece->used;
             int got = receive(fleece, deadline_ms);
@@ -183,8 +182,7 @@ static int send_command(struct fleece *fleece, const char *command, json_t *argu
     return status;
 }
 
-static char *take_reply(struct fleece *fleece, const char *command, uint64_t id, int64_t deadline_ms,
-                        char *error)
+static char *take_reply(struct fleece *fleece, const char *command, uint64_t id, int64_t deadline_ms, char *error)
 {
     for (;;) {
         json_t *message = NULL;
@@ -277,8 +275,7 @@ static int connect_to(struct fleece *fleece, const char *path, char *error)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof address.sun_path) {
-        say(error, "control socket path '%.100s…' is too long: %zu bytes at most", path,
-            sizeof address.sun_path - 1);
+        say(error, "control socket path '%.100s…' is too long: %zu bytes at most", path, sizeof address.sun_path - 1);
         return -1;
     }
     strcpy(address.sun_path, path);
@@ -309,8 +306,7 @@ static int negotiate(struct fleece *fleece, char *error)
         return -1;
     }
     const char *refusal = json_string_value(json_object_get(json_object_get(greeting, "error"), "desc"));
-    bool ours = json_object_get(json_object_get(json_object_get(greeting, "QMP"), "version"), "fleece") !=
-                NULL;
+    bool ours = json_object_get(json_object_get(json_object_get(greeting, "QMP"), "version"), "fleece") != NULL;
     if (refusal)
         say(error, "%s", refusal);
     else if (!ours)
