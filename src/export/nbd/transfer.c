@@ -115,13 +115,17 @@ static struct range piece_issue(struct nbd_session *session, uint32_t length)
     return (struct range){start, length};
 }
 
-/* A piece of a reply that is one run of bytes. */
+/*
+ * A piece of a reply that is one run of bytes. The transfer ends only here, with the last piece in the send queue: a
+ * command behind it must not be answered in its midst.
+ */
 static void stream_piece_read(struct nbd_request *piece, int status)
 {
     struct nbd_session *session = piece->session;
     struct nbd_request *whole = piece->whole;
     uint32_t length = (uint32_t)piece->iov.iov_len;
-    bool first = piece->block.range.start == whole->command.offset, last = whole->issued;
+    bool first = piece->block.range.start == whole->command.offset;
+    assert(session->streaming && session->whole == whole);
     whole->pieces--;
     if (status) {
         nbd_request_put(piece);
@@ -129,18 +133,17 @@ static void stream_piece_read(struct nbd_request *piece, int status)
             nbd_session_close(session);
             return;
         }
-        if (!last) { /* nothing was said yet: answer the error, and forget the rest */
-            session->transfer_left = 0;
-            transfer_end(session);
-        }
+        transfer_end(session); /* nothing was said yet: answer the error, and forget the rest */
         nbd_reply_status(whole, nbd_error_of(status));
     } else {
         if (first)
             nbd_reply_stream_first(piece, length, whole->command.length);
         else
             nbd_reply_stream_next(piece, length);
-        if (last)
+        if (whole->issued) {
+            transfer_end(session);
             nbd_request_put(whole);
+        }
     }
     nbd_session_wake(session);
 }
@@ -197,18 +200,20 @@ static void write_done(struct request *block, int status)
 
 static enum nbd_step read_step(struct nbd_session *session)
 {
-    if (session->whole && session->whole->error) { /* the rest is not worth reading */
+    if (!session->streaming && session->whole && session->whole->error) { /* the rest is not worth reading */
         piece_issue(session, session->transfer_left);
         whole_check(session->whole);
         transfer_end(session);
         return NBD_STEP_ON;
     }
+    if (session->transfer_left == 0) /* the last piece of a run of bytes is not queued yet */
+        return NBD_STEP_BLOCKED;
     uint32_t length;
     struct nbd_request *piece = piece_get(session, &length);
     if (!piece)
         return NBD_STEP_BLOCKED;
     struct range range = piece_issue(session, length);
-    if (session->transfer_left == 0)
+    if (session->transfer_left == 0 && !session->streaming)
         transfer_end(session);
     nbd_request_submit(piece, REQUEST_READ, range, 0, read_done);
     return NBD_STEP_ON;
