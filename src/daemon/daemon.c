@@ -338,7 +338,9 @@ static int daemon_make_vm(struct daemon *daemon, struct error *err)
         if (status < 0)
             return error_prefix(err, "--disk %s", daemon->options->disks[i].name);
     }
-    return 0;
+    if (daemon->disks.opened < daemon->options->disk_count)
+        return 0; /* it only has to be destroyed */
+    return vm_start(daemon->vm, err) < 0 ? error_prefix(err, "--fleece") : 0;
 }
 
 static int daemon_make_servers(struct daemon *daemon, struct error *err)

@@ -1,0 +1,126 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The client `fleece`: what it prints, its sentences and exit codes."""
+import json
+import socket
+import threading
+
+import harness
+
+MIB = 1 << 20
+
+
+def wrong(t, status, text, *arguments):
+    done = t.fleece(*arguments, status=status)
+    first = done.stderr.splitlines()[0]
+    assert first.startswith("fleece: ") and text in first, f"{done.stderr!r} lacks {text!r}"
+    assert done.stdout == "", done.stdout
+    assert len(done.stderr.splitlines()) == (2 if status == 2 else 1), done.stderr
+
+
+def test_usage(t):
+    said = t.fleece("--help").stdout
+    assert "status" in said and "snapshot" in said and "qmp" in said and "130 interrupted" in said
+    assert t.fleece("--version").stdout.startswith("fleece ")
+    wrong(t, 2, "no command given")
+    wrong(t, 2, "unknown command 'stat'", "stat")
+    wrong(t, 2, "unknown option --colour", "--colour", "status")
+    wrong(t, 2, "option --vm wants a value", "--vm")
+    wrong(t, 2, "say which VM is meant: --vm NAME or --control SOCKET", "status")
+    wrong(t, 2, "give one of them", "--vm", "a", "--control", "b", "status")
+    wrong(t, 2, "VM name 'a/b' is not valid", "--vm", "a/b", "status")
+    wrong(t, 2, "status takes no argument: 'now'", "--vm", "a", "status", "now")
+    wrong(t, 2, "say what to do: create, list or delete", "--vm", "a", "snapshot")
+    wrong(t, 2, "unknown action 'make'", "--vm", "a", "snapshot", "make")
+    wrong(t, 2, "snapshot name 'a b' is not valid", "--vm", "a", "snapshot", "create", "a b")
+    wrong(t, 2, "snapshot create takes one name, not 2", "--vm", "a", "snapshot", "create", "a", "b")
+    wrong(t, 2, "--drain-timeout '31' is not right", "--vm", "a", "snapshot", "create", "--drain-timeout", "31")
+    wrong(t, 2, "--drain-timeout 'x' is not right", "--vm", "a", "snapshot", "create", "--drain-timeout", "x")
+    wrong(t, 2, "unknown option --fast", "--vm", "a", "snapshot", "create", "--fast")
+    wrong(t, 2, "wants the name of one snapshot", "--vm", "a", "snapshot", "delete")
+    wrong(t, 2, "snapshot list takes no argument", "--vm", "a", "snapshot", "list", "x")
+    wrong(t, 2, "qmp wants one command in JSON", "--vm", "a", "qmp")
+    wrong(t, 2, "'nonsense' is not a command", "--vm", "a", "qmp", "nonsense")
+    wrong(t, 2, "it is not a JSON object", "--vm", "a", "qmp", "[]")
+    wrong(t, 2, '"execute" must be the name of a command', "--vm", "a", "qmp", "{}")
+    wrong(t, 2, '"arguments" must be a JSON object', "--vm", "a", "qmp", '{"execute":"quit","arguments":1}')
+
+
+def test_no_daemon(t):
+    wrong(t, 1, f"no daemon is running at {t.path('none')}: No such file", "--control", t.path("none"), "status")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(t.path("dead")))
+    wrong(t, 1, f"no daemon is running at {t.path('dead')}: Connection refused", "--control", t.path("dead"), "status")
+    wrong(t, 1, "is too long", "--control", "x" * 200, "status")
+    t.path("file").write_text("")
+    wrong(t, 1, str(t.path("file")), "--control", t.path("file"), "status")
+
+
+def server(t, name, *replies):
+    """Something else that listens: sends each of the replies after a line was read; returns its path."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(t.path(name)))
+    listener.listen()
+
+    def serve():
+        with listener, listener.accept()[0] as s:
+            stream = s.makefile("rb")
+            for i, reply in enumerate(replies):
+                if i:
+                    stream.readline()
+                s.sendall(reply)
+            stream.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return t.path(name)
+
+
+def test_not_a_daemon(t):
+    qemu = b'{"QMP":{"version":{"qemu":{"major":7,"minor":2,"micro":0},"package":""},"capabilities":[]}}\r\n'
+    ours = qemu.replace(b'"qemu"', b'"fleece"')
+    done = b'{"return":{},"id":1}\r\n'
+    wrong(t, 1, "is not a Fleece daemon", "--control", server(t, "qemu", qemu), "status")
+    wrong(t, 1, "not a message of its protocol", "--control", server(t, "ssh", b"SSH-2.0-OpenSSH_9.2\r\n"), "status")
+    wrong(t, 1, "has closed the connection", "--control", server(t, "mute", b""), "status")
+    wrong(t, 1, "has closed the connection", "--control", server(t, "gone", ours, done), "status")
+    wrong(t, 1, "has closed the connection", "--control", server(t, "half", ours, done, b'{"return":'), "status")
+    wrong(t, 1, "not a message of its protocol", "--control", server(t, "array", ours, done, b"[1,2]\n"), "status")
+    event = b'{"event":"X","timestamp":{"seconds":1,"microseconds":1}}\r\n'
+    said = t.fleece("--control", server(t, "events", ours, done, event * 2000 + b'{"return":{"a":1},"id":2}\n'), "qmp",
+                    '{"execute":"x"}')
+    assert json.loads(said.stdout) == {"a": 1}
+
+
+def test_commands(t):
+    d = t.daemon({"vda": t.disk("a.raw", 4 * MIB), "vdb": t.disk("b.raw", MIB)})
+    said = d.fleece("status").stdout
+    for expected in (f"VM {t.vm}", "vda", "4 MiB", "vdb", "read-write", "no snapshots", d.uri("vda"), "256 MiB at most"):
+        assert expected in said, f"{expected} is not in\n{said}"
+    assert "snapshot one created" in d.fleece("snapshot", "create", "one", "--drain-timeout", "0.5").stdout
+    wrong(t, 1, "'one'", "--control", d.control, "snapshot", "create", "one")
+    made = json.loads(d.fleece("--json", "snapshot", "create").stdout)
+    assert made["state"] == "live" and [e["disk"] for e in made["exports"]] == ["vda", "vdb"]
+    listed = [json.loads(line) for line in d.fleece("--json", "snapshot", "list").stdout.splitlines()]
+    assert [s["name"] for s in listed] == ["one", made["name"]]
+    said = d.fleece("snapshot", "list").stdout
+    assert "one" in said and "live" in said
+    said = d.fleece("status").stdout
+    assert "vda@one" in said and "read-only" in said
+    assert d.fleece("snapshot", "delete", "one").stdout == "snapshot one deleted\n"
+    wrong(t, 1, "one", "--control", d.control, "snapshot", "delete", "one")
+    assert json.loads(d.fleece("--json", "snapshot", "delete", made["name"]).stdout) == {}
+    assert d.fleece("snapshot", "list").stdout == "no snapshots\n"
+    assert json.loads(d.fleece("qmp", '{"execute":"query-status"}').stdout)["running"]
+    wrong(t, 1, "has not been found", "--control", d.control, "qmp", '{"execute":"nonsense"}')
+    wrong(t, 1, "is unexpected", "--control", d.control, "qmp", '{"execute":"quit","arguments":{"x":1}}')
+
+
+def test_output_that_cannot_be_written(t):
+    d = t.daemon({"vda": t.disk("a.raw", MIB)})
+    with open("/dev/full", "w") as full:
+        process = t.spawn(t.program("fleece"), "--control", d.control, "status", stdout=full, stderr=-1)
+        said = process.communicate(timeout=20)[1].decode()
+    assert process.returncode == 1 and "can't write the output: No space left on device" in said, said
+
+
+harness.main()
