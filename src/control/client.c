@@ -181,28 +181,25 @@ static void received(struct io_op *op, int64_t result)
         client_try_free(client);
         return;
     }
-    if (result < 0) {
-        client_hang_up(client);
-        return;
-    }
     if (result == 0) {
         client->ended = true;
         vm_lease_end(client->server->host.vm, client->lease);
-    } else
-        message_reader_fill(&client->reader, (size_t)result);
+    } else if (result < 0 || message_reader_add(&client->reader, client->input, (size_t)result) < 0) {
+        client_hang_up(client);
+        return;
+    }
     io_task_queue(client->server->io, &client->process);
 }
 
 static void client_receive(struct control_client *client)
 {
-    size_t length;
-    if (client->receiving || client->finishing || client->ended)
-        return;
-    char *space = message_reader_space(&client->reader, &length);
-    if (!space)
-        return; /* asked again when a message has been taken out */
+    size_t length = message_reader_room(&client->reader);
+    if (length > sizeof client->input)
+        length = sizeof client->input;
+    if (client->receiving || client->finishing || client->ended || length == 0)
+        return; /* without room it is asked again when a message has been taken out */
     client->receiving = true;
-    io_recv(client->server->io, &client->receive, client->fd, space, length);
+    io_recv(client->server->io, &client->receive, client->fd, client->input, length);
 }
 
 /* One message, if there is a whole one. False: there is none. */

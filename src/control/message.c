@@ -36,28 +36,27 @@ void message_reader_fini(struct message_reader *reader)
     *reader = (struct message_reader){0};
 }
 
-char *message_reader_space(struct message_reader *reader, size_t *length)
+size_t message_reader_room(const struct message_reader *reader)
 {
-    if (reader->used == reader->room) {
-        if (reader->room == LIMIT_CONTROL_MESSAGE_BYTES)
-            return NULL;
-        size_t room = reader->room ? 2 * reader->room : READER_ROOM_FIRST;
-        if (room > LIMIT_CONTROL_MESSAGE_BYTES)
-            room = LIMIT_CONTROL_MESSAGE_BYTES;
+    return LIMIT_CONTROL_MESSAGE_BYTES - reader->used;
+}
+
+int message_reader_add(struct message_reader *reader, const void *bytes, size_t length)
+{
+    assert(length <= message_reader_room(reader));
+    size_t room = reader->room ? reader->room : READER_ROOM_FIRST;
+    while (room < reader->used + length)
+        room *= 2;
+    if (room != reader->room) {
         char *buffer = realloc(reader->buffer, room);
         if (!buffer)
-            return NULL;
+            return -ENOMEM;
         reader->buffer = buffer;
         reader->room = room;
     }
-    *length = reader->room - reader->used;
-    return reader->buffer + reader->used;
-}
-
-void message_reader_fill(struct message_reader *reader, size_t length)
-{
-    assert(length <= reader->room - reader->used);
+    memcpy(reader->buffer + reader->used, bytes, length);
     reader->used += length;
+    return 0;
 }
 
 static void drop_front(struct message_reader *reader, size_t length)

@@ -34,11 +34,10 @@ enum message_result {
 void message_reader_init(struct message_reader *reader);
 void message_reader_fini(struct message_reader *reader);
 
-/* Where the next bytes go: at least one, *length at most. NULL: full (or no memory), take messages out first.
- */
-char *message_reader_space(struct message_reader *reader, size_t *length);
-/* `length` bytes have been put there. */
-void message_reader_fill(struct message_reader *reader, size_t length);
+/* How many more bytes it takes now; 0: take messages out first. */
+size_t message_reader_room(const struct message_reader *reader);
+/* Adds bytes, at most as many as there is room for; they are copied. 0 or -ENOMEM. */
+int message_reader_add(struct message_reader *reader, const void *bytes, size_t length);
 /* The next message. */
 enum message_result message_reader_next(struct message_reader *reader, json_t **message, struct error *err);
 

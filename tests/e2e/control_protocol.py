@@ -112,7 +112,8 @@ def test_answers_come_in_order(t):
         assert "return" in answer and answer["id"] == name, answer
     c.send(b'{"execute":"query-status"}')
     c.socket.shutdown(socket.SHUT_WR)  # what was asked before the last byte is answered
-    assert "return" in c.reply() and c.reply() == {}
+    answer, end = c.reply(), c.reply()
+    assert "return" in answer and end == {}, (answer, end)
 
 
 def test_snapshots_and_their_events(t):

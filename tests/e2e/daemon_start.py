@@ -193,10 +193,11 @@ def test_the_lock_of_a_disk_is_waited_for(t):
     wait_log(d, "waiting up to 25 s")
     holder.kill()
     d.wait_ready()
-    d.stop()
+    d.process.terminate()
+    assert d.process.wait(20) == 0
+    d.ended = True
     t.vm = t.vm[:-1]
-    (runtime(t) / "lock").unlink()
-    runtime(t).rmdir()
+    t.daemon({"vda": disk}).stop()  # clears away what the killed one left
 
 
 def test_service_manager_is_told(t):

@@ -33,15 +33,14 @@ static uint64_t outcome(const uint8_t *bytes, size_t length, size_t step)
         } else if (result == MESSAGE_FATAL) {
             break;
         } else if (result == MESSAGE_NONE) {
-            size_t room, piece = length - at < step ? length - at : step;
-            char *space = message_reader_space(&reader, &room);
+            size_t room = message_reader_room(&reader), piece = length - at < step ? length - at : step;
             if (piece == 0)
                 break;
-            assert(space);
+            assert(room > 0);
             if (piece > room)
                 piece = room;
-            memcpy(space, bytes + at, piece);
-            message_reader_fill(&reader, piece);
+            int status = message_reader_add(&reader, bytes + at, piece);
+            assert(status == 0);
             at += piece;
         }
     }

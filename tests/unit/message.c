@@ -31,13 +31,12 @@ static void outcome(const char *bytes, size_t length, size_t step, char *said)
             said[used++] = result == MESSAGE_WRONG ? 'w' : 'F';
             ended = result == MESSAGE_FATAL;
         } else {
-            size_t room, piece = length - at < step ? length - at : step;
-            char *space = message_reader_space(&reader, &room);
-            assert_non_null(space);
+            size_t room = message_reader_room(&reader), piece = length - at < step ? length - at : step;
+            assert_true(room > 0);
             if (piece > room)
                 piece = room;
-            memcpy(space, bytes + at, piece);
-            message_reader_fill(&reader, piece);
+            int status = message_reader_add(&reader, bytes + at, piece);
+            assert_int_equal(status, 0);
             at += piece;
             ended = piece == 0;
         }
