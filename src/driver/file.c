@@ -111,7 +111,7 @@ static void sync_done(struct io_op *io_op, int64_t result)
 
 void file_finish_synced(struct request *req)
 {
-    if (req->flags & REQUEST_FUA)
+    if ((req->flags & REQUEST_FUA) && !MUTANT(file_fua_zeroes_not_synced))
         start_sync(req);
     else
         file_finish(req, 0);

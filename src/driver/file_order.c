@@ -21,7 +21,7 @@ static bool must_wait(struct file_node *file, struct request *req)
         struct request *earlier = container_of(node, struct request, link);
         if (earlier == req)
             return false;
-        if ((file_op_of(earlier)->exclusive || file_op_of(req)->exclusive) &&
+        if ((file_op_of(earlier)->exclusive || (file_op_of(req)->exclusive && !MUTANT(file_exclusive_overtakes))) &&
             range_overlaps(mine, file_touched(file, earlier->range)))
             return true;
     }

@@ -27,7 +27,7 @@ static bool is_data_write(const struct request *req)
 
 static unsigned write_flags(const struct request *req)
 {
-    return is_data_write(req) && (req->flags & REQUEST_FUA) ? IO_WRITE_DSYNC : 0;
+    return is_data_write(req) && (req->flags & REQUEST_FUA) && !MUTANT(file_fua_forgotten) ? IO_WRITE_DSYNC : 0;
 }
 
 /* The blocks that a range touches; exact at an end that lies in the tail. */
@@ -77,7 +77,7 @@ static void start_straight(struct request *req)
 static void straight_done(struct io_op *io_op, int64_t result)
 {
     struct request *req = container_of(io_op, struct request, op);
-    if ((uint64_t)result == req->range.length)
+    if ((uint64_t)result == req->range.length || (result > 0 && MUTANT(file_short_is_enough)))
         file_finish(req, 0);
     else if (file_retry(file_op_of(req), result))
         start_straight(req);
@@ -150,7 +150,7 @@ static void start_tail_or_write(struct request *req)
     struct range touched = file_touched(op->file, op->span);
     uint64_t last = range_end(touched) - op->file->alignment_bytes;
     bool in_part = range_end(touched) != range_end(op->span);
-    if (in_part && (op->phase != FILE_READ_HEAD || last != touched.start))
+    if (in_part && !MUTANT(file_last_block_not_read) && (op->phase != FILE_READ_HEAD || last != touched.start))
         start_phase(req, FILE_READ_TAIL, last, range_end(touched));
     else
         start_write(req);

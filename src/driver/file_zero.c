@@ -22,6 +22,8 @@
 static struct range inner_of(const struct file_node *file, struct range range)
 {
     uint64_t start = round_up(range.start, file->space_bytes), end = range_end(range);
+    if (MUTANT(file_zeroes_whole_pages_around))
+        start = round_down(range.start, file->space_bytes);
     if (end > file->tail_start)
         end = file->tail_start;
     end = round_down(end, file->space_bytes);
@@ -55,7 +57,7 @@ void file_continue_zeroes(struct request *req)
             file_continue_zeroes(req);
     } else if (op->edges == 1) {
         op->edges = 2;
-        if (range_end(inner) < range_end(req->range))
+        if (range_end(inner) < range_end(req->range) && !MUTANT(file_second_edge_forgotten))
             start_edge(req, range_end(inner), range_end(req->range));
         else
             file_finish_synced(req);
