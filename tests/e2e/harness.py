@@ -241,6 +241,7 @@ class Case:
         for folder in ("run", "state"):
             (self.dir / folder).mkdir()
         self.environment = dict(os.environ, XDG_RUNTIME_DIR=str(self.dir / "run"), LC_ALL="C",
+                                PATH=f"/usr/bin:{os.environ['PATH']}:/usr/sbin:/sbin",  # nbdsh runs Debian's python3
                                 XDG_STATE_HOME=str(self.dir / "state"), **{MARK: self.mark})
 
     # --- things to work with

@@ -108,7 +108,7 @@ def test_the_example_of_the_readme(t):
     t.daemons.append(daemon)
     daemon.wait_ready()
     guest = machine.Guest(t, ["sh", "-c", f"exec {pick(commands, 'qemu-system')}"], cwd=t.dir)
-    guest.expect(r"^FSYNCED 10$", 120)
+    guest.expect(r"^FSYNCED 30$", 120)
 
     before = fsynced(guest)
     t.run("sh", "-c", pick(commands, " backup "), cwd=t.dir)
@@ -123,13 +123,13 @@ def test_the_example_of_the_readme(t):
     guest.expect("^GUEST off")
     guest.end()
     status = daemon.status()
-    assert status["disks"][0]["errors"] == 0, status
+    assert status["disks"][0]["errors"] == 0 and status["disks"][0]["blocks-preserved"] > 0, status
     daemon.stop()
     t.run("/sbin/e2fsck", "-fn", t.path("web1.raw"))
 
     print(f"{before} files were fsynced before the backup began")
     check_files(t, before)
-    again = machine.Guest(t, ["qemu-system-x86_64", "-accel", "kvm", "-m", "256", "-snapshot", "-drive",
+    again = machine.Guest(t, ["/usr/bin/qemu-system-x86_64", "-accel", "tcg", "-m", "256", "-snapshot", "-drive",
                               f"file={t.path('restored.raw')},format=raw,if=virtio",
                               *machine.qemu_arguments(machine.initramfs(), "again")])
     found = again.expect(r"^GUEST again, good: (\d+), other:([\d ]*)\.", 120)

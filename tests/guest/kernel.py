@@ -44,7 +44,7 @@ mount -t tmpfs none /tmp
 for i in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/vdb ] && break; sleep 0.2; done
 mount -t ext4 /dev/vdb /disk || echo "ROUND failed: no disk"
 ulimit -l
-dir=/tmp vda=/dev/vda vdb=/disk/b.raw
+export dir=/tmp vda=/dev/vda vdb=/disk/b.raw
 cp /A /B /tmp
 sh /round
 sync
