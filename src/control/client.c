@@ -52,6 +52,12 @@ static void client_try_free(struct control_client *client)
     server_check_finished(server);
 }
 
+static void client_end_lease(struct control_client *client)
+{
+    if (!client->server->destroyed) /* then the VM has ended already */
+        vm_lease_end(client->server->host.vm, client->lease);
+}
+
 /* The connection is over. The client stays until the end of the tick, at least. */
 static void client_hang_up(struct control_client *client)
 {
@@ -62,8 +68,7 @@ static void client_hang_up(struct control_client *client)
         client->request->client = NULL;
         client->request = NULL;
     }
-    if (client->lease)
-        vm_lease_end(client->server->host.vm, client->lease);
+    client_end_lease(client);
     io_timer_cancel(client->server->io, &client->deadline);
     io_shutdown(client->server->io, client->fd);
     io_task_queue(client->server->io, &client->process); /* frees it, at the earliest */
@@ -183,7 +188,7 @@ static void received(struct io_op *op, int64_t result)
     }
     if (result == 0) {
         client->ended = true;
-        vm_lease_end(client->server->host.vm, client->lease);
+        client_end_lease(client);
     } else if (result < 0 || message_reader_add(&client->reader, client->input, (size_t)result) < 0) {
         client_hang_up(client);
         return;

@@ -38,7 +38,7 @@ void control_server_adopt(struct control_server *server, int fd);
 /* Sends SHUTDOWN to everybody and refuses commands from now on. `reason`: "host-signal" or "host-qmp-quit".
  */
 void control_server_stop(struct control_server *server, const char *reason);
-/* After control_server_stop(), when no command is under way in the VM any more: sends what is queued for a
+/* After control_server_stop(), when the VM has ended (or never was): sends what is queued for a
  * moment, hangs up, stops listening; calls done(argument), after which the server is gone. */
 void control_server_destroy(struct control_server *server, void (*done)(void *argument), void *argument);
 

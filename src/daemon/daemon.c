@@ -441,7 +441,7 @@ static int daemon_start(struct daemon *daemon, struct error *err)
 {
     int status = check_state_dir(daemon->options, err);
     if (status == 0)
-        status = runtime_claim(&daemon->runtime, daemon->options->vm, err);
+        status = runtime_claim(&daemon->runtime, daemon->options->vm, daemon->options->lock_wait_ns, err);
     if (status == 0)
         status = signals_start(daemon, err);
     if (status == 0)

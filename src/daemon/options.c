@@ -8,6 +8,7 @@
  */
 #include "daemon/options.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
@@ -134,6 +135,7 @@ static int parse_disk(struct options *options, char *text, struct error *err)
         return error_set(err, EINVAL, "--disk: more than %d disks", LIMIT_DISKS);
     struct disk_options *disk = &options->disks[options->disk_count];
     piece = take_piece(&rest);
+    assert(piece);
     if (!strchr(piece, '='))
         return error_set(err, EINVAL, "--disk '%.100s' is not NAME=FILE", piece);
     int status = cut_assignment("--disk", piece, &path, err);

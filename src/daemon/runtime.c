@@ -15,8 +15,9 @@
  * `lock` without our head line is somebody else's, and is left alone.
  *
  * At the end the lock file is removed while the lock is held; whoever opened it before finds, once it has the lock, that
- * the file is no longer the one in the folder, and starts again. A killed daemon frees the lock when it is reaped, which
- * may take a moment, so a held lock is tried for CLAIM_WAIT_NS.
+ * the file is no longer the one in the folder, and starts again. A killed daemon frees the lock at the end of its exit,
+ * after its memory, which may take a moment: a held lock is tried for CLAIM_WAIT_NS, and as long as the caller wants to
+ * wait for locks while its holder is seen to be dying.
  */
 #include "daemon/runtime.h"
 
@@ -24,6 +25,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <libgen.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -74,13 +76,44 @@ static int read_record(int fd, char *text, struct error *err, const char *path)
     return 0;
 }
 
-static int held_by_other(struct runtime *runtime, const char *vm, struct error *err)
+/* The process that holds the lock, by its record; 0: unknown. */
+static long holder(const struct runtime *runtime)
 {
     char text[RECORD_BYTES];
     long pid = 0;
     struct error ignored;
-    if (read_record(runtime->lock_fd, text, &ignored, runtime->lock_path) == 0)
+    int fd = open(runtime->lock_path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    if (read_record(fd, text, &ignored, runtime->lock_path) == 0)
         (void)sscanf(text, "fleeced runtime 1 pid %ld", &pid);
+    close(fd);
+    return pid;
+}
+
+/* Whether the process is gone, a zombie, or has a SIGKILL waiting for it. */
+static bool is_dying(long pid)
+{
+    char path[64], line[256];
+    bool dying = false;
+    unsigned long long pending;
+    snprintf(path, sizeof path, "/proc/%ld/status", pid);
+    FILE *file = fopen(path, "re");
+    if (!file)
+        return errno == ENOENT;
+    while (!dying && fgets(line, sizeof line, file)) {
+        if (strncmp(line, "State:\tZ", 8) == 0 || strncmp(line, "State:\tX", 8) == 0)
+            dying = true;
+        else if (sscanf(line, "SigPnd: %llx", &pending) == 1 || sscanf(line, "ShdPnd: %llx", &pending) == 1)
+            dying = (pending >> (SIGKILL - 1)) & 1;
+    }
+    fclose(file);
+    return dying;
+}
+
+static int held_by_other(const struct runtime *runtime, const char *vm, struct error *err)
+{
+    long pid = holder(runtime);
     if (pid > 0)
         return error_set(err, EBUSY, "VM %s is already served by process %ld (%s is locked)", vm, pid,
                          runtime->lock_path);
@@ -130,20 +163,28 @@ static void remove_recorded(char *text)
     }
 }
 
-int runtime_claim(struct runtime *runtime, const char *vm, struct error *err)
+/* Tries as long as it may be worth it. 0, -EAGAIN when somebody else holds the lock, or an error. */
+static int await_lock(struct runtime *runtime, uint64_t wait_ns, struct error *err)
+{
+    for (uint64_t waited_ns = 0;; waited_ns += CLAIM_POLL_NS) {
+        int status = take_lock(runtime, err);
+        if (status != -EAGAIN && status != -ESTALE)
+            return status;
+        forget_lock(runtime);
+        if (waited_ns >= CLAIM_WAIT_NS && (waited_ns >= wait_ns || !is_dying(holder(runtime))))
+            return -EAGAIN;
+        nanosleep(&(struct timespec){.tv_nsec = (long)CLAIM_POLL_NS}, NULL);
+    }
+}
+
+int runtime_claim(struct runtime *runtime, const char *vm, uint64_t wait_ns, struct error *err)
 {
     runtime->lock_fd = -1;
     if (place_runtime(runtime->folder, sizeof runtime->folder, vm, NULL) < 0)
         return error_set(err, ENAMETOOLONG, "the path of the run-time folder of VM %s is too long", vm);
     snprintf(runtime->lock_path, sizeof runtime->lock_path, "%s/lock", runtime->folder);
-    int status = take_lock(runtime, err);
-    for (uint64_t waited_ns = 0; (status == -EAGAIN || status == -ESTALE) && waited_ns < CLAIM_WAIT_NS;
-         waited_ns += CLAIM_POLL_NS) {
-        forget_lock(runtime);
-        nanosleep(&(struct timespec){.tv_nsec = (long)CLAIM_POLL_NS}, NULL);
-        status = take_lock(runtime, err);
-    }
-    if (status == -EAGAIN || status == -ESTALE)
+    int status = await_lock(runtime, wait_ns, err);
+    if (status == -EAGAIN)
         status = held_by_other(runtime, vm, err);
     char text[RECORD_BYTES];
     if (status == 0)

@@ -6,6 +6,8 @@
 #ifndef FLEECE_DAEMON_RUNTIME_H
 #define FLEECE_DAEMON_RUNTIME_H
 
+#include <stdint.h>
+
 #include "base/error.h"
 
 struct runtime {
@@ -15,8 +17,8 @@ struct runtime {
 };
 
 /* Makes the folder (0700), takes the lock, and removes the sockets of a daemon that was killed. -EBUSY with a sentence
- * when another daemon serves the VM; that one is not disturbed. */
-int runtime_claim(struct runtime *runtime, const char *vm, struct error *err);
+ * when another daemon serves the VM; that one is not disturbed. A dying one is waited for, wait_ns at most. */
+int runtime_claim(struct runtime *runtime, const char *vm, uint64_t wait_ns, struct error *err);
 /* Notes the sockets (paths) that exist now, for the day after a crash. */
 int runtime_record(struct runtime *runtime, const char *const *paths, unsigned count, struct error *err);
 /* Removes recorded sockets that are there still, the lock and the folder. Safe to call when nothing was claimed. */

@@ -45,6 +45,12 @@ def alive(q):
     assert q.execute("query-status")["running"]
 
 
+def assert_grown_less(d, before, limit):
+    """The daemon's memory; a sanitizer keeps what was freed, so not with one."""
+    grown = d.status()["rss-bytes"] - before
+    assert grown < limit or harness.FACTOR > 1, f"memory grew by {grown} bytes"
+
+
 def test_garbage(t):
     d = serve(t)
     with d.qmp() as q:
@@ -143,7 +149,7 @@ def test_events_that_nobody_reads(t):
                 events += 2
             q.events.clear()
             assert time.monotonic() < end, f"{events} events and nobody dropped"
-        assert d.status()["rss-bytes"] - before < 32 * MIB
+        assert_grown_less(d, before, 32 * MIB)
         alive(q)
     for s in deaf:
         s.close()
@@ -156,16 +162,16 @@ def test_replies_that_nobody_reads(t):
     s.setblocking(False)
     command = json.dumps({"execute": "fleece-query-status"}).encode() * 100
     with d.qmp() as q:
-        before, sent, end = d.status()["rss-bytes"], 0, time.monotonic() + 5
+        before, end = d.status()["rss-bytes"], time.monotonic() + 5
         while time.monotonic() < end:
             try:
-                sent += s.send(command)
+                s.send(command)
             except BlockingIOError:
                 time.sleep(0.05)
             started = time.monotonic()
             alive(q)
             assert time.monotonic() - started < 1 * harness.FACTOR
-        assert d.status()["rss-bytes"] - before < 16 * MIB, f"{sent} bytes sent"
+        assert_grown_less(d, before, 16 * MIB)
     s.close()
     d.stop()
 
