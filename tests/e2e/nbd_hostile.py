@@ -176,7 +176,7 @@ def test_stop_answers_eshutdown(t):
         except Closed:
             pass
         assert set(errors) == {0, ESHUTDOWN} and errors == sorted(errors), errors
-    d.stop()
+    d.wait()
 
 
 def test_refused_addresses(t):

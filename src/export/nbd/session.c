@@ -24,7 +24,6 @@
 #include <string.h>
 
 #include "base/log.h"
-#include "base/probe.h"
 
 static const uint8_t allowed_moves[] = {
     /* bits of the states that may follow */
@@ -331,11 +330,7 @@ static void session_process(struct nbd_session *session)
         step = session->transferring ? nbd_transfer_step(session) : command_step(session);
     if (!session_parses(session))
         return;
-    if (step == NBD_STEP_BLOCKED) {
-        PROBE(nbd_session_blocked);
-        return;
-    }
-    if (session->receiving)
+    if (step == NBD_STEP_BLOCKED || session->receiving)
         return;
     if (session->input_ended)
         input_end_reached(session);
