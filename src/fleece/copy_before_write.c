@@ -53,6 +53,7 @@ struct copy_before_write {
     uint32_t newest_live;
     struct ram_tier tier;
     struct block_map map;
+    struct read_gate gate;
 
     struct copy pool[LIMIT_COPIES];
     struct list copies, idle_copies;
@@ -473,6 +474,7 @@ int cbw_create(const struct cbw_options *options, struct copy_before_write **cre
     cbw->block_shift = (unsigned)__builtin_ctzll(options->block_bytes);
     cbw->sweep.run = cbw_sweep_step;
     cbw_init_lists(cbw);
+    read_gate_init(&cbw->gate, disk, options->segment_bytes);
     int status = ram_tier_init(&cbw->tier, disk->node.io, options->budget, cbw->block_shift, options->segment_bytes,
                                err);
     if (status == 0 && block_map_init(&cbw->map, ram_tier_slots_max(&cbw->tier)) < 0) {
@@ -494,6 +496,7 @@ void cbw_destroy(struct copy_before_write *cbw)
     assert(cbw->disk->filter != &cbw->node);
     if (list_linked(&cbw->sweep.link))
         list_remove(&cbw->sweep.link);
+    read_gate_fini(&cbw->gate);
     block_map_fini(&cbw->map);
     ram_tier_fini(&cbw->tier);
     free(cbw);
@@ -507,6 +510,11 @@ bool cbw_is_empty(const struct copy_before_write *cbw)
 struct disk *cbw_disk(const struct copy_before_write *cbw)
 {
     return cbw->disk;
+}
+
+struct read_gate *cbw_read_gate(struct copy_before_write *cbw)
+{
+    return &cbw->gate;
 }
 
 unsigned cbw_block_shift(const struct copy_before_write *cbw)

@@ -8,6 +8,7 @@
 
 #include "block/disk.h"
 #include "fleece/budget.h"
+#include "fleece/read_gate.h"
 
 struct copy_before_write;
 
@@ -72,6 +73,8 @@ const char *point_preserved(const struct point *point, uint64_t block);
 bool cbw_is_empty(const struct copy_before_write *cbw);
 struct disk *cbw_disk(const struct copy_before_write *cbw);
 unsigned cbw_block_shift(const struct copy_before_write *cbw);
+/* What views go through before they read the disk. */
+struct read_gate *cbw_read_gate(struct copy_before_write *cbw);
 
 struct cbw_status {
     uint64_t blocks_preserved; /* since it was created */

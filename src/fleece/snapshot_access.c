@@ -9,8 +9,9 @@
  * right. Block status is answered by the same rule. Cached blocks are copied out within that step, so no slot is pinned
  * while a reply travels.
  *
- * States of a read: submitted -> (parked, when all LIMIT_SNAPSHOT_READS are out) -> base read under way -> settled. A
- * crash loses the point with its view.
+ * States of a read: submitted -> (parked, when all LIMIT_SNAPSHOT_READS are out) -> (waits at the disk's read gate, which
+ * keeps readers from filling the disk's queue; then it looks at the map afresh) -> base read under way -> settled. A crash
+ * loses the point with its view.
  */
 #include "fleece/snapshot_access.h"
 
@@ -25,6 +26,7 @@ struct snapshot_read {
     struct snapshot_access *access;
     struct request *req;
     struct request base;
+    struct read_gate_waiter gate;
     struct iovec iov[LIMIT_REQUEST_FRAGMENTS];
     struct block_extent extents[64];
 };
@@ -41,6 +43,11 @@ struct snapshot_access {
 static unsigned access_shift(const struct snapshot_access *access)
 {
     return cbw_block_shift(access->point->cbw);
+}
+
+static struct read_gate *access_gate(const struct snapshot_access *access)
+{
+    return cbw_read_gate(access->point->cbw);
 }
 
 static int access_status(const struct snapshot_access *access)
@@ -119,6 +126,7 @@ static void read_finish(struct snapshot_read *read, int status)
 static void read_base_done(struct request *base, int status)
 {
     struct snapshot_read *read = container_of(base, struct snapshot_read, base);
+    read_gate_leave(access_gate(read->access), base->range.length);
     if (access_status(read->access) < 0)
         status = access_status(read->access);
     if (status == 0)
@@ -126,15 +134,9 @@ static void read_base_done(struct request *base, int status)
     read_finish(read, status);
 }
 
-static void read_start(struct snapshot_access *access, struct snapshot_read *read)
+static void read_base_submit(struct snapshot_read *read, struct range span)
 {
     struct request *req = read->req, *base = &read->base;
-    struct range span = unpreserved_span(access, req->range);
-    if (span.length == 0) {
-        copy_preserved(access, req);
-        read_finish(read, 0);
-        return;
-    }
     base->kind = REQUEST_READ;
     base->range = span;
     base->done = read_base_done;
@@ -145,7 +147,39 @@ static void read_start(struct snapshot_access *access, struct snapshot_read *rea
         base->iov = read->iov;
         base->iov_count = iov_slice(req->iov, req->iov_count, span.start - req->range.start, span.length, read->iov);
     }
-    node_submit(cbw_disk(access->point->cbw)->leaf, base);
+    node_submit(cbw_disk(read->access->point->cbw)->leaf, base);
+}
+
+/* What needs no disk any more is answered; false: the span has to be read. */
+static bool read_without_disk(struct snapshot_read *read, struct range *span)
+{
+    int status = access_status(read->access);
+    if (status == 0)
+        *span = unpreserved_span(read->access, read->req->range);
+    if (status == 0 && span->length > 0)
+        return false;
+    if (status == 0)
+        copy_preserved(read->access, read->req);
+    read_finish(read, status);
+    return true;
+}
+
+static void read_start(struct snapshot_access *access, struct snapshot_read *read)
+{
+    struct range span;
+    if (!read_without_disk(read, &span) && read_gate_enter(access_gate(access), span.length, &read->gate))
+        read_base_submit(read, span);
+}
+
+/* The gate has room. Blocks may have been preserved, or the point may have died, while the read waited. */
+static void read_let_in(struct read_gate_waiter *waiter)
+{
+    struct snapshot_read *read = container_of(waiter, struct snapshot_read, gate);
+    struct range span;
+    if (!read_without_disk(read, &span)) {
+        read_gate_enter_now(access_gate(read->access), span.length);
+        read_base_submit(read, span);
+    }
 }
 
 /* ---- block status ---- */
@@ -281,6 +315,7 @@ struct node *snapshot_access_create(struct point *point)
     list_init(&access->parked);
     for (unsigned i = 0; i < LIMIT_SNAPSHOT_READS; i++) {
         access->reads[i].access = access;
+        access->reads[i].gate.go = read_let_in;
         list_append(&access->idle, &access->reads[i].link);
     }
     return &access->node;
