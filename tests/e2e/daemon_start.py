@@ -1,11 +1,13 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How fleeced starts, refuses to start, and ends: sentences, exit codes, what is left."""
+import fcntl
 import os
 import pathlib
 import signal
 import socket
 import stat
+import time
 
 import harness
 
@@ -132,6 +134,24 @@ def test_second_daemon_of_a_vm(t):
         t.run("nbdinfo", d.uri("vda"))
         refuse(t, 1, "in use", "--name", t.vm + "x", "--disk", f"vda={other}", "--control", d.control)
         assert d.status()["pid"] == d.pid
+    d.stop()
+
+
+def test_a_dying_daemon_is_waited_for(t):
+    """A killed process that takes long to go holds the lock of the VM for more than the second that is always waited."""
+    folder = runtime(t)
+    folder.mkdir(parents=True, mode=0o700)
+    zombie = t.spawn("true")
+    harness.wait_for("it is a zombie", lambda: ") Z " in pathlib.Path(f"/proc/{zombie.pid}/stat").read_text())
+    with open(folder / "lock", "w") as lock:
+        lock.write(f"fleeced runtime 1\npid {zombie.pid}\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        d = t.daemon({"vda": t.disk("a.raw", MIB)}, wait=False)
+        time.sleep(2)
+        assert d.process.poll() is None and not d.control.exists(), d.log()
+        refuse(t, 1, f"already served by process {zombie.pid}", "--name", t.vm, "--disk", "vda=x", "--lock-timeout", "0")
+    d.wait_ready()
     d.stop()
 
 
