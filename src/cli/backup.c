@@ -49,18 +49,32 @@ static const char *text_of(const json_t *object, const char *key)
     return text ? text : "";
 }
 
-/* Executes and parses. -EIO with the daemon's sentence. A new reference. */
+struct execution { /* one command, on a helper thread */
+    struct fleece *fleece;
+    const char *command;
+    char *arguments, *reply;
+    char error[FLEECE_ERROR_BYTES];
+};
+
+static int64_t execute_blocking(void *argument)
+{
+    struct execution *execution = argument;
+    execution->reply = fleece_execute(execution->fleece, execution->command, execution->arguments, execution->error);
+    return 0;
+}
+
+/* Executes and parses; an interruption ends the connection. -EIO with the daemon's sentence. A new reference. */
 static int execute(struct backup *backup, const char *command, json_t *arguments, json_t **result, struct error *err)
 {
-    char error[FLEECE_ERROR_BYTES];
-    char *text = arguments ? json_dumps(arguments, JSON_COMPACT) : NULL;
-    char *reply = fleece_execute(backup->fleece, command, text, error);
+    struct execution execution = {.fleece = backup->fleece, .command = command};
+    execution.arguments = arguments ? json_dumps(arguments, JSON_COMPACT) : NULL;
     json_decref(arguments);
-    free(text);
-    if (!reply)
-        return error_set(err, EIO, "%s", error);
-    *result = json_loads(reply, JSON_DECODE_ANY, NULL);
-    free(reply);
+    transfer_block(&backup->transfer, execute_blocking, &execution, fleece_descriptor(backup->fleece));
+    free(execution.arguments);
+    if (!execution.reply)
+        return error_set(err, EIO, "%s", execution.error);
+    *result = json_loads(execution.reply, JSON_DECODE_ANY, NULL);
+    free(execution.reply);
     return *result ? 0 : error_set(err, EIO, "the daemon's answer to %s is not JSON", command);
 }
 
@@ -206,7 +220,7 @@ static int backup_disk(struct backup *backup, const json_t *export, struct error
     if (status < 0)
         return status;
     if (!uri[0])
-        return error_set(err, EADDRNOTAVAIL, "the daemon serves no address to read the snapshot from: start fleeced with --nbd");
+        return error_set(err, EADDRNOTAVAIL, "the daemon gave no address where disk %s of the snapshot can be read", name);
     status = point_add_disk(backup->point, name, disk, path, sizeof path, err);
     if (status == 0)
         status = nbd_node_open(backup->transfer.io, uri, true, &source, err);

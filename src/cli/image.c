@@ -23,7 +23,10 @@ int image_create(struct io *io, const char *path, uint64_t size_bytes, struct no
     struct file_options options = {.path = path, .create = true, .size_bytes = size_bytes};
     if (access(path, F_OK) == 0) /* before anything is unlinked */
         return error_set(err, EEXIST, "'%s' exists already", path);
-    return open_either_way(io, &options, node, err);
+    int status = open_either_way(io, &options, node, err);
+    if (status < 0 && status != -EEXIST)
+        unlink(path); /* a file that could not get its size */
+    return status;
 }
 
 int image_open(struct io *io, const char *path, bool read_only, struct node **node, struct error *err)

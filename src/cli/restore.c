@@ -61,6 +61,9 @@ static int open_existing(struct restore *restore, const struct stat *stat, uint6
         return error_set(err, EEXIST, "'%s' exists; it is overwritten only with --force", path);
     if (lstat(restore->image, &image) == 0 && image.st_dev == stat->st_dev && image.st_ino == stat->st_ino)
         return error_set(err, EINVAL, "'%s' is the image in the backup set itself", path);
+    if (S_ISREG(stat->st_mode) && stat->st_size == 0 && truncate(path, (off_t)size_bytes) < 0) /* nothing to lose */
+        return error_set(err, errno, "can't give '%s' a size of %llu bytes: %s", path, (unsigned long long)size_bytes,
+                         error_name(errno));
     int status = image_open(restore->transfer.io, path, false, &restore->target, err);
     if (status < 0)
         return status;

@@ -3,7 +3,7 @@
  * One copy at a time on a reactor of the calling thread.
  *
  * Signals come in through a descriptor, so that an interruption is an event like any other: the copy is cancelled, and what
- * is under way comes back first. An NBD server that has stopped answering never lets it come back: after TRANSFER_PATIENCE
+ * is under way comes back first. A server that has stopped answering never lets it come back: after TRANSFER_PATIENCE
  * the connection is hung up. Once a signal was noticed the next one ends the process at once, as it does by default: what
  * is left then is recognised and removed by the next backup.
  */
@@ -15,6 +15,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "driver/nbd.h"
@@ -55,14 +56,19 @@ static void patience_over(struct io_timer *timer)
     struct transfer *transfer = container_of(timer, struct transfer, patience);
     if (transfer->copy && transfer->hang_up)
         nbd_node_hang_up(transfer->hang_up);
+    if (transfer->blocked_fd >= 0)
+        shutdown(transfer->blocked_fd, SHUT_RDWR);
 }
 
 static void signal_came(struct io_op *op, int64_t result)
 {
     struct transfer *transfer = container_of(op, struct transfer, signal_op);
     transfer->signal_armed = false;
-    if (result != -ECANCELED && transfer_interrupted(transfer))
-        end_copy(transfer);
+    if (result == -ECANCELED || !transfer_interrupted(transfer))
+        return;
+    end_copy(transfer);
+    if (transfer->blocked_fd >= 0)
+        shutdown(transfer->blocked_fd, SHUT_RDWR);
 }
 
 static void arm_watch(struct transfer *transfer);
@@ -102,7 +108,7 @@ int transfer_open(struct transfer *transfer, bool json, struct error *err)
     sigset_t signals;
     memset(transfer, 0, sizeof *transfer);
     transfer->json = json;
-    transfer->watch_fd = -1;
+    transfer->watch_fd = transfer->blocked_fd = -1;
     stop_signals(&signals);
     sigprocmask(SIG_BLOCK, &signals, NULL); /* before the reactor has threads, which inherit it */
     transfer->signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
@@ -132,6 +138,26 @@ void transfer_close(struct transfer *transfer)
     ring_run(transfer->io);
     ring_destroy(transfer->io);
     close(transfer->signal_fd);
+}
+
+static void block_done(struct io_op *op, int64_t result)
+{
+    struct transfer *transfer = container_of(op, struct transfer, block_op);
+    (void)result;
+    transfer->blocked_fd = -1;
+    ring_quit(transfer->io);
+}
+
+void transfer_block(struct transfer *transfer, int64_t (*work)(void *argument), void *argument, int fd)
+{
+    arm_signal(transfer);
+    transfer->blocked_fd = fd;
+    transfer->block_op.done = block_done;
+    if (transfer->interrupted)
+        io_timer_set(transfer->io, &transfer->patience, io_now_ns(transfer->io) + TRANSFER_PATIENCE_NS);
+    io_work(transfer->io, &transfer->block_op, work, argument);
+    ring_run(transfer->io);
+    io_timer_cancel(transfer->io, &transfer->patience);
 }
 
 static void copy_progress(void *context, uint64_t done_bytes, uint64_t total_bytes, uint64_t data_bytes)

@@ -29,6 +29,8 @@ struct transfer {
     void (*mismatch)(void *context, struct range extent);
     void *mismatch_context;
     struct node *hang_up; /* an NBD node that may never answer */
+    int blocked_fd;       /* the socket that transfer_block() is about; -1: none */
+    struct io_op block_op;
     uint64_t data_bytes;
     int status;
     struct error err;
@@ -39,6 +41,10 @@ void transfer_close(struct transfer *transfer);
 
 /* Whether SIGINT or SIGTERM came. */
 bool transfer_interrupted(struct transfer *transfer);
+
+/* Runs work(argument), which blocks on the socket `fd`, on a helper thread. When a signal comes, or came before and the
+ * work lasts longer than is polite, the socket is shut down both ways. */
+void transfer_block(struct transfer *transfer, int64_t (*work)(void *argument), void *argument, int fd);
 
 /*
  * Runs one copy to its end. Fills in the io, the callbacks and the context; options->mismatch gets options->context. An

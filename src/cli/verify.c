@@ -25,44 +25,56 @@ struct verify {
     struct set *set;
     struct transfer transfer;
     unsigned damaged;               /* disks and manifests, in all */
-    uint64_t extents, bad_extents;  /* of this disk */
-    struct range ranges[VERIFY_RANGES]; /* its damaged extents, neighbours joined */
-    unsigned range_count, ranges_more;
+    uint64_t extent_count, bad_count; /* of this disk */
+    uint8_t *bad;                     /* one bit for each of its extents */
 };
 
 static void extent_differs(void *context, struct range extent)
 {
     struct verify *verify = context;
-    verify->bad_extents++;
-    for (unsigned i = 0; i < verify->range_count; i++) {
-        if (range_end(verify->ranges[i]) == extent.start) {
-            verify->ranges[i].length += extent.length;
-            return;
-        }
-    }
-    if (verify->range_count < VERIFY_RANGES)
-        verify->ranges[verify->range_count++] = extent;
+    uint64_t number = extent.start / COPY_EXTENT_BYTES;
+    verify->bad[number / 8] |= (uint8_t)(1u << number % 8);
+    verify->bad_count++;
+}
+
+static bool is_bad(const struct verify *verify, uint64_t number)
+{
+    return number < verify->extent_count && (verify->bad[number / 8] >> number % 8 & 1);
+}
+
+/* Extents [first, end), all of them damaged. */
+static void say_range(const char *point, const struct manifest_disk *disk, const char *path, uint64_t first, uint64_t end)
+{
+    uint64_t start = first * COPY_EXTENT_BYTES, stop = end * COPY_EXTENT_BYTES;
+    char extents[64];
+    if (stop > disk->size_bytes)
+        stop = disk->size_bytes;
+    if (end == first + 1)
+        snprintf(extents, sizeof extents, "extent %llu", (unsigned long long)first);
     else
-        verify->ranges_more++;
+        snprintf(extents, sizeof extents, "extents %llu to %llu", (unsigned long long)first, (unsigned long long)end - 1);
+    cli_fail("point %s, disk %s is damaged: %s (bytes %llu to %llu) of %s: not the SHA-256 of the time of the backup", point,
+             disk->name, extents, (unsigned long long)start, (unsigned long long)stop - 1, path);
 }
 
 static void say_damage(const struct verify *verify, const char *point, const struct manifest_disk *disk, const char *path)
 {
-    for (unsigned i = 0; i < verify->range_count; i++) {
-        struct range range = verify->ranges[i];
-        unsigned long long first = range.start / COPY_EXTENT_BYTES, last = (range_end(range) - 1) / COPY_EXTENT_BYTES;
-        if (first == last)
-            cli_fail("point %s, disk %s is damaged: extent %llu (bytes %llu to %llu) of %s has another SHA-256 than recorded",
-                     point, disk->name, first, (unsigned long long)range.start, (unsigned long long)range_end(range) - 1,
-                     path);
-        else
-            cli_fail("point %s, disk %s is damaged: extents %llu to %llu (bytes %llu to %llu) of %s have another SHA-256 than "
-                     "recorded",
-                     point, disk->name, first, last, (unsigned long long)range.start,
-                     (unsigned long long)range_end(range) - 1, path);
+    unsigned said = 0, unsaid = 0;
+    for (uint64_t first = 0, end; verify->bad_count > 0 && first < verify->extent_count; first = end) {
+        end = first + 1;
+        if (!is_bad(verify, first))
+            continue;
+        while (is_bad(verify, end))
+            end++;
+        if (said < VERIFY_RANGES) {
+            say_range(point, disk, path, first, end);
+            said++;
+        } else {
+            unsaid++;
+        }
     }
-    if (verify->ranges_more > 0)
-        cli_fail("point %s, disk %s: %u more places are damaged", point, disk->name, verify->ranges_more);
+    if (unsaid > 0)
+        cli_fail("point %s, disk %s: %u more places are damaged", point, disk->name, unsaid);
 }
 
 static int verify_image(struct verify *verify, const char *point, const struct manifest_disk *disk, char *path,
@@ -91,8 +103,8 @@ static void print_disk(const struct verify *verify, const char *point, const str
     char text[16];
     if (verify->cli->json) {
         json_t *line = json_pack("{s:s, s:s, s:s, s:b, s:I, s:I}", "event", "disk", "point", point, "disk", disk->name, "ok",
-                                 well, "extents", (json_int_t)copy_extent_count(disk->size_bytes), "damaged",
-                                 (json_int_t)verify->bad_extents);
+                                 well, "extents", (json_int_t)verify->extent_count, "damaged",
+                                 (json_int_t)verify->bad_count);
         json_dumpf(line, stdout, JSON_COMPACT);
         putchar('\n');
         json_decref(line);
@@ -106,15 +118,20 @@ static void verify_disk(struct verify *verify, const char *point, const struct m
 {
     struct error err;
     char path[PATH_MAX];
-    verify->bad_extents = verify->range_count = verify->ranges_more = 0;
-    int status = verify_image(verify, point, disk, path, &err);
-    if (transfer_interrupted(&verify->transfer))
-        return;
-    if (status < 0)
+    verify->bad_count = 0;
+    verify->extent_count = copy_extent_count(disk->size_bytes);
+    verify->bad = calloc(verify->extent_count / 8 + 1, 1);
+    int status = verify->bad ? verify_image(verify, point, disk, path, &err)
+                             : error_set(&err, ENOMEM, "no memory to note what is damaged");
+    bool interrupted = transfer_interrupted(&verify->transfer);
+    if (status < 0 && !interrupted)
         cli_fail("point %s, disk %s: %s", point, disk->name, err.text);
-    else
+    else if (!interrupted)
         say_damage(verify, point, disk, path);
-    bool well = status == 0 && verify->bad_extents == 0;
+    free(verify->bad);
+    if (interrupted)
+        return;
+    bool well = status == 0 && verify->bad_count == 0;
     verify->damaged += !well;
     print_disk(verify, point, disk, well);
 }

@@ -2,13 +2,17 @@
 /*
  * The manifest is the only thing that says what a point holds, and it may have been damaged or written by somebody else:
  * everything in it is checked before it is used. File names have no '/' and only harmless characters, so that a manifest
- * can never point out of its folder; no two disks share a name or a file.
+ * can never point out of its folder; no two disks share a name or a file. A hash over all fields finds what still looks
+ * right, a digit of a time or a letter of a name.
  */
 #include "set/manifest.h"
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+
+#include <gnutls/crypto.h>
 
 #include "base/name.h"
 #include "set/json_file.h"
@@ -155,14 +159,36 @@ int manifest_from_json(const json_t *json, struct manifest *manifest, struct err
     return status == 0 ? disks_from_json(json, manifest, err) : status;
 }
 
-int manifest_parse(const char *text, size_t length, struct manifest *manifest, struct error *err)
+/* The SHA-256 of the object as compact text with sorted keys, without the field `sha256`. */
+static int hash_fields(const json_t *json, char *sha256)
 {
-    json_t *json = NULL;
-    int status = json_text_load(text, length, &json, err);
-    if (status == 0)
-        status = manifest_from_json(json, manifest, err);
-    json_decref(json);
+    static const char digits[] = "0123456789abcdef";
+    uint8_t hash[SHA256_TEXT_BYTES / 2];
+    json_t *others = json_copy((json_t *)(uintptr_t)json);
+    json_object_del(others, "sha256");
+    char *text = json_dumps(others, JSON_COMPACT | JSON_SORT_KEYS);
+    int status = text && gnutls_hash_fast(GNUTLS_DIG_SHA256, text, strlen(text), hash) == 0 ? 0 : -ENOMEM;
+    for (unsigned i = 0; status == 0 && i < sizeof hash; i++) {
+        sha256[2 * i] = digits[hash[i] >> 4];
+        sha256[2 * i + 1] = digits[hash[i] & 15];
+    }
+    sha256[SHA256_TEXT_BYTES - 1] = '\0';
+    free(text);
+    json_decref(others);
     return status;
+}
+
+int manifest_check_hash(const json_t *json, struct error *err)
+{
+    char right[SHA256_TEXT_BYTES], found[SHA256_TEXT_BYTES];
+    int status = field_hexadecimal(json, "", "sha256", found, err);
+    if (status < 0)
+        return status;
+    if (hash_fields(json, right) < 0)
+        return error_set(err, ENOMEM, "no memory for its SHA-256");
+    if (strcmp(found, right) != 0)
+        return error_set(err, EBADMSG, "it is damaged: its fields have not the SHA-256 that the field 'sha256' says");
+    return 0;
 }
 
 json_t *manifest_to_json(const struct manifest *manifest)
@@ -179,7 +205,9 @@ json_t *manifest_to_json(const struct manifest *manifest)
     json_t *json = json_pack("{s:s, s:i, s:s, s:s, s:s, s:s, s:s, s:o}", "format", MANIFEST_FORMAT, "version",
                              MANIFEST_VERSION, "state", "complete", "vm", manifest->vm, "tool", manifest->tool,
                              "created", manifest->created, "snapshot", manifest->snapshot, "disks", disks);
-    if (json && json_array_size(disks) == manifest->disk_count)
+    char sha256[SHA256_TEXT_BYTES];
+    if (json && json_array_size(disks) == manifest->disk_count && hash_fields(json, sha256) == 0 &&
+        json_object_set_new(json, "sha256", json_string(sha256)) == 0)
         return json;
     json_decref(json);
     return NULL;

@@ -41,9 +41,10 @@ struct manifest_unfinished {
     uint64_t pid;
 };
 
-/* Any text may come in. -EINVAL with a sentence that names the field (not the file: callers put it before). */
-int manifest_parse(const char *text, size_t length, struct manifest *manifest, struct error *err);
+/* Checks every field but the hash. -EINVAL with a sentence that names the field (not the file: callers put it before). */
 int manifest_from_json(const json_t *json, struct manifest *manifest, struct error *err);
+/* Whether the field `sha256` is the hash of all other fields. -EBADMSG. */
+int manifest_check_hash(const json_t *json, struct error *err);
 /* New references; NULL: no memory. */
 json_t *manifest_to_json(const struct manifest *manifest);
 json_t *manifest_unfinished_to_json(const struct manifest_unfinished *unfinished);

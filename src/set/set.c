@@ -343,9 +343,11 @@ int set_manifest_load(const struct set *set, const char *point, struct manifest 
     if (status < 0)
         return status;
     status = manifest_from_json(json, manifest, err);
-    json_decref(json);
     if (status == 0 && strcmp(manifest->vm, set->vm) != 0)
         status = error_set(err, EINVAL, "the field 'vm' is '%s', but the set is of VM '%.64s'", manifest->vm, set->vm);
+    if (status == 0)
+        status = manifest_check_hash(json, err);
+    json_decref(json);
     return status < 0 ? error_prefix(err, "%s", shown) : 0;
 }
 

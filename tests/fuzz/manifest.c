@@ -23,10 +23,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length)
     struct manifest_unfinished unfinished;
     struct error err = {0};
     json_t *json = NULL;
-    if (json_text_load((const char *)bytes, length, &json, &err) == 0)
+    int status = json_text_load((const char *)bytes, length, &json, &err);
+    if (status == 0) {
         manifest_recognise(json, &unfinished);
-    json_decref(json);
-    if (manifest_parse((const char *)bytes, length, &manifest, &err) < 0) {
+        manifest_check_hash(json, &err);
+        status = manifest_from_json(json, &manifest, &err);
+        json_decref(json);
+    }
+    if (status < 0) {
         assert(err.text[0]);
         return 0;
     }
@@ -34,7 +38,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length)
     for (unsigned i = 0; i < manifest.disk_count; i++)
         check_disk(&manifest.disks[i]);
     json = manifest_to_json(&manifest);
-    assert(json && manifest_from_json(json, &again, &err) == 0);
+    assert(json && manifest_from_json(json, &again, &err) == 0 && manifest_check_hash(json, &err) == 0);
     assert(memcmp(&manifest, &again, sizeof manifest) == 0);
     json_decref(json);
     return 0;

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "set/json_file.h"
 #include "set/manifest.h"
 
 #define HASH "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
@@ -20,12 +21,22 @@
     "{\"format\":\"fleece-backup-point\",\"version\":1,\"state\":\"complete\",\"vm\":\"web1\",\"tool\":\"fleece 0.1.0\","    \
     "\"created\":\"2026-11-22T06:05:45Z\",\"snapshot\":\"01234567-89ab-cdef-0123-456789abcdef\",\"disks\":[" DISK "]}"
 
+static int parse(const char *text, struct manifest *manifest, struct error *err)
+{
+    json_t *json = NULL;
+    int status = json_text_load(text, strlen(text), &json, err);
+    if (status == 0)
+        status = manifest_from_json(json, manifest, err);
+    json_decref(json);
+    return status;
+}
+
 static void what_is_written_is_read(void **state)
 {
     (void)state;
     struct manifest first, second;
     struct error err;
-    assert_int_equal(manifest_parse(RIGHT, strlen(RIGHT), &first, &err), 0);
+    assert_int_equal(parse(RIGHT, &first, &err), 0);
     assert_string_equal(first.vm, "web1");
     assert_int_equal(first.disk_count, 1);
     assert_int_equal(first.disks[0].size_bytes, 1048577);
@@ -34,6 +45,16 @@ static void what_is_written_is_read(void **state)
     json_t *json = manifest_to_json(&first);
     assert_int_equal(manifest_from_json(json, &second, &err), 0);
     assert_memory_equal(&first, &second, sizeof first);
+    /* Any change of any field is found, even where the value still looks right. */
+    assert_int_equal(manifest_check_hash(json, &err), 0);
+    json_object_set_new(json, "created", json_string("2026-11-22T06:05:46Z"));
+    assert_int_equal(manifest_check_hash(json, &err), -EBADMSG);
+    json_object_set_new(json, "created", json_string("2026-11-22T06:05:45Z"));
+    assert_int_equal(manifest_check_hash(json, &err), 0);
+    json_object_set_new(json_array_get(json_object_get(json, "disks"), 0), "name", json_string("vdb"));
+    assert_int_equal(manifest_check_hash(json, &err), -EBADMSG);
+    json_object_del(json, "sha256");
+    assert_int_equal(manifest_check_hash(json, &err), -EINVAL);
     json_decref(json);
     assert_non_null(manifest_disk_find(&first, "vda"));
     assert_null(manifest_disk_find(&first, "vdb"));
@@ -48,7 +69,7 @@ static void refuse(const char *from, const char *to, const char *words)
     const char *at = strstr(RIGHT, from);
     assert_non_null(at);
     snprintf(text, sizeof text, "%.*s%s%s", (int)(at - RIGHT), RIGHT, to, at + strlen(from));
-    if (manifest_parse(text, strlen(text), &manifest, &err) == 0)
+    if (parse(text, &manifest, &err) == 0)
         fail_msg("'%s' was taken instead of '%s'", to, from);
     if (!strstr(err.text, words))
         fail_msg("'%s' for '%s': '%s' does not say '%s'", to, from, err.text, words);
@@ -115,7 +136,7 @@ static void too_many_disks(void **state)
     (void)state;
     struct manifest *manifest = calloc(1, sizeof *manifest);
     struct error err;
-    assert_int_equal(manifest_parse(RIGHT, strlen(RIGHT), manifest, &err), 0);
+    assert_int_equal(parse(RIGHT, manifest, &err), 0);
     json_t *json = manifest_to_json(manifest), *disks = json_object_get(json, "disks");
     for (unsigned i = 1; i <= LIMIT_DISKS; i++) {
         char name[32];

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the tests of backups share: a backup that is held in its middle, and looks at sets and files."""
+import contextlib
+import json
+import os
+import signal
+import subprocess
+
+import harness
+
+MIB = 1 << 20
+
+
+def two_disks(t, data_mib=32):
+    """vda: random data with a hole behind it and an odd size; vdb: a little data."""
+    vda = t.disk("vda.raw", data_mib * MIB, fill=1)
+    with open(vda, "r+b") as f:
+        f.truncate((data_mib + 16) * MIB + 512)
+    return {"vda": vda, "vdb": t.disk("vdb.raw", 8 * MIB, fill=harness.pattern(5000, 2))}
+
+
+def points(t, where):
+    """The points of a set as `list --json` gives them, by name."""
+    lines = t.fleece("--json", "list", where).stdout.splitlines()
+    return {line["point"]: line for line in map(json.loads, lines)}
+
+
+def look(where):
+    """Everything in a folder: {path: (size, content)}, to see that it is as it was."""
+    found = {}
+    for folder, folders, files in os.walk(where):
+        for name in folders:
+            found[os.path.relpath(os.path.join(folder, name), where)] = None
+        for name in files:
+            path = os.path.join(folder, name)
+            with open(path, "rb") as f:
+                found[os.path.relpath(path, where)] = hash(f.read())
+    return found
+
+
+def snapshots(d):
+    return [s["name"] for s in d.status()["snapshots"]]
+
+
+class HeldBackup:
+    """`fleece --json backup` that is stopped (SIGSTOP) as soon as it has its snapshot."""
+
+    def __init__(self, t, d, where):
+        self.process = t.spawn(t.program("fleece"), "--json", "--control", d.control, "backup", where,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        line = self.process.stdout.readline()
+        self.process.send_signal(signal.SIGSTOP)
+        assert line, self.process.stderr.read().decode()
+        self.snapshot = json.loads(line)
+        assert self.snapshot["event"] == "snapshot", line
+
+    def go_on(self):
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGCONT)
+
+    def end(self, status):
+        """Lets it run to its end; returns its lines and what it said."""
+        self.go_on()
+        out, err = self.process.communicate(timeout=60 * harness.FACTOR)
+        err = err.decode()
+        assert self.process.returncode == status, f"backup ended with {self.process.returncode}, not {status}: {err}"
+        assert not harness.SANITIZER.search(err), err
+        return [json.loads(line) for line in out.splitlines()], err
