@@ -520,7 +520,7 @@ static void a_killed_owners_lock_is_waited_for(void **state)
         if (ring_start("victim", &io, NULL) < 0 || file_open(io, &options, &node, NULL) < 0 ||
             write(ready[1], "x", 1) != 1)
             _exit(1);
-        usleep(400000);
+        usleep(2000000);
         kill(getpid(), SIGKILL);
     }
     char byte;
@@ -538,6 +538,63 @@ static void a_killed_owners_lock_is_waited_for(void **state)
     assert_int_equal(file_open(bench->io, &options, &bench->node, &err), 0);
     assert_int_equal(waits, 2); /* said once for each open */
     waitpid(pid, NULL, 0);
+}
+
+/* Writes until it is killed, 100 at once. */
+static void write_for_ever(const char *path, int ready)
+{
+    enum { COUNT = 100, LENGTH = 256 * 1024 };
+    struct bench bench = {0};
+    struct file_options options = {.path = path};
+    if (ring_create(&bench.io, NULL) < 0 || file_open(bench.io, &options, &bench.node, NULL) < 0)
+        _exit(1);
+    struct job *jobs = calloc(COUNT, sizeof *jobs);
+    for (unsigned round = 1;; round++) {
+        for (unsigned i = 0; i < COUNT; i++) {
+            char *memory = jobs[i].memory ? jobs[i].memory : aligned_alloc(4096, LENGTH);
+            memset(memory, (int)(round & 0xff), LENGTH);
+            jobs[i] = (struct job){.memory = memory,
+                                   .iov = {{memory, LENGTH}},
+                                   .req = {.kind = REQUEST_WRITE, .iov = jobs[i].iov, .iov_count = 1}};
+            jobs[i].req.range = (struct range){(uint64_t)i * LENGTH, LENGTH};
+        }
+        run_jobs(&bench, jobs, COUNT);
+        if (write(ready, "x", 1) != 1)
+            _exit(1);
+    }
+}
+
+static void a_killed_owners_writes_land_before_its_lock_is_free(void **state)
+{
+    struct bench *bench = *state;
+    const uint64_t size = 100 * 256 * KIB;
+    unsigned char *first = aligned_alloc(4096, size), *later = aligned_alloc(4096, size);
+    make_file(bench->path, size);
+    for (unsigned round = 0; round < 4; round++) {
+        int ready[2];
+        assert_int_equal(pipe(ready), 0);
+        pid_t pid = fork();
+        assert_true(pid >= 0);
+        if (pid == 0)
+            write_for_ever(bench->path, ready[1]);
+        close(ready[1]);
+        char byte;
+        assert_int_equal(read(ready[0], &byte, 1), 1);
+        usleep(3000 * round);
+        kill(pid, SIGKILL);
+        waitpid(pid, NULL, 0);
+        close(ready[0]);
+        struct error err;
+        struct file_options options = {.path = bench->path, .lock_wait_ns = 20 * NS_PER_S};
+        assert_int_equal(file_open(bench->io, &options, &bench->node, &err), 0);
+        read_all(bench, first);
+        usleep(150000);
+        read_all(bench, later);
+        assert_memory_equal(first, later, size);
+        close_node(bench);
+    }
+    free(first);
+    free(later);
 }
 
 static void null_forgets(void **state)
@@ -592,6 +649,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(locks_keep_others_out, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(a_disk_that_qemu_has_open_is_refused, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(a_killed_owners_lock_is_waited_for, bench_begin, bench_end),
+        cmocka_unit_test_setup_teardown(a_killed_owners_writes_land_before_its_lock_is_free, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(null_forgets, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(block_devices_work, bench_begin, bench_end),
     };
