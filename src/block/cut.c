@@ -42,7 +42,7 @@ static void cut_disk_finish(struct cut_disk *d)
     unsigned state = atomic_load(&cut->state);
     assert(state != CUT_HOLD);
     io_timer_cancel(io, &d->deadline);
-    if (state == CUT_DONE) {
+    if (state == CUT_DONE || (d->drained && MUTANT(cut_half_a_vm))) {
         assert(d->drained && d->holding);
         cut->at_cut(d);
     } else if (!d->drained) {
@@ -117,7 +117,8 @@ static void cut_disk_hold(struct io_message *message)
     d->holding = true;
     d->held_at_ns = io_now_ns(io);
     d->deadline.fire = cut_disk_deadline;
-    io_timer_set(io, &d->deadline, cut->deadline_ns);
+    if (!MUTANT(cut_has_no_deadline))
+        io_timer_set(io, &d->deadline, cut->deadline_ns);
     disk_hold(d->disk, cut_disk_drained, d);
 }
 

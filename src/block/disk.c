@@ -35,7 +35,7 @@ static void disk_submit(struct node *node, struct request *req)
 void disk_issue(struct disk *disk, struct request *req)
 {
     assert(req->disk == disk && !req->in_flight);
-    if (request_is_write(req)) {
+    if (request_is_write(req) && !(req->kind != REQUEST_WRITE && MUTANT(zeroes_not_in_flight))) {
         req->in_flight = true;
         disk->writes_in_flight++;
     }

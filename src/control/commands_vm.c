@@ -43,10 +43,6 @@ static void status_has_exports(void *argument, const struct nbd_server_status *e
 {
     struct control_request *request = argument;
     const struct control_host *host = &request->server->host;
-    if (request->server->destroyed) { /* the VM has ended meanwhile */
-        control_fail(request, "GenericError", "the daemon is shutting down");
-        return;
-    }
     json_t *status = request->partial, *array = json_array();
     for (unsigned i = 0; exports && i < exports->export_count; i++)
         json_array_append_new(array, describe_export(host, &exports->exports[i]));

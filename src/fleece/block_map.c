@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "base/limits.h"
+#include "base/probe.h"
 #include "fleece/ram_tier.h"
 
 enum { EPOCH_BITS = 28 };
@@ -84,8 +85,11 @@ uint32_t block_map_find(const struct block_map *map, uint64_t block, uint32_t ep
 {
     uint32_t found = SLOT_NONE;
     for (uint32_t link = chain_seek(map, *bucket_of(map, block), block);
-         link && block_map_epoch(map, link - 1) >= epoch; link = chain_seek(map, map->chains[link - 1], block))
+         link && block_map_epoch(map, link - 1) >= epoch; link = chain_seek(map, map->chains[link - 1], block)) {
         found = link - 1;
+        if (MUTANT(find_takes_newest))
+            break;
+    }
     return found;
 }
 

@@ -129,7 +129,7 @@ static void points_died(struct copy_before_write *cbw)
         if (point->state == POINT_LIVE)
             newest = point->epoch;
     }
-    if (cbw->newest_live && !newest) {
+    if (cbw->newest_live && !newest && !MUTANT(filter_stays)) {
         disk_set_filter(cbw->disk, NULL);
         disk_resubmit_all(cbw->disk, &cbw->for_copy);
         disk_resubmit_all(cbw->disk, &cbw->for_room);
@@ -240,7 +240,7 @@ void cbw_when_quiet(struct copy_before_write *cbw, struct cbw_waiter *waiter)
 
 void cbw_retry(struct copy_before_write *cbw)
 {
-    cbw->full_reported = false;
+    cbw->full_reported = MUTANT(full_told_once);
     disk_resubmit_all(cbw->disk, &cbw->for_room);
 }
 
@@ -249,7 +249,8 @@ void cbw_retry(struct copy_before_write *cbw)
 /* Whether a live point needs the block as it is on the disk now. */
 static bool block_needed(const struct copy_before_write *cbw, uint64_t block)
 {
-    return cbw->newest_live > block_map_newest(&cbw->map, block);
+    uint32_t newest = block_map_newest(&cbw->map, block);
+    return cbw->newest_live > newest && !(newest && MUTANT(old_copy_serves_new_point));
 }
 
 /* The copy under way that covers the block, or NULL and where the next one begins (at most *end). */
@@ -280,8 +281,7 @@ static void copy_lost(struct copy_before_write *cbw, struct block_range blocks, 
         return;
     PROBE(copy_lost);
     uint32_t last = cbw->newest_live;
-    if (!MUTANT(copy_error_ignored))
-        cbw_break(cbw, oldest + 1, last);
+    cbw_break(cbw, oldest + 1, last);
     cbw->hooks.lost(cbw->hooks.context, oldest + 1, last, status);
 }
 
@@ -296,15 +296,18 @@ static void copy_done(struct request *read, int status)
         uint64_t block = copy->blocks.first + i;
         if (keep && block_needed(cbw, block)) {
             block_map_insert(&cbw->map, copy->slots[i], block, cbw->newest_live);
-            cbw->blocks_preserved++;
+            cbw->blocks_preserved += MUTANT(preserved_counted_twice) ? 2 : 1;
         } else {
             ram_tier_give(&cbw->tier, copy->slots[i]);
         }
     }
     if (status < 0 && !copy->abandoned)
         copy_lost(cbw, copy->blocks, status);
+    if (status < 0 && !list_empty(&copy->parked) && MUTANT(guest_pays_for_copy))
+        request_complete(container_of(list_take_first(&copy->parked), struct request, link), status);
     disk_resubmit_all(cbw->disk, &copy->parked);
-    disk_resubmit_all(cbw->disk, &cbw->for_copy);
+    if (!MUTANT(pool_wakes_nobody))
+        disk_resubmit_all(cbw->disk, &cbw->for_copy);
     list_append(&cbw->idle_copies, &copy->link);
     if (!list_empty(&cbw->waiters))
         io_task_queue(cbw->node.io, &cbw->sweep);
@@ -368,6 +371,10 @@ static bool must_queue(const struct list *queue, const struct request *req)
 static void cbw_wait_for_room(struct copy_before_write *cbw, struct request *req)
 {
     PROBE(park_room);
+    if (MUTANT(guest_pays_for_full_cache)) {
+        request_complete(req, -ENOSPC);
+        return;
+    }
     disk_park(&cbw->for_room, req);
     if (cbw->full_reported || cbw->sweeping)
         return;
@@ -388,6 +395,8 @@ static void cbw_wait_for_room(struct copy_before_write *cbw, struct request *req
 static bool cbw_preserve(struct copy_before_write *cbw, struct request *req)
 {
     struct block_range blocks = range_to_blocks(req->range, cbw->block_shift);
+    if (blocks.count > 1 && MUTANT(last_block_forgotten))
+        blocks.count--;
     struct copy *wait_for = NULL;
     struct list *queue = NULL;
     for (uint64_t block = blocks.first; block < block_range_end(blocks) && !queue;) {
@@ -408,7 +417,7 @@ static bool cbw_preserve(struct copy_before_write *cbw, struct request *req)
                 queue = &cbw->for_room;
         }
         if (copy) {
-            wait_for = copy;
+            wait_for = MUTANT(write_passes_copy) ? wait_for : copy;
             block = block_range_end(copy->blocks);
         }
     }

@@ -73,12 +73,13 @@ static struct segment *segment_grow(struct ram_tier *tier)
     bool reuse = !list_empty(&tier->given_back);
     if (!reuse && fresh == tier->segments_max)
         return NULL;
-    if (!budget_take(tier->budget, segment_charge(tier))) {
+    if (!budget_take(tier->budget, segment_charge(tier)) && !MUTANT(budget_overdrawn)) {
         PROBE(ram_tier_budget_spent);
         return NULL;
     }
     struct segment *segment = reuse ? list_first(&tier->given_back, struct segment, link) : &tier->segments[fresh];
-    if (io_shm_grow(tier->io, &tier->shm, segment_range(tier, (uint32_t)(segment - tier->segments))) < 0) {
+    if (io_shm_grow(tier->io, &tier->shm, segment_range(tier, (uint32_t)(segment - tier->segments))) < 0 &&
+        !MUTANT(full_tmpfs_ignored)) {
         PROBE(ram_tier_tmpfs_full);
         budget_give(tier->budget, segment_charge(tier));
         return NULL;
@@ -130,7 +131,7 @@ void ram_tier_give(struct ram_tier *tier, uint32_t slot)
     tier->slots_used--;
     if (segment->used-- == tier->slots_per_segment)
         list_append(&tier->with_room, &segment->link);
-    if (segment->used > 0)
+    if (segment->used > 0 && !MUTANT(segment_punched_early))
         return;
     list_remove(&segment->link);
     list_append(&tier->given_back, &segment->link);

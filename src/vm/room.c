@@ -76,8 +76,9 @@ static void order_break(struct io_message *message)
         return;
     }
     if (room->full_epoch)
-        cbw_break(cbw, 1, room->full_epoch);
-    if (room->lost_first)
+        cbw_break(cbw, MUTANT(newest_broken_first) ? room->full_epoch + 1 : 1,
+                  MUTANT(newest_broken_first) ? UINT32_MAX : room->full_epoch);
+    if (room->lost_first && !MUTANT(other_disks_stay_whole))
         cbw_break(cbw, room->lost_first, room->lost_last);
     disk->swept.quiet = order_swept;
     cbw_when_quiet(cbw, &disk->swept);

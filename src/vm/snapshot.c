@@ -176,7 +176,7 @@ static void part_quiet(struct cbw_waiter *waiter)
 {
     struct part *part = container_of(waiter, struct part, quiet);
     struct vm_disk *vd = part->vd;
-    if (vd->cbw && !cbw_has_points(vd->cbw)) {
+    if (vd->cbw && !cbw_has_points(vd->cbw) && !MUTANT(cache_left_behind)) {
         struct cbw_status status;
         cbw_status(vd->cbw, &status);
         vd->preserved_before += status.blocks_preserved;
@@ -260,7 +260,7 @@ static void snapshot_withdraw(struct snapshot *snapshot)
     snapshot->parts_out = 1; /* our own, so that it does not reach 0 within the loop */
     for (unsigned i = 0; i < vm->disk_count; i++) {
         struct part *part = &snapshot->parts[i];
-        if (!part->published)
+        if (!part->published || MUTANT(export_not_withdrawn))
             continue;
         snapshot->parts_out++;
         vm->options.hooks.unpublish(vm->options.hooks.context, part->export_name, part_withdrawn, part);
@@ -525,7 +525,7 @@ static void snapshot_doom(struct snapshot *snapshot)
     case CUTTING:
     case PUBLISHING:
         PROBE(snapshot_doomed_in_making);
-        snapshot->doomed = true;
+        snapshot->doomed = !MUTANT(lease_end_ignored);
         break;
     case LIVE:
         snapshot_end(snapshot);

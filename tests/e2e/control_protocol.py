@@ -5,7 +5,6 @@ import json
 import re
 import signal
 import socket
-import time
 
 import harness
 
@@ -206,31 +205,6 @@ def test_quit_and_shutdown(t):
     assert watcher.event("SHUTDOWN")["data"] == {"guest": False, "reason": "host-signal"}
     d.wait(0)
     watcher.close()
-
-
-def test_an_end_in_the_middle(t):
-    """The daemon ends while commands of every kind are under way and events are sent: each is answered or cut off, and the
-    end is orderly."""
-    create = json.dumps({"execute": "fleece-snapshot-create", "arguments": {"lease": True}}).encode()
-    status = json.dumps({"execute": "fleece-query-status"}).encode()
-    delete = json.dumps({"execute": "fleece-snapshot-delete", "arguments": {"name": "snap-1"}}).encode()
-    for round_ in range(20):
-        d = t.daemon({"vda": t.disk("a.raw", MIB), "vdb": t.disk("b.raw", MIB)})
-        crowd = [Raw(d) for _ in range(6)]
-        for i, c in enumerate(crowd):
-            c.send((create * 3 + status, status * 50, create + delete, status + create * 2)[i % 4] * 2)
-        if round_ % 3 == 0:
-            crowd[0].close()
-        time.sleep(0.001 * (round_ % 7))
-        if round_ % 2:
-            d.process.send_signal(signal.SIGTERM)
-        else:
-            crowd.append(Raw(d))
-            crowd[-1].send({"execute": "quit"})
-        d.wait(0)
-        for c in crowd:
-            c.close()
-        t.daemons.clear()
 
 
 def test_the_page_lists_every_command_and_event(t):

@@ -220,7 +220,7 @@ static void director_act(struct sim *sim)
 {
     uint64_t dice = sim_below(sim, 64);
     if (dice < 24) {
-        if (sim->alive < SIM_ALIVE)
+        if (sim->alive < (sim->tight ? 1 : SIM_ALIVE))
             create(sim);
     } else if (dice < 36) {
         delete_one(sim, random_snapshot(sim));

@@ -140,7 +140,10 @@ static void guest_issue(struct guest *guest)
         oracle_touch(disk, req->range);
     sim_trace(sim, "%s guest %u issues kind %d [%llu +%llu] flags %u", disk->name, (unsigned)(guest - disk->guests),
               (int)kind, (unsigned long long)req->range.start, (unsigned long long)req->range.length, req->flags);
+    guest->submitting = true;
+    guest->issued_at = world_now(sim->world);
     node_submit(&disk->disk->node, req);
+    guest->submitting = false;
 }
 
 static void guest_pause_over(struct io_timer *timer)
@@ -236,12 +239,16 @@ static void guest_done(struct request *req, int status)
     struct sim_disk *disk = guest->disk;
     struct sim *sim = disk->sim;
     sim_trace(sim, "%s guest %u done %d", disk->name, (unsigned)(guest - disk->guests), status);
-    if (!guest->busy)
-        sim_fail(sim, "%s: a request of the guest was completed twice", disk->name);
+    if (!guest->busy || guest->submitting)
+        sim_fail(sim, "%s: a request of the guest was completed twice, or inside node_submit()", disk->name);
     bool refused = status == -EOPNOTSUPP && (req->flags & REQUEST_FAST_ZERO) != 0;
     if (status != 0 && !refused && !guest->faulted)
         sim_fail(sim, "%s: a request of the guest (kind %d) failed with %d, and the disk was not to blame (R2)",
                  disk->name, (int)req->kind, status);
+    uint64_t waited_ns = world_now(sim->world) - guest->issued_at;
+    if (waited_ns > sim->patience_ns)
+        sim_fail(sim, "%s: a request of the guest took %llu us (R2)", disk->name,
+                 (unsigned long long)(waited_ns / 1000));
     guest->busy = false;
     count(disk, req, status);
     if (is_write(guest))

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "sim.h"
+#include "driver/file.h"
 #include "sim_leaf.h"
 
 #define EVENTS_MAX_PER_REQUEST 1000 /* beyond that they go round in circles */
@@ -42,7 +43,8 @@ void sim_trace(const struct sim *sim, const char *format, ...)
 static int fault(void *context, const struct world_io *io)
 {
     struct sim *sim = context;
-    if (!sim->faults || io->range.start < SIM_RESERVED || !sim_chance(sim, 4))
+    unsigned per_1024 = sim->tight && sim->requests_left < 40 ? 200 : 4;
+    if (!sim->faults || io->range.start < SIM_RESERVED || !sim_chance(sim, per_1024))
         return 0;
     struct request *req = sim_leaf_request(io->op);
     if (req->disk != NULL) {
@@ -83,6 +85,19 @@ static void disk_create_content(struct sim_disk *disk)
     }
 }
 
+static void disk_open_leaf(struct sim_disk *disk)
+{
+    struct sim *sim = disk->sim;
+    struct file_options options = {.path = disk->name, .page_cache = sim_chance(sim, 256)};
+    struct error err = {0};
+    world_act_as(sim->world, sim->file_driver ? sim->control : disk->io);
+    int status = sim->file_driver ? file_open(disk->io, &options, &disk->leaf, &err)
+                                  : sim_leaf_open(disk->io, disk->name, &disk->leaf);
+    if (status != 0)
+        sim_fail(sim, "cannot open %s: %s", disk->name, err.text);
+    world_act_as(sim->world, NULL);
+}
+
 static void disk_create_one(struct sim *sim, unsigned index, uint64_t size)
 {
     struct sim_disk *disk = &sim->disks[index];
@@ -96,10 +111,7 @@ static void disk_create_one(struct sim *sim, unsigned index, uint64_t size)
     disk_create_content(disk);
     if ((disk->touched = calloc(size / sim->block_bytes + 2, sizeof(uint32_t))) == NULL)
         abort();
-    world_act_as(sim->world, disk->io);
-    if (sim_leaf_open(disk->io, disk->name, &disk->leaf) != 0)
-        abort();
-    world_act_as(sim->world, NULL);
+    disk_open_leaf(disk);
     guests_create(disk);
 }
 
@@ -131,17 +143,19 @@ static uint64_t choose_sizes(struct sim *sim)
 static void choose_character(struct sim *sim)
 {
     uint64_t total = choose_sizes(sim);
-    sim->faults = sim_chance(sim, 256);
-    sim->sticks = sim_chance(sim, 512);
-    sim->stalls = sim_chance(sim, 256);
+    sim->tight = sim->options.seed % 16 == 13; /* breaks go on until the end */
+    sim->faults = !sim->file_driver && (sim->tight || sim_chance(sim, 256));
+    sim->sticks = !sim->many && sim_chance(sim, 512);
+    sim->stalls = !sim->many && sim_chance(sim, 256);
+    /* how long a request may take: a slow disk, copies of old blocks, the hold of a cut; three times what was seen */
+    sim->patience_ns = (60 + (sim->sticks ? 80 : 0) + (sim->stalls ? 120 : 0)) * NS_PER_MS + 3000 * sim->message_ns;
     sim->impatient = !sim->large && sim_chance(sim, 256);
-    bool tight = sim->options.seed % 16 == 13; /* breaks go on until the end */
-    sim->plenty_of_ram = sim->large || (!tight && sim_chance(sim, 640));
+    sim->plenty_of_ram = sim->large || (!sim->tight && sim_chance(sim, 640));
     uint64_t segment_bytes = 64 * sim->block_bytes, charge = segment_bytes + 64 * LIMIT_MAP_BYTES_PER_SLOT;
     struct vm_options options = {.name = "sim",
                                  .ram_bytes = sim->plenty_of_ram
                                                   ? 2 * SIM_ALIVE * total + 64 * MIB
-                                                  : (sim->disk_count + (tight ? 0 : sim_below(sim, 12))) * charge,
+                                                  : (sim->disk_count + (sim->tight ? 0 : sim_below(sim, 12))) * charge,
                                  .block_bytes = sim->block_bytes,
                                  .segment_bytes = segment_bytes,
                                  .hooks = sim_hooks};
@@ -272,7 +286,7 @@ static void run_until(struct sim *sim, bool (*condition)(const struct sim *sim),
 static void run_to_the_end(struct sim *sim)
 {
     run_until(sim, guests_are_done, "the end of the guests' requests");
-    if (sim->options.seed % 16 != 13 && sim_chance(sim, 640)) {
+    if (!sim->tight && sim_chance(sim, 640)) {
         world_call(sim->control, stop_director, sim);
         run_until(sim, nothing_in_the_making, "the answer to a creation");
         world_call(sim->control, delete_all, sim);
@@ -310,10 +324,12 @@ uint64_t sim_run(const struct sim_options *options)
     list_init(&sim->snapshots);
     list_init(&sim->views);
     sim->message_ns = options->seed % 8 == 5 ? 200 * NS_PER_US : 2 * NS_PER_US; /* slow threads, or busy ones */
+    sim->file_driver = options->seed % 4 == 2; /* else a leaf that is simple, and fast */
     struct world_options world = {.seed = options->seed,
                                   .trace = options->trace,
                                   .context = sim,
                                   .stall_per_1024 = 16,
+                                  .short_per_1024 = sim->file_driver ? 64 : 0,
                                   .message_ns = sim->message_ns,
                                   .fault = fault,
                                   .gate = gate};

@@ -39,9 +39,10 @@ struct guest { /* one request at a time */
     struct iovec iov[3];
     struct block_extent extents[SIM_EXTENTS];
     uint8_t *buffer;
-    bool busy, raced;     /* raced: another request touched the range meanwhile */
-    bool faulted;         /* the disk below was made to fail it */
-    uint64_t read_faults; /* of the disk, when it began */
+    bool busy, submitting, raced; /* raced: another request touched the range meanwhile */
+    bool faulted;                 /* the disk below was made to fail it */
+    uint64_t read_faults;         /* of the disk, when it began */
+    uint64_t issued_at;
     struct io_timer pause;
 };
 
@@ -110,11 +111,12 @@ struct sim {
     unsigned chain_count;
     uint64_t block_bytes;
     /* the character of this run */
-    bool plenty_of_ram, faults, sticks, stalls, impatient, large, many;
+    bool plenty_of_ram, faults, sticks, stalls, impatient, large, many, tight, file_driver;
     unsigned guests_max;
     uint64_t message_ns;
     unsigned readers_max;
-    uint64_t longest; /* guest request */
+    uint64_t longest;     /* guest request */
+    uint64_t patience_ns; /* a guest request that takes longer was forgotten */
     /* progress */
     uint64_t requests_left, requests_done, reads_done, broken_count;
     bool stopping, destroyed, may_break;

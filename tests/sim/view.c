@@ -11,8 +11,6 @@
 
 #include "sim.h"
 
-#define BREAK_GRACE_NS (50 * NS_PER_MS) /* from the news of a break to the last disk that obeys */
-
 struct reader {
     struct view *view;
     struct request req;
@@ -100,7 +98,9 @@ static void reader_check(const struct reader *reader)
     const struct sim *sim = view->sim;
     const struct sim_snapshot *snapshot = view->snapshot;
     const uint8_t *image = snapshot->images[view->disk->index];
-    if (snapshot->broken && reader->issued_at > snapshot->broken_at + BREAK_GRACE_NS)
+    /* from the news of a break to the last disk that obeys: two messages, and threads that hang */
+    const uint64_t grace_ns = 20 * NS_PER_MS + 350 * sim->message_ns;
+    if (snapshot->broken && reader->issued_at > snapshot->broken_at + grace_ns)
         sim_fail(sim, "a read of %s@%s, which is broken, did not fail (R4)", view->disk->name, snapshot->name);
     if (reader->req.kind == REQUEST_BLOCK_STATUS) {
         sim_check_extents(sim, &reader->req, image, snapshot->name);
@@ -281,6 +281,18 @@ static void snapshot_created(void *context, const struct snapshot *snapshot)
     sim_trace(context, "created %s", info.name);
 }
 
+/* For want of room the oldest goes first. */
+static void check_older_ones(const struct sim *sim, const struct sim_snapshot *snapshot)
+{
+    list_each (link, &sim->snapshots) {
+        const struct sim_snapshot *other = container_of(link, struct sim_snapshot, link);
+        if (other == snapshot)
+            return;
+        if (other->live && !other->broken && !other->ending)
+            sim_fail(sim, "snapshot %s broke for want of room, and %s is older", snapshot->name, other->name);
+    }
+}
+
 static void snapshot_broken(void *context, const struct snapshot *snapshot)
 {
     struct sim *sim = context;
@@ -294,6 +306,8 @@ static void snapshot_broken(void *context, const struct snapshot *snapshot)
         sim_fail(sim, "snapshot %s broke without a reason", info.name);
     if (!sim->may_break)
         sim_fail(sim, "snapshot %s broke: %s; there was room, and no disk failed", info.name, info.reason);
+    if (strstr(info.reason, "full") != NULL)
+        check_older_ones(sim, mine);
     mine->broken = true;
     mine->broken_at = world_now(sim->world);
     sim->broken_count++;

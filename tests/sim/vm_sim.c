@@ -24,7 +24,7 @@
 
 enum {
     JOBS_MAX = 64,
-    MUTANT_SEEDS = 400,  /* a fault that so many runs do not show is not caught */
+    MUTANT_SEEDS = 600,  /* a fault that so many runs do not show is not caught */
     MUTANT_SECONDS = 60, /* of one child */
     MUTANT_REQUESTS = 2000,
 };
@@ -177,9 +177,9 @@ static void mutant_child(const struct arguments *arguments, const char *name, st
 {
     if (freopen("/dev/null", "w", stderr) == NULL || !mutant_select(name))
         _exit(3);
-    alarm(MUTANT_SECONDS);
     for (uint64_t seed = arguments->from; seed < arguments->from + MUTANT_SEEDS; seed++) {
         shared->seed[job] = seed;
+        alarm(MUTANT_SECONDS);
         sim_run(&(struct sim_options){.seed = seed, .requests = MUTANT_REQUESTS});
     }
     _exit(0);
