@@ -90,7 +90,8 @@ static void print_json(json_t *line)
 
 static void note_broken(struct backup *backup, const char *reason)
 {
-    snprintf(backup->cause, sizeof backup->cause, "the snapshot broke in mid-backup: %s", reason[0] ? reason : "no reason given");
+    snprintf(backup->cause, sizeof backup->cause, "the snapshot broke in mid-backup: %s",
+             reason[0] ? reason : "no reason given");
 }
 
 /* The daemon says something, or has gone. False: the snapshot can't be read any more. */
@@ -106,7 +107,8 @@ static bool control_readable(void *context)
             note_broken(backup, text_of(data, "reason"));
         else if (strcmp(text_of(event, "event"), "FLEECE_SNAPSHOT_DELETED") == 0 &&
                  strcmp(text_of(data, "name"), backup->snapshot) == 0)
-            snprintf(backup->cause, sizeof backup->cause, "the snapshot %s was deleted in mid-backup", backup->snapshot);
+            snprintf(backup->cause, sizeof backup->cause, "the snapshot %s was deleted in mid-backup",
+                     backup->snapshot);
         json_decref(event);
         free(text);
     }
@@ -175,14 +177,16 @@ static int take_snapshot(struct backup *backup, json_t **snapshot, struct error 
     if (getrandom(&number, sizeof number, 0) != sizeof number)
         return error_set(err, EIO, "no random number for the name of the snapshot");
     snprintf(name, sizeof name, "backup-%08" PRIx32, number);
-    int status = execute(backup, "fleece-snapshot-create", json_pack("{s:s, s:b}", "name", name, "lease", 1), snapshot, err);
+    int status = execute(backup, "fleece-snapshot-create", json_pack("{s:s, s:b}", "name", name, "lease", 1), snapshot,
+                         err);
     if (status < 0)
         return status;
     strcpy(backup->snapshot, name);
     json_int_t created_s = json_integer_value(json_object_get(*snapshot, "created-ns")) / (json_int_t)NS_PER_S;
     size_t disks = json_array_size(json_object_get(*snapshot, "exports"));
     if (created_s <= 0 || created_s >= INT64_C(253402300800) || disks < 1 || disks > LIMIT_DISKS)
-        return error_set(err, EPROTO, "the daemon's answer to fleece-snapshot-create has no 'created-ns' or no 'exports'");
+        return error_set(err, EPROTO,
+                         "the daemon's answer to fleece-snapshot-create has no 'created-ns' or no 'exports'");
     point_time_format(backup->manifest->created, (uint64_t)created_s);
     snprintf(backup->manifest->snapshot, sizeof backup->manifest->snapshot, "%s", text_of(*snapshot, "uuid"));
     if (backup->cli->json)
@@ -201,8 +205,12 @@ static int copy_disk(struct backup *backup, struct manifest_disk *disk, struct n
     if (!hashes)
         return error_set(err, ENOMEM, "no memory for the hashes of disk %s", disk->name);
     snprintf(source_name, sizeof source_name, "%s@%s", disk->name, backup->snapshot);
-    struct copy_options options = {.source = source, .target = target, .source_name = source_name,
-                                   .target_name = path, .target_is_zero = true, .hashes = hashes};
+    struct copy_options options = {.source = source,
+                                   .target = target,
+                                   .source_name = source_name,
+                                   .target_name = path,
+                                   .target_is_zero = true,
+                                   .hashes = hashes};
     int status = transfer_copy(&backup->transfer, NULL, disk->name, &options, &disk->data_bytes, err);
     if (status == 0)
         status = point_write_hashes(backup->point, disk, hashes, err);
@@ -220,7 +228,8 @@ static int backup_disk(struct backup *backup, const json_t *export, struct error
     if (status < 0)
         return status;
     if (!uri[0])
-        return error_set(err, EADDRNOTAVAIL, "the daemon gave no address where disk %s of the snapshot can be read", name);
+        return error_set(err, EADDRNOTAVAIL, "the daemon gave no address where disk %s of the snapshot can be read",
+                         name);
     status = point_add_disk(backup->point, name, disk, path, sizeof path, err);
     if (status == 0)
         status = nbd_node_open(backup->transfer.io, uri, true, &source, err);
@@ -282,8 +291,8 @@ static void print_result(struct backup *backup, const char *name, const char *pa
         const struct manifest_disk *disk = &manifest->disks[i];
         size_bytes += disk->size_bytes;
         data_bytes += disk->data_bytes;
-        json_array_append_new(disks, json_pack("{s:s, s:I, s:I}", "name", disk->name, "size", (json_int_t)disk->size_bytes,
-                                               "data", (json_int_t)disk->data_bytes));
+        json_array_append_new(disks, json_pack("{s:s, s:I, s:I}", "name", disk->name, "size",
+                                               (json_int_t)disk->size_bytes, "data", (json_int_t)disk->data_bytes));
     }
     if (backup->cli->json)
         print_json(json_pack("{s:s, s:s, s:s, s:f, s:O}", "event", "done", "point", name, "vm", backup->vm, "seconds",

@@ -14,8 +14,12 @@
 
 void progress_begin(struct progress *progress, bool json, const char *point, const char *disk, uint64_t now_ns)
 {
-    *progress = (struct progress){.json = json, .bar = !json && isatty(STDERR_FILENO), .point = point, .disk = disk,
-                                  .started_ns = now_ns, .last_ns = now_ns};
+    *progress = (struct progress){.json = json,
+                                  .bar = !json && isatty(STDERR_FILENO),
+                                  .point = point,
+                                  .disk = disk,
+                                  .started_ns = now_ns,
+                                  .last_ns = now_ns};
 }
 
 /* The rate of the last moment counts a fifth: it neither jumps nor lags for long. */

@@ -71,7 +71,8 @@ static int open_existing(struct restore *restore, const struct stat *stat, uint6
         return empty_file(restore, size_bytes, err);
     if (restore->target->size_bytes < size_bytes)
         return error_set(err, ENOSPC, "the block device '%s' has %llu bytes; disk %s needs %llu", path,
-                         (unsigned long long)restore->target->size_bytes, restore->disk, (unsigned long long)size_bytes);
+                         (unsigned long long)restore->target->size_bytes, restore->disk,
+                         (unsigned long long)size_bytes);
     return 0;
 }
 
@@ -109,8 +110,11 @@ static int restore_image(struct restore *restore, const struct manifest_disk *di
         return status;
     status = open_target(restore, disk->size_bytes, err);
     if (status == 0) {
-        struct copy_options options = {.source = source, .target = restore->target, .source_name = restore->image,
-                                       .target_name = restore->target_path, .expected = hashes,
+        struct copy_options options = {.source = source,
+                                       .target = restore->target,
+                                       .source_name = restore->image,
+                                       .target_name = restore->target_path,
+                                       .expected = hashes,
                                        .target_is_zero = restore->target_is_zero};
         status = transfer_copy(&restore->transfer, restore->point, disk->name, &options, &restore->data_bytes, err);
     }
@@ -131,8 +135,8 @@ static int no_such_disk(const struct restore *restore, const struct manifest *ma
         size_t used = strlen(names);
         snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "", manifest->disks[i].name);
     }
-    return error_set(err, ENOENT, "point %s of '%s' has no disk '%.64s'; it has %s", restore->point, set_path(restore->set),
-                     restore->disk, names);
+    return error_set(err, ENOENT, "point %s of '%s' has no disk '%.64s'; it has %s", restore->point,
+                     set_path(restore->set), restore->disk, names);
 }
 
 static int restore_disk(struct restore *restore, const char *wanted, struct manifest *manifest, struct error *err)
@@ -163,8 +167,8 @@ static void print_result(const struct restore *restore, uint64_t size_bytes)
                restore->target_path, size_format(text[0], size_bytes), size_format(text[1], restore->data_bytes));
         return;
     }
-    json_t *line = json_pack("{s:s, s:s, s:s, s:I, s:I}", "event", "done", "point", restore->point, "disk", restore->disk,
-                             "size", (json_int_t)size_bytes, "data", (json_int_t)restore->data_bytes);
+    json_t *line = json_pack("{s:s, s:s, s:s, s:I, s:I}", "event", "done", "point", restore->point, "disk",
+                             restore->disk, "size", (json_int_t)size_bytes, "data", (json_int_t)restore->data_bytes);
     json_dumpf(line, stdout, JSON_COMPACT);
     putchar('\n');
     json_decref(line);

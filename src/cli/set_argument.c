@@ -13,14 +13,15 @@ int set_argument_open(const char *text, struct set **set, const char **wanted, s
     const char *at = strrchr(text, '@');
     *wanted = NULL;
     if (strlen(text) >= sizeof path)
-        return error_set(err, ENAMETOOLONG, "the path of the backup set has %zu bytes; %zu are right at most", strlen(text),
-                         sizeof path - 1);
+        return error_set(err, ENAMETOOLONG, "the path of the backup set has %zu bytes; %zu are right at most",
+                         strlen(text), sizeof path - 1);
     if (!at || at == text)
         return set_open(text, set, err);
     if (!point_name_valid(at + 1) && strcmp(at + 1, "latest") != 0) {
         if (access(text, F_OK) == 0)
             return set_open(text, set, err);
-        return error_set(err, EINVAL, "'%.80s' is not the name of a point: a time such as 2026-11-22T06:05:45Z, or 'latest'",
+        return error_set(err, EINVAL,
+                         "'%.80s' is not the name of a point: a time such as 2026-11-22T06:05:45Z, or 'latest'",
                          at + 1);
     }
     snprintf(path, sizeof path, "%.*s", (int)(at - text), text);

@@ -24,7 +24,7 @@ struct verify {
     struct cli *cli;
     struct set *set;
     struct transfer transfer;
-    unsigned damaged;               /* disks and manifests, in all */
+    unsigned damaged;                 /* disks and manifests, in all */
     uint64_t extent_count, bad_count; /* of this disk */
     uint8_t *bad;                     /* one bit for each of its extents */
 };
@@ -43,7 +43,8 @@ static bool is_bad(const struct verify *verify, uint64_t number)
 }
 
 /* Extents [first, end), all of them damaged. */
-static void say_range(const char *point, const struct manifest_disk *disk, const char *path, uint64_t first, uint64_t end)
+static void say_range(const char *point, const struct manifest_disk *disk, const char *path, uint64_t first,
+                      uint64_t end)
 {
     uint64_t start = first * COPY_EXTENT_BYTES, stop = end * COPY_EXTENT_BYTES;
     char extents[64];
@@ -52,12 +53,14 @@ static void say_range(const char *point, const struct manifest_disk *disk, const
     if (end == first + 1)
         snprintf(extents, sizeof extents, "extent %llu", (unsigned long long)first);
     else
-        snprintf(extents, sizeof extents, "extents %llu to %llu", (unsigned long long)first, (unsigned long long)end - 1);
-    cli_fail("point %s, disk %s is damaged: %s (bytes %llu to %llu) of %s: not the SHA-256 of the time of the backup", point,
-             disk->name, extents, (unsigned long long)start, (unsigned long long)stop - 1, path);
+        snprintf(extents, sizeof extents, "extents %llu to %llu", (unsigned long long)first,
+                 (unsigned long long)end - 1);
+    cli_fail("point %s, disk %s is damaged: %s (bytes %llu to %llu) of %s: not the SHA-256 of the time of the backup",
+             point, disk->name, extents, (unsigned long long)start, (unsigned long long)stop - 1, path);
 }
 
-static void say_damage(const struct verify *verify, const char *point, const struct manifest_disk *disk, const char *path)
+static void say_damage(const struct verify *verify, const char *point, const struct manifest_disk *disk,
+                       const char *path)
 {
     unsigned said = 0, unsaid = 0;
     for (uint64_t first = 0, end; verify->bad_count > 0 && first < verify->extent_count; first = end) {
@@ -89,8 +92,8 @@ static int verify_image(struct verify *verify, const char *point, const struct m
     if (status == 0)
         status = image_open(verify->transfer.io, path, true, &source, err);
     if (status == 0) {
-        struct copy_options options = {.source = source, .source_name = path, .expected = hashes,
-                                       .mismatch = extent_differs, .context = verify};
+        struct copy_options options = {
+            .source = source, .source_name = path, .expected = hashes, .mismatch = extent_differs, .context = verify};
         status = transfer_copy(&verify->transfer, point, disk->name, &options, &data_bytes, err);
         node_destroy(source);
     }
@@ -102,8 +105,8 @@ static void print_disk(const struct verify *verify, const char *point, const str
 {
     char text[16];
     if (verify->cli->json) {
-        json_t *line = json_pack("{s:s, s:s, s:s, s:b, s:I, s:I}", "event", "disk", "point", point, "disk", disk->name, "ok",
-                                 well, "extents", (json_int_t)verify->extent_count, "damaged",
+        json_t *line = json_pack("{s:s, s:s, s:s, s:b, s:I, s:I}", "event", "disk", "point", point, "disk", disk->name,
+                                 "ok", well, "extents", (json_int_t)verify->extent_count, "damaged",
                                  (json_int_t)verify->bad_count);
         json_dumpf(line, stdout, JSON_COMPACT);
         putchar('\n');

@@ -207,10 +207,11 @@ static bool extent_hashed(struct copy *copy, struct range extent, const uint8_t 
     if (copy->options.mismatch)
         copy->options.mismatch(copy->options.context, extent);
     else if (copy->status == 0)
-        copy->status = error_set(&copy->err, EBADMSG,
-                                 "%s is damaged: extent %llu (bytes %llu to %llu) has another SHA-256 than was recorded",
-                                 copy->options.source_name, (unsigned long long)(extent.start / COPY_EXTENT_BYTES),
-                                 (unsigned long long)extent.start, (unsigned long long)range_end(extent) - 1);
+        copy->status = error_set(
+            &copy->err, EBADMSG,
+            "%s is damaged: extent %llu (bytes %llu to %llu) has another SHA-256 than was recorded",
+            copy->options.source_name, (unsigned long long)(extent.start / COPY_EXTENT_BYTES),
+            (unsigned long long)extent.start, (unsigned long long)range_end(extent) - 1);
     return false;
 }
 

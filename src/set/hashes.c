@@ -66,8 +66,8 @@ static int write_lines(FILE *file, const uint8_t *hashes, uint64_t count, gnutls
     return fflush(file) != 0 || fsync(fileno(file)) < 0 ? -errno : 0;
 }
 
-int hashes_write(int directory, const char *name, const char *shown, const uint8_t *hashes, uint64_t count, char *sha256,
-                 struct error *err)
+int hashes_write(int directory, const char *name, const char *shown, const uint8_t *hashes, uint64_t count,
+                 char *sha256, struct error *err)
 {
     gnutls_hash_hd_t state;
     if (gnutls_hash_init(&state, GNUTLS_DIG_SHA256) != 0)
@@ -95,7 +95,8 @@ static int read_lines(FILE *file, uint64_t count, uint8_t *hashes, gnutls_hash_h
             return error_set(err, EIO, "it can't be read to its end");
         gnutls_hash(state, line, sizeof line);
         if (!line_parse(line, hashes + i * HASH_BYTES))
-            return error_set(err, EBADMSG, "line %llu is not a SHA-256: 64 digits of 0-9 a-f", (unsigned long long)i + 1);
+            return error_set(err, EBADMSG, "line %llu is not a SHA-256: 64 digits of 0-9 a-f",
+                             (unsigned long long)i + 1);
     }
     return 0;
 }
@@ -118,8 +119,8 @@ static int read_checked(int fd, const char *sha256, uint64_t count, uint8_t *has
     return status;
 }
 
-int hashes_read(int directory, const char *name, const char *shown, const char *sha256, uint64_t count, uint8_t **hashes,
-                struct error *err)
+int hashes_read(int directory, const char *name, const char *shown, const char *sha256, uint64_t count,
+                uint8_t **hashes, struct error *err)
 {
     int fd = openat(directory, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     struct stat stat;

@@ -7,10 +7,10 @@
 #include "set/manifest.h"
 
 /* Writes a new file and makes it durable; sha256[SHA256_TEXT_BYTES] is the hash of the file itself. */
-int hashes_write(int directory, const char *name, const char *shown, const uint8_t *hashes, uint64_t count, char *sha256,
-                 struct error *err);
+int hashes_write(int directory, const char *name, const char *shown, const uint8_t *hashes, uint64_t count,
+                 char *sha256, struct error *err);
 /* Reads `count` hashes, free() them. `sha256` is what the file itself must have. -EBADMSG: it is not what was written. */
-int hashes_read(int directory, const char *name, const char *shown, const char *sha256, uint64_t count, uint8_t **hashes,
-                struct error *err);
+int hashes_read(int directory, const char *name, const char *shown, const char *sha256, uint64_t count,
+                uint8_t **hashes, struct error *err);
 
 #endif

@@ -101,7 +101,8 @@ static const json_t *field(const json_t *object, const char *where, const char *
     return value;
 }
 
-int json_field_text(const json_t *object, const char *where, const char *key, char *text, size_t size, struct error *err)
+int json_field_text(const json_t *object, const char *where, const char *key, char *text, size_t size,
+                    struct error *err)
 {
     const json_t *value = field(object, where, key, err);
     if (!value)

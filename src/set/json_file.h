@@ -18,7 +18,8 @@ int json_text_load(const char *text, size_t length, json_t **object, struct erro
 int json_file_create(int directory, const char *name, const char *shown, const json_t *object, struct error *err);
 
 /* `where` comes before the key in sentences: "" or "disks[3].". -EINVAL. */
-int json_field_text(const json_t *object, const char *where, const char *key, char *text, size_t size, struct error *err);
+int json_field_text(const json_t *object, const char *where, const char *key, char *text, size_t size,
+                    struct error *err);
 int json_field_number(const json_t *object, const char *where, const char *key, uint64_t most, uint64_t *number,
                       struct error *err);
 /* A text that must be exactly `right`. */

@@ -23,7 +23,7 @@
 #include "set/point.h"
 
 struct contents {
-    unsigned files;           /* besides the manifest */
+    unsigned files; /* besides the manifest */
     bool manifest, manifest_empty;
     char strange[NAME_MAX + 1]; /* a file that no point has; empty: none */
 };

@@ -10,7 +10,7 @@
 
 struct leftover_report {
     unsigned removed;
-    unsigned kept;             /* folders with such a name that are not, or not only, ours */
+    unsigned kept; /* folders with such a name that are not, or not only, ours */
     char kept_name[UNFINISHED_NAME_BYTES];
     char kept_reason[LIMIT_ERROR_BYTES / 2];
 };

@@ -100,8 +100,8 @@ static int disk_is_unique(const struct manifest *manifest, unsigned index, struc
 {
     const struct manifest_disk *disk = &manifest->disks[index];
     if (strcmp(disk->image, disk->hashes) == 0)
-        return error_set(err, EINVAL, "the fields 'disks[%u].image' and 'disks[%u].hashes' name the same file '%s'", index,
-                         index, disk->image);
+        return error_set(err, EINVAL, "the fields 'disks[%u].image' and 'disks[%u].hashes' name the same file '%s'",
+                         index, index, disk->image);
     for (unsigned i = 0; i < index; i++) {
         const struct manifest_disk *other = &manifest->disks[i];
         if (strcmp(disk->name, other->name) == 0)
@@ -144,8 +144,8 @@ int manifest_from_json(const json_t *json, struct manifest *manifest, struct err
     if (status == 0)
         status = json_field_number(json, "", "version", INT32_MAX, &version, err);
     if (status == 0 && version != MANIFEST_VERSION)
-        status = error_set(err, ENOTSUP, "it has version %llu; this fleece reads version %d", (unsigned long long)version,
-                           MANIFEST_VERSION);
+        status = error_set(err, ENOTSUP, "it has version %llu; this fleece reads version %d",
+                           (unsigned long long)version, MANIFEST_VERSION);
     if (status == 0)
         status = json_field_is(json, "", "state", "complete", err);
     if (status == 0)
@@ -196,11 +196,11 @@ json_t *manifest_to_json(const struct manifest *manifest)
     json_t *disks = json_array();
     for (unsigned i = 0; i < manifest->disk_count; i++) {
         const struct manifest_disk *disk = &manifest->disks[i];
-        json_array_append_new(disks, json_pack("{s:s, s:I, s:I, s:s, s:s, s:I, s:s, s:s}", "name", disk->name, "size",
-                                               (json_int_t)disk->size_bytes, "data", (json_int_t)disk->data_bytes,
-                                               "format", "raw", "image", disk->image, "extent",
-                                               (json_int_t)MANIFEST_EXTENT_BYTES, "hashes", disk->hashes,
-                                               "hashes-sha256", disk->hashes_sha256));
+        json_array_append_new(disks,
+                              json_pack("{s:s, s:I, s:I, s:s, s:s, s:I, s:s, s:s}", "name", disk->name, "size",
+                                        (json_int_t)disk->size_bytes, "data", (json_int_t)disk->data_bytes, "format",
+                                        "raw", "image", disk->image, "extent", (json_int_t)MANIFEST_EXTENT_BYTES,
+                                        "hashes", disk->hashes, "hashes-sha256", disk->hashes_sha256));
     }
     json_t *json = json_pack("{s:s, s:i, s:s, s:s, s:s, s:s, s:s, s:o}", "format", MANIFEST_FORMAT, "version",
                              MANIFEST_VERSION, "state", "complete", "vm", manifest->vm, "tool", manifest->tool,
@@ -215,9 +215,9 @@ json_t *manifest_to_json(const struct manifest *manifest)
 
 json_t *manifest_unfinished_to_json(const struct manifest_unfinished *unfinished)
 {
-    return json_pack("{s:s, s:i, s:s, s:s, s:I, s:s, s:s}", "format", MANIFEST_FORMAT, "version", MANIFEST_VERSION, "state",
-                     "unfinished", "vm", unfinished->vm, "pid", (json_int_t)unfinished->pid, "host", unfinished->host,
-                     "started", unfinished->started);
+    return json_pack("{s:s, s:i, s:s, s:s, s:I, s:s, s:s}", "format", MANIFEST_FORMAT, "version", MANIFEST_VERSION,
+                     "state", "unfinished", "vm", unfinished->vm, "pid", (json_int_t)unfinished->pid, "host",
+                     unfinished->host, "started", unfinished->started);
 }
 
 int manifest_recognise(const json_t *json, struct manifest_unfinished *unfinished)

@@ -18,18 +18,18 @@
 struct manifest_disk {
     char name[LIMIT_NAME_BYTES + 1];
     uint64_t size_bytes;
-    uint64_t data_bytes;                         /* of these, not zero */
-    char image[LIMIT_IMAGE_NAME_BYTES + 1];      /* file names in the folder of the point */
+    uint64_t data_bytes;                    /* of these, not zero */
+    char image[LIMIT_IMAGE_NAME_BYTES + 1]; /* file names in the folder of the point */
     char hashes[LIMIT_IMAGE_NAME_BYTES + 1];
-    char hashes_sha256[SHA256_TEXT_BYTES];       /* of the file of hashes, in lower-case hexadecimal */
+    char hashes_sha256[SHA256_TEXT_BYTES]; /* of the file of hashes, in lower-case hexadecimal */
 };
 
 struct manifest {
     char vm[LIMIT_NAME_BYTES + 1];
-    char tool[LIMIT_NAME_BYTES + 1];             /* "fleece 0.1.0" */
-    char created[POINT_TIME_BYTES];              /* when the snapshot was cut, UTC */
+    char tool[LIMIT_NAME_BYTES + 1]; /* "fleece 0.1.0" */
+    char created[POINT_TIME_BYTES];  /* when the snapshot was cut, UTC */
     char snapshot[UUID_TEXT_BYTES];
-    unsigned disk_count;                         /* 1 to LIMIT_DISKS */
+    unsigned disk_count; /* 1 to LIMIT_DISKS */
     struct manifest_disk disks[LIMIT_DISKS];
 };
 

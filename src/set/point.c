@@ -154,13 +154,14 @@ static int write_manifest(const struct point *point, const struct manifest *mani
     show(point, MANIFEST_FILE, shown);
     json_t *json = manifest_to_json(manifest);
     struct manifest *again = malloc(sizeof *again);
-    int status = json && again ? manifest_from_json(json, again, err) : error_set(err, ENOMEM, "no memory for %s", shown);
+    int status = json && again ? manifest_from_json(json, again, err)
+                               : error_set(err, ENOMEM, "no memory for %s", shown);
     free(again);
     if (status == 0) /* what we could not read ourselves is not written */
         status = json_file_create(point->folder, MANIFEST_NEW_FILE, shown, json, err);
     json_decref(json);
-    if (status == 0 && (renameat(point->folder, MANIFEST_NEW_FILE, point->folder, MANIFEST_FILE) < 0 ||
-                        fsync(point->folder) < 0))
+    if (status == 0 &&
+        (renameat(point->folder, MANIFEST_NEW_FILE, point->folder, MANIFEST_FILE) < 0 || fsync(point->folder) < 0))
         status = error_set(err, errno, "can't write %s: %s", shown, error_name(errno));
     return status;
 }
@@ -187,7 +188,8 @@ static int make_visible(struct point *point, const char *name, struct error *err
         return 0;
     int code = errno;
     renameat(directory, name, directory, point->name);
-    return error_set(err, code, "can't make point %s of '%s' durable: %s", name, set_path(point->set), error_name(code));
+    return error_set(err, code, "can't make point %s of '%s' durable: %s", name, set_path(point->set),
+                     error_name(code));
 }
 
 int point_publish(struct point *point, struct manifest *manifest, char *name, struct error *err)

@@ -113,8 +113,8 @@ static int set_load(struct set *set, struct error *err)
     if (status == 0)
         status = json_field_number(json, "", "version", INT32_MAX, &version, err);
     if (status == 0 && version != SET_VERSION)
-        status = error_set(err, ENOTSUP, "it has version %llu; this fleece reads version %d", (unsigned long long)version,
-                           SET_VERSION);
+        status = error_set(err, ENOTSUP, "it has version %llu; this fleece reads version %d",
+                           (unsigned long long)version, SET_VERSION);
     if (status == 0)
         status = json_field_text(json, "", "vm", set->vm, sizeof set->vm, err);
     json_decref(json);

@@ -12,7 +12,8 @@ static void check_disk(const struct manifest_disk *disk)
 {
     assert(disk->name[0] && !strchr(disk->name, '/'));
     assert(disk->size_bytes <= LIMIT_DISK_BYTES && disk->data_bytes <= disk->size_bytes);
-    assert(disk->image[0] && !strchr(disk->image, '/') && strcmp(disk->image, "..") != 0 && strcmp(disk->image, ".") != 0);
+    assert(disk->image[0] && !strchr(disk->image, '/') && strcmp(disk->image, "..") != 0 &&
+           strcmp(disk->image, ".") != 0);
     assert(disk->hashes[0] && !strchr(disk->hashes, '/') && strcmp(disk->image, disk->hashes) != 0);
     assert(strlen(disk->hashes_sha256) == SHA256_TEXT_BYTES - 1);
 }

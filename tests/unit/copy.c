@@ -20,8 +20,8 @@
 struct memory_node {
     struct node node;
     char *bytes;
-    uint32_t status_step;     /* block status answers runs of at most this many bytes; 0: says "data" for all */
-    uint64_t fail_at;         /* a request of fail_kind that covers this byte fails with fail_status */
+    uint32_t status_step; /* block status answers runs of at most this many bytes; 0: says "data" for all */
+    uint64_t fail_at;     /* a request of fail_kind that covers this byte fails with fail_status */
     enum request_kind fail_kind;
     int fail_status;
     uint64_t reads, read_bytes, writes, written_bytes, zeroed_bytes, flushes;
@@ -125,9 +125,13 @@ static void fixture_init(struct fixture *f, uint64_t size)
     memory_init(&f->source, f->io, size, 0);
     memory_init(&f->target, f->io, size, 0);
     f->hashes = calloc(copy_extent_count(size) + 1, COPY_HASH_BYTES);
-    f->options = (struct copy_options){.io = f->io, .source = &f->source.node, .target = &f->target.node,
-                                       .source_name = "the source", .target_name = "the target",
-                                       .target_is_zero = true, .hashes = f->hashes};
+    f->options = (struct copy_options){.io = f->io,
+                                       .source = &f->source.node,
+                                       .target = &f->target.node,
+                                       .source_name = "the source",
+                                       .target_name = "the target",
+                                       .target_is_zero = true,
+                                       .hashes = f->hashes};
 }
 
 static void fixture_fini(struct fixture *f)
@@ -361,8 +365,9 @@ static void wrong_hashes_are_found(void **state)
     f.options.workers = 1;
     run(&f);
     assert_int_equal(f.status, -EBADMSG);
-    assert_string_equal(f.err.text, "the source is damaged: extent 2 (bytes 2097152 to 3145727) has another SHA-256 than "
-                                    "was recorded");
+    assert_string_equal(f.err.text,
+                        "the source is damaged: extent 2 (bytes 2097152 to 3145727) has another SHA-256 than "
+                        "was recorded");
     free(expected);
     f.hashes = NULL;
     fixture_fini(&f);
@@ -409,12 +414,9 @@ static void it_can_be_cancelled(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(copies_equal),
-        cmocka_unit_test(holes_are_not_read_and_zeroes_not_written),
-        cmocka_unit_test(short_gaps_are_joined),
-        cmocka_unit_test(an_empty_disk_is_a_copy),
-        cmocka_unit_test(errors_name_the_place),
-        cmocka_unit_test(wrong_hashes_are_found),
+        cmocka_unit_test(copies_equal),          cmocka_unit_test(holes_are_not_read_and_zeroes_not_written),
+        cmocka_unit_test(short_gaps_are_joined), cmocka_unit_test(an_empty_disk_is_a_copy),
+        cmocka_unit_test(errors_name_the_place), cmocka_unit_test(wrong_hashes_are_found),
         cmocka_unit_test(it_can_be_cancelled),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -14,11 +14,12 @@
 #include "set/manifest.h"
 
 #define HASH "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
-#define DISK                                                                                                           \
-    "{\"name\":\"vda\",\"size\":1048577,\"data\":4096,\"format\":\"raw\",\"image\":\"vda.raw\",\"extent\":1048576,"     \
+#define DISK                                                                                                        \
+    "{\"name\":\"vda\",\"size\":1048577,\"data\":4096,\"format\":\"raw\",\"image\":\"vda.raw\",\"extent\":1048576," \
     "\"hashes\":\"vda.sha256\",\"hashes-sha256\":\"" HASH "\"}"
-#define RIGHT                                                                                                          \
-    "{\"format\":\"fleece-backup-point\",\"version\":1,\"state\":\"complete\",\"vm\":\"web1\",\"tool\":\"fleece 0.1.0\","    \
+#define RIGHT                                                                                                     \
+    "{\"format\":\"fleece-backup-point\",\"version\":1,\"state\":\"complete\",\"vm\":\"web1\",\"tool\":\"fleece " \
+    "0.1.0\","                                                                                                    \
     "\"created\":\"2026-11-22T06:05:45Z\",\"snapshot\":\"01234567-89ab-cdef-0123-456789abcdef\",\"disks\":[" DISK "]}"
 
 static int parse(const char *text, struct manifest *manifest, struct error *err)
@@ -124,8 +125,9 @@ static void the_rest_is_refused(void **state)
 static void files_are_not_shared(void **state)
 {
     (void)state;
-    const char *other = "{\"name\":\"vdb\",\"size\":1,\"data\":0,\"format\":\"raw\",\"image\":\"vda.sha256\",\"extent\":1048576,"
-                        "\"hashes\":\"vdb.sha256\",\"hashes-sha256\":\"" HASH "\"}";
+    const char *other =
+        "{\"name\":\"vdb\",\"size\":1,\"data\":0,\"format\":\"raw\",\"image\":\"vda.sha256\",\"extent\":1048576,"
+        "\"hashes\":\"vdb.sha256\",\"hashes-sha256\":\"" HASH "\"}";
     char both[2048];
     snprintf(both, sizeof both, "%s,%s", DISK, other);
     refuse(DISK, both, "'disks[0]' and 'disks[1]' name the same file");
@@ -172,13 +174,25 @@ static void unfinished_ones_are_recognised(void **state)
 static void names_of_points(void **state)
 {
     (void)state;
-    const char *right[] = {"2026-11-22T06:05:45Z", "2026-11-22T06:05:45Z-2", "2026-11-22T06:05:45Z-10",
-                           "2026-11-22T06:05:45Z-99", "2026-11-22T06:05:46Z", "2028-02-29T23:59:59Z"};
-    const char *wrong[] = {"", "latest", "2026-11-22T06:05:45", "2026-11-22T06:05:45Z-", "2026-11-22T06:05:45Z-1",
-                           "2026-11-22T06:05:45Z-0", "2026-11-22T06:05:45Z-100", "2026-11-22T06:05:45Z-02",
-                           "2026-11-22T06:05:45Zx", "2026-11-22 06:05:45Z", "2026-13-01T00:00:00Z",
-                           "2026-11-31T00:00:00Z", "2026-11-22T24:00:00Z", "2026-11-22T06:05:61Z",
-                           "1969-12-31T23:59:59Z", " 026-11-22T06:05:45Z", "2026-11-22T06:05:45Z-2 "};
+    const char *right[] = {"2026-11-22T06:05:45Z",    "2026-11-22T06:05:45Z-2", "2026-11-22T06:05:45Z-10",
+                           "2026-11-22T06:05:45Z-99", "2026-11-22T06:05:46Z",   "2028-02-29T23:59:59Z"};
+    const char *wrong[] = {"",
+                           "latest",
+                           "2026-11-22T06:05:45",
+                           "2026-11-22T06:05:45Z-",
+                           "2026-11-22T06:05:45Z-1",
+                           "2026-11-22T06:05:45Z-0",
+                           "2026-11-22T06:05:45Z-100",
+                           "2026-11-22T06:05:45Z-02",
+                           "2026-11-22T06:05:45Zx",
+                           "2026-11-22 06:05:45Z",
+                           "2026-13-01T00:00:00Z",
+                           "2026-11-31T00:00:00Z",
+                           "2026-11-22T24:00:00Z",
+                           "2026-11-22T06:05:61Z",
+                           "1969-12-31T23:59:59Z",
+                           " 026-11-22T06:05:45Z",
+                           "2026-11-22T06:05:45Z-2 "};
     for (size_t i = 0; i < sizeof right / sizeof *right; i++) {
         assert_true(point_name_valid(right[i]));
         if (i > 0)
@@ -197,8 +211,8 @@ static void names_of_points(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(what_is_written_is_read), cmocka_unit_test(the_rest_is_refused),
-        cmocka_unit_test(files_are_not_shared),    cmocka_unit_test(too_many_disks),
+        cmocka_unit_test(what_is_written_is_read),        cmocka_unit_test(the_rest_is_refused),
+        cmocka_unit_test(files_are_not_shared),           cmocka_unit_test(too_many_disks),
         cmocka_unit_test(unfinished_ones_are_recognised), cmocka_unit_test(names_of_points),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -27,8 +27,8 @@
 
 #define NOW UINT64_C(1795327545) /* 2026-11-22T06:05:45Z */
 
-static char folder[64];   /* of this test */
-static char path[128];    /* folder/set */
+static char folder[64]; /* of this test */
+static char path[128];  /* folder/set */
 
 static int make_folder(void **state)
 {
@@ -251,14 +251,14 @@ static void strangers_are_kept(void **state)
     struct leftover_report report;
     char name[POINT_NAME_BYTES];
     assert_int_equal(add_point("web1", name, &report, &err), 0);
-    make_leftover(".tmp-0123456789abcd01", mark, "vda.raw");     /* ours */
-    make_leftover(".tmp-0123456789abcd02", NULL, NULL);          /* killed after mkdir */
-    make_leftover(".tmp-0123456789abcd03", "", NULL);            /* and after the file came into being */
+    make_leftover(".tmp-0123456789abcd01", mark, "vda.raw"); /* ours */
+    make_leftover(".tmp-0123456789abcd02", NULL, NULL);      /* killed after mkdir */
+    make_leftover(".tmp-0123456789abcd03", "", NULL);        /* and after the file came into being */
     make_leftover(".tmp-0123456789abcd04", mark, "vda.sha256");
-    make_leftover(".tmp-0123456789abcd05", NULL, "vda.raw");     /* not ours by any sign */
+    make_leftover(".tmp-0123456789abcd05", NULL, "vda.raw"); /* not ours by any sign */
     make_leftover(".tmp-0123456789abcd06", "{\"x\":1}", NULL);
-    make_leftover(".tmp-0123456789abcd07", mark, "notes.txt");   /* ours, with a stranger's file */
-    make_leftover(".tmp-0123456789ABCD08", mark, NULL);          /* names that we do not make */
+    make_leftover(".tmp-0123456789abcd07", mark, "notes.txt"); /* ours, with a stranger's file */
+    make_leftover(".tmp-0123456789ABCD08", mark, NULL);        /* names that we do not make */
     make_leftover(".tmp-x", mark, NULL);
     make_leftover("tmp", NULL, "vda.raw");
     write_file(".tmp-0123456789abcd09", "a file");
