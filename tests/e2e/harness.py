@@ -41,6 +41,8 @@ BUILD = pathlib.Path(os.environ.get("FLEECE_BUILD", ROOT / "build")).resolve()
 # Sanitizers, emulation and a loaded machine are slower; time limits below are for a release build.
 FACTOR = float(os.environ.get("FLEECE_TIMEOUT_FACTOR", "1"))
 SANITIZER = re.compile(r"(Address|Leak|Thread|Memory)Sanitizer|runtime error:")
+# A build without a sanitizer: its memory says something.
+PLAIN = not BUILD.name.startswith("build-")
 MARK = "FLEECE_TEST_MARK"  # in the environment of every process that a case starts
 
 
