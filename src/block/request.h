@@ -69,7 +69,7 @@ struct request {
     struct list_node link;    /* in a queue of parked requests, or in the leaf's list of what is under way */
     struct io_task completion;
     int status;
-    struct io_op op;          /* for the leaf */
+    struct io_op op;           /* for the leaf */
     uint64_t leaf_scratch[12]; /* for the leaf */
 };
 

@@ -66,7 +66,8 @@ def check(t, kinds):
     finally:
         other.clean()
     grown = private_memory(d) - before
-    print(f"{len(crowd)} x {', '.join(kinds)}: {grown / MIB:.1f} MiB more, {alone:.0f} IOPS alone, {beside:.0f} beside", flush=True)
+    print(f"{len(crowd)} x {', '.join(kinds)}: {grown / MIB:.1f} MiB more, {alone:.0f} IOPS alone, {beside:.0f} beside",
+          flush=True)
     for c in crowd:
         c.close()
     assert is_served(d)
