@@ -51,6 +51,28 @@ void nudge_received(struct nudge *nudge)
     atomic_store(&nudge->on_its_way, false);
 }
 
+void losses_note(struct losses *losses, uint32_t first_epoch, uint32_t last_epoch)
+{
+    unsigned long long before = atomic_load(&losses->first_and_last), after;
+    do {
+        uint32_t first = first_epoch, last = last_epoch;
+        if (before && (uint32_t)(before >> 32) < first)
+            first = (uint32_t)(before >> 32);
+        if ((uint32_t)before >
+            last) /* those in between have died by then: a loss reaches up to the newest live point */
+            last = (uint32_t)before;
+        after = (unsigned long long)first << 32 | last;
+    } while (!atomic_compare_exchange_weak(&losses->first_and_last, &before, after));
+}
+
+bool losses_take(struct losses *losses, uint32_t *first_epoch, uint32_t *last_epoch)
+{
+    unsigned long long taken = atomic_exchange(&losses->first_and_last, 0);
+    *first_epoch = (uint32_t)(taken >> 32);
+    *last_epoch = (uint32_t)taken;
+    return taken != 0;
+}
+
 /* ---- on the disk's reactor ---- */
 
 static void room_order_back(struct io_message *message);
@@ -100,10 +122,7 @@ void room_full(struct room_disk *disk, uint32_t oldest_live_epoch)
 
 void room_lost(struct room_disk *disk, uint32_t first_epoch, uint32_t last_epoch)
 {
-    atomic_store(&disk->lost_last, last_epoch);
-    unsigned first = atomic_load(&disk->lost_first);
-    if (!first || first_epoch < first)
-        atomic_store(&disk->lost_first, first_epoch);
+    losses_note(&disk->losses, first_epoch, last_epoch);
     nudge_send(&disk->ask, disk->room->io);
 }
 
@@ -125,13 +144,15 @@ static void room_begin(struct room *room)
     room->full_epoch = room->lost_first = room->lost_last = 0;
     for (unsigned i = 0; i < room->disk_count; i++) {
         struct room_disk *disk = room->disks[i];
-        uint32_t full = atomic_exchange(&disk->full_epoch, 0), lost = atomic_exchange(&disk->lost_first, 0);
+        uint32_t full = atomic_exchange(&disk->full_epoch, 0), first, last;
         if (full && (!room->full_epoch || full < room->full_epoch))
             room->full_epoch = full;
-        if (lost && (!room->lost_first || lost < room->lost_first))
-            room->lost_first = lost;
-        if (lost && atomic_load(&disk->lost_last) > room->lost_last)
-            room->lost_last = atomic_load(&disk->lost_last);
+        if (!losses_take(&disk->losses, &first, &last))
+            continue;
+        if (!room->lost_first || first < room->lost_first)
+            room->lost_first = first;
+        if (last > room->lost_last)
+            room->lost_last = last;
     }
     if (room->full_epoch) {
         PROBE(room_ran_out);

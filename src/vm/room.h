@@ -22,6 +22,14 @@ void nudge_send(struct nudge *nudge, struct io *to);
 /* At the beginning of deliver(): from here on it can be sent again. */
 void nudge_received(struct nudge *nudge);
 
+/* Epochs of the points that lost a block since somebody looked: several losses are one from the first to the last. */
+struct losses {
+    atomic_ullong first_and_last; /* first << 32 | last; 0: none */
+};
+void losses_note(struct losses *losses, uint32_t first_epoch, uint32_t last_epoch);
+/* False: none. Forgets them. */
+bool losses_take(struct losses *losses, uint32_t *first_epoch, uint32_t *last_epoch);
+
 struct room_disk { /* one disk's dealings with the room; part of struct vm_disk */
     struct room *room;
     struct disk *disk;
@@ -29,8 +37,7 @@ struct room_disk { /* one disk's dealings with the room; part of struct vm_disk 
     /* Disk's reactor -> room: */
     struct nudge ask;
     atomic_uint full_epoch; /* the oldest point that would have to go; 0: none */
-    atomic_uint lost_first; /* epochs of points that lost a block; 0: none */
-    atomic_uint lost_last;
+    struct losses losses;
     /* Room -> disk's reactor and back: */
     struct io_message order;
     struct cbw_waiter swept;

@@ -131,10 +131,7 @@ static void disk_lost_data(void *context, uint32_t first_epoch, uint32_t last_ep
     struct vm_disk *vd = context;
     room_lost(&vd->room, first_epoch, last_epoch);
     atomic_store(&vd->lost_status, status);
-    atomic_store(&vd->lost_last, last_epoch);
-    uint32_t first = atomic_load(&vd->lost_first);
-    if (!first || first_epoch < first)
-        atomic_store(&vd->lost_first, first_epoch);
+    losses_note(&vd->losses, first_epoch, last_epoch);
     nudge_send(&vd->lost, vd->vm->io);
 }
 

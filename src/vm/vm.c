@@ -36,9 +36,9 @@ static void vm_disk_lost(struct io_message *message)
 {
     struct vm_disk *vd = container_of(message, struct vm_disk, lost.message);
     nudge_received(&vd->lost);
-    uint32_t first = atomic_exchange(&vd->lost_first, 0);
-    if (first)
-        snapshots_lost(vd->vm, first, atomic_load(&vd->lost_last), vd->disk->name, atomic_load(&vd->lost_status));
+    uint32_t first, last;
+    if (losses_take(&vd->losses, &first, &last))
+        snapshots_lost(vd->vm, first, last, vd->disk->name, atomic_load(&vd->lost_status));
 }
 
 int vm_add_disk(struct vm *vm, const char *name, struct node *leaf, struct error *err)

@@ -15,7 +15,7 @@ struct vm_disk {
     struct room_disk room;
     /* Disk's reactor -> control: points of these epochs lost a block of this disk. */
     struct nudge lost;
-    atomic_uint lost_first, lost_last;
+    struct losses losses;
     atomic_int lost_status;
     struct io_message closing;
 };

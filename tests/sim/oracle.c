@@ -154,3 +154,13 @@ void oracle_check_status(struct sim *sim)
         check_counters(sim, disk, &told->counters);
     }
 }
+
+void oracle_check_broken(struct sim *sim, uint64_t failed_before_ns)
+{
+    list_each (link, &sim->snapshots) {
+        const struct sim_snapshot *snapshot = container_of(link, struct sim_snapshot, link);
+        if (snapshot->live && !snapshot->broken && !snapshot->ending && snapshot->failed_at > 0 &&
+            snapshot->failed_at < failed_before_ns)
+            sim_fail(sim, "snapshot %s cannot be read, and nobody says that it is broken (R4)", snapshot->name);
+    }
+}

@@ -14,6 +14,7 @@
 #include "driver/file.h"
 #include "sim_leaf.h"
 
+#define NEWS_NS (30 * NS_PER_MS)    /* of a break to the control thread, however slow threads are */
 #define EVENTS_MAX_PER_REQUEST 1000 /* beyond that they go round in circles */
 
 void sim_fail(const struct sim *sim, const char *format, ...)
@@ -283,12 +284,22 @@ static void run_until(struct sim *sim, bool (*condition)(const struct sim *sim),
     }
 }
 
+/* Readers go on, slowly; whatever broke is known then. */
+static void let_news_arrive(struct sim *sim)
+{
+    uint64_t begin = world_now(sim->world);
+    sim->slow_until = begin + 2 * NEWS_NS;
+    world_run_for(sim->world, 2 * NEWS_NS);
+    oracle_check_broken(sim, begin + NEWS_NS);
+}
+
 static void run_to_the_end(struct sim *sim)
 {
     run_until(sim, guests_are_done, "the end of the guests' requests");
     if (!sim->tight && sim_chance(sim, 640)) {
         world_call(sim->control, stop_director, sim);
         run_until(sim, nothing_in_the_making, "the answer to a creation");
+        let_news_arrive(sim);
         world_call(sim->control, delete_all, sim);
         run_until(sim, no_snapshots, "the end of all snapshots");
         world_call(sim->control, ask_status, sim);

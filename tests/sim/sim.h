@@ -74,7 +74,7 @@ struct sim_snapshot {
     uint8_t *images[SIM_DISKS];
     bool answered, live, broken, ending, ended; /* ending: somebody asked for its end */
     bool leased, may_time_out, publish_failed, duplicate;
-    uint64_t broken_at;
+    uint64_t broken_at, failed_at; /* said to be broken; a read failed first, though the disk did not */
     uint64_t first[SIM_CHAINS][2], last[SIM_CHAINS][2]; /* acknowledged before the call; issued before its return */
     unsigned views;
     bool images_taken;
@@ -183,5 +183,7 @@ void oracle_touch(struct sim_disk *disk, struct range range);
 void oracle_take_images(struct sim *sim, struct sim_snapshot *snapshot);
 void oracle_check_model(struct sim *sim);
 void oracle_check_status(struct sim *sim);
+/* What cannot be read any more has been said to be broken (R4). */
+void oracle_check_broken(struct sim *sim, uint64_t failed_before_ns);
 
 #endif

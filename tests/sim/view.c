@@ -85,6 +85,8 @@ static void reader_check_error(const struct reader *reader, int status)
 {
     const struct view *view = reader->view;
     const struct sim *sim = view->sim;
+    if (status == -EIO && view->disk->read_faults == reader->read_faults)
+        view->snapshot->failed_at = view->snapshot->failed_at ? view->snapshot->failed_at : world_now(sim->world);
     if (status == -EIO && (sim->may_break || view->disk->read_faults != reader->read_faults))
         return;
     if (status == -ESHUTDOWN && (view->snapshot->ending || !view->snapshot->live)) /* or taken back */
