@@ -2,15 +2,29 @@
 #include "base/log.h"
 
 #include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* $JOURNAL_STREAM is inherited by everybody whom a service starts; it holds "device:inode" of what leads to the journal. */
+static bool stderr_is_journal(void)
+{
+    const char *stream = getenv("JOURNAL_STREAM");
+    uintmax_t device, inode;
+    struct stat st;
+    return stream && sscanf(stream, "%ju:%ju", &device, &inode) == 2 && fstat(STDERR_FILENO, &st) == 0 &&
+           st.st_dev == device && st.st_ino == inode;
+}
 
 /* One write per line, so that lines of several threads stay whole. */
 static void log_line(int priority, const char *format, va_list args)
 {
     char text[1024];
     vsnprintf(text, sizeof text, format, args);
-    if (getenv("JOURNAL_STREAM"))
+    if (stderr_is_journal())
         fprintf(stderr, "<%d>%s\n", priority, text);
     else
         fprintf(stderr, "fleeced: %s\n", text);

@@ -170,7 +170,7 @@ def test_replies_that_nobody_reads(t):
                 time.sleep(0.05)
             started = time.monotonic()
             alive(q)
-            assert time.monotonic() - started < 1 * harness.FACTOR
+            assert time.monotonic() - started < 5 * harness.FACTOR
         assert_grown_less(d, before, 16 * MIB)
     s.close()
     d.stop()

@@ -230,6 +230,17 @@ def test_service_manager_is_told(t):
         assert manager.recv(100) == b"STOPPING=1"
 
 
+def test_the_journal_gets_priorities(t):
+    """Lines begin with a priority when stderr is the journal, and not when a service merely started us."""
+    arguments = (t.program("fleeced"), "--name", t.vm, "--disk", f"vda={t.path('missing')}")
+    with open(t.path("log"), "wb") as log:
+        st = os.fstat(log.fileno())
+        environment = dict(t.environment, JOURNAL_STREAM=f"{st.st_dev}:{st.st_ino}")
+        assert t.spawn(*arguments, stderr=log, env=environment).wait(20) == 1
+    assert t.path("log").read_text().startswith("<3>--disk vda: "), t.path("log").read_text()
+    refuse(t, 1, "--disk vda: ", *arguments[1:], env=environment)
+
+
 def test_disks_are_spread(t):
     disks = {f"d{i}": t.disk(f"{i}.raw", MIB) for i in range(3)}
     d = t.daemon(disks, "--io-threads", "2")
