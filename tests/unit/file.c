@@ -30,7 +30,7 @@ struct bench { /* a folder, a reactor, and a node under test */
 static int bench_begin(void **state)
 {
     struct bench *bench = calloc(1, sizeof *bench);
-    strcpy(bench->folder, "/tmp/fleece-file-XXXXXX");
+    strcpy(bench->folder, "/var/tmp/fleece-file-XXXXXX");
     struct error err;
     if (!mkdtemp(bench->folder) || ring_create(&bench->io, &err) < 0)
         return -1;
