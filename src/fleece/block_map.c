@@ -3,7 +3,7 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <stdlib.h>
+#include <sys/mman.h>
 
 #include "base/limits.h"
 #include "base/probe.h"
@@ -12,26 +12,32 @@
 enum { EPOCH_BITS = 28 };
 static const uint64_t EPOCH_MASK = (UINT64_C(1) << EPOCH_BITS) - 1;
 
+/*
+ * One mapping, not calloc(): once the heap has such blocks to reuse, calloc() clears them, all megabytes of them, on the
+ * disk's reactor while a snapshot is prepared (measured: 8 ms for each disk at 1 GiB of cache).
+ */
 int block_map_init(struct block_map *map, uint32_t slots_max)
 {
     uint64_t buckets = 256;
     while (buckets < slots_max)
         buckets *= 2;
-    map->keys = calloc(slots_max, sizeof *map->keys);
-    map->chains = calloc(slots_max, sizeof *map->chains);
-    map->buckets = calloc(buckets, sizeof *map->buckets);
+    map->bytes = slots_max * (sizeof *map->keys + sizeof *map->chains) + buckets * sizeof *map->buckets;
+    void *memory = mmap(NULL, map->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) {
+        *map = (struct block_map){0};
+        return -ENOMEM;
+    }
+    map->keys = memory;
+    map->chains = (uint32_t *)(map->keys + slots_max);
+    map->buckets = map->chains + slots_max;
     map->bucket_mask = (uint32_t)(buckets - 1);
-    if (map->keys && map->chains && map->buckets)
-        return 0;
-    block_map_fini(map);
-    return -ENOMEM;
+    return 0;
 }
 
 void block_map_fini(struct block_map *map)
 {
-    free(map->keys);
-    free(map->chains);
-    free(map->buckets);
+    if (map->bytes)
+        munmap(map->keys, map->bytes);
     *map = (struct block_map){0};
 }
 

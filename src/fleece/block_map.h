@@ -15,6 +15,7 @@ struct block_map {
     uint32_t *chains;  /* by slot: the next slot of its bucket, +1; newer entries of a block come first */
     uint32_t *buckets; /* first slot, +1 */
     uint32_t bucket_mask;
+    uint64_t bytes; /* of the one mapping that they are in */
 };
 
 /* 0 or -ENOMEM. The memory is touched as slots come into use. */

@@ -62,6 +62,7 @@ struct copy_before_write {
     bool full_reported;
 
     struct io_task sweep;
+    struct io_timer sweep_again;
     bool sweeping;
     uint32_t sweep_at; /* slot */
     struct list waiters;
@@ -208,28 +209,44 @@ static void cbw_free_slot(struct copy_before_write *cbw, uint32_t slot)
     ram_tier_give(&cbw->tier, slot);
 }
 
+/* Frees what it may in a few slots; false: there are more. */
+static bool cbw_sweep_some(struct copy_before_write *cbw)
+{
+    uint32_t end = cbw->sweep_at + LIMIT_SWEEP_STEP, freed = 0;
+    if (end > cbw->tier.slots_end)
+        end = cbw->tier.slots_end;
+    for (; cbw->sweep_at < end && freed < LIMIT_SWEEP_FREES; cbw->sweep_at++) {
+        uint32_t epoch = block_map_epoch(&cbw->map, cbw->sweep_at);
+        if (epoch &&
+            (!live_point_between(cbw, block_map_older(&cbw->map, cbw->sweep_at), epoch) || MUTANT(sweep_frees_all))) {
+            cbw_free_slot(cbw, cbw->sweep_at);
+            freed++;
+        }
+    }
+    return cbw->sweep_at == cbw->tier.slots_end;
+}
+
+/* One step a tick: the rest goes on by a timer, not by a task, for the tasks of a tick all run before its I/O does. */
 static void cbw_sweep_step(struct io_task *task)
 {
     struct copy_before_write *cbw = container_of(task, struct copy_before_write, sweep);
     if (cbw->sweeping) {
-        uint32_t end = cbw->sweep_at + LIMIT_SWEEP_STEP;
-        if (end > cbw->tier.slots_end)
-            end = cbw->tier.slots_end;
-        for (; cbw->sweep_at < end; cbw->sweep_at++) {
-            uint32_t epoch = block_map_epoch(&cbw->map, cbw->sweep_at);
-            if (epoch &&
-                (!live_point_between(cbw, block_map_older(&cbw->map, cbw->sweep_at), epoch) || MUTANT(sweep_frees_all)))
-                cbw_free_slot(cbw, cbw->sweep_at);
-        }
-        if (end < cbw->tier.slots_end) {
+        if (!cbw_sweep_some(cbw)) {
             PROBE(sweep_goes_on);
-            io_task_queue(cbw->node.io, &cbw->sweep);
+            io_timer_set(cbw->node.io, &cbw->sweep_again, io_now_ns(cbw->node.io));
             return;
         }
+        io_timer_cancel(cbw->node.io, &cbw->sweep_again);
         cbw->sweeping = false;
         disk_resubmit_all(cbw->disk, &cbw->for_room);
     }
     cbw_tell_waiters(cbw);
+}
+
+static void cbw_sweep_on(struct io_timer *timer)
+{
+    struct copy_before_write *cbw = container_of(timer, struct copy_before_write, sweep_again);
+    io_task_queue(cbw->node.io, &cbw->sweep);
 }
 
 void cbw_when_quiet(struct copy_before_write *cbw, struct cbw_waiter *waiter)
@@ -482,6 +499,7 @@ int cbw_create(const struct cbw_options *options, struct copy_before_write **cre
     cbw->hooks = options->hooks;
     cbw->block_shift = (unsigned)__builtin_ctzll(options->block_bytes);
     cbw->sweep.run = cbw_sweep_step;
+    cbw->sweep_again.fire = cbw_sweep_on;
     cbw_init_lists(cbw);
     read_gate_init(&cbw->gate, disk, options->segment_bytes);
     int status = ram_tier_init(&cbw->tier, disk->node.io, options->budget, cbw->block_shift, options->segment_bytes,
