@@ -53,6 +53,10 @@ enum {
     LIMIT_COPIES = 128,
     /* Pieces of a copy under way at once, each with a buffer of LIMIT_REQUEST_BYTES. */
     LIMIT_COPY_WORKERS = 64,
+    /* Zero extents that a copy does in one go before the reactor gets a turn: about 100 us. */
+    LIMIT_COPY_ZERO_BATCH = 4096,
+    /* Damaged places that verify prints for one disk; the rest is counted. */
+    LIMIT_VERIFY_RANGES = 16,
     COPY_WORKERS_DEFAULT = 8, /* reads, hashes and writes all overlap; more brought nothing on two cores */
     /* A JSON file of a backup set: a manifest of 64 disks has less than 64 KiB. */
     LIMIT_SET_JSON_BYTES = 256 * 1024,
@@ -171,6 +175,12 @@ enum {
 #define LOCK_WAIT_DEFAULT_NS (30 * NS_PER_S)
 #define LOCK_POLL_NS (20 * NS_PER_MS)
 
+/* One block status request of a copy: a file with many extents keeps a helper busy for a bounded time. */
+#define COPY_SCAN_BYTES (1 * GIB)
+/* Progress of a copy is reported this often: smooth for the eye, nothing for the processor. */
+#define COPY_PROGRESS_NS (100 * NS_PER_MS)
+/* After an interruption, a server that does not answer is hung up on after this time. */
+#define TRANSFER_PATIENCE_NS (2 * NS_PER_S)
 /* An NBD server that has not finished its handshake by then is taken for dead. */
 #define NBD_CONNECT_NS (10 * NS_PER_S)
 

@@ -319,6 +319,8 @@ static int make_backup(struct backup *backup, const char *path, char *name, stru
         status = backup_disks(backup, json_object_get(snapshot, "exports"), err);
     json_decref(snapshot);
     end_snapshot(backup, status == 0);
+    if (status == 0 && transfer_interrupted(&backup->transfer))
+        status = error_set(err, ECANCELED, "the backup was cancelled");
     if (status == 0)
         status = point_publish(backup->point, backup->manifest, name, err);
     if (status == 0)
@@ -326,16 +328,33 @@ static int make_backup(struct backup *backup, const char *path, char *name, stru
     return status;
 }
 
+/* The clock may have been set back: then the point that was just made is not the one that `latest` means. */
+static void check_latest(struct backup *backup, const char *name)
+{
+    struct error err;
+    char latest[POINT_NAME_BYTES];
+    if (set_point_find(backup->set, NULL, latest, &err) < 0 || strcmp(latest, name) == 0)
+        return;
+    backup->warned = true;
+    cli_warn("the point %s is not the latest of '%s': %s is there already; was the clock set back?", name,
+             set_path(backup->set), latest);
+}
+
 static int backup_end(struct backup *backup, const char *path, const char *name, int status, const struct error *err)
 {
-    int code = backup->warned ? CLI_WARNING : CLI_DONE;
+    int code = CLI_DONE;
     if (backup->point)
         point_abandon(backup->point);
+    if (status == 0) {
+        check_latest(backup, name);
+        print_result(backup, name, path);
+        code = backup->warned ? CLI_WARNING : CLI_DONE;
+    }
     if (backup->set)
         set_close(backup->set);
     if (status == 0)
-        print_result(backup, name, path);
-    else if (transfer_interrupted(&backup->transfer)) {
+        return code;
+    if (transfer_interrupted(&backup->transfer)) {
         cli_fail("interrupted: the backup was abandoned; '%s' is as it was", path);
         code = CLI_INTERRUPTED;
     } else

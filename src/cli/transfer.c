@@ -21,8 +21,6 @@
 #include "driver/nbd.h"
 #include "io/ring.h"
 
-#define TRANSFER_PATIENCE_NS (2 * NS_PER_S)
-
 static void stop_signals(sigset_t *signals)
 {
     sigemptyset(signals);

@@ -17,9 +17,6 @@
 #include "cli/set_argument.h"
 #include "cli/transfer.h"
 
-/* Damaged ranges that are printed for one disk; the rest is counted. */
-#define VERIFY_RANGES 16
-
 struct verify {
     struct cli *cli;
     struct set *set;
@@ -69,7 +66,7 @@ static void say_damage(const struct verify *verify, const char *point, const str
             continue;
         while (is_bad(verify, end))
             end++;
-        if (said < VERIFY_RANGES) {
+        if (said < LIMIT_VERIFY_RANGES) {
             say_range(point, disk, path, first, end);
             said++;
         } else {

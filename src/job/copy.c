@@ -31,11 +31,6 @@
 #define CELL_BYTES ((uint64_t)4096)
 #define EXTENT_CELLS (COPY_EXTENT_BYTES / CELL_BYTES)
 #define COPY_GAP_CELLS 4
-/* Zero extents that are done in one go before the reactor gets a turn: about 100 us. */
-#define COPY_ZERO_BATCH 4096
-#define COPY_PROGRESS_NS (100 * NS_PER_MS)
-/* One block status request: keeps a helper busy for a bounded time on a file with many extents. */
-#define COPY_SCAN_BYTES (1 * GIB)
 /* Runs of the scan that are kept: one answer being used, one that came ahead. */
 #define COPY_RUNS (2 * LIMIT_STATUS_EXTENTS)
 
@@ -479,8 +474,8 @@ static void copy_run(struct io_task *task)
     struct copy *copy = container_of(task, struct copy, task);
     for (unsigned i = 0; !copy_all_taken(copy); i++) {
         struct range extent = next_extent(copy);
-        if (range_end(extent) > copy->scanned || i == COPY_ZERO_BATCH || !copy_take_extent(copy, extent)) {
-            if (i == COPY_ZERO_BATCH)
+        if (range_end(extent) > copy->scanned || i == LIMIT_COPY_ZERO_BATCH || !copy_take_extent(copy, extent)) {
+            if (i == LIMIT_COPY_ZERO_BATCH)
                 copy_wake(copy);
             break;
         }

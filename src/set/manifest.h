@@ -6,12 +6,13 @@
 #include <jansson.h>
 
 #include "base/error.h"
+#include "job/copy.h"
 #include "set/point_name.h"
 
 #define MANIFEST_FILE "manifest.json"
 #define MANIFEST_FORMAT "fleece-backup-point"
 #define MANIFEST_VERSION 1
-#define MANIFEST_EXTENT_BYTES (1 * MIB)
+#define MANIFEST_EXTENT_BYTES COPY_EXTENT_BYTES
 #define SHA256_TEXT_BYTES 65
 #define UUID_TEXT_BYTES 37
 

@@ -133,8 +133,8 @@ int point_write_hashes(struct point *point, struct manifest_disk *disk, const ui
 {
     char shown[PATH_MAX];
     show(point, disk->hashes, shown);
-    uint64_t count = disk->size_bytes / MANIFEST_EXTENT_BYTES + (disk->size_bytes % MANIFEST_EXTENT_BYTES != 0);
-    return hashes_write(point->folder, disk->hashes, shown, hashes, count, disk->hashes_sha256, err);
+    return hashes_write(point->folder, disk->hashes, shown, hashes, copy_extent_count(disk->size_bytes),
+                        disk->hashes_sha256, err);
 }
 
 static int sync_image(const struct point *point, const char *file, struct error *err)

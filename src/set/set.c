@@ -359,7 +359,7 @@ int set_hashes_load(const struct set *set, const char *point, const struct manif
     if (folder < 0)
         return folder;
     snprintf(shown, sizeof shown, "%s/%s/%s", set->path, point, disk->hashes);
-    uint64_t count = disk->size_bytes / MANIFEST_EXTENT_BYTES + (disk->size_bytes % MANIFEST_EXTENT_BYTES != 0);
+    uint64_t count = copy_extent_count(disk->size_bytes);
     int status = hashes_read(folder, disk->hashes, shown, disk->hashes_sha256, count, hashes, err);
     close(folder);
     return status;
