@@ -345,6 +345,9 @@ int set_manifest_load(const struct set *set, const char *point, struct manifest 
     status = manifest_from_json(json, manifest, err);
     if (status == 0 && strcmp(manifest->vm, set->vm) != 0)
         status = error_set(err, EINVAL, "the field 'vm' is '%s', but the set is of VM '%.64s'", manifest->vm, set->vm);
+    if (status == 0 && strncmp(point, manifest->created, POINT_TIME_BYTES - 1) != 0)
+        status = error_set(err, EINVAL, "the field 'created' is '%s', but the point is called '%s'", manifest->created,
+                           point);
     if (status == 0)
         status = manifest_check_hash(json, err);
     json_decref(json);

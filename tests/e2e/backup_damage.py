@@ -6,7 +6,7 @@ import os
 import shutil
 
 import harness
-from backup_kit import MIB, points
+from backup_kit import MIB, forge, points
 
 
 def make(t):
@@ -146,9 +146,13 @@ def test_manifests(t):
     again(t, point)
     manifest.unlink()
     expect(t, f"{manifest}: it can't be opened: No such file")
+    # A folder that was renamed, to look like another day.
+    again(t, point)
+    point.rename(t.path("set") / "2020-01-01T00:00:00Z")
+    expect(t, f"the field 'created' is '{point.name[:20]}', but the point is called '2020-01-01T00:00:00Z'")
     # A good point of the same set is not hidden by a bad one.
     again(t, point)
-    shutil.copytree(point, t.path("set") / "2020-01-01T00:00:00Z")
+    forge(point, "2020-01-01T00:00:00Z")
     manifest.unlink()
     listed = t.fleece("list", t.path("set"), status=1).stdout
     assert "2020-01-01T00:00:00Z" in listed and "vda vdb" in listed, listed
@@ -160,7 +164,7 @@ def test_every_byte_of_the_small_files(t):
     point = make(t)
     for file in (t.path("set") / "fleece.json", point / "manifest.json"):
         good = file.read_bytes()
-        for offset in range(0, len(good), max(1, len(good) // 200)):
+        for offset in range(0, len(good), max(1, len(good) // 60)):
             byte = good[offset:offset + 1]
             for wrong in (b"\x00", b"0" if byte != b"0" else b"1", b"a" if byte != b"a" else b"b"):
                 file.write_bytes(good[:offset] + wrong + good[offset + 1:])

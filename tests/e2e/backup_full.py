@@ -8,7 +8,7 @@ import re
 import time
 
 import harness
-from backup_kit import MIB, look, points, snapshots, two_disks
+from backup_kit import MIB, forge, look, points, snapshots, two_disks
 
 STAMP = "tests/tools/stamp"
 
@@ -71,6 +71,18 @@ def test_two_points_of_one_second(t):
     t.fleece("restore", f"{t.path('set')}@{names[1]}", "--disk", "vda", "--to", t.path("old"))
     t.fleece("restore", f"{t.path('set')}@latest", "--disk", "vda", "--to", t.path("new"))
     assert t.path("new").read_bytes()[:3] == b"new" and t.path("old").read_bytes()[:3] != b"new"
+    d.stop()
+
+
+def test_the_clock_was_set_back(t):
+    d = t.daemon({"vda": t.disk("a.raw", MIB, fill=1)})
+    d.fleece("backup", t.path("set"))
+    name, = points(t, t.path("set"))
+    forge(t.path("set") / name, "2099-01-01T00:00:00Z")
+    said = d.fleece("backup", t.path("set"), status=3).stderr
+    assert "is not the latest" in said and "2099-01-01T00:00:00Z is there already" in said and said.count("\n") == 1, said
+    assert len(points(t, t.path("set"))) == 3
+    t.fleece("verify", t.path("set"))
     d.stop()
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the tests of backups share: a backup that is held in its middle, and looks at sets and files."""
 import contextlib
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 
@@ -40,6 +42,19 @@ def look(where):
 
 def snapshots(d):
     return [s["name"] for s in d.status()["snapshots"]]
+
+
+def forge(point, name):
+    """A copy of a point with another name and time, as right as any."""
+    copy = point.parent / name
+    shutil.copytree(point, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["created"] = name[:20]
+    del manifest["sha256"]
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
 
 
 class HeldBackup:
