@@ -114,6 +114,52 @@ def test_four_readers_that_never_read(t):
     assert is_served(d)
 
 
+def test_paused_backup_keeps_no_memory_from_others(t):
+    """Eight quick readers stop taking their replies: what they had earned is given back, and when they go on they get
+    everything they asked for, right."""
+    size = 24 * MIB
+    d = t.daemon({"vda": t.disk("a.raw", size, fill=7)})
+    image = t.path("a.raw").read_bytes()
+    readers = []
+    for i in range(8):
+        c = Raw(d, timeout=60 * harness.FACTOR).go(structured=i != 0)
+        for at in range(0, size, 4 * MIB):  # earns a window
+            assert c.read(at, 4 * MIB) == image[at:at + 4 * MIB]
+        asked = [((k * 37 + i) * 65_536 % (size - MIB), (65_536, 200_000, MIB, 4096, 300_000)[k % 5]) for k in range(100)]
+        c.send(b"".join(command_bytes(READ, offset, length, cookie=k) for k, (offset, length) in enumerate(asked)))
+        readers.append((c, asked))
+    time.sleep(0.5)
+    full = d.status()
+    time.sleep(4 * harness.FACTOR)
+    assert is_served(d)
+    paused = d.status()
+    full, paused = [s["nbd-server"]["buffer-bytes"] for s in (full, paused)]
+    print(f"buffers: {full / MIB:.1f} MiB when they stopped, {paused / MIB:.1f} MiB a while later", flush=True)
+    assert paused < 5 * MIB, (full, paused)
+    for c, asked in readers:
+        got = {k: bytearray(length) for k, (_, length) in enumerate(asked)}
+        left = set(got)
+        while left:
+            magic, = c.unpack(">I")
+            if magic == 0x67446698:
+                error, k = c.unpack(">IQ")
+                assert error == 0
+                got[k][:] = c.receive(asked[k][1])
+                left.remove(k)
+                continue
+            flags, what, k, length = c.unpack(">HHQI")
+            assert magic == 0x668E33EF and what in (0, 1), (hex(magic), what)
+            data = c.receive(length)
+            if what:
+                at = struct.unpack(">Q", data[:8])[0] - asked[k][0]
+                got[k][at:at + length - 8] = data[8:]
+            if flags & 1:
+                left.remove(k)
+        for k, (offset, length) in enumerate(asked):
+            assert got[k] == image[offset:offset + length], k
+        c.close()
+
+
 def test_senders_that_never_read(t):
     """Clients that only send: small commands without end, and writes."""
     d = serve(t)

@@ -3,7 +3,7 @@
  * Any bytes as an NBD client: the real server in the simulated world, with its handshake on one reactor and its session
  * on another, in front of a small disk in memory.
  *
- * The first two bytes of an input choose how the client behaves (how many bytes at a time, whether it reads replies,
+ * The first two bytes of an input choose how the client behaves (how many bytes at a time, whether it reads replies at once,
  * whether the export is removed meanwhile) and the world's seed; the rest is what it sends. Then it hangs up. The
  * server must end without anything left: its own assertions, the world's and a sanitizer judge.
  */
@@ -191,6 +191,13 @@ static void play_client(struct world *world, struct client *client, struct io *s
         world_act_as(world, NULL);
     }
     world_run_for(world, 10 * NS_PER_MS);
+    if (!client->reads && !client->over) { /* for longer than the server keeps data for it; then it does */
+        world_run_for(world, 3 * NS_PER_S);
+        world_act_as(world, client->io);
+        client_receive(client);
+        world_act_as(world, NULL);
+        world_run_for(world, 10 * NS_PER_MS);
+    }
     world_act_as(world, client->io);
     client_end(client);
     world_act_as(world, NULL);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * A slab is one mapping of LIMIT_NBD_PIECE_BYTES, cut into buffers of one class. A slab without a used buffer belongs to
- * no class; a few of them are kept, the others go back to the kernel, so that memory returns after a burst.
+ * no class. It is kept while the load needs it now and then (fresh pages cost more than the copy into them), and goes
+ * back to the kernel when it was not needed between two trims.
  */
 #include "export/nbd/buffers.h"
 
@@ -9,7 +10,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-enum { BUFFER_SHIFT_MIN = 12, SLABS_KEPT = 8 };
+enum { BUFFER_SHIFT_MIN = 12 };
 
 struct nbd_slab {
     struct list_node link;
@@ -51,7 +52,7 @@ static uint64_t window_right(const struct nbd_window *window, uint64_t lent_to_o
         open = LIMIT_NBD_OPEN_BYTES;
     uint64_t right = earned > open ? earned : open;
     uint64_t left = lent_to_others < LIMIT_NBD_SHARED_BYTES ? LIMIT_NBD_SHARED_BYTES - lent_to_others : 0;
-    return right < left ? right : left;
+    return right < left / 4 ? right : left / 4; /* nobody takes it all */
 }
 
 uint64_t nbd_window_whole(const struct nbd_window *window)
@@ -112,7 +113,7 @@ void nbd_pool_init(struct nbd_pool *pool, struct nbd_budget *budget)
     for (unsigned i = 0; i < NBD_BUFFER_CLASSES; i++)
         list_init(&pool->usable[i]);
     list_init(&pool->empty);
-    pool->empty_count = 0;
+    pool->empty_count = pool->empty_least = 0;
 }
 
 static struct nbd_slab *slab_create(struct nbd_pool *pool)
@@ -140,13 +141,24 @@ static void slab_destroy(struct nbd_pool *pool, struct nbd_slab *slab)
     free(slab);
 }
 
+void nbd_pool_trim(struct nbd_pool *pool)
+{
+    for (; pool->empty_least > 0; pool->empty_least--) {
+        struct nbd_slab *slab = list_last(&pool->empty, struct nbd_slab, link);
+        list_remove(&slab->link);
+        pool->empty_count--;
+        slab_destroy(pool, slab);
+    }
+    pool->empty_least = pool->empty_count;
+}
+
 void nbd_pool_fini(struct nbd_pool *pool)
 {
     for (unsigned i = 0; i < NBD_BUFFER_CLASSES; i++)
         assert(list_empty(&pool->usable[i]));
     while (!list_empty(&pool->empty))
         slab_destroy(pool, container_of(list_take_first(&pool->empty), struct nbd_slab, link));
-    pool->empty_count = 0;
+    pool->empty_count = pool->empty_least = 0;
 }
 
 /* A slab of that class with a free buffer, outside of every list. */
@@ -158,6 +170,8 @@ static struct nbd_slab *slab_take(struct nbd_pool *pool, unsigned class)
     if (!list_empty(&pool->empty)) {
         slab = container_of(list_take_first(&pool->empty), struct nbd_slab, link);
         pool->empty_count--;
+        if (pool->empty_least > pool->empty_count)
+            pool->empty_least = pool->empty_count;
     } else {
         slab = slab_create(pool);
         if (!slab)
@@ -196,11 +210,9 @@ void nbd_pool_put(struct nbd_pool *pool, struct nbd_buffer *buffer)
     slab->free_mask |= bit;
     if (slab->free_mask != slab->whole_mask) {
         list_prepend(&pool->usable[slab->class], &slab->link);
-    } else if (pool->empty_count < SLABS_KEPT) {
+    } else {
         list_prepend(&pool->empty, &slab->link);
         pool->empty_count++;
-    } else {
-        slab_destroy(pool, slab);
     }
     *buffer = (struct nbd_buffer){0};
 }

@@ -51,7 +51,7 @@ struct nbd_pool { /* of a reactor */
     struct nbd_budget *budget;
     struct list usable[NBD_BUFFER_CLASSES]; /* slabs with a free buffer and a used one */
     struct list empty;                      /* slabs without a used one */
-    unsigned empty_count;
+    unsigned empty_count, empty_least;      /* now; since the last trim */
 };
 
 /* What a buffer for `bytes` (1 ... LIMIT_NBD_PIECE_BYTES) occupies. */
@@ -60,6 +60,8 @@ uint32_t nbd_buffer_size(uint64_t bytes);
 void nbd_pool_init(struct nbd_pool *pool, struct nbd_budget *budget);
 /* Nothing is in use. */
 void nbd_pool_fini(struct nbd_pool *pool);
+/* Gives back what was not needed since the last call. */
+void nbd_pool_trim(struct nbd_pool *pool);
 /* False: the kernel has no memory. */
 bool nbd_pool_get(struct nbd_pool *pool, uint64_t bytes, struct nbd_buffer *buffer);
 void nbd_pool_put(struct nbd_pool *pool, struct nbd_buffer *buffer);

@@ -21,7 +21,8 @@ static void sweep(struct io_timer *timer)
     struct nbd_reactor *reactor = container_of(timer, struct nbd_reactor, sweep);
     list_each_safe (node, &reactor->sessions)
         nbd_session_sweep(container_of(node, struct nbd_session, reactor_link));
-    if (!list_empty(&reactor->sessions))
+    nbd_pool_trim(&reactor->pool);
+    if (!list_empty(&reactor->sessions) || reactor->pool.empty_count > 0)
         io_timer_set(reactor->io, timer, io_now_ns(reactor->io) + NBD_SWEEP_NS);
 }
 

@@ -3,8 +3,13 @@
  * The send queue of a session. All replies that are ready at the end of a tick leave in one send, one send is under way
  * at a time, and data is sent from the buffer that it was read into. A reply's object, its buffer and its share of the
  * window come back only when the kernel has taken the last byte: that is what bounds a client that never reads.
+ *
+ * A client that was quick has earned a large window. When it stops taking replies (its own disk is slow, it was stopped)
+ * for the time of a sweep or two, the data of all its replies but the first is given up, and is read again when it goes
+ * on; until then nothing more is begun for it. So a backup that waits for its target keeps no memory from the guest.
  */
 #include <assert.h>
+#include <errno.h>
 #include <string.h>
 
 #include "export/nbd/session.h"
@@ -15,6 +20,7 @@ static void send_done(struct io_op *op, int64_t result);
 void nbd_reply_init(struct nbd_session *session)
 {
     list_init(&session->replies);
+    list_init(&session->unread);
     session->send.done = send_done;
     session->send_task.run = send_run;
 }
@@ -191,6 +197,32 @@ static void take_sent(struct nbd_session *session, uint64_t bytes)
     session->sent = (uint32_t)bytes;
 }
 
+/*
+ * The first reply behind the first one whose data could be read again; NULL: none. Pieces of one run of bytes have no
+ * header of their own, but for the first: which is the first of all, since the run waited for everything before it.
+ */
+static struct nbd_request *spare_data(struct nbd_session *session)
+{
+    bool first = true;
+    list_each (node, &session->replies) {
+        struct nbd_request *request = container_of(node, struct nbd_request, link);
+        if (!first && request->command.type == NBD_CMD_READ && request->buffer.bytes && request->header_length > 0)
+            return request;
+        first = false;
+    }
+    return NULL;
+}
+
+void nbd_reply_sweep(struct nbd_session *session)
+{
+    if (session->sending && !session->send_moved && session->state != NBD_SESSION_CLOSED) {
+        session->stalled = true;
+        if (spare_data(session))
+            io_cancel(session->io, &session->send);
+    }
+    session->send_moved = false;
+}
+
 static void send_done(struct io_op *op, int64_t result)
 {
     struct nbd_session *session = container_of(op, struct nbd_session, send);
@@ -199,10 +231,19 @@ static void send_done(struct io_op *op, int64_t result)
         nbd_window_give(&session->window, session->many.size);
         nbd_pool_put(&session->home->reactor->pool, &session->many);
     }
-    if (session->state == NBD_SESSION_CLOSED || result <= 0) {
+    bool given_up = session->stalled && result == -ECANCELED;
+    if (session->state == NBD_SESSION_CLOSED || (result <= 0 && !given_up)) {
         nbd_session_close(session);
         return;
     }
+    if (given_up) {
+        for (struct nbd_request *request; (request = spare_data(session)) != NULL;)
+            nbd_transfer_give_up(request);
+        io_task_queue(session->io, &session->send_task);
+        return;
+    }
+    session->send_moved = true;
+    session->stalled = false;
     take_sent(session, (uint64_t)result);
     if (!list_empty(&session->replies))
         io_task_queue(session->io, &session->send_task);

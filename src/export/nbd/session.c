@@ -86,14 +86,19 @@ bool nbd_request_get_buffer(struct nbd_request *request, uint64_t bytes)
     return false;
 }
 
+void nbd_request_put_buffer(struct nbd_request *request)
+{
+    if (!request->buffer.bytes)
+        return;
+    nbd_window_give(&request->session->window, request->buffer.size);
+    nbd_pool_put(&request->session->home->reactor->pool, &request->buffer);
+}
+
 void nbd_request_put(struct nbd_request *request)
 {
     struct nbd_session *session = request->session;
     struct nbd_reactor *reactor = session->home->reactor;
-    if (request->buffer.bytes) {
-        nbd_window_give(&session->window, request->buffer.size);
-        nbd_pool_put(&reactor->pool, &request->buffer);
-    }
+    nbd_request_put_buffer(request);
     nbd_window_give(&session->window, sizeof *request);
     session->request_count--;
     if (reactor->spare_count < LIMIT_NBD_SPARE_REQUESTS) {
@@ -325,7 +330,9 @@ static bool session_parses(const struct nbd_session *session)
 
 static void session_process(struct nbd_session *session)
 {
-    enum nbd_step step = NBD_STEP_ON;
+    enum nbd_step step = session->stalled ? NBD_STEP_BLOCKED : NBD_STEP_ON;
+    while (step == NBD_STEP_ON && !list_empty(&session->unread) && session->state != NBD_SESSION_CLOSED)
+        step = nbd_transfer_read_again(session);
     while (step == NBD_STEP_ON && session_parses(session))
         step = session->transferring ? nbd_transfer_step(session) : command_step(session);
     if (!session_parses(session))
@@ -372,7 +379,8 @@ void nbd_session_sweep(struct nbd_session *session)
     if (idle && session->receiving && !session->receiving_payload && session->input_busy.bytes &&
         session->input_start == session->input_end)
         io_cancel(session->io, &session->receive);
-    if (!session->receiving && session_parses(session))
+    nbd_reply_sweep(session);
+    if (!session->receiving)
         nbd_session_wake(session); /* memory may be there again */
 }
 

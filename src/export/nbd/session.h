@@ -77,8 +77,10 @@ struct nbd_session {
     struct list replies; /* in order; the first ones may be under way */
     struct io_op send;
     struct io_task send_task;
-    bool sending;
-    uint32_t sent; /* bytes of the first reply that are out already */
+    bool sending, send_moved; /* moved: since the last sweep */
+    bool stalled;             /* the client takes nothing: nothing more is begun for it */
+    struct list unread;       /* READs whose data was given up while it stalled, to be read again */
+    uint32_t sent;            /* bytes of the first reply that are out already */
     struct iovec few[16];
     struct nbd_buffer many; /* holds more fragments, while sending */
 
@@ -105,6 +107,7 @@ void nbd_session_wake(struct nbd_session *session);
 /* A request object, zeroed but for the command; NULL: no room now, something under way will make some. */
 struct nbd_request *nbd_request_get(struct nbd_session *session, const struct nbd_command *command);
 bool nbd_request_get_buffer(struct nbd_request *request, uint64_t bytes);
+void nbd_request_put_buffer(struct nbd_request *request);
 void nbd_request_put(struct nbd_request *request);
 /* Submits to the node; done gets the object, never inside the call. */
 void nbd_request_submit(struct nbd_request *request, enum request_kind kind, struct range range, uint32_t flags,
@@ -119,6 +122,9 @@ enum nbd_step nbd_transfer_step(struct nbd_session *session);
 struct iovec nbd_transfer_room(struct nbd_session *session);
 void nbd_transfer_received(struct nbd_session *session, uint32_t length);
 void nbd_transfer_drop(struct nbd_session *session);
+/* The data of a READ that waits to be sent is given up: it joins session->unread. And the first of those is read again. */
+void nbd_transfer_give_up(struct nbd_request *request);
+enum nbd_step nbd_transfer_read_again(struct nbd_session *session);
 
 /* reply.c: a reply goes out (or nowhere, when closed); the object is put back when it is sent. */
 void nbd_reply_init(struct nbd_session *session);
@@ -132,5 +138,7 @@ void nbd_reply_stream_next(struct nbd_request *request, uint32_t length);
 /* `length` bytes in the buffer describe extents. */
 void nbd_reply_block_status(struct nbd_request *request, uint32_t context_id, uint32_t length);
 void nbd_reply_drop_all(struct nbd_session *session);
+/* Once per sweep: a client that takes nothing keeps one reply; the memory of the others goes back. */
+void nbd_reply_sweep(struct nbd_session *session);
 
 #endif

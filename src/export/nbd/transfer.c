@@ -10,6 +10,9 @@
  *  - READ that must be one run of bytes (simple replies, DF): it waits until everything before it is sent, then goes
  *    piece by piece behind one header, with nothing between. An error behind that header can only close the connection.
  *
+ * Data that was read but not taken by the client for a while is given up and read again later (see reply.c). The protocol
+ * allows it: a READ may see any state between its arrival and its reply.
+ *
  * A command is cut up only when it would not fit even if the session held nothing else; otherwise it waits, since
  * everything held comes back. While one is cut up, nothing behind it is parsed: so one is enough state.
  */
@@ -18,6 +21,9 @@
 #include <string.h>
 
 #include "export/nbd/session.h"
+
+/* Pieces of one run of bytes that are read or wait to be sent at once. */
+enum { STREAM_AHEAD = 2 };
 
 void nbd_transfer_begin(struct nbd_session *session, const struct nbd_command *command, struct nbd_request *refusal)
 {
@@ -81,6 +87,8 @@ static struct nbd_request *piece_get(struct nbd_session *session, uint32_t *leng
     if (in_pieces && transfer_is_read(session) && one_run) {
         unsigned ours = session->whole ? 1 : 0;
         if (session->whole ? session->whole->pieces > 0 : session->request_count > ours)
+            return NULL;
+        if (session->request_count > 1 + STREAM_AHEAD)
             return NULL;
         session->streaming = true;
     }
@@ -293,9 +301,43 @@ void nbd_transfer_received(struct nbd_session *session, uint32_t length)
         fill_submit(session);
 }
 
+void nbd_transfer_give_up(struct nbd_request *request)
+{
+    struct nbd_session *session = request->session;
+    struct nbd_request *whole = request->whole;
+    list_remove(&request->link);
+    list_append(&session->unread, &request->link);
+    nbd_request_put_buffer(request);
+    if (!whole)
+        return;
+    whole->pieces++;
+    if (list_linked(&whole->link)) /* the end of the reply, which had followed */
+        list_remove(&whole->link);
+}
+
+enum nbd_step nbd_transfer_read_again(struct nbd_session *session)
+{
+    struct nbd_request *request = list_first(&session->unread, struct nbd_request, link);
+    if (!nbd_request_get_buffer(request, request->iov.iov_len))
+        return NBD_STEP_BLOCKED;
+    list_remove(&request->link);
+    request->iov.iov_base = request->buffer.bytes;
+    nbd_request_submit(request, REQUEST_READ, request->block.range, 0, read_done);
+    return NBD_STEP_ON;
+}
+
 /* Closed: what was not submitted never will be. Pieces that are under way still point at the whole. */
 void nbd_transfer_drop(struct nbd_session *session)
 {
+    while (!list_empty(&session->unread)) {
+        struct nbd_request *request = container_of(list_take_first(&session->unread), struct nbd_request, link);
+        struct nbd_request *whole = request->whole;
+        nbd_request_put(request);
+        if (whole) {
+            whole->pieces--;
+            whole_check(whole);
+        }
+    }
     if (!session->transferring)
         return;
     if (session->fill) {
