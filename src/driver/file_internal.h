@@ -22,6 +22,7 @@ struct file_node {
     /* Writes under way and waiting, in the order of their arrival (file_order.c). */
     struct list writes;
     unsigned writes_exclusive, writes_waiting;
+    bool starting_writes; /* those that waited: file_order_leave() is at it */
     struct bounce_pool bounce;
     char *zeroes; /* FILE_ZERO_BYTES of them */
     struct iovec zero_iov[FILE_ZERO_FRAGMENTS];

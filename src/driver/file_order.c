@@ -62,10 +62,15 @@ void file_order_leave(struct request *req)
     assert(op->started);
     list_remove(&req->link);
     file->writes_exclusive -= op->exclusive;
-    /* Starting one may end it at once and come back here: look from the top each time. */
+    if (file->starting_writes)
+        return;
+    /* Starting one may end it at once and come back here: so this loop looks from the top each time, and there is but one
+     * of it, however many go on. */
+    file->starting_writes = true;
     for (struct request *next; file->writes_waiting && (next = first_startable(file));) {
         file_op_of(next)->started = true;
         file->writes_waiting--;
         file_start_write(next);
     }
+    file->starting_writes = false;
 }

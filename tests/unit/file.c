@@ -372,6 +372,26 @@ static void many_bounced_requests_wait_for_buffers(void **state)
     assert_int_equal(run_simple(bench, REQUEST_FLUSH, 0, (struct range){0, 0}, NULL), 0);
 }
 
+/* Each of them ends in the step that starts it: as many as there are must not lie on the stack. */
+static void a_crowd_behind_one_write_goes_on(void **state)
+{
+    struct bench *bench = *state;
+    enum { CROWD = 200000 };
+    make_file(bench->path, 64 * KIB);
+    open_node(bench, false);
+    char byte = 'x';
+    struct job *jobs = calloc(CROWD, sizeof *jobs);
+    assert_non_null(jobs);
+    jobs[0].iov[0] = (struct iovec){&byte, 1};
+    jobs[0].req = (struct request){.kind = REQUEST_WRITE, .range = {0, 1}, .iov = jobs[0].iov, .iov_count = 1};
+    for (unsigned i = 1; i < CROWD; i++)
+        jobs[i].req = (struct request){.kind = REQUEST_DISCARD, .range = {1, 100}};
+    run_jobs(bench, jobs, CROWD);
+    for (unsigned i = 0; i < CROWD; i++)
+        assert_int_equal(jobs[i].status, 0);
+    free(jobs);
+}
+
 static void a_new_file_is_created(void **state)
 {
     struct bench *bench = *state;
@@ -644,6 +664,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(status_tells_holes, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(a_truncated_file_is_an_error, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(many_bounced_requests_wait_for_buffers, bench_begin, bench_end),
+        cmocka_unit_test_setup_teardown(a_crowd_behind_one_write_goes_on, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(a_new_file_is_created, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(open_says_what_is_wrong, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(locks_keep_others_out, bench_begin, bench_end),
