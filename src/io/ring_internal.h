@@ -79,6 +79,9 @@ void ring_work(struct ring *ring, struct io_op *op, int64_t (*work)(void *argume
 /* Completes an operation that never went anywhere, at the end of the tick. */
 void ring_complete(struct ring *ring, struct io_op *op, int64_t result);
 
+/* ring_setup.c: makes ring->uring and sets `masked` and `features`. */
+int ring_setup(struct ring *ring, struct error *err);
+
 /* ring_disk.c */
 int ring_open(struct io *io, const char *path, int flags, mode_t mode);
 int ring_stat(struct io *io, int fd, struct io_stat *stat);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The file driver over a simulated disk: seeded requests of any alignment, many at once, on disks of any size, with short
- * transfers, transient and lasting errors, calls that the kernel does not know, and a power loss at the end.
+ * transfers, transient and lasting errors, calls that the kernel does not know, and a power loss or a kill -9 at the end.
  *
  *   file_sim --seeds N      N seeds must pass, every probe of the driver must have been reached, and each deliberate
  *                           fault of the driver must be caught by some seed
@@ -44,14 +44,15 @@ struct run {
     struct world *world;
     struct io *io;
     struct world_file *file;
-    struct node *node;
+    struct node *node, *heir; /* heir: the next owner, in another process */
     unsigned large_per_4, error_per_1024, transient_per_1024, unsupported_per_1024;
-    bool block_device, sync_failed;
+    bool block_device, page_cache, sync_failed;
     bool only_reads; /* of this batch: they never wait for one another, so they use up the buffers */
     unsigned pending, values;
     unsigned char *before;
     struct job jobs[JOBS];
     struct job single;
+    struct run *next_dead;
 };
 
 static void __attribute__((format(printf, 2, 3), noreturn)) fail(const struct run *run, const char *format, ...)
@@ -298,6 +299,32 @@ static void lose_power(struct run *run)
         fail(run, "what was said to be durable is lost with the power");
 }
 
+/* kill -9 with requests under way: whoever has the lock then finds a disk that nobody changes any more (C10). */
+static void kill_owner(struct run *run)
+{
+    for (unsigned i = 0; i < JOBS; i++) {
+        random_job(run, &run->jobs[i]);
+        submit(run, &run->jobs[i]);
+    }
+    world_act_as(run->world, NULL);
+    world_run_for(run->world, world_below(run->world, 200 * NS_PER_US));
+    world_kill(run->world, 1);
+    struct io *heir = world_reactor(run->world, "heir", 2);
+    world_act_as(run->world, heir);
+    struct error err;
+    struct file_options options = {.path = "disk", .lock_wait_ns = LOCK_WAIT_DEFAULT_NS, .page_cache = run->page_cache};
+    if (file_open(heir, &options, &run->heir, &err) < 0)
+        fail(run, "%s", err.text);
+    memcpy(run->before, world_file_bytes(run->file), run->heir->size_bytes);
+    world_act_as(run->world, NULL);
+    world_run_for(run->world, 10 * NS_PER_S);
+    if (memcmp(run->before, world_file_bytes(run->file), run->heir->size_bytes) != 0)
+        fail(run, "a write of a killed owner landed when another one had the lock");
+    world_act_as(run->world, heir);
+    node_destroy(run->heir);
+    world_act_as(run->world, NULL);
+}
+
 static uint64_t random_size(struct run *run)
 {
     static const uint64_t sizes[] = {1, 511, 513, 4095, 4097, 9000, 65536 + 17, DISK_MAX};
@@ -315,7 +342,8 @@ static unsigned one_of(struct run *run, unsigned a, unsigned b, unsigned c)
     return which == 0 ? a : which == 1 ? b : c;
 }
 
-static void run_seed(uint64_t seed)
+/* `graveyard` keeps what belonged to killed processes: their nodes cannot be destroyed any more. */
+static void run_seed(uint64_t seed, struct run **graveyard)
 {
     struct run *run = calloc(1, sizeof *run);
     run->seed = seed;
@@ -324,7 +352,7 @@ static void run_seed(uint64_t seed)
     run->io = world_reactor(run->world, "disk", 1);
     run->large_per_4 = one_of(run, 0, 1, 3);
     run->block_device = world_below(run->world, 4) == 0;
-    bool page_cache = world_below(run->world, 5) == 0;
+    run->page_cache = world_below(run->world, 5) == 0;
     run->file = world_file_create(run->world, "disk", random_size(run), world_below(run->world, 2) ? 512 : 4096,
                                   run->block_device);
     run->transient_per_1024 = one_of(run, 0, 10, 100);
@@ -335,19 +363,29 @@ static void run_seed(uint64_t seed)
         run->jobs[i].memory = aligned_alloc(4096, MEMORY);
     world_act_as(run->world, run->io);
     struct error err;
-    if (file_open(run->io, &(struct file_options){.path = "disk", .page_cache = page_cache}, &run->node, &err) < 0)
+    if (file_open(run->io, &(struct file_options){.path = "disk", .page_cache = run->page_cache}, &run->node, &err) < 0)
         fail(run, "%s", err.text);
     for (unsigned batch = 0; batch < 6; batch++) {
         run_batch(run);
         check_block_status(run);
     }
-    lose_power(run);
+    bool killed = seed % 8 == 0;
+    if (killed)
+        kill_owner(run);
+    else
+        lose_power(run);
     if (world_destroy(run->world, NULL) != 0)
         fail(run, "something is left over");
     for (unsigned i = 0; i < JOBS; i++)
         free(run->jobs[i].memory);
     free(run->before);
-    free(run);
+    run->before = NULL;
+    if (killed) {
+        run->next_dead = *graveyard;
+        *graveyard = run;
+    } else {
+        free(run);
+    }
 }
 
 /* Probes and deliberate faults of the driver. */
@@ -372,6 +410,7 @@ static unsigned count_unreached(void)
 static bool is_caught(struct mutant *mutant, uint64_t seeds)
 {
     fflush(stdout);
+    struct run *graveyard = NULL;
     pid_t child = fork();
     if (child == 0) {
         if (!freopen("/dev/null", "w", stderr))
@@ -379,7 +418,7 @@ static bool is_caught(struct mutant *mutant, uint64_t seeds)
         mutant->on = true;
         alarm(120);
         for (uint64_t seed = 1; seed <= seeds; seed++)
-            run_seed(seed);
+            run_seed(seed, &graveyard);
         _exit(0);
     }
     int status = 0;
@@ -390,13 +429,14 @@ static bool is_caught(struct mutant *mutant, uint64_t seeds)
 
 int main(int argc, char **argv)
 {
+    struct run *graveyard = NULL;
     uint64_t number = argc == 3 ? strtoull(argv[2], NULL, 10) : 0;
     if (number == 0 || (strcmp(argv[1], "--seeds") != 0 && strcmp(argv[1], "--seed") != 0)) {
         fprintf(stderr, "usage: file_sim --seeds N | --seed N\n");
         return 2;
     }
     if (strcmp(argv[1], "--seed") == 0) {
-        run_seed(number);
+        run_seed(number, &graveyard);
         return 0;
     }
     unsigned wrong = 0, mutants = 0;
@@ -407,7 +447,7 @@ int main(int argc, char **argv)
         }
     }
     for (uint64_t seed = 1; seed <= number; seed++)
-        run_seed(seed);
+        run_seed(seed, &graveyard);
     wrong += count_unreached();
     printf("file_sim: %llu seeds passed, %u deliberate faults tried, %u things wrong\n", (unsigned long long)number,
            mutants, wrong);
