@@ -348,7 +348,7 @@ uint64_t sim_run(const struct sim_options *options)
     sim->control = world_reactor(sim->world, "control", 0);
     sim->reactor_count = 1 + (unsigned)sim_below(sim, SIM_REACTORS);
     for (unsigned i = 0; i < sim->reactor_count; i++) {
-        char name[8];
+        char name[16];
         snprintf(name, sizeof(name), "io%u", i);
         sim->reactors[i] = world_reactor(sim->world, name, 0);
     }

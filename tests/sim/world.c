@@ -529,17 +529,21 @@ static void op_work(struct io *io, struct io_op *op, int64_t (*work)(void *argum
     event_schedule(reactor->world, event, reactor->world->now + world_latency(reactor->world, 4000));
 }
 
+/* Whoever calls hangs here; everybody else goes on. */
 static void op_sleep(struct io *io, uint64_t duration_ns)
 {
-    struct reactor *reactor = reactor_of(io);
-    struct world *world = reactor->world;
-    world_check_owner(io, "sleep");
-    uint64_t stalled_before = reactor->stalled_until, end = world->now + duration_ns;
-    reactor->stalled_until = UINT64_MAX; /* the thread hangs here; everybody else goes on */
+    struct world *world = reactor_of(io)->world;
+    struct reactor *caller = world->current;
+    uint64_t end = world->now + duration_ns, stalled_until = 0;
+    if (caller != NULL) {
+        stalled_until = caller->stalled_until;
+        caller->stalled_until = UINT64_MAX;
+    }
     world->current = NULL;
     world_run_for(world, duration_ns);
-    world->current = reactor;
-    reactor->stalled_until = stalled_before > end ? stalled_before : 0;
+    world->current = caller;
+    if (caller != NULL)
+        caller->stalled_until = stalled_until > end ? stalled_until : 0;
 }
 
 static void op_cancel(struct io *io, struct io_op *op)

@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A VM on a stage: nothing happens by chance but what does not matter. A script issues requests one by one, decides which
+ * operations of the disk are held, lets their data land, lets them complete, and looks.
+ */
+#ifndef TESTS_SIM_STAGE_H
+#define TESTS_SIM_STAGE_H
+
+#include "block/cut.h"
+#include "block/disk.h"
+#include "vm/vm.h"
+#include "world.h"
+
+enum { STAGE_DISKS = 2, STAGE_SNAPSHOTS = 4, STAGE_BLOCK = 4096, STAGE_DISK_BYTES = 1024 * 1024, STAGE_HELD = 32 };
+
+struct stage_snapshot {
+    char name[16];
+    struct stage *stage;
+    struct node *views[STAGE_DISKS];
+    bool answered, created, broken, deleted;
+    int code; /* why it was not created */
+    char text[LIMIT_ERROR_BYTES];
+};
+
+struct stage_answer { /* of a hook, later */
+    struct io_message message;
+    void (*done)(void *argument, int status);
+    void *argument;
+};
+
+struct stage {
+    struct world *world;
+    struct io *control, *io[STAGE_DISKS];
+    unsigned disk_count;
+    struct vm *vm;
+    struct disk *disks[STAGE_DISKS];
+    struct world_file *files[STAGE_DISKS];
+    struct stage_snapshot snapshots[STAGE_SNAPSHOTS];
+    unsigned snapshot_count;
+    /* The next operations of this kind on this disk are held, until it is switched off. */
+    bool holding;
+    enum world_kind hold_kind;
+    unsigned hold_disk;
+    uint64_t held[STAGE_HELD];
+    unsigned held_count;
+    int fail_with;       /* the operations that would be held fail with this instead */
+    uint64_t landed[64]; /* offsets of the guest's writes, in the order in which they landed */
+    unsigned landed_count;
+    bool keep_exports; /* unpublish waits for stage_withdraw() */
+    struct stage_answer answers[64];
+    unsigned answer_count, kept;
+    bool gone;
+};
+
+struct stage_request {
+    struct request req;
+    struct iovec iov;
+    struct block_extent extents[4];
+    uint8_t buffer[4 * STAGE_BLOCK];
+    bool done;
+    int status;
+    struct node *node;
+};
+
+struct stage_options {
+    unsigned disk_count;
+    unsigned segments;    /* of 64 blocks, that the cache may take; 0: many */
+    uint64_t tmpfs_bytes; /* 0: no limit */
+};
+
+void stage_begin(struct stage *stage, const struct stage_options *options);
+void stage_end(struct stage *stage); /* ends the VM; nothing may be left */
+
+/* Each block of each disk is filled with its own value at the beginning. */
+uint8_t stage_first_value(unsigned disk, uint64_t block);
+
+void stage_hold(struct stage *stage, enum world_kind kind, unsigned disk);
+void stage_hold_no_more(struct stage *stage);
+void stage_let_go(struct stage *stage); /* all that is held */
+/* Long enough for everything that is not held and waits for no deadline. */
+void stage_settle(struct stage *stage);
+
+void stage_write(struct stage *stage, struct stage_request *request, unsigned disk, uint64_t block, uint64_t count,
+                 uint8_t value);
+void stage_discard(struct stage *stage, struct stage_request *request, unsigned disk, uint64_t block, uint64_t count);
+void stage_read(struct stage *stage, struct stage_request *request, struct node *node, uint64_t block, uint64_t count);
+void stage_status(struct stage *stage, struct stage_request *request, struct node *node, uint64_t block,
+                  uint64_t count);
+/* Reads one block of a snapshot, at once: its value, or -errno. */
+int stage_value(struct stage *stage, struct stage_snapshot *snapshot, unsigned disk, uint64_t block);
+
+/* Asks for a snapshot; answered later. drain_ns is also the limit of all attempts; 0: the defaults. */
+struct stage_snapshot *stage_create(struct stage *stage, const char *name, uint64_t drain_ns);
+/* The same, and waits until it is there. */
+struct stage_snapshot *stage_snapshot(struct stage *stage, const char *name);
+void stage_delete(struct stage *stage, struct stage_snapshot *snapshot); /* asks; settle, then look at `deleted` */
+void stage_withdraw(struct stage *stage);
+
+#endif
