@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * One connection in the transmission phase, on the reactor of its export's node: what session.c (receiving, life),
- * transfer.c (reads and writes) and reply.c (sending) share. Everybody else uses the first three functions only.
+ * request.c (objects, commands without data), transfer.c (reads and writes) and reply.c (sending) share. Everybody else
+ * uses the first three functions only.
  */
 #ifndef FLEECE_EXPORT_NBD_SESSION_H
 #define FLEECE_EXPORT_NBD_SESSION_H
@@ -95,8 +96,9 @@ void nbd_session_start(struct nbd_session *session);
 /* Owner thread, as all below: the export goes. */
 void nbd_session_shut(struct nbd_session *session);
 
-/* For home.c: it may begin. Buffers grown by an earlier burst are given back. */
+/* For home.c: it may begin. */
 void nbd_session_begin(struct nbd_session *session);
+/* For home.c, once in a while: looks for buffers that the session does not need any more. */
 void nbd_session_sweep(struct nbd_session *session);
 
 /* Between the files of the session: */
@@ -112,6 +114,9 @@ void nbd_request_put(struct nbd_request *request);
 /* Submits to the node; done gets the object, never inside the call. */
 void nbd_request_submit(struct nbd_request *request, enum request_kind kind, struct range range, uint32_t flags,
                         void (*done)(struct request *block, int status));
+
+/* request.c: a command that was checked and moves no data; false: no room for it now. */
+bool nbd_command_submit(struct nbd_request *request);
 
 enum nbd_step { NBD_STEP_ON, NBD_STEP_NEEDS_INPUT, NBD_STEP_BLOCKED };
 
