@@ -144,7 +144,7 @@ static void c3_reactors_abort_without_the_control_thread(void **state)
     stage_end(&stage);
 }
 
-/* A thread hangs before the hold reaches it, at every possible step: a hold that arrives after the deadline holds nothing. */
+/* A thread hangs before the hold reaches it, at each possible step: a hold that comes after the deadline holds nothing. */
 static void c3_a_late_hold_holds_nothing(void **state)
 {
     (void)state;
