@@ -45,7 +45,8 @@ struct nbd_node {
     struct list settled;
     uint64_t piece_bytes; /* longest data of one command */
     bool has_allocation, can_zero, can_flush, can_fua;
-    bool doomed; /* destroyed, but the ring still has a watch */
+    bool issuing; /* a command is being handed to libnbd */
+    bool doomed;  /* destroyed, but the ring still has a watch */
 };
 
 struct nbd_progress { /* lies in the request's leaf_scratch */
@@ -147,10 +148,13 @@ static void progress_drop(struct request *req, int status)
         list_append(&progress->nbd->settled, &req->link);
 }
 
+/* 1 retires the command. Not while it is being issued: when the connection dies just then, libnbd 1.14 still reads the
+ * cookie of the command, for its return value, after it has called us. Such a command is freed with the handle. */
 static int command_done(void *request, int *error)
 {
+    const struct nbd_node *nbd = progress_of(request)->nbd;
     progress_drop(request, -*error);
-    return 1; /* retires the command */
+    return nbd->issuing ? 0 : 1;
 }
 
 static int extents_arrived(void *request, const char *context, uint64_t offset, uint32_t *entries, size_t entry_count,
@@ -177,10 +181,18 @@ static int extents_arrived(void *request, const char *context, uint64_t offset, 
     return 0;
 }
 
+/* Around every call that hands a command to libnbd. */
+static void command_begin(struct nbd_node *nbd, struct request *req)
+{
+    progress_of(req)->pending++;
+    nbd->issuing = true;
+}
+
 /* Counts a command that was just handed to libnbd, unless it was refused. false: no use to go on. */
 static bool command_issued(struct request *req, int64_t cookie)
 {
     struct nbd_progress *progress = progress_of(req);
+    progress->nbd->issuing = false;
     if (cookie >= 0)
         return true;
     int code = nbd_get_errno();
@@ -192,7 +204,7 @@ static bool issue_data(struct nbd_node *nbd, struct request *req, void *memory, 
 {
     nbd_completion_callback done = {.callback = command_done, .user_data = req};
     uint32_t flags = (req->flags & REQUEST_FUA) && nbd->can_fua ? LIBNBD_CMD_FLAG_FUA : 0;
-    progress_of(req)->pending++;
+    command_begin(nbd, req);
     if (req->kind == REQUEST_READ)
         return command_issued(req, nbd_aio_pread(nbd->handle, memory, length, offset, done, 0));
     return command_issued(req, nbd_aio_pwrite(nbd->handle, memory, length, offset, done, flags));
@@ -233,7 +245,7 @@ static void issue_ranges(struct nbd_node *nbd, struct request *req)
             if (!issue_data(nbd, req, (void *)(uintptr_t)zeroes, at, length))
                 return;
         } else {
-            progress_of(req)->pending++;
+            command_begin(nbd, req);
             if (req->kind == REQUEST_DISCARD)
                 cookie = nbd_aio_trim(nbd->handle, length, at, done, flags & LIBNBD_CMD_FLAG_FUA);
             else
@@ -250,7 +262,7 @@ static void issue_flush(struct nbd_node *nbd, struct request *req)
     nbd_completion_callback done = {.callback = command_done, .user_data = req};
     if (!nbd->can_flush)
         return;
-    progress_of(req)->pending++;
+    command_begin(nbd, req);
     command_issued(req, nbd_aio_flush(nbd->handle, done, 0));
 }
 
@@ -266,7 +278,7 @@ static void issue_block_status(struct nbd_node *nbd, struct request *req)
     nbd_extent_callback extents = {.callback = extents_arrived, .user_data = req};
     uint32_t flags = (req->flags & REQUEST_ONE) || req->extent_max == 1 ? LIBNBD_CMD_FLAG_REQ_ONE : 0;
     uint64_t length = req->range.length < 2 * GIB ? req->range.length : 2 * GIB;
-    progress_of(req)->pending++;
+    command_begin(nbd, req);
     command_issued(req, nbd_aio_block_status(nbd->handle, length, req->range.start, extents, done, flags));
 }
 
