@@ -227,6 +227,8 @@ static int backup_disk(struct backup *backup, const json_t *export, struct error
     int status = name_check("the daemon's disk name", name, err);
     if (status < 0)
         return status;
+    if (transfer_interrupted(&backup->transfer)) /* before the one step that a signal can't cut short */
+        return error_set(err, ECANCELED, "the backup was cancelled");
     if (!uri[0])
         return error_set(err, EADDRNOTAVAIL, "the daemon gave no address where disk %s of the snapshot can be read",
                          name);
