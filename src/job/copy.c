@@ -65,8 +65,7 @@ struct copy {
     unsigned busy;
     struct io_task task;
     uint64_t next; /* byte at which the next extent begins */
-    /* The scan: runs[first_run..run_end) cover [runs_start, runs_end), in whole cells but for a last run of zeroes; the
-     * next question begins at `scanned`. */
+    /* The scan: runs[first_run..run_end) cover [runs_start, runs_end); the next question begins at `scanned`. */
     struct scan_run *runs;
     struct block_extent *answer;
     unsigned first_run, run_end;
@@ -335,24 +334,16 @@ static void worker_read(struct worker *worker)
 /* --- the scan */
 
 /*
- * Adds the next `length` bytes to the runs. A cell with any data in it is data, so that at most 256 runs make up an extent
- * however finely the source answers; otherwise the runs kept might never reach the end of an extent.
+ * Adds the next `length` bytes to the runs. What follows data in the same cell counts as data, so that at most two runs
+ * begin in a cell and 512 make up an extent, however finely the source answers; otherwise the runs that are kept might
+ * never reach the end of an extent.
  */
 static void scan_add(struct copy *copy, uint64_t length, bool zero)
 {
-    uint64_t size = copy->options.source->size_bytes, start = copy->scanned, end = start + length;
-    if (!zero) {
-        start = round_down(start, CELL_BYTES);
-        end = round_up(end, CELL_BYTES) < size ? round_up(end, CELL_BYTES) : size;
-    }
+    uint64_t size = copy->options.source->size_bytes;
     copy->scanned += length;
-    if (start < copy->runs_end && !zero && copy->runs[copy->run_end - 1].zero) { /* the cell was zero so far */
-        struct scan_run *last = &copy->runs[copy->run_end - 1];
-        last->length -= copy->runs_end - start;
-        copy->runs_end = start;
-        if (last->length == 0)
-            copy->run_end--;
-    }
+    uint64_t end = zero ? copy->scanned : round_up(copy->scanned, CELL_BYTES);
+    end = end < size ? end : size;
     if (end <= copy->runs_end)
         return;
     if (copy->run_end == copy->first_run || copy->runs[copy->run_end - 1].zero != zero)
