@@ -274,17 +274,25 @@ static void snapshot_end(struct snapshot *snapshot)
 
 /* ---- the making of a snapshot ---- */
 
+/* Nobody waits for it any more; `fate`: what became of it. */
+static void snapshot_forsaken(struct snapshot *snapshot, const char *fate)
+{
+    bool closing = snapshot->vm->closing;
+    error_set(&snapshot->failure, closing ? ESHUTDOWN : ECANCELED, "snapshot '%s' was %s: %s", snapshot->name, fate,
+              closing ? "the daemon is shutting down" : "its client is gone");
+}
+
 static void snapshot_published(struct snapshot *snapshot)
 {
     struct vm *vm = snapshot->vm;
+    if (snapshot->doomed)
+        snapshot_forsaken(snapshot, "taken back");
     for (unsigned i = 0; i < vm->disk_count && !snapshot->failure.code; i++)
         if (snapshot->parts[i].status < 0)
             error_set(&snapshot->failure, -snapshot->parts[i].status, "cannot export '%s': %s",
                       snapshot->parts[i].export_name, error_name(snapshot->parts[i].status));
     if (snapshot->broken && !snapshot->failure.code)
         error_set(&snapshot->failure, ENOSPC, "snapshot '%s' broke at once: %s", snapshot->name, snapshot->reason);
-    if (snapshot->doomed && !snapshot->failure.code)
-        error_set(&snapshot->failure, ECANCELED, "snapshot '%s' was taken back: its client is gone", snapshot->name);
     if (snapshot->failure.code) {
         PROBE(snapshot_taken_back);
         snapshot_end(snapshot);
@@ -326,7 +334,7 @@ static void cut_pause_over(struct io_timer *timer)
         return;
     }
     PROBE(snapshot_doomed_in_pause);
-    error_set(&snapshot->failure, ECANCELED, "snapshot '%s' was not taken: its client is gone", snapshot->name);
+    snapshot_forsaken(snapshot, "not taken");
     snapshot_free(snapshot);
 }
 
@@ -339,7 +347,10 @@ static void cut_done(struct cut *cut, int status)
         snapshot->created_wall_ns = io_wall_ns(vm->io);
         cut_next(vm);
         snapshot_publish(snapshot);
-    } else if (io_now_ns(vm->io) >= snapshot->give_up_ns || snapshot->doomed) {
+    } else if (snapshot->doomed) {
+        snapshot_forsaken(snapshot, "not taken");
+        snapshot_free(snapshot);
+    } else if (io_now_ns(vm->io) >= snapshot->give_up_ns) {
         PROBE(cut_refused);
         error_set(&snapshot->failure, ETIMEDOUT,
                   "snapshot '%s' refused: writes in flight on disk %s did not finish within %u attempts of %llu ms",
@@ -374,7 +385,7 @@ static void snapshot_prepared(struct snapshot *snapshot)
         if (snapshot->parts[i].status < 0)
             snapshot->failure = snapshot->parts[i].error;
     if (snapshot->doomed && !snapshot->failure.code)
-        error_set(&snapshot->failure, ECANCELED, "snapshot '%s' was not taken: its client is gone", snapshot->name);
+        snapshot_forsaken(snapshot, "not taken");
     if (snapshot->failure.code) {
         PROBE(snapshot_not_prepared);
         snapshot_free(snapshot);
@@ -515,7 +526,7 @@ static void snapshot_doom(struct snapshot *snapshot)
 {
     switch (snapshot->step) {
     case QUEUED:
-        error_set(&snapshot->failure, ECANCELED, "snapshot '%s' was not taken: its client is gone", snapshot->name);
+        snapshot_forsaken(snapshot, "not taken");
         snapshot_free(snapshot);
         break;
     case PREPARING:

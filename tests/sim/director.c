@@ -59,8 +59,8 @@ static bool may_be_refused(const struct sim_snapshot *snapshot, int code)
         return sim->may_break;
     case EADDRINUSE:
         return snapshot->publish_failed;
-    case ECANCELED:
-        return snapshot->ending;
+    case ECANCELED: /* its client is gone */
+        return snapshot->ending && snapshot->leased;
     case ESHUTDOWN:
         return sim->stopping;
     default:
