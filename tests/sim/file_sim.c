@@ -4,7 +4,7 @@
  * transfers, transient and lasting errors, calls that the kernel does not know, and a power loss or a kill -9 at the end.
  *
  *   file_sim --seeds N      N seeds must pass, every probe of the driver must have been reached, and each deliberate
- *                           fault of the driver must be caught by some seed
+ *                           fault of the driver must be caught by some seed (--no-mutants: without these)
  *   file_sim --seed N       one seed
  *
  * The oracle looks at the disk itself after each batch of requests that ran together: a byte that successful writes
@@ -54,6 +54,9 @@ struct run {
     struct job single;
     struct run *next_dead;
 };
+
+/* What belonged to killed processes, so that it counts as no leak: their nodes cannot be destroyed any more. */
+static struct run *graveyard;
 
 static void __attribute__((format(printf, 2, 3), noreturn)) fail(const struct run *run, const char *format, ...)
 {
@@ -342,8 +345,7 @@ static unsigned one_of(struct run *run, unsigned a, unsigned b, unsigned c)
     return which == 0 ? a : which == 1 ? b : c;
 }
 
-/* `graveyard` keeps what belonged to killed processes: their nodes cannot be destroyed any more. */
-static void run_seed(uint64_t seed, struct run **graveyard)
+static void run_seed(uint64_t seed)
 {
     struct run *run = calloc(1, sizeof *run);
     run->seed = seed;
@@ -381,8 +383,8 @@ static void run_seed(uint64_t seed, struct run **graveyard)
     free(run->before);
     run->before = NULL;
     if (killed) {
-        run->next_dead = *graveyard;
-        *graveyard = run;
+        run->next_dead = graveyard;
+        graveyard = run;
     } else {
         free(run);
     }
@@ -410,7 +412,6 @@ static unsigned count_unreached(void)
 static bool is_caught(struct mutant *mutant, uint64_t seeds)
 {
     fflush(stdout);
-    struct run *graveyard = NULL;
     pid_t child = fork();
     if (child == 0) {
         if (!freopen("/dev/null", "w", stderr))
@@ -418,7 +419,7 @@ static bool is_caught(struct mutant *mutant, uint64_t seeds)
         mutant->on = true;
         alarm(120);
         for (uint64_t seed = 1; seed <= seeds; seed++)
-            run_seed(seed, &graveyard);
+            run_seed(seed);
         _exit(0);
     }
     int status = 0;
@@ -429,25 +430,25 @@ static bool is_caught(struct mutant *mutant, uint64_t seeds)
 
 int main(int argc, char **argv)
 {
-    struct run *graveyard = NULL;
-    uint64_t number = argc == 3 ? strtoull(argv[2], NULL, 10) : 0;
+    bool with_mutants = argc != 4 || strcmp(argv[3], "--no-mutants") != 0;
+    uint64_t number = argc == 3 + !with_mutants ? strtoull(argv[2], NULL, 10) : 0;
     if (number == 0 || (strcmp(argv[1], "--seeds") != 0 && strcmp(argv[1], "--seed") != 0)) {
-        fprintf(stderr, "usage: file_sim --seeds N | --seed N\n");
+        fprintf(stderr, "usage: file_sim --seeds N [--no-mutants] | --seed N\n");
         return 2;
     }
     if (strcmp(argv[1], "--seed") == 0) {
-        run_seed(number, &graveyard);
+        run_seed(number);
         return 0;
     }
     unsigned wrong = 0, mutants = 0;
     for (struct mutant *mutant = __start_fleece_mutants; mutant < __stop_fleece_mutants; mutant++) {
-        if (of_the_driver(mutant->name)) {
+        if (with_mutants && of_the_driver(mutant->name)) {
             mutants++;
             wrong += !is_caught(mutant, number);
         }
     }
     for (uint64_t seed = 1; seed <= number; seed++)
-        run_seed(seed, &graveyard);
+        run_seed(seed);
     wrong += count_unreached();
     printf("file_sim: %llu seeds passed, %u deliberate faults tried, %u things wrong\n", (unsigned long long)number,
            mutants, wrong);
