@@ -24,6 +24,8 @@ int image_create(struct io *io, const char *path, uint64_t size_bytes, struct no
     if (access(path, F_OK) == 0) /* before anything is unlinked */
         return error_set(err, EEXIST, "'%s' exists already", path);
     int status = open_either_way(io, &options, node, err);
+    if (status == -ENOENT)
+        return error_set(err, ENOENT, "'%s' can't be made: there is no such folder", path);
     if (status < 0 && status != -EEXIST)
         unlink(path); /* a file that could not get its size */
     return status;

@@ -51,6 +51,16 @@ static int empty_file(struct restore *restore, uint64_t size_bytes, struct error
     return image_open(restore->transfer.io, restore->target_path, false, &restore->target, err);
 }
 
+/* Any file of the set: another disk's image, or another point's, must not be lost to a slip of the fingers. */
+static bool lies_in_set(const struct restore *restore)
+{
+    char set[PATH_MAX], target[PATH_MAX];
+    if (!realpath(set_path(restore->set), set) || !realpath(restore->target_path, target))
+        return false;
+    size_t length = strlen(set);
+    return strncmp(target, set, length) == 0 && target[length] == '/';
+}
+
 static int open_existing(struct restore *restore, const struct stat *stat, uint64_t size_bytes, struct error *err)
 {
     struct stat image;
@@ -61,6 +71,8 @@ static int open_existing(struct restore *restore, const struct stat *stat, uint6
         return error_set(err, EEXIST, "'%s' exists; it is overwritten only with --force", path);
     if (lstat(restore->image, &image) == 0 && image.st_dev == stat->st_dev && image.st_ino == stat->st_ino)
         return error_set(err, EINVAL, "'%s' is the image in the backup set itself", path);
+    if (lies_in_set(restore))
+        return error_set(err, EINVAL, "'%s' is a file of the backup set itself", path);
     if (S_ISREG(stat->st_mode) && stat->st_size == 0 && truncate(path, (off_t)size_bytes) < 0) /* nothing to lose */
         return error_set(err, errno, "can't give '%s' a size of %llu bytes: %s", path, (unsigned long long)size_bytes,
                          error_name(errno));

@@ -109,7 +109,10 @@ def test_restore_over_what_is_there(t):
     before = look(t.path("set"))
     refused = t.fleece(*restore, t.path("set") / point / "vda.raw", "--force", status=1).stderr
     assert "is the image in the backup set itself" in refused, refused
-    for wrong, words in ((t.dir, "neither a file nor a block device"), (t.dir / "none" / "x", "No such file")):
+    for other in ("vdb.raw", "manifest.json", "../fleece.json"):
+        refused = t.fleece(*restore, t.path("set") / point / other, "--force", status=1).stderr
+        assert "is a file of the backup set itself" in refused, refused
+    for wrong, words in ((t.dir, "neither a file nor a block device"), (t.dir / "none" / "x", "there is no such folder")):
         said = t.fleece(*restore, wrong, "--force", status=1).stderr
         assert words.lower() in said.lower() and said.count("\n") == 1, said
     assert look(t.path("set")) == before
