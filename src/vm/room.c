@@ -163,6 +163,23 @@ static void room_begin(struct room *room)
     room_send_orders(room, ROOM_BREAKING, order_break);
 }
 
+/* Whether to tell that the room is idle. No point is left, so nobody asks any more; but a disk may have asked, and its
+ * nudge be slower than the end of the points: it arrives, and starts a round, which must find the room. */
+static void room_look_idle(struct room *room)
+{
+    if (!room->idle_wanted)
+        return;
+    bool asked = false;
+    for (unsigned i = 0; i < room->disk_count; i++)
+        asked = asked || atomic_load(&room->disks[i]->ask.on_its_way);
+    if (room->state != ROOM_IDLE || (asked && !MUTANT(room_forgets_who_asked))) {
+        PROBE(room_idle_awaited);
+        return;
+    }
+    room->idle_wanted = false;
+    io_post(room->control, &room->idle_question);
+}
+
 static void room_order_back(struct io_message *message)
 {
     struct room *room = container_of(message, struct room_disk, order)->room;
@@ -177,9 +194,8 @@ static void room_order_back(struct io_message *message)
     if (room->asked_again) {
         PROBE(room_asked_again);
         room_begin(room);
-    } else if (room->idle_wanted) {
-        PROBE(room_idle_awaited);
-        io_post(room->control, &room->idle_question);
+    } else {
+        room_look_idle(room);
     }
 }
 
@@ -214,8 +230,7 @@ static void room_idle_asked(struct io_message *message)
     struct room *room = container_of(message, struct room, idle_question);
     message->deliver = room_is_idle;
     room->idle_wanted = true;
-    if (room->state == ROOM_IDLE)
-        io_post(room->control, message);
+    room_look_idle(room);
 }
 
 void room_when_idle(struct room *room, void (*idle)(void *argument), void *argument)

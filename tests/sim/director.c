@@ -101,6 +101,7 @@ static void create_done(void *argument, struct snapshot *created, const struct e
         sim_fail(sim, "snapshot %s was created, and never published", snapshot->name);
     snapshot->live = true;
     sim->created++;
+    sim->last_created = sim->last_created || (sim->requests_left < 60 && sim->attempts >= 3);
     chains_note_last(sim, snapshot);
     chains_check(sim, snapshot);
     check_info(sim, snapshot, created);
@@ -238,7 +239,8 @@ static void director_tick(struct io_timer *timer)
 {
     struct sim *sim = container_of(timer, struct sim, director);
     stick_or_not(sim);
-    director_act(sim);
+    if (!sim->last_created)
+        director_act(sim);
     io_timer_set(sim->control, timer,
                  world_now(sim->world) + sim_below(sim, sim_slow(sim) ? 20 * NS_PER_MS : 800 * NS_PER_US));
 }

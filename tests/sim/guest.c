@@ -146,22 +146,30 @@ static void guest_issue(struct guest *guest)
     guest->submitting = false;
 }
 
+static void guest_next(struct guest *guest);
+
 static void guest_pause_over(struct io_timer *timer)
 {
-    guest_issue(container_of(timer, struct guest, pause));
+    struct guest *guest = container_of(timer, struct guest, pause);
+    if (sim_waits_for_last(guest->disk->sim))
+        guest_next(guest);
+    else
+        guest_issue(guest);
 }
 
 static void guest_next(struct guest *guest)
 {
     struct sim *sim = guest->disk->sim;
-    bool slow = sim_slow(sim) && sim_chance(sim, 960);
+    bool slow = sim_waits_for_last(sim) || (sim_slow(sim) && sim_chance(sim, 960));
     if (!slow && !sim_chance(sim, 200)) {
         guest_issue(guest);
         return;
     }
     guest->pause.fire = guest_pause_over;
     io_timer_set(guest->disk->io, &guest->pause,
-                 world_now(sim->world) + sim_below(sim, slow ? 30 * NS_PER_MS : 300 * NS_PER_US));
+                 world_now(sim->world) + sim_below(sim, sim_waits_for_last(sim) ? NS_PER_MS
+                                                        : slow                  ? 30 * NS_PER_MS
+                                                                                : 300 * NS_PER_US));
 }
 
 void sim_check_extents(const struct sim *sim, const struct request *req, const uint8_t *bytes, const char *whose)

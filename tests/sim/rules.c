@@ -598,6 +598,33 @@ static void c13_a_segment_in_use_is_not_punched(void **state)
     stage_end(&stage);
 }
 
+/* ---- R7 ---- */
+
+/* A disk has lost data and told the room; the news is slower than the end of the last snapshot: the VM waits for it. */
+static void r7_the_vm_waits_for_what_was_asked(void **state)
+{
+    (void)state;
+    struct stage stage;
+    stage_begin(&stage, &two_disks);
+    struct stage_snapshot *snapshot = stage_snapshot(&stage, "s");
+    stage.slow_from = stage.io[1];
+    stage.slow_to = stage.io[0];
+    stage.fail_with = -EIO;
+    stage_hold(&stage, WORLD_READ, 1);
+    write_and_wait(&stage, 1, 7, 200);
+    stage_hold_no_more(&stage);
+    stage_delete(&stage, snapshot);
+    stage_settle(&stage);
+    assert_true(snapshot->deleted);
+    stage_destroy_vm(&stage);
+    stage_settle(&stage);
+    assert_false(stage.gone);
+    stage.slow_from = NULL;
+    world_run_for(stage.world, 2 * NS_PER_S);
+    assert_true(stage.gone);
+    stage_end(&stage);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -621,6 +648,7 @@ int main(void)
         cmocka_unit_test(c10_a_killed_daemons_writes_land_before_the_next_one_starts),
         cmocka_unit_test(c13_a_full_tmpfs_breaks_the_snapshot),
         cmocka_unit_test(c13_a_segment_in_use_is_not_punched),
+        cmocka_unit_test(r7_the_vm_waits_for_what_was_asked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -72,6 +72,13 @@ static bool gate(void *context, const struct world_io *io)
     return true;
 }
 
+/* What the reactors have to say to one another takes long, compared with what the control thread says. */
+static uint64_t delay(void *context, struct io *from, struct io *to)
+{
+    struct sim *sim = context;
+    return sim->tight && from != sim->control && to != sim->control ? sim_below(sim, 30 * NS_PER_MS) : 0;
+}
+
 static void disk_create_content(struct sim_disk *disk)
 {
     struct sim *sim = disk->sim;
@@ -343,7 +350,8 @@ uint64_t sim_run(const struct sim_options *options)
                                   .short_per_1024 = sim->file_driver ? 64 : 0,
                                   .message_ns = sim->message_ns,
                                   .fault = fault,
-                                  .gate = gate};
+                                  .gate = gate,
+                                  .delay = delay};
     sim->world = world_create(&world);
     sim->control = world_reactor(sim->world, "control", 0);
     sim->reactor_count = 1 + (unsigned)sim_below(sim, SIM_REACTORS);

@@ -127,6 +127,7 @@ struct sim {
     uint64_t slow_until;         /* the guests take their time: a cut is tried again after a pause */
     uint64_t stuck, stuck_until; /* operation that the gate holds */
     bool stick_next;
+    bool last_created; /* tight: the snapshot in whose first moments the guests come to their end */
     bool status_known;
     struct vm_status status;
 };
@@ -142,6 +143,12 @@ static inline uint64_t sim_below(struct sim *sim, uint64_t below)
 static inline bool sim_chance(struct sim *sim, unsigned per_1024)
 {
     return world_chance(sim->world, per_1024);
+}
+
+/* A tight run keeps its last requests for the moment after a cut: the VM ends while its disks ask for room. */
+static inline bool sim_waits_for_last(const struct sim *sim)
+{
+    return sim->tight && sim->requests_left < 60 && !sim->last_created;
 }
 
 static inline bool sim_slow(const struct sim *sim)

@@ -42,6 +42,12 @@ static void landed(void *context, const struct world_io *io, int64_t result)
         stage->landed[stage->landed_count++] = io->range.start / STAGE_BLOCK;
 }
 
+static uint64_t delay(void *context, struct io *from, struct io *to)
+{
+    struct stage *stage = context;
+    return from != NULL && from == stage->slow_from && to == stage->slow_to ? NS_PER_S : 0;
+}
+
 void stage_hold(struct stage *stage, enum world_kind kind, unsigned disk)
 {
     stage->holding = true;
@@ -178,6 +184,7 @@ void stage_begin(struct stage *stage, const struct stage_options *options)
                                   .gate = gate,
                                   .fault = fault,
                                   .landed = landed,
+                                  .delay = delay,
                                   .shm_max_bytes = options->tmpfs_bytes};
     stage->world = world_create(&world);
     stage->control = world_reactor(stage->world, "control", 0);
@@ -210,10 +217,16 @@ static void end_vm(void *argument)
     vm_destroy(stage->vm, vm_gone, stage);
 }
 
+void stage_destroy_vm(struct stage *stage)
+{
+    world_call(stage->control, end_vm, stage);
+}
+
 void stage_end(struct stage *stage)
 {
     assert_int_equal(world_held(stage->world), 0);
-    world_call(stage->control, end_vm, stage);
+    if (!stage->gone)
+        stage_destroy_vm(stage);
     stage_settle(stage);
     assert_true(stage->gone);
     assert_int_equal(world_destroy(stage->world, stderr), 0);

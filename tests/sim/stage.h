@@ -46,7 +46,8 @@ struct stage {
     int fail_with;       /* the operations that would be held fail with this instead */
     uint64_t landed[64]; /* offsets of the guest's writes, in the order in which they landed */
     unsigned landed_count;
-    bool keep_exports; /* unpublish waits for stage_withdraw() */
+    struct io *slow_from, *slow_to; /* messages between these take a second longer */
+    bool keep_exports;              /* unpublish waits for stage_withdraw() */
     struct stage_answer answers[64];
     unsigned answer_count, kept;
     bool gone;
@@ -69,7 +70,8 @@ struct stage_options {
 };
 
 void stage_begin(struct stage *stage, const struct stage_options *options);
-void stage_end(struct stage *stage); /* ends the VM; nothing may be left */
+void stage_end(struct stage *stage);        /* ends the VM; nothing may be left */
+void stage_destroy_vm(struct stage *stage); /* asks for the end of the VM, which sets `gone` */
 
 /* Each block of each disk is filled with its own value at the beginning. */
 uint8_t stage_first_value(unsigned disk, uint64_t block);

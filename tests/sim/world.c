@@ -513,6 +513,8 @@ static void op_post(struct io *to, struct io_message *message)
         return;
     uint64_t *last = &reactor->post_last[world->current != NULL ? world->current->index : WORLD_REACTORS];
     uint64_t due = world->now + world_latency(world, world->options.message_ns);
+    if (world->options.delay != NULL)
+        due += world->options.delay(world->options.context, world->current != NULL ? &world->current->io : NULL, to);
     *last = due > *last ? due : *last + 1;
     struct event *event = event_new(reactor, WORLD_MESSAGE, NULL);
     event->message = message;

@@ -59,6 +59,8 @@ struct world_options {
     int (*fault)(void *context, const struct world_io *io); /* 0, or -errno: this operation fails so */
     bool (*gate)(void *context, const struct world_io *io); /* true: keep it until world_let_go() */
     void (*landed)(void *context, const struct world_io *io, int64_t result); /* it has taken effect */
+    uint64_t (*delay)(void *context, struct io *from,
+                      struct io *to); /* of a message, on top of its latency; from: NULL */
 };
 
 struct world *world_create(const struct world_options *options);
