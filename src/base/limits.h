@@ -84,9 +84,6 @@ enum {
     LIMIT_COPY_BLOCKS = 64,
     /* Reads and status queries under way on one view of a snapshot; further ones park. */
     LIMIT_SNAPSHOT_READS = 32,
-    /* What snapshot readers may have under way on a disk while the guest is idle, in segments; half a one while it is busy
-     * (read_gate.c has the figures). 4 MiB keep any disk at its full rate up to 1 GiB/s and 4 ms. */
-    LIMIT_GATE_IDLE_SEGMENTS = 4,
     /* Blocks of a snapshot that one status query looks at (64 MiB, about 200 us); the client asks on from there. */
     LIMIT_STATUS_BLOCKS = 16384,
     /* Bytes of the cache's map for one slot: key 8, chain 4, bucket 4. */

@@ -501,7 +501,7 @@ int cbw_create(const struct cbw_options *options, struct copy_before_write **cre
     cbw->sweep.run = cbw_sweep_step;
     cbw->sweep_again.fire = cbw_sweep_on;
     cbw_init_lists(cbw);
-    read_gate_init(&cbw->gate, disk, options->segment_bytes);
+    read_gate_init(&cbw->gate, disk, &cbw->copies_in_flight, options->segment_bytes);
     int status = ram_tier_init(&cbw->tier, disk->node.io, options->budget, cbw->block_shift, options->segment_bytes,
                                err);
     if (status == 0 && block_map_init(&cbw->map, ram_tier_slots_max(&cbw->tier)) < 0) {

@@ -2,11 +2,11 @@
 /*
  * The gate in front of the disk for snapshot readers; see read_gate.h.
  *
- * The guest counts as busy for READ_GATE_BUSY_NS after a request of it was seen: in flight, or by the disk's counters. They
- * are looked at when a reader asks, so the guest's own path pays nothing. With a busy guest half a segment may be in
- * flight, else LIMIT_GATE_IDLE_SEGMENTS of them. Measured with a guest at queue depth 1 and nbdcopy pulling 256 KiB pieces,
- * guest writes per second and GiB/s pulled: 8 MiB in flight 72 and 0.74, 1 MiB 185 and 0.44, 512 KiB 612 and 0.60,
- * 256 KiB 750 and 0.51.
+ * The guest counts as busy for READ_GATE_BUSY_NS after a request of it was seen: under way, or by the disk's counters. They
+ * are looked at when a reader asks, so the guest's own path pays nothing. With a busy guest a quarter of a segment may be in
+ * flight, else a whole one. Both were measured with nbdcopy pulling 256 KiB pieces: 8 MiB in flight starve a guest at queue
+ * depth 1 down to 72 writes a second, at times for half a second, for a disk need not be fair; 1 MiB gives it 185, 512 KiB
+ * 612, 256 KiB 750, and the pull still 0.5 GiB/s of 0.7. More than 1 MiB makes the pull no faster.
  *
  * A reader goes on as soon as less than the limit is in flight, so a single one always does, whatever its length, and a
  * waiting one never waits for the guest, only for other readers.
@@ -24,7 +24,7 @@ static uint64_t guest_requests(const struct disk *disk)
 static bool guest_is_busy(struct read_gate *gate)
 {
     uint64_t now_ns = io_now_ns(gate->disk->node.io), requests = guest_requests(gate->disk);
-    if (requests != gate->requests_seen || gate->disk->writes_in_flight > 0) {
+    if (requests != gate->requests_seen || gate->disk->writes_in_flight > 0 || *gate->copies_in_flight > 0) {
         gate->requests_seen = requests;
         gate->busy_until_ns = now_ns + READ_GATE_BUSY_NS;
     }
@@ -46,12 +46,14 @@ static void gate_wake(struct io_task *task)
     }
 }
 
-void read_gate_init(struct read_gate *gate, const struct disk *disk, uint64_t segment_bytes)
+void read_gate_init(struct read_gate *gate, const struct disk *disk, const uint32_t *copies_in_flight,
+                    uint64_t segment_bytes)
 {
     *gate = (struct read_gate){
         .disk = disk,
-        .busy_bytes = segment_bytes / 2,
-        .idle_bytes = segment_bytes * LIMIT_GATE_IDLE_SEGMENTS,
+        .copies_in_flight = copies_in_flight,
+        .busy_bytes = segment_bytes / 4,
+        .idle_bytes = segment_bytes,
         .requests_seen = guest_requests(disk),
         .wake.run = gate_wake,
     };

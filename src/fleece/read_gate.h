@@ -12,6 +12,7 @@
 
 struct read_gate {
     const struct disk *disk;
+    const uint32_t *copies_in_flight; /* that guest writes wait for */
     uint64_t bytes_in_flight;
     uint64_t busy_bytes, idle_bytes; /* a read may start while less than this is in flight */
     uint64_t requests_seen;          /* of the guest, when the gate last looked */
@@ -26,7 +27,8 @@ struct read_gate_waiter {
     void (*go)(struct read_gate_waiter *waiter);
 };
 
-void read_gate_init(struct read_gate *gate, const struct disk *disk, uint64_t segment_bytes);
+void read_gate_init(struct read_gate *gate, const struct disk *disk, const uint32_t *copies_in_flight,
+                    uint64_t segment_bytes);
 /* Nothing is in flight or waiting. */
 void read_gate_fini(struct read_gate *gate);
 
