@@ -38,13 +38,14 @@ def b1(bench):
         for queue in (1, 32):
             candidates = {name: lambda m=make: measure(m, kind, queue) for name, make in servers.items()}
             candidates["plain fio"] = lambda: fio(kind, queue, bench.seconds, bench.ramp, path=bench.disk)
-            bench.report.compare(f"{kind}, QD{queue}", candidates, {"iops": "more", "p99_us": "less"})
+            bench.report.compare(f"{kind}, QD{queue}", candidates, {"iops": "more", "p50_us": "less", "p99_us": "less"})
 
 
 def snapshot_servers(bench):
+    """For the first (newest) peer also with its target in memory, where our old data goes."""
     disks = {"vda": bench.disk}
     return {"fleece": lambda: Fleece(bench.work, disks, ram=ram_for(bench.size)), **peers(bench, disks),
-            **{f"{name}, tmpfs": make for name, make in peers(bench, disks, target_dir="/dev/shm").items()}}
+            **{f"{name}, tmpfs": make for name, make in list(peers(bench, disks, target_dir="/dev/shm").items())[:1]}}
 
 
 def b2(bench):
@@ -57,7 +58,7 @@ def b2(bench):
     for queue in (1, 32):
         candidates = {name: lambda m=make: measure(m, queue) for name, make in snapshot_servers(bench).items()}
         candidates["plain fio"] = lambda: fio("randwrite", queue, bench.seconds, 0, path=bench.disk)
-        bench.report.compare(f"first writes, QD{queue}", candidates, {"iops": "more", "p99_us": "less"})
+        bench.report.compare(f"first writes, QD{queue}", candidates, {"iops": "more", "p50_us": "less", "p99_us": "less"})
 
 
 def b3(bench):
@@ -72,7 +73,8 @@ def b3(bench):
 
     for queue in (1, 32):
         candidates = {name: lambda m=make: measure(m, queue) for name, make in snapshot_servers(bench).items()}
-        bench.report.compare(f"pulled, QD{queue}", candidates, {"iops": "more", "p99_us": "less", "pull_gib_s": "more"})
+        bench.report.compare(f"pulled, QD{queue}", candidates,
+                             {"iops": "more", "p50_us": "less", "p99_us": "less", "pull_gib_s": "more"})
 
 
 def b5(bench):
