@@ -73,6 +73,7 @@ class Report:
                            "ratios": [{"metric": m, "to": n, "ratio": r} for (m, n), r in ratios.items()]})
 
     def save(self):
+        """Raw figures of the row so far."""
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{self.row.lower()}.json"
         path.write_text(json.dumps({**self.head, "cells": self.cells}, indent=1) + "\n")

@@ -182,6 +182,8 @@ class Qsd(Server):
         super().__exit__()
         for path in self.targets:
             path.unlink()
+        if self.targets:
+            os.sync()  # a file system with `discard` is busy with it for a while: not during the next run
 
     def add_file(self, node, path):
         """Caching is said for the protocol node, where it is decided."""
