@@ -7,6 +7,8 @@ import signal
 import struct
 import time
 
+import nbd
+
 import harness
 from nbd_raw import (BLOCK_STATUS, DISC, ESHUTDOWN, FLUSH, FUA, OPT_EXPORT_NAME, OPT_GO, OPT_LIST, OPT_SET_META,
                      OPT_STRUCTURED_REPLY, READ, WRITE, WRITE_ZEROES, Closed, Raw, command_bytes, info_data, is_served,
@@ -189,6 +191,22 @@ def test_half_a_write_for_ever(t):
     assert is_served(d)
     for c in stalled:
         c.close()
+
+
+def test_many_that_stop_leave_room_for_the_next(t):
+    """Each reads well for a while, so that it may borrow memory, and then takes no more of its replies."""
+    d = t.daemon({"vda": ",driver=null,size=64M"})
+    stopped = []
+    for _ in range(60):
+        h = nbd.NBD()
+        h.connect_uri(d.uri("vda"))
+        start = time.monotonic()
+        for at in range(0, 13 * MIB, MIB):
+            h.pread(MIB, at)
+        assert time.monotonic() - start < 10, f"client {len(stopped)} waited for those that stopped"
+        for k in range(30):
+            h.aio_pread(nbd.Buffer(256 << 10), k << 18)
+        stopped.append(h)
 
 
 def test_stop_with_clients_in_every_phase(t):
