@@ -48,8 +48,8 @@ struct copy_before_write {
     struct disk *disk;
     struct cbw_hooks hooks;
     unsigned block_shift;
-    struct list points; /* oldest first; every point that went live and is not freed */
-    unsigned prepared;  /* points that did not go live yet */
+    struct list points;   /* oldest first; every point that went live and is not freed */
+    struct list prepared; /* points that did not go live yet */
     uint32_t newest_live;
     struct ram_tier tier;
     struct block_map map;
@@ -89,7 +89,7 @@ struct point *point_create(struct copy_before_write *cbw, uint32_t epoch)
     point->cbw = cbw;
     point->epoch = epoch;
     point->state = POINT_PREPARED;
-    cbw->prepared++;
+    list_append(&cbw->prepared, &point->link);
     return point;
 }
 
@@ -98,9 +98,13 @@ void point_go_live(struct point *point)
     struct copy_before_write *cbw = point->cbw;
     assert(point->state == POINT_PREPARED && point->epoch > cbw->newest_live);
     assert(cbw->disk->holding && cbw->disk->writes_in_flight == 0);
-    cbw->prepared--;
-    point->state = POINT_LIVE;
+    list_remove(&point->link);
     list_append(&cbw->points, &point->link);
+    if (point->broken_early) {
+        point->state = POINT_BROKEN;
+        return;
+    }
+    point->state = POINT_LIVE;
     if (!cbw->newest_live)
         disk_set_filter(cbw->disk, &cbw->node);
     cbw->newest_live = point->epoch;
@@ -154,10 +158,7 @@ void point_end(struct point *point)
 void point_free(struct point *point)
 {
     assert(point->state == POINT_DELETED || point->state == POINT_PREPARED);
-    if (point->state == POINT_PREPARED)
-        point->cbw->prepared--;
-    else
-        list_remove(&point->link);
+    list_remove(&point->link);
     free(point);
 }
 
@@ -172,13 +173,18 @@ void cbw_break(struct copy_before_write *cbw, uint32_t first_epoch, uint32_t las
             died = true;
         }
     }
+    list_each (link, &cbw->prepared) {
+        struct point *point = container_of(link, struct point, link);
+        if (point->epoch >= first_epoch && point->epoch <= last_epoch)
+            point->broken_early = true;
+    }
     if (died)
         points_died(cbw);
 }
 
 bool cbw_has_points(const struct copy_before_write *cbw)
 {
-    return cbw->prepared > 0 || !list_empty(&cbw->points);
+    return !list_empty(&cbw->prepared) || !list_empty(&cbw->points);
 }
 
 const char *point_preserved(const struct point *point, uint64_t block)
@@ -473,6 +479,7 @@ static const struct node_ops cbw_node_ops = {
 
 static void cbw_init_lists(struct copy_before_write *cbw)
 {
+    list_init(&cbw->prepared);
     list_init(&cbw->points);
     list_init(&cbw->copies);
     list_init(&cbw->idle_copies);

@@ -13,7 +13,7 @@
 struct copy_before_write;
 
 enum point_state {
-    POINT_PREPARED, /* made before the cut; not in the list of points */
+    POINT_PREPARED, /* made before the cut; its view answers nothing yet */
     POINT_LIVE,     /* its view is whole */
     POINT_BROKEN,   /* a block that it needed was lost: reads fail */
     POINT_DELETED,  /* reads fail; waits to be freed */
@@ -24,6 +24,7 @@ struct point { /* one disk's part of a snapshot */
     struct copy_before_write *cbw;
     uint32_t epoch; /* of the snapshot: the same on all disks of the VM */
     enum point_state state;
+    bool broken_early; /* another disk, cut earlier, lost a block of it before this disk heard of the cut */
 };
 
 struct cbw_hooks { /* on the disk's reactor; they must not call back into the filter */
@@ -59,7 +60,7 @@ void point_end(struct point *point);
 /* After point_end(), or never live; no read of it is under way. */
 void point_free(struct point *point);
 
-/* Breaks the live points with first <= epoch <= last. */
+/* Breaks the live points with first <= epoch <= last; prepared ones will go live broken. */
 void cbw_break(struct copy_before_write *cbw, uint32_t first_epoch, uint32_t last_epoch);
 /* Room may be there: writes that wait for it are decided again. */
 void cbw_retry(struct copy_before_write *cbw);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * Several losses of old data at once: a disk goes bad while two snapshots live, and the copies of two blocks fail, that of
- * the newer snapshot first. Both snapshots must be said to be broken, and must be broken on every disk (R4).
+ * the newer snapshot first. Both snapshots must be said to be broken, and must be broken on every disk (R4). And a loss
+ * that one disk reports before another disk has heard of the cut.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -13,6 +14,7 @@
 #include <cmocka.h>
 
 #include "base/limits.h"
+#include "fleece/snapshot_access.h"
 #include "sim_leaf.h"
 #include "vm/vm.h"
 #include "world.h"
@@ -247,8 +249,64 @@ static void test_newer_loss_first(void **state)
     free(scene);
 }
 
+static void drained(void *context)
+{
+    *(bool *)context = true;
+}
+
+static void quiet(struct cbw_waiter *waiter)
+{
+    (void)waiter;
+}
+
+/* The order to break overtakes the message that lets this disk do its part of the cut. */
+static void test_break_overtakes_the_cut(void **state)
+{
+    (void)state;
+    struct world *world = world_create(&(struct world_options){.seed = 1});
+    struct io *io = world_reactor(world, "vda", 0);
+    struct budget budget = {.max_bytes = 16 * MIB};
+    struct copy_before_write *cbw;
+    struct cbw_waiter waiter = {.quiet = quiet};
+    struct node *leaf;
+    struct error err;
+    bool is_drained = false;
+    world_file_create(world, "vda", DISK_BYTES, 512, false);
+    world_act_as(world, io);
+    assert_int_equal(sim_leaf_open(io, "vda", &leaf), 0);
+    struct disk *disk = disk_create("vda", leaf);
+    assert_int_equal(cbw_create(&(struct cbw_options){.disk = disk,
+                                                      .budget = &budget,
+                                                      .block_bytes = BLOCK_BYTES_DEFAULT,
+                                                      .segment_bytes = SEGMENT_BYTES_DEFAULT},
+                                &cbw, &err),
+                     0);
+    struct point *older = point_create(cbw, 1), *point = point_create(cbw, 2);
+    disk_hold(disk, drained, &is_drained);
+    assert_true(is_drained);
+    cbw_break(cbw, 2, 2);
+    point_go_live(point);
+    disk_release(disk);
+    assert_int_equal(point->state, POINT_BROKEN);
+    assert_int_equal(older->state, POINT_PREPARED);
+    assert_null(disk->filter);
+    point_end(point);
+    point_free(point);
+    point_free(older);
+    cbw_when_quiet(cbw, &waiter);
+    world_act_as(world, NULL);
+    world_run_for(world, NS_PER_MS);
+    world_act_as(world, io);
+    assert_false(cbw_has_points(cbw));
+    cbw_destroy(cbw);
+    disk_destroy(disk);
+    world_act_as(world, NULL);
+    assert_int_equal(world_destroy(world, stderr), 0);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_newer_loss_first)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_newer_loss_first),
+                                       cmocka_unit_test(test_break_overtakes_the_cut)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
