@@ -104,8 +104,8 @@ enum {
     /* Replies gathered into one send. */
     LIMIT_NBD_SEND_FRAGMENTS = 256,
 
-    /* Entries looked at per tick while slots of a dead point are freed: about 100 us. And slots freed: giving back the memory
-     * of a segment, 256 of them, was measured at up to 600 us. */
+    /* Entries looked at per tick while slots of a dead point are freed: about 100 us. And slots freed: giving back the
+     * memory of a segment, 256 of them, was measured at up to 600 us. */
     LIMIT_SWEEP_STEP = 8192,
     LIMIT_SWEEP_FREES = 256,
 };

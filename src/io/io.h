@@ -94,7 +94,7 @@ struct io_ops {
     void (*post)(struct io *to, struct io_message *message); /* any thread; in order between any two threads */
     /* Runs work(argument) on a helper thread; its return value is the result. In the simulation: inline, later. */
     void (*work)(struct io *io, struct io_op *op, int64_t (*work)(void *argument), void *argument);
-/* Blocks the calling thread, whichever it is: for the control path, as in file_open(). */
+    /* Blocks the calling thread, whichever it is: for the control path, as in file_open(). */
     void (*sleep)(struct io *io, uint64_t duration_ns);
 
     /* Files: these may block and return at once; for the control path and for set-up. */
