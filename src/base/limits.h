@@ -24,6 +24,14 @@ enum {
     LIMIT_DISKS = 64,
     /* I/O threads of one daemon. */
     LIMIT_REACTORS = 32,
+    /* ... and of one that was not told how many: more seldom help one VM. */
+    LIMIT_REACTORS_DEFAULT = 4,
+    /* Addresses to serve NBD on: one for each way in is what people use. */
+    LIMIT_NBD_ADDRESSES = 8,
+    /* Pieces of a READ that must be one run of bytes, read or waiting to be sent at once. */
+    LIMIT_NBD_STREAM_PIECES = 2,
+    /* The record of a daemon's sockets, read back after a crash: a hundred bytes each. */
+    LIMIT_RUNTIME_RECORD_BYTES = 64 * 1024,
     /* Snapshots of one VM that live at once: every point lengthens the list that a write looks at. */
     LIMIT_SNAPSHOTS = 64,
 
@@ -68,6 +76,10 @@ enum {
     LIMIT_POINTS_PER_SECOND = 99,
     /* Control connections at once: a handful of tools, with room; one more is told so and closed. */
     LIMIT_CONTROL_CLIENTS = 64,
+    /* Connections beyond that which are told so at the same time; further ones wait in the kernel's queue. */
+    LIMIT_CONTROL_REFUSALS = 8,
+    /* Replies that a control client may leave untaken before its next command is looked at: a few of the longest. */
+    LIMIT_CONTROL_PIPELINE_BYTES = 64 * 1024,
     /* One message to the daemon: commands are a few hundred bytes. */
     LIMIT_CONTROL_MESSAGE_BYTES = 64 * 1024,
     /* Nesting of a message: the deepest command has 3. */
@@ -146,7 +158,7 @@ enum {
 /* Clients of an export that is removed: for requests under way to be answered. */
 #define NBD_SHUTDOWN_NS (1 * NS_PER_S)
 /* Pause of accept when the process has no descriptor left. */
-#define NBD_ACCEPT_PAUSE_NS (100 * NS_PER_MS)
+#define ACCEPT_PAUSE_NS (100 * NS_PER_MS)
 /* How often buffers of connections that became idle are looked for. */
 #define NBD_SWEEP_NS (1 * NS_PER_S)
 
@@ -180,6 +192,10 @@ enum {
 #define TRANSFER_PATIENCE_NS (2 * NS_PER_S)
 /* An NBD server that has not finished its handshake by then is taken for dead. */
 #define NBD_CONNECT_NS (10 * NS_PER_S)
+
+/* The lock of a VM's name is waited for as long as a killed daemon may take to exit, and looked at this often. */
+#define CLAIM_WAIT_NS (1 * NS_PER_S)
+#define CLAIM_POLL_NS (20 * NS_PER_MS)
 
 /* A control client that has not negotiated by then is dropped: long enough for a person who types. */
 #define CONTROL_NEGOTIATE_NS (60 * NS_PER_S)

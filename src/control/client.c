@@ -4,7 +4,7 @@
  *
  * States: greeted -> negotiated -> finishing -> hung up -> freed; a peer may jump to "hung up" from anywhere.
  * Commands of one connection are executed one after the other; the next one is looked at when the last has
- * been answered and the peer takes its answers (below PIPELINE_BYTES wait). So nobody can make the daemon
+ * been answered and the peer takes its answers (below LIMIT_CONTROL_PIPELINE_BYTES wait). So nobody can make the daemon
  * queue more than one answer and LIMIT_CONTROL_QUEUE_BYTES of events: a peer that lets more events pile up is
  * dropped.
  *
@@ -23,8 +23,6 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "control/describe.h"
-
-enum { PIPELINE_BYTES = 64 * 1024 };
 
 static void client_receive(struct control_client *client);
 static void client_transmit(struct control_client *client);
@@ -233,7 +231,7 @@ static void client_process(struct io_task *task)
 {
     struct control_client *client = container_of(task, struct control_client, process);
     bool more = true;
-    while (more && !client->request && !client->finishing && output_bytes(client) < PIPELINE_BYTES)
+    while (more && !client->request && !client->finishing && output_bytes(client) < LIMIT_CONTROL_PIPELINE_BYTES)
         more = client_take_message(client);
     if (client->hung_up) {
         client_try_free(client);

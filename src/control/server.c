@@ -2,7 +2,7 @@
 /*
  * The control server: the listener, the list of its clients, the end.
  *
- * At most LIMIT_CONTROL_CLIENTS connections; one more is told so and closed, and REFUSED_AT_ONCE more than
+ * At most LIMIT_CONTROL_CLIENTS connections; one more is told so and closed, and LIMIT_CONTROL_REFUSALS more than
  * that are closed without a word. A failed accept (out of descriptors) is tried again after a pause, so that
  * it neither spins nor ends the service.
  *
@@ -19,9 +19,6 @@
 
 #include "base/limits.h"
 
-enum { REFUSED_AT_ONCE = 8 };
-#define ACCEPT_PAUSE_NS (100 * NS_PER_MS)
-
 static void server_accept(struct control_server *server)
 {
     if (server->listener < 0 || server->accepting || server->destroyed)
@@ -34,7 +31,7 @@ void control_server_adopt(struct control_server *server, int fd)
 {
     char refusal[128];
     snprintf(refusal, sizeof refusal, "too many control connections: %d at most", LIMIT_CONTROL_CLIENTS);
-    if (server->client_count >= LIMIT_CONTROL_CLIENTS + REFUSED_AT_ONCE || server->destroyed)
+    if (server->client_count >= LIMIT_CONTROL_CLIENTS + LIMIT_CONTROL_REFUSALS || server->destroyed)
         io_close(server->io, fd);
     else
         client_create(server, fd, server->client_count >= LIMIT_CONTROL_CLIENTS ? refusal : NULL);

@@ -40,7 +40,6 @@
 #include "io/ring.h"
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_INTERRUPTED = 130 };
-enum { REACTORS_DEFAULT_MAX = 4 };
 
 enum state {
     DAEMON_CLAIM,
@@ -75,7 +74,7 @@ struct daemon {
     struct signalfd_siginfo signal;
     char control_path[4160];
     char nbd_default[4170];
-    const char *nbd[OPTIONS_NBD_MAX];
+    const char *nbd[LIMIT_NBD_ADDRESSES];
     unsigned nbd_count;
     const char *disk_files[LIMIT_DISKS];
 };
@@ -271,7 +270,7 @@ static void vm_snapshot_deleted(void *context, const char *name, const char *uui
 
 static void record_sockets(struct daemon *daemon)
 {
-    const char *paths[OPTIONS_NBD_MAX + 1] = {daemon->control_path};
+    const char *paths[LIMIT_NBD_ADDRESSES + 1] = {daemon->control_path};
     unsigned count = 1;
     struct error err;
     for (unsigned i = 0; i < daemon->nbd_count; i++)
@@ -384,8 +383,8 @@ static unsigned reactors_wanted(const struct options *options)
     cpu_set_t set;
     unsigned processors = sched_getaffinity(0, sizeof set, &set) == 0 ? (unsigned)CPU_COUNT(&set) : 1;
     unsigned wanted = options->disk_count < processors ? options->disk_count : processors;
-    if (wanted > REACTORS_DEFAULT_MAX)
-        wanted = REACTORS_DEFAULT_MAX;
+    if (wanted > LIMIT_REACTORS_DEFAULT)
+        wanted = LIMIT_REACTORS_DEFAULT;
     return options->io_threads ? options->io_threads : wanted;
 }
 

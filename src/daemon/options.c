@@ -197,8 +197,8 @@ static int make_absolute(const char *option, const char *prefix, const char *pat
 
 static int parse_nbd(struct options *options, const char *text, struct error *err)
 {
-    if (options->nbd_count == OPTIONS_NBD_MAX)
-        return error_set(err, EINVAL, "--nbd: more than %d addresses", OPTIONS_NBD_MAX);
+    if (options->nbd_count == LIMIT_NBD_ADDRESSES)
+        return error_set(err, EINVAL, "--nbd: more than %d addresses", LIMIT_NBD_ADDRESSES);
     char **address = &options->nbd[options->nbd_count];
     if (strncmp(text, "unix:", 5) == 0) {
         int status = make_absolute("--nbd", "unix:", text + 5, address, err);
@@ -330,7 +330,7 @@ void options_fini(struct options *options)
 {
     for (unsigned i = 0; i < LIMIT_DISKS; i++)
         free(options->disks[i].path);
-    for (unsigned i = 0; i < OPTIONS_NBD_MAX; i++)
+    for (unsigned i = 0; i < LIMIT_NBD_ADDRESSES; i++)
         free(options->nbd[i]);
     free(options->control);
     free(options->state_dir);

@@ -20,18 +20,15 @@ struct disk_options {
 
 enum options_action { OPTIONS_SERVE, OPTIONS_HELP, OPTIONS_VERSION };
 
-/* At most this many --nbd; one for each way in is what people use. */
-enum { OPTIONS_NBD_MAX = 8 };
-
 struct options {
     enum options_action action;
     char vm[LIMIT_NAME_BYTES + 1];
     struct disk_options disks[LIMIT_DISKS];
     unsigned disk_count;
-    char *nbd[OPTIONS_NBD_MAX]; /* unix paths made absolute */
-    unsigned nbd_count;         /* 0: the default place */
-    char *control;              /* absolute path; NULL: the default place */
-    char *state_dir;            /* NULL: the default place */
+    char *nbd[LIMIT_NBD_ADDRESSES]; /* unix paths made absolute */
+    unsigned nbd_count;             /* 0: the default place */
+    char *control;                  /* absolute path; NULL: the default place */
+    char *state_dir;                /* NULL: the default place */
     uint64_t ram_bytes;
     unsigned io_threads; /* 0: as many as fit the disks and the machine */
     uint64_t lock_wait_ns;

@@ -39,9 +39,6 @@
 #include "base/place.h"
 
 static const char head[] = "fleeced runtime 1\n";
-enum { RECORD_BYTES = 64 * 1024 };
-#define CLAIM_WAIT_NS (1 * NS_PER_S)
-#define CLAIM_POLL_NS (20 * NS_PER_MS)
 
 /* Makes the folder and the one above it. */
 static int make_folder(const char *folder, struct error *err)
@@ -67,7 +64,7 @@ static int make_folder(const char *folder, struct error *err)
 /* The text of the record; empty when there is none. -EEXIST: the file is not ours. */
 static int read_record(int fd, char *text, struct error *err, const char *path)
 {
-    ssize_t length = pread(fd, text, RECORD_BYTES - 1, 0);
+    ssize_t length = pread(fd, text, LIMIT_RUNTIME_RECORD_BYTES - 1, 0);
     if (length < 0)
         return error_set(err, errno, "can't read %s: %s", path, error_name(errno));
     text[length] = 0;
@@ -79,7 +76,7 @@ static int read_record(int fd, char *text, struct error *err, const char *path)
 /* The process that holds the lock, by its record; 0: unknown. */
 static long holder(const struct runtime *runtime)
 {
-    char text[RECORD_BYTES];
+    char text[LIMIT_RUNTIME_RECORD_BYTES];
     long pid = 0;
     struct error ignored;
     int fd = open(runtime->lock_path, O_RDONLY | O_CLOEXEC);
@@ -186,7 +183,7 @@ int runtime_claim(struct runtime *runtime, const char *vm, uint64_t wait_ns, str
     int status = await_lock(runtime, wait_ns, err);
     if (status == -EAGAIN)
         status = held_by_other(runtime, vm, err);
-    char text[RECORD_BYTES];
+    char text[LIMIT_RUNTIME_RECORD_BYTES];
     if (status == 0)
         status = read_record(runtime->lock_fd, text, err, runtime->lock_path);
     if (status < 0) {
@@ -199,7 +196,7 @@ int runtime_claim(struct runtime *runtime, const char *vm, uint64_t wait_ns, str
 
 int runtime_record(struct runtime *runtime, const char *const *paths, unsigned count, struct error *err)
 {
-    char text[RECORD_BYTES];
+    char text[LIMIT_RUNTIME_RECORD_BYTES];
     size_t used = (size_t)snprintf(text, sizeof text, "%spid %ld\n", head, (long)getpid());
     for (unsigned i = 0; i < count; i++) {
         struct stat st;
@@ -215,7 +212,7 @@ int runtime_record(struct runtime *runtime, const char *const *paths, unsigned c
 
 void runtime_release(struct runtime *runtime)
 {
-    char text[RECORD_BYTES];
+    char text[LIMIT_RUNTIME_RECORD_BYTES];
     struct error ignored;
     if (runtime->lock_fd < 0)
         return;

@@ -134,7 +134,7 @@ static void accept_done(struct io_op *op, int64_t result)
                     error_name((int)result));
         listener->warned = true;
     }
-    io_timer_set(server->io, &listener->pause, io_now_ns(server->io) + NBD_ACCEPT_PAUSE_NS);
+    io_timer_set(server->io, &listener->pause, io_now_ns(server->io) + ACCEPT_PAUSE_NS);
 }
 
 int nbd_server_listen(struct nbd_server *server, const char *address, struct error *err)

@@ -22,9 +22,6 @@
 
 #include "export/nbd/session.h"
 
-/* Pieces of one run of bytes that are read or wait to be sent at once. */
-enum { STREAM_AHEAD = 2 };
-
 void nbd_transfer_begin(struct nbd_session *session, const struct nbd_command *command, struct nbd_request *refusal)
 {
     assert(!session->transferring && command->length > 0);
@@ -89,7 +86,7 @@ static struct nbd_request *piece_get(struct nbd_session *session, uint32_t *leng
         unsigned ours = session->whole ? 1 : 0;
         if (session->whole ? session->whole->pieces > 0 : session->request_count > ours)
             return NULL;
-        if (session->request_count > 1 + STREAM_AHEAD)
+        if (session->request_count > 1 + LIMIT_NBD_STREAM_PIECES)
             return NULL;
         session->streaming = true;
     }
