@@ -57,6 +57,18 @@ enum {
     /* Extents answered to one block status request. */
     LIMIT_STATUS_EXTENTS = 1024,
 
+    /* Slots of one segment of the fleecing cache: 1 MiB of 4 KiB blocks. */
+    LIMIT_SEGMENT_SLOTS = 256,
+    /* Segments of one disk on their way from RAM to the cache file: enough to keep a disk busy, few enough to leave it to
+     * the guest. */
+    LIMIT_SPILLS = 2,
+    /* Discards of one disk that wait for the end of a snapshot; a further one is not done: discards are hints. */
+    LIMIT_DEFERRED_DISCARDS = 1024,
+    /* Dirty bitmaps of one disk: every one is told of every write. */
+    LIMIT_BITMAPS = 32,
+    /* Jobs of one VM at once. */
+    LIMIT_JOBS = 16,
+
     /* Copies of old data under way on one disk. A write that needs another one parks. */
     LIMIT_COPIES = 128,
     /* Pieces of a copy under way at once, each with a buffer of LIMIT_REQUEST_BYTES. */
@@ -162,14 +174,23 @@ enum {
 /* How often buffers of connections that became idle are looked for. */
 #define NBD_SWEEP_NS (1 * NS_PER_S)
 
-/* Unit of preservation and tracking. */
+/* Unit of preservation and tracking: the least, for direct I/O; the most, for one read of old data before a write. */
 #define BLOCK_BYTES_DEFAULT (4 * KIB)
+#define BLOCK_BYTES_MIN (4 * KIB)
+#define BLOCK_BYTES_MAX (4 * MIB)
 /* Unit of growth of the RAM tier. */
 #define SEGMENT_BYTES_DEFAULT (1 * MIB)
 #define FLEECE_RAM_DEFAULT (256 * MIB)
 /* One segment per disk and reactor must fit, or nothing could ever be preserved. */
 #define FLEECE_RAM_MIN (4 * MIB)
 #define FLEECE_RAM_MAX (1 * TIB)
+/* Most of a VM's cache files together; 32 bits number the blocks of one. */
+#define FLEECE_DISK_CACHE_MAX (8 * TIB)
+/* How long a guest's write may wait for room in the cache before the oldest snapshot pays, as in the peers' cbw-timeout. */
+#define CBW_TIMEOUT_DEFAULT_NS (10 * NS_PER_S)
+#define CBW_TIMEOUT_MAX_NS (3600 * NS_PER_S)
+/* A consumer that has released nothing for so long makes no progress: nobody waits for it. */
+#define RELEASE_PATIENCE_NS (1 * NS_PER_S)
 
 /* The cut: one attempt holds the guest's writes at most this long, all attempts together at most CUT_TOTAL_MAX. */
 #define CUT_ATTEMPT_NS (1 * NS_PER_S)

@@ -32,6 +32,14 @@ static void disk_submit(struct node *node, struct request *req)
         disk_issue(disk, req);
 }
 
+static void disk_tell_observers(struct disk *disk, struct range range)
+{
+    list_each (link, &disk->observers) {
+        struct write_observer *observer = container_of(link, struct write_observer, link);
+        observer->written(observer, range);
+    }
+}
+
 void disk_issue(struct disk *disk, struct request *req)
 {
     assert(req->disk == disk && !req->in_flight);
@@ -39,6 +47,8 @@ void disk_issue(struct disk *disk, struct request *req)
         req->in_flight = true;
         disk->writes_in_flight++;
     }
+    if (request_is_write(req))
+        disk_tell_observers(disk, req->range);
     node_submit(disk->leaf, req);
 }
 
@@ -183,13 +193,14 @@ struct disk *disk_create(const char *name, struct node *leaf)
     disk->resubmit.run = disk_resubmit_run;
     list_init(&disk->held);
     list_init(&disk->resubmitted);
+    list_init(&disk->observers);
     return disk;
 }
 
 void disk_destroy(struct disk *disk)
 {
     assert(!disk->filter && !disk->holding && disk->writes_in_flight == 0);
-    assert(list_empty(&disk->held) && list_empty(&disk->resubmitted));
+    assert(list_empty(&disk->held) && list_empty(&disk->resubmitted) && list_empty(&disk->observers));
     node_destroy(disk->leaf);
     free(disk);
 }

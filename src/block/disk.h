@@ -12,6 +12,15 @@ struct disk_counters { /* exact; of the guest's requests, counted when they comp
     uint64_t reads, read_bytes, writes, written_bytes, flushes, discards, zeroes, errors;
 };
 
+/*
+ * Is told of every write, zeroing and discard in the very step that hands it to the leaf (C4), whatever becomes of it: so
+ * what it notes is a superset of the changes (R5). Owner: the disk's reactor, where observers come and go.
+ */
+struct write_observer {
+    struct list_node link; /* in disk->observers */
+    void (*written)(struct write_observer *observer, struct range range);
+};
+
 struct disk {
     struct node node; /* first: what exports submit to */
     char name[LIMIT_NAME_BYTES + 1];
@@ -25,6 +34,7 @@ struct disk {
     void *drained_context;
     struct list resubmitted; /* parked requests that may be decided again */
     struct io_task resubmit;
+    struct list observers; /* of writes; few */
     struct disk_counters counters;
 };
 

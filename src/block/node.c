@@ -9,7 +9,7 @@ void node_submit(struct node *node, struct request *req)
     assert(range_within(req->range, node->size_bytes));
     assert(req->kind == REQUEST_FLUSH || req->range.length > 0);
     assert((req->kind != REQUEST_READ && req->kind != REQUEST_WRITE) || req->range.length <= LIMIT_REQUEST_BYTES);
-    assert(!node->read_only || !request_is_write(req));
+    assert(!node->read_only || !request_is_write(req) || (req->kind == REQUEST_DISCARD && node->can_release));
     assert(!list_linked(&req->link));
     req->io = node->io;
     node->ops->submit(node, req);

@@ -19,12 +19,22 @@ struct node_ops {
     void (*destroy)(struct node *node);
 };
 
+/* Of a snapshot's view: what an export does with blocks that a client has read. */
+enum read_once {
+    READ_MANY,
+    READ_ONCE,       /* released when the connection that read them ends in good order (C9) */
+    READ_ONCE_EAGER, /* released when the reply has left; for clients that start over on any error */
+};
+
 struct node {
     const struct node_ops *ops;
     struct io *io;
     uint64_t size_bytes;
     uint32_t alignment_bytes; /* requests aligned to it need no bounce; others are right, only slower */
     bool read_only;
+    bool can_release; /* a snapshot's view: read-only, but for discards, which release */
+    enum read_once read_once;
+    uint32_t block_bytes; /* of a snapshot's view: the unit of release; 0: has none */
     bool can_discard;
     bool can_fast_zero; /* write zeroes never falls back to writing data */
 };

@@ -31,16 +31,29 @@ enum request_kind {
 };
 
 enum request_flags {
-    REQUEST_FUA = 1,       /* write, write zeroes, discard: stable when it completes */
-    REQUEST_NO_HOLE = 2,   /* write zeroes: keep the space allocated */
-    REQUEST_FAST_ZERO = 4, /* write zeroes: fail at once with -EOPNOTSUPP rather than write zeroes as data */
-    REQUEST_ONE = 8,       /* block status: one extent, not beyond the range */
+    REQUEST_FUA = 1,        /* write, write zeroes, discard: stable when it completes */
+    REQUEST_NO_HOLE = 2,    /* write zeroes: keep the space allocated */
+    REQUEST_FAST_ZERO = 4,  /* write zeroes: fail at once with -EOPNOTSUPP rather than write zeroes as data */
+    REQUEST_ONE = 8,        /* block status: one extent, not beyond the range */
+    REQUEST_RESIDENCE = 16, /* block status of a snapshot's view: extents carry enum residence_flags instead */
 };
 
 /* The same bits as NBD's base:allocation. */
 enum extent_flags {
     EXTENT_HOLE = 1, /* not allocated */
     EXTENT_ZERO = 2, /* reads as zeroes */
+};
+
+/*
+ * Where a block of a snapshot is, as NBD's fleece:residence says it. 0: needed, and unchanged on the disk itself.
+ * It costs no look at the disk. A node that is not a snapshot's view answers 0 for everything.
+ */
+enum residence_flags {
+    RESIDENCE_CHANGED = 1,  /* preserved: the guest has overwritten it, or is about to */
+    RESIDENCE_RAM = 2,      /* a read takes it from memory */
+    RESIDENCE_CACHE = 4,    /* a read takes it from the cache file */
+    RESIDENCE_ZERO = 8,     /* preserved as zeroes, without data */
+    RESIDENCE_RELEASED = 16 /* not needed: released, or outside the needed set; reads fail with -ENODATA */
 };
 
 struct block_extent {
@@ -72,6 +85,11 @@ struct request {
     struct io_op op;           /* for the leaf */
     uint64_t leaf_scratch[12]; /* for the leaf */
 };
+
+/*
+ * Discards of a snapshot's view (read-only as it is) release blocks: those that lie whole in the range are gone, the cache
+ * is freed, reads of them fail with -ENODATA; partly covered ones are counted and stay. Everybody else's is a hint.
+ */
 
 /* Whether the request changes the disk. */
 static inline bool request_is_write(const struct request *req)

@@ -596,6 +596,12 @@ void snapshots_lost(struct vm *vm, uint32_t first_epoch, uint32_t last_epoch, co
     }
 }
 
+struct node *snapshot_view(const struct snapshot *snapshot, unsigned disk_index)
+{
+    assert(disk_index < snapshot->vm->disk_count);
+    return snapshot->parts[disk_index].view;
+}
+
 void snapshot_info(const struct snapshot *snapshot, struct snapshot_info *info)
 {
     enum snapshot_state state = SNAPSHOT_CREATING;

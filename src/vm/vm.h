@@ -26,6 +26,14 @@ struct vm_hooks {
                     void *argument);
     /* Ends the export and its connections; calls done(argument, 0) when nobody uses the node any more. */
     void (*unpublish)(void *context, const char *export_name, void (*done)(void *argument, int status), void *argument);
+    /*
+     * Makes the cache file of a disk's disk tier, with its header, and takes it away again: both tell it later, by `done`.
+     * Called on the control thread; the node lives on the disk's reactor. NULL: there is no disk tier.
+     */
+    void (*cache_open)(void *context, const struct disk *disk, uint64_t block_bytes,
+                       void (*done)(void *argument, struct node *file, const struct error *err), void *argument);
+    void (*cache_close)(void *context, const struct disk *disk, struct node *file, void (*done)(void *argument),
+                        void *argument);
     void (*snapshot_created)(void *context, const struct snapshot *snapshot);
     void (*snapshot_broken)(void *context, const struct snapshot *snapshot);
     void (*snapshot_deleted)(void *context, const char *name, const char *uuid);
@@ -33,9 +41,12 @@ struct vm_hooks {
 
 struct vm_options {
     const char *name;
-    uint64_t ram_bytes;     /* hard cap of the RAM tier, over all disks */
-    uint64_t block_bytes;   /* 0: default */
-    uint64_t segment_bytes; /* 0: default; the simulation uses tiny ones */
+    uint64_t ram_bytes;      /* hard cap of the RAM tier and of the map, over all disks */
+    uint64_t disk_bytes;     /* hard cap of all cache files; 0: no disk tier */
+    uint64_t cbw_timeout_ns; /* how long a guest's write may wait for room; 0: default */
+    bool copy_on_read;       /* what is read is kept in spare RAM */
+    uint64_t block_bytes;    /* of disks that do not say; 0: default */
+    uint64_t segment_bytes;  /* 0: default; the simulation uses tiny ones */
     struct vm_hooks hooks;
 };
 
@@ -53,10 +64,12 @@ unsigned vm_disk_count(const struct vm *vm);
 struct disk *vm_disk(const struct vm *vm, unsigned index); /* in the order in which they were added */
 
 struct snapshot_options {
-    const char *name;  /* NULL: "snap-N" */
-    uint64_t drain_ns; /* 0: CUT_ATTEMPT_NS; how long one attempt may hold the guest */
-    uint64_t total_ns; /* 0: CUT_TOTAL_MAX_NS; all attempts; at most CUT_TOTAL_MAX_NS */
-    const void *lease; /* whose end ends the snapshot (vm_lease_end); NULL: nobody's */
+    const char *name;   /* NULL: "snap-N" */
+    uint64_t drain_ns;  /* 0: CUT_ATTEMPT_NS; how long one attempt may hold the guest */
+    uint64_t total_ns;  /* 0: CUT_TOTAL_MAX_NS; all attempts; at most CUT_TOTAL_MAX_NS */
+    const void *lease;  /* whose end ends the snapshot (vm_lease_end); NULL: nobody's */
+    const char *bitmap; /* only blocks that are set in this dirty bitmap of each disk are needed; NULL: all are */
+    enum read_once read_once;
 };
 
 /*
@@ -85,6 +98,9 @@ struct snapshot_info {
     unsigned cut_attempts;
 };
 void snapshot_info(const struct snapshot *snapshot, struct snapshot_info *info);
+
+/* The view of one disk, to be used on its reactor while the snapshot is live and nobody ends it. */
+struct node *snapshot_view(const struct snapshot *snapshot, unsigned disk_index);
 
 struct vm_disk_status {
     const char *name;

@@ -195,7 +195,12 @@ void stage_begin(struct stage *stage, const struct stage_options *options)
                                          (segment_bytes + 64 * LIMIT_MAP_BYTES_PER_SLOT),
                             .block_bytes = STAGE_BLOCK,
                             .segment_bytes = segment_bytes,
-                            .hooks = {stage, publish, unpublish, snapshot_created, snapshot_broken, snapshot_deleted}};
+                            .hooks = {.context = stage,
+                                      .publish = publish,
+                                      .unpublish = unpublish,
+                                      .snapshot_created = snapshot_created,
+                                      .snapshot_broken = snapshot_broken,
+                                      .snapshot_deleted = snapshot_deleted}};
     struct error err;
     world_act_as(stage->world, stage->control);
     stage->vm = vm_create(stage->control, &vm);

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A large set of bits that costs memory only where it is mixed: it is kept in chunks of 32768 bits, and a chunk whose bits
+ * are all equal has no memory of its own. One owner, no locks.
+ */
+#ifndef FLEECE_BASE_BITMAP_H
+#define FLEECE_BASE_BITMAP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define BITMAP_CHUNK_BITS UINT64_C(32768)
+
+struct bitmap_chunk;
+
+struct bitmap {
+    uint64_t bit_count, set_count;
+    struct bitmap_chunk **chunks; /* see bitmap.c */
+    uint64_t chunk_bytes;         /* of memory that mixed chunks hold */
+};
+
+/* All bits are `value`. 0 or -ENOMEM. */
+int bitmap_init(struct bitmap *bitmap, uint64_t bit_count, bool value);
+/* Of a bitmap that was zeroed or initialised. */
+void bitmap_fini(struct bitmap *bitmap);
+bool bitmap_get(const struct bitmap *bitmap, uint64_t bit);
+/* Sets or clears bits [first, first + count). 0, or -ENOMEM: then some of them may have been changed, the rest not. */
+int bitmap_assign(struct bitmap *bitmap, uint64_t first, uint64_t count, bool value);
+/* The first bit at or after `from` that is `value`; bit_count: there is none. Skips equal chunks at once. */
+uint64_t bitmap_next(const struct bitmap *bitmap, uint64_t from, bool value);
+/* into |= from; of the same bit_count. 0 or -ENOMEM: partly done. */
+int bitmap_merge(struct bitmap *into, const struct bitmap *from);
+/* Memory that it holds: list of chunks and mixed chunks. */
+uint64_t bitmap_bytes(const struct bitmap *bitmap);
+
+#endif

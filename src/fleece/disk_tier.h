@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The disk tier of one disk's fleecing cache: segments that were spilled from RAM, in a cache file that describes itself
+ * (docs/formats/cache-file.md). The file is a node like any other; whoever made it takes it away afterwards. The budget, in
+ * bytes of the file, is shared by all disks of a VM. Owner: the disk's reactor.
+ *
+ * A spill takes what a RAM segment holds and writes it as one large sequential write into a free segment of the file, or,
+ * when there is none left, into the gaps that released slots have left in others. Nothing is known of the map here: the
+ * caller keeps serving reads from RAM until the spill is done, and then moves the entries over.
+ */
+#ifndef FLEECE_FLEECE_DISK_TIER_H
+#define FLEECE_FLEECE_DISK_TIER_H
+
+#include "block/node.h"
+#include "fleece/budget.h"
+#include "fleece/slot_pool.h"
+
+struct disk_tier {
+    struct io *io;
+    struct node *file;
+    struct budget *budget;
+    unsigned block_shift;
+    struct slot_pool pool;
+    uint64_t sequence;                        /* of the next segment header */
+    unsigned writes, punches;                 /* spills and punches under way */
+    int failure;                              /* -errno of the last spill that failed; 0: the last one succeeded */
+    uint64_t spilled_segments, punched_bytes; /* ever */
+    /* Private: */
+    struct list punching; /* see disk_tier.c */
+    void (*quiet)(void *context);
+    void *quiet_context;
+};
+
+struct disk_tier_options {
+    struct node *file; /* at least disk_tier_file_bytes(…, 1) long; its size is the most that is ever used of it */
+    struct budget *budget;
+    unsigned block_shift;
+    uint64_t segment_bytes; /* of data; the same as the RAM tier's */
+};
+
+struct spill { /* of one RAM segment; belongs to the caller, and to the tier until `done` */
+    /* By the caller: */
+    char *memory;         /* segment_bytes, aligned; must not change for the slots that have a key */
+    const uint64_t *keys; /* one a slot, as in the map (block << EPOCH_BITS | epoch); 0: the slot is free. Copied. */
+    /* status 0: slots[i] is where slot i has gone, SLOT_NONE where its key was 0. Otherwise -ENOSPC (the budget, or the file
+     * system, is exhausted), or what the write failed with; nothing is taken then. Called later, never inside the call. */
+    void (*done)(struct spill *spill, int status);
+    uint32_t slots[LIMIT_SEGMENT_SLOTS];
+    /* Private: */
+    struct disk_tier *tier;
+    struct request requests[2];
+    struct iovec iov[2];
+    char *header; /* one aligned block */
+    struct io_task task;
+    uint32_t next;
+    int status;
+};
+
+int disk_tier_init(struct disk_tier *tier, struct io *io, const struct disk_tier_options *options, struct error *err);
+/* No slot is taken, nothing is under way. */
+void disk_tier_fini(struct disk_tier *tier);
+
+int spill_init(struct spill *spill, struct disk_tier *tier); /* -ENOMEM */
+void spill_fini(struct spill *spill);
+void disk_tier_spill(struct disk_tier *tier, struct spill *spill);
+/* Whether a spill of `slots` slots could find a place: budget and gaps. A hint: the file system may still be full. */
+bool disk_tier_has_room(const struct disk_tier *tier, uint32_t slots);
+
+/* Gives one slot back; what is free is punched out of the file in large pieces, in the background. No read of it by a live
+ * point is under way. */
+void disk_tier_give(struct disk_tier *tier, uint32_t slot);
+/* Where the slot's block is in the file. */
+uint64_t disk_tier_offset(const struct disk_tier *tier, uint32_t slot);
+uint32_t disk_tier_slots_max(const struct disk_tier *tier);
+/* Calls quiet(context) later, once no spill and no punch is under way. */
+void disk_tier_when_quiet(struct disk_tier *tier, void (*quiet)(void *context), void *context);
+
+/* Bytes of a cache file with so many segments. */
+uint64_t disk_tier_file_bytes(uint64_t segment_bytes, uint64_t segments);
+
+#endif
