@@ -9,13 +9,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "base/list.h"
+#include "base/index_set.h"
 #include "base/limits.h"
 
 #define SLOT_NONE UINT32_MAX
 
 struct slot_segment {
-    struct list_node link; /* in with_room or absent; in neither when full, closed or never used */
     uint32_t used;
     bool present; /* it has memory, or a place in the file */
     bool closed;  /* nothing is taken from it for now: I/O is under way on the whole of it */
@@ -28,8 +27,9 @@ struct slot_pool {
     uint32_t segments_end; /* no segment at or beyond it is present */
     uint32_t slots_used;
     struct slot_segment *segments; /* one mapping, touched as it comes into use */
-    struct list with_room;         /* present, open, with a free slot; the fullest need not be first */
-    struct list absent;            /* were present, below segments_end */
+    struct index_set with_room;    /* segments: present, open, with a free slot */
+    struct index_set absent;       /* segments: were present, below segments_end */
+    uint64_t bytes;                /* of the mapping */
 };
 
 /* 0 or -ENOMEM. */
@@ -42,13 +42,15 @@ void slot_pool_add(struct slot_pool *pool, uint32_t segment);
 /* It is present and none of its slots is taken. */
 void slot_pool_drop(struct slot_pool *pool, uint32_t segment);
 
-/* Takes a run of up to `count` neighbouring slots of one segment with room; returns how many (0: no segment has room) and
- * the first in *first. */
+/* Takes a run of up to `count` neighbouring slots of the lowest segment with room; returns how many (0: no segment has
+ * room) and the first in *first. */
 uint32_t slot_pool_take(struct slot_pool *pool, uint32_t count, uint32_t *first);
 /* Takes all slots of a present segment that has none taken yet. */
 void slot_pool_take_segment(struct slot_pool *pool, uint32_t segment);
 /* Gives one slot back; returns how many of its segment are still taken. */
 uint32_t slot_pool_give(struct slot_pool *pool, uint32_t slot);
+/* false: nothing can be taken from the segments that are present and open. */
+bool slot_pool_has_room(const struct slot_pool *pool);
 bool slot_pool_taken(const struct slot_pool *pool, uint32_t slot);
 /* Nothing more is taken from the segment until it is opened again; its slots may be given back meanwhile. */
 void slot_pool_close(struct slot_pool *pool, uint32_t segment);
