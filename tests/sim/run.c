@@ -129,18 +129,21 @@ static void disk_create_one(struct sim *sim, unsigned index, uint64_t size)
  */
 static uint64_t choose_sizes(struct sim *sim)
 {
-    uint64_t special = sim->options.seed % 500, dice = sim_below(sim, 8);
+    uint64_t special = sim->options.seed % 1000, dice = sim_below(sim, 8);
     bool huge = special == 9;
     sim->many = special == 8;
     sim->large = special == 7 || sim->many;
-    sim->block_bytes = sim->large || huge ? 512 : dice < 4 ? 4096 : dice < 6 ? 1024 : 512;
-    sim->longest = sim->many ? 256 * KIB : sim->large ? 192 * KIB : sim->block_bytes == 512 ? 24 * KIB : 32 * KIB;
+    sim->block_bytes = sim->large || huge ? 512 : dice == 0 ? 4096 : dice < 4 ? 1024 : 512;
+    sim->longest = sim->many                 ? 256 * KIB
+                   : sim->large              ? 192 * KIB
+                   : sim->block_bytes == 512 ? 12 * KIB
+                                             : 8 * sim->block_bytes;
     sim->readers_max = sim_chance(sim, 64) ? SIM_READERS : 4;
     sim->guests_max = sim->many ? SIM_GUESTS : sim_chance(sim, 256) ? 24 : 9;
     sim->disk_count = sim->large || huge ? 2 : 2 + (unsigned)sim_below(sim, SIM_DISKS - 1);
     uint64_t total = 0;
     for (unsigned i = 0; i < sim->disk_count; i++) {
-        uint64_t size = huge ? 9 * MIB : sim->many ? 6 * MIB : sim->large ? 3 * MIB : 64 * KIB << sim_below(sim, 3);
+        uint64_t size = huge ? 9 * MIB : sim->many ? 6 * MIB : sim->large ? 3 * MIB : 32 * KIB << sim_below(sim, 3);
         size += sim_chance(sim, 512) ? 0 : sim_chance(sim, 512) ? 512 * sim_below(sim, 128) : sim_below(sim, 64 * KIB);
         total += round_up(size, 64 * KIB);
         disk_create_one(sim, i, size);

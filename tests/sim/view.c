@@ -73,10 +73,19 @@ static void reader_pause_over(struct io_timer *timer)
     reader_issue(container_of(timer, struct reader, pause));
 }
 
+/* What readers find while the guests rest is soon known: no time is spent on it. */
+static bool readers_lead(const struct sim *sim)
+{
+    return sim->reads_done > sim->requests_done + sim->requests_done / 2 + 100;
+}
+
 static void reader_pause(struct reader *reader)
 {
     struct sim *sim = reader->view->sim;
-    uint64_t longest = sim_slow(sim) ? 10 * NS_PER_MS : sim_chance(sim, 128) ? NS_PER_MS : 300 * NS_PER_US;
+    uint64_t longest = sim_slow(sim)          ? 10 * NS_PER_MS
+                       : readers_lead(sim)    ? 2 * NS_PER_MS
+                       : sim_chance(sim, 128) ? NS_PER_MS
+                                              : 300 * NS_PER_US;
     reader->pause.fire = reader_pause_over;
     io_timer_set(reader->view->disk->io, &reader->pause, world_now(sim->world) + 1 + sim_below(sim, longest));
 }
@@ -135,7 +144,7 @@ static void reader_done(struct request *req, int status)
         reader_check(reader);
     if (reader->view->closing)
         reader_stop(reader);
-    else if (!sim_slow(sim) && sim_chance(sim, 400))
+    else if (!sim_slow(sim) && !readers_lead(sim) && sim_chance(sim, 400))
         reader_issue(reader);
     else
         reader_pause(reader);

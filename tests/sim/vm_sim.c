@@ -10,6 +10,7 @@
  */
 #include <errno.h>
 #include <getopt.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -287,6 +288,8 @@ int main(int argc, char **argv)
     };
     struct arguments arguments = {.from = 1, .to = 0, .jobs = 1, .probes = true};
     bool one = false;
+    mallopt(M_MMAP_THRESHOLD, 64 * MIB); /* what one seed had, the next one uses again: no page faults */
+    mallopt(M_TRIM_THRESHOLD, 256 * MIB);
     for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         unsigned long long from, to;
         if (option == 's' && sscanf(optarg, "%llu-%llu", &from, &to) == 2 && from <= to) {
