@@ -226,15 +226,22 @@ static int chunk_merge(struct bitmap *into, uint64_t index, const struct bitmap_
     return 0;
 }
 
-int bitmap_merge(struct bitmap *into, const struct bitmap *from)
+int bitmap_merge_range(struct bitmap *into, const struct bitmap *from, uint64_t first, uint64_t count)
 {
     assert(into->bit_count == from->bit_count);
-    for (uint64_t i = 0; i < chunk_count(into); i++) {
-        int status = chunk_merge(into, i, from->chunks[i]);
+    assert(first <= into->bit_count && count <= into->bit_count - first);
+    assert(first % BITMAP_CHUNK_BITS == 0 && (count % BITMAP_CHUNK_BITS == 0 || first + count == into->bit_count));
+    for (uint64_t bit = first; bit < first + count; bit += BITMAP_CHUNK_BITS) {
+        int status = chunk_merge(into, bit / BITMAP_CHUNK_BITS, from->chunks[bit / BITMAP_CHUNK_BITS]);
         if (status < 0)
             return status;
     }
     return 0;
+}
+
+int bitmap_merge(struct bitmap *into, const struct bitmap *from)
+{
+    return bitmap_merge_range(into, from, 0, into->bit_count);
 }
 
 uint64_t bitmap_bytes(const struct bitmap *bitmap)

@@ -30,6 +30,8 @@ int bitmap_assign(struct bitmap *bitmap, uint64_t first, uint64_t count, bool va
 uint64_t bitmap_next(const struct bitmap *bitmap, uint64_t from, bool value);
 /* into |= from; of the same bit_count. 0 or -ENOMEM: partly done. */
 int bitmap_merge(struct bitmap *into, const struct bitmap *from);
+/* The same for bits [first, first + count): `first` is a multiple of BITMAP_CHUNK_BITS, and so is count, but for the end. */
+int bitmap_merge_range(struct bitmap *into, const struct bitmap *from, uint64_t first, uint64_t count);
 /* Memory that it holds: list of chunks and mixed chunks. */
 uint64_t bitmap_bytes(const struct bitmap *bitmap);
 

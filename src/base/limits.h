@@ -66,6 +66,9 @@ enum {
     LIMIT_DEFERRED_DISCARDS = 1024,
     /* Dirty bitmaps of one disk: every one is told of every write. */
     LIMIT_BITMAPS = 32,
+    /* A dirty bitmap is copied in steps of at most so many chunks, or runs of bits: about 100 us. */
+    LIMIT_BITMAP_STEP_CHUNKS = 64,
+    LIMIT_BITMAP_STEP_RUNS = 2048,
     /* Jobs of one VM at once. */
     LIMIT_JOBS = 16,
 
@@ -178,6 +181,9 @@ enum {
 #define BLOCK_BYTES_DEFAULT (4 * KIB)
 #define BLOCK_BYTES_MIN (4 * KIB)
 #define BLOCK_BYTES_MAX (4 * MIB)
+/* Of a dirty bitmap: QEMU's bounds, for its clients; less than a sector makes no sense, and 32 bits hold it. */
+#define BITMAP_GRANULARITY_MIN UINT64_C(512)
+#define BITMAP_GRANULARITY_MAX (2 * GIB)
 /* Unit of growth of the RAM tier. */
 #define SEGMENT_BYTES_DEFAULT (1 * MIB)
 #define FLEECE_RAM_DEFAULT (256 * MIB)

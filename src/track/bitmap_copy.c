@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The bits of a large, scattered bitmap are megabytes: copied in one go they would hold up the guest for as long as some
+ * hundred writes take. So the copy takes a step a tick, of about 100 us.
+ *
+ * The order that must not change: first the copy becomes an observer of writes, then it reads the source from the first bit
+ * to the last. What is written meanwhile is set in the copy by the observer, whether the reading has passed there or not,
+ * and the source loses no bits before it has been read, for it counts as in use until then. So the copy is a superset
+ * of the source at every moment from the end of the reading to its own end, and a cut in between needs no memory at all.
+ *
+ * A source that becomes inconsistent meanwhile does not matter: the write that it missed is in the copy. When there is no
+ * memory for a bit of the copy, `status` says so for ever; whoever wants the copy must look at it last.
+ */
+#include "track/bitmap_copy.h"
+
+static void copy_written(struct write_observer *observer, struct range range)
+{
+    struct bitmap_copy *copy = container_of(observer, struct bitmap_copy, observer);
+    struct block_range blocks = range_to_blocks(range, copy->block_shift);
+    if (copy->status == 0)
+        copy->status = bitmap_assign(&copy->blocks, blocks.first, blocks.count, true);
+}
+
+/* As many chunks as a step may, word by word. */
+static void copy_chunks(struct bitmap_copy *copy)
+{
+    const struct bitmap *from = &copy->source->bits;
+    uint64_t most = LIMIT_BITMAP_STEP_CHUNKS * BITMAP_CHUNK_BITS, left = from->bit_count - copy->at;
+    uint64_t count = left < most ? left : most;
+    copy->status = bitmap_merge_range(&copy->blocks, from, copy->at, count);
+    copy->at += count;
+}
+
+/* As many runs of bits as a step may; also when the bits of the source are smaller than blocks, each block once. */
+static void copy_runs(struct bitmap_copy *copy)
+{
+    const struct bitmap *from = &copy->source->bits;
+    const unsigned shift = copy->source->granularity_shift;
+    for (unsigned runs = 0; runs < LIMIT_BITMAP_STEP_RUNS && copy->at < from->bit_count && copy->status == 0; runs++) {
+        uint64_t first = bitmap_next(from, copy->at, true);
+        copy->at = first;
+        if (first == from->bit_count)
+            return;
+        uint64_t end = bitmap_next(from, first, false);
+        struct range range = blocks_to_range((struct block_range){first, end - first}, shift, copy->source->size_bytes);
+        struct block_range blocks = range_to_blocks(range, copy->block_shift);
+        copy->status = bitmap_assign(&copy->blocks, blocks.first, blocks.count, true);
+        uint64_t next = block_range_end(blocks) << copy->block_shift >> shift;
+        copy->at = next > end ? next : end;
+        if (copy->at > from->bit_count)
+            copy->at = from->bit_count;
+    }
+}
+
+/* One step a tick: the next one comes by a timer, not by a task, for the tasks of a tick all run before its I/O does. */
+static void copy_step(struct io_task *task)
+{
+    struct bitmap_copy *copy = container_of(task, struct bitmap_copy, step);
+    struct dirty_bitmap *source = copy->source;
+    if (copy->status == 0 && source->granularity_shift == copy->block_shift)
+        copy_chunks(copy);
+    else if (copy->status == 0)
+        copy_runs(copy);
+    if (copy->status == 0 && copy->at < source->bits.bit_count) {
+        io_timer_set(copy->disk->node.io, &copy->next, io_now_ns(copy->disk->node.io));
+        return;
+    }
+    copy->source = NULL;
+    dirty_bitmap_copied(source);
+    copy->done(copy);
+}
+
+static void copy_next(struct io_timer *timer)
+{
+    struct bitmap_copy *copy = container_of(timer, struct bitmap_copy, next);
+    io_task_queue(copy->disk->node.io, &copy->step);
+}
+
+void bitmap_copy_start(struct bitmap_copy *copy, struct disk *disk, struct dirty_bitmap *source, unsigned block_shift,
+                       void (*done)(struct bitmap_copy *copy))
+{
+    assert(io_on_owner(disk->node.io) && !source->inconsistent);
+    const uint64_t block_bytes = UINT64_C(1) << block_shift;
+    *copy = (struct bitmap_copy){
+        .block_shift = block_shift,
+        .disk = disk,
+        .source = source,
+        .observer = {.written = copy_written},
+        .step = {.run = copy_step},
+        .next = {.fire = copy_next},
+        .done = done,
+    };
+    source->copies++;
+    copy->status = bitmap_init(&copy->blocks, (disk->node.size_bytes + block_bytes - 1) >> block_shift, false);
+    list_append(&disk->observers, &copy->observer.link);
+    io_timer_set(disk->node.io, &copy->next, io_now_ns(disk->node.io));
+}
+
+void bitmap_copy_end(struct bitmap_copy *copy)
+{
+    assert(!copy->source);
+    if (list_linked(&copy->observer.link))
+        list_remove(&copy->observer.link);
+}
