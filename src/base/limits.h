@@ -128,6 +128,8 @@ enum {
     LIMIT_NBD_SPARE_REQUESTS = 256,
     /* Payloads longer than this are received in place; shorter ones are copied out of a batch. */
     LIMIT_NBD_COPIED_BYTES = 16384,
+    /* Parts of blocks that a connection remembers to have read, until their block is whole: a few readers side by side. */
+    LIMIT_NBD_READ_PARTS = 64,
     /* Replies gathered into one send. */
     LIMIT_NBD_SEND_FRAGMENTS = 256,
 
@@ -156,6 +158,8 @@ enum {
 #define LIMIT_NBD_UNFRAGMENTED_BYTES (64 * KIB)
 /* Receive buffer of a busy connection: batches of small writes. */
 #define LIMIT_NBD_INPUT_BUSY_BYTES (64 * KIB)
+/* What the server spends on remembering blocks that are read once: 1 TiB of 4 KiB blocks, read at random, takes 32 MiB. */
+#define LIMIT_NBD_READ_ONCE_BYTES (64 * MIB)
 /* What each connection may always hold: 16 KiB of payload and the requests for it. 2,000 stalled ones: 36 MiB. */
 #define LIMIT_NBD_WINDOW_BYTES (18 * KIB)
 /* What all connections together may hold beyond that. */

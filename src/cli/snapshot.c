@@ -59,11 +59,20 @@ static json_int_t milliseconds(const char *text)
 
 static int snapshot_create(struct cli *cli, int argc, char **argv)
 {
-    static const struct option options[] = {{"drain-timeout", required_argument, NULL, 'd'}, {NULL, 0, NULL, 0}};
+    static const struct option options[] = {{"drain-timeout", required_argument, NULL, 'd'},
+                                            {"read-once", optional_argument, NULL, 'o'},
+                                            {NULL, 0, NULL, 0}};
     int option;
     json_int_t drain_ms = 0;
+    const char *read_once = NULL;
     optind = 0;
     while ((option = getopt_long(argc, argv, ":", options, NULL)) != -1) {
+        if (option == 'o') {
+            read_once = optarg ? optarg : "disconnect";
+            if (strcmp(read_once, "disconnect") != 0 && strcmp(read_once, "eager") != 0)
+                return cli_usage(cli, "--read-once '%s' is not right: disconnect or eager", read_once);
+            continue;
+        }
         if (option != 'd')
             return cli_usage_option(cli, option, argv);
         drain_ms = milliseconds(optarg);
@@ -81,6 +90,8 @@ static int snapshot_create(struct cli *cli, int argc, char **argv)
         json_object_set_new(arguments, "name", json_string(name));
     if (drain_ms)
         json_object_set_new(arguments, "drain-timeout-ms", json_integer(drain_ms));
+    if (read_once)
+        json_object_set_new(arguments, "read-once", json_string(read_once));
     int code = execute_once(cli, "fleece-snapshot-create", arguments, &result);
     if (code == CLI_DONE && cli->json)
         print_json(result);
@@ -148,7 +159,7 @@ static int snapshot_run(struct cli *cli, int argc, char **argv)
 
 const struct cli_command cli_snapshot = {
     .name = "snapshot",
-    .arguments = "create [NAME] [--drain-timeout SECONDS] | list | delete NAME",
+    .arguments = "create [NAME] [--drain-timeout SECONDS] [--read-once[=eager]] | list | delete NAME",
     .summary = "take, show and end snapshots of all disks of the VM at one instant",
     .run = snapshot_run,
 };

@@ -10,6 +10,7 @@
 static const struct control_argument create_arguments[] = {
     {.name = "name", .kind = CONTROL_STRING},
     {.name = "lease", .kind = CONTROL_BOOLEAN},
+    {.name = "read-once", .kind = CONTROL_STRING},
     {.name = "drain-timeout-ms", .kind = CONTROL_INTEGER, .min = 1, .max = (json_int_t)(CUT_TOTAL_MAX_NS / NS_PER_MS)},
     {.name = NULL},
 };
@@ -53,11 +54,17 @@ static void snapshot_create(struct control_request *request)
 {
     json_int_t drain_ms = json_integer_value(json_object_get(request->arguments, "drain-timeout-ms"));
     bool lease = json_is_true(json_object_get(request->arguments, "lease"));
+    const char *read_once = control_argument_text(request, "read-once");
     struct snapshot_options options = {
         .name = control_argument_text(request, "name"),
         .drain_ns = (uint64_t)drain_ms * NS_PER_MS,
         .lease = lease ? request->client->lease : NULL,
     };
+    if (read_once && !describe_read_once_parse(read_once, &options.read_once)) {
+        control_fail(request, "GenericError", "Parameter 'read-once' is '%.100s': off, disconnect or eager is right",
+                     read_once);
+        return;
+    }
     vm_snapshot_create(request->server->host.vm, &options, snapshot_create_done, request);
 }
 

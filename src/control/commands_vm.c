@@ -51,6 +51,8 @@ static void status_has_exports(void *argument, const struct nbd_server_status *e
                         json_pack("{s:I, s:I, s:I}", "connections", (json_int_t)(exports ? exports->connections : 0),
                                   "buffer-bytes", (json_int_t)(exports ? exports->buffer_bytes_now : 0),
                                   "buffer-bytes-peak", (json_int_t)(exports ? exports->buffer_bytes_peak : 0)));
+    if (exports)
+        json_object_update_new(json_object_get(status, "nbd-server"), describe_read_once(exports));
     json_object_set_new(status, "snapshots", describe_snapshots(host->vm));
     request->partial = NULL;
     control_return(request, status);

@@ -54,6 +54,19 @@ static const char *state_name(enum snapshot_state state)
     return "?";
 }
 
+static const char *const read_once_names[] = {
+    [READ_MANY] = "off", [READ_ONCE] = "disconnect", [READ_ONCE_EAGER] = "eager"};
+
+bool describe_read_once_parse(const char *name, enum read_once *read_once)
+{
+    for (size_t i = 0; i < sizeof read_once_names / sizeof *read_once_names; i++)
+        if (strcmp(name, read_once_names[i]) == 0) {
+            *read_once = (enum read_once)i;
+            return true;
+        }
+    return false;
+}
+
 json_t *describe_snapshot(const struct snapshot *snapshot)
 {
     struct snapshot_info info;
@@ -63,6 +76,8 @@ json_t *describe_snapshot(const struct snapshot *snapshot)
                              describe_time(info.created_wall_ns), "created-ns", (json_int_t)info.created_wall_ns,
                              "hold-ns", (json_int_t)info.hold_ns, "hold-us", (json_int_t)(info.hold_ns / NS_PER_US),
                              "attempts", (int)info.cut_attempts);
+    if (json)
+        json_object_set_new(json, "read-once", json_string(read_once_names[info.read_once]));
     if (json && info.reason)
         json_object_set_new(json, "reason", describe_text(info.reason));
     return json;
@@ -137,6 +152,14 @@ json_t *describe_uri(const struct control_host *host, const char *export_name)
     else
         return json_null();
     return json_string(uri);
+}
+
+json_t *describe_read_once(const struct nbd_server_status *server)
+{
+    return json_pack("{s:I, s:I, s:I, s:I}", "read-once-sent-bytes", (json_int_t)server->read_once_sent_bytes,
+                     "read-once-released-bytes", (json_int_t)server->read_once_released_bytes,
+                     "read-once-forgotten-bytes", (json_int_t)server->read_once_forgotten_bytes,
+                     "read-once-memory-bytes", (json_int_t)server->read_once_memory_bytes);
 }
 
 json_t *describe_export(const struct control_host *host, const struct nbd_export_status *export)

@@ -15,8 +15,12 @@ json_t *describe_time(uint64_t wall_ns);
 json_t *describe_version(void);
 json_t *describe_snapshots(const struct vm *vm); /* all, in the order of their cuts */
 json_t *describe_snapshot(const struct snapshot *snapshot);
+/* "off", "disconnect", "eager". False: it is none of them. */
+bool describe_read_once_parse(const char *name, enum read_once *read_once);
 json_t *describe_disk(const struct vm_disk_status *disk, const char *driver, const char *file);
 json_t *describe_export(const struct control_host *host, const struct nbd_export_status *export);
+/* Members of the NBD server's status. */
+json_t *describe_read_once(const struct nbd_server_status *server);
 /* The NBD URI of an export at the first address, or null when the server listens nowhere. */
 json_t *describe_uri(const struct control_host *host, const char *export_name);
 

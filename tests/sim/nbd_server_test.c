@@ -22,6 +22,8 @@ struct disk { /* keeps requests until it is told to let them go */
     struct list held;
     bool holding;
     unsigned submitted, held_count;
+    bool released[DISK_BYTES / BLOCK]; /* of a view: by discards, as a snapshot's */
+    unsigned releases;
     uint8_t bytes[DISK_BYTES];
 };
 
@@ -43,9 +45,31 @@ struct scene {
     struct client clients[3];
 };
 
+/* Blocks that lie whole in the range are gone. */
+static void disk_release_blocks(struct disk *disk, struct range range)
+{
+    disk->releases++;
+    for (uint64_t i = 0; i < DISK_BYTES / BLOCK; i++)
+        disk->released[i] |= range.start <= i * BLOCK && (i + 1) * BLOCK <= range_end(range);
+}
+
+static bool disk_has_released(const struct disk *disk, struct range range)
+{
+    for (uint64_t i = range.start / BLOCK; i * BLOCK < range_end(range); i++)
+        if (disk->released[i])
+            return true;
+    return false;
+}
+
 static void disk_finish(struct disk *disk, struct request *req)
 {
     uint8_t *bytes = disk->bytes + req->range.start;
+    if (req->kind == REQUEST_DISCARD && disk->node.can_release)
+        disk_release_blocks(disk, req->range);
+    if (req->kind == REQUEST_READ && disk_has_released(disk, req->range)) {
+        request_complete(req, -ENODATA);
+        return;
+    }
     if (req->kind == REQUEST_READ)
         iov_copy_in(req->iov, req->iov_count, 0, bytes, req->range.length);
     else if (req->kind == REQUEST_WRITE)
@@ -166,6 +190,12 @@ static void say_handshake(struct client *client)
     say(client, bytes, sizeof bytes);
 }
 
+static bool client_has_sent(void *argument)
+{
+    struct client *client = argument;
+    return !client->sending;
+}
+
 static bool client_idle(void *argument)
 {
     struct client *client = argument;
@@ -212,7 +242,7 @@ static bool flag_is_set(void *argument)
     return *(bool *)argument;
 }
 
-static void scene_begin(struct scene *scene, uint64_t seed)
+static void scene_begin_view(struct scene *scene, uint64_t seed, bool view, enum read_once read_once)
 {
     memset(scene, 0, sizeof *scene);
     struct world_options options = {.seed = seed, .stall_per_1024 = seed % 2 ? 50 : 0, .message_ns = 1000 * (seed % 5)};
@@ -222,6 +252,11 @@ static void scene_begin(struct scene *scene, uint64_t seed)
     list_init(&scene->disk.held);
     scene->disk.node = (struct node){
         .ops = &disk_ops, .io = scene->disk_io, .size_bytes = DISK_BYTES, .alignment_bytes = 1};
+    if (view) {
+        scene->disk.node.read_only = scene->disk.node.can_release = true;
+        scene->disk.node.block_bytes = BLOCK;
+        scene->disk.node.read_once = read_once;
+    }
     struct io *io = world_reactor(scene->world, "clients", 2);
     for (unsigned i = 0; i < 3; i++) {
         scene->clients[i].io = io;
@@ -234,6 +269,11 @@ static void scene_begin(struct scene *scene, uint64_t seed)
     struct nbd_export export = {.name = "vda", .node = &scene->disk.node};
     assert_int_equal(nbd_server_export_add(scene->server, &export, NULL), 0);
     world_act_as(scene->world, NULL);
+}
+
+static void scene_begin(struct scene *scene, uint64_t seed)
+{
+    scene_begin_view(scene, seed, false, READ_MANY);
 }
 
 static void scene_end(struct scene *scene)
@@ -394,6 +434,219 @@ static void test_requests_under_way_are_bounded(void **state)
     scene_end(scene);
 }
 
+/* ---- read-once (C9) */
+
+/* Says what has been added to its output since. */
+static void send_on(struct scene *scene, struct client *client)
+{
+    world_act_as(scene->world, client->io);
+    client_send(client);
+    world_act_as(scene->world, NULL);
+}
+
+static unsigned released_count(const struct scene *scene)
+{
+    unsigned count = 0;
+    for (unsigned i = 0; i < DISK_BYTES / BLOCK; i++)
+        count += scene->disk.released[i];
+    return count;
+}
+
+/* Bytes of all replies to reads that succeeded. */
+static bool has_replies(const struct client *client, unsigned count, size_t bytes)
+{
+    return client->in_end == NBD_GREETING_BYTES + 10 + count * (size_t)NBD_SIMPLE_REPLY_BYTES + bytes;
+}
+
+static const struct range pieces_read[] = {
+    /* blocks 0 and 1, by two reads that meet within a block; 3 whole; 5 but for a byte; 7 by three parts, not in order;
+     * the last one of the disk */
+    {0, BLOCK + 700},      {BLOCK + 700, BLOCK - 700},     {3 * BLOCK, BLOCK}, {5 * BLOCK, BLOCK - 1},
+    {7 * BLOCK + 600, 50}, {7 * BLOCK + 650, BLOCK - 650}, {7 * BLOCK, 600},   {DISK_BYTES - BLOCK, BLOCK},
+};
+enum { PIECES = sizeof pieces_read / sizeof pieces_read[0] };
+
+static size_t say_pieces(struct client *client)
+{
+    size_t bytes = 0;
+    for (unsigned i = 0; i < PIECES; i++) {
+        say_command(client, NBD_CMD_READ, pieces_read[i].start, (uint32_t)pieces_read[i].length, i, 0);
+        bytes += pieces_read[i].length;
+    }
+    return bytes;
+}
+
+static bool read_once_is_idle(void *argument)
+{
+    struct scene *scene = argument;
+    world_act_as(scene->world, scene->server_io);
+    struct nbd_server_status *status = nbd_server_status(scene->server);
+    world_act_as(scene->world, NULL);
+    bool idle = status->read_once_memory_bytes == 0;
+    free(status);
+    return idle;
+}
+
+/* A goodbye after the last reply: what was read whole is released, and nothing else; not before. */
+static void test_c9_an_orderly_end_releases_what_was_read(void **state)
+{
+    struct scene *scene = *state;
+    for (uint64_t seed = 1; seed <= SEEDS; seed++) {
+        scene_begin_view(scene, seed, true, READ_ONCE);
+        struct client *client = &scene->clients[0];
+        size_t bytes = say_pieces(client);
+        connect_client(scene, client);
+        world_run_for(scene->world, 100 * NS_PER_MS);
+        assert_true(has_replies(client, PIECES, bytes));
+        assert_int_equal(released_count(scene), 0);
+        say_command(client, NBD_CMD_DISC, 0, 0, 0, 0);
+        send_on(scene, client);
+        if (seed % 2) { /* at once, as clients do */
+            assert_true(world_run_until(scene->world, client_has_sent, client, NS_PER_S));
+            hang_up(scene, client);
+        }
+        world_run_for(scene->world, 50 * NS_PER_MS);
+        assert_true(read_once_is_idle(scene));
+        assert_int_equal(released_count(scene), 5);
+        for (unsigned i = 0; i < 2; i++)
+            assert_true(scene->disk.released[i] && scene->disk.released[3 + 4 * i]);
+        assert_true(scene->disk.released[DISK_BYTES / BLOCK - 1]);
+        scene_end(scene);
+    }
+}
+
+/* What is said behind a read, even goodbye, says nothing about its reply: nothing is released. */
+static void test_c9_a_pipelined_request_proves_nothing(void **state)
+{
+    struct scene *scene = *state;
+    for (uint64_t seed = 1; seed <= SEEDS; seed++) {
+        scene_begin_view(scene, seed, true, READ_ONCE);
+        struct client *client = &scene->clients[0], *other = &scene->clients[1];
+        scene->disk.holding = seed % 2;
+        size_t bytes = say_pieces(client);
+        say_command(client, NBD_CMD_FLUSH, 0, 0, 99, 0);
+        say_command(client, NBD_CMD_DISC, 0, 0, 0, 0);
+        connect_client(scene, client);
+        world_run_for(scene->world, 20 * NS_PER_MS);
+        world_call(scene->disk_io, disk_let_go, &scene->disk);
+        world_run_for(scene->world, 100 * NS_PER_MS);
+        assert_true(has_replies(client, PIECES + 1, bytes));
+        assert_int_equal(scene->disk.releases, 0);
+        uint32_t error;
+        say_command(other, NBD_CMD_READ, 0, BLOCK, 1, 0);
+        connect_client(scene, other);
+        world_run_for(scene->world, 50 * NS_PER_MS);
+        assert_int_equal(replies(other, true, &error), 1);
+        assert_int_equal(error, 0);
+        scene_end(scene);
+    }
+}
+
+/* Replies get lost with their connection, after some later ones were even taken: all stays readable. */
+static void test_c9_a_lost_reply_loses_nothing(void **state)
+{
+    struct scene *scene = *state;
+    for (uint64_t seed = 1; seed <= SEEDS; seed++) {
+        scene_begin_view(scene, seed, true, READ_ONCE);
+        struct client *client = &scene->clients[0];
+        say_pieces(client);
+        connect_client(scene, client);
+        world_run_for(scene->world, (seed % 100) * 20 * NS_PER_US);
+        if (seed % 3 == 0)
+            world_reset(scene->world, client->fd);
+        hang_up(scene, client);
+        world_run_for(scene->world, 50 * NS_PER_MS);
+        assert_int_equal(scene->disk.releases, 0);
+        assert_true(read_once_is_idle(scene));
+        scene_end(scene);
+    }
+}
+
+/* Eager: released when the reply has left, without any goodbye; and not while a part of it has not. */
+static void test_c9_eager_releases_what_has_left(void **state)
+{
+    struct scene *scene = *state;
+    for (uint64_t seed = 1; seed <= SEEDS; seed++) {
+        scene_begin_view(scene, seed, true, READ_ONCE_EAGER);
+        struct client *client = &scene->clients[0], *slow = &scene->clients[1];
+        size_t bytes = say_pieces(client);
+        connect_client(scene, client);
+        world_run_for(scene->world, 100 * NS_PER_MS);
+        assert_true(has_replies(client, PIECES, bytes));
+        assert_int_equal(released_count(scene), 5);
+        for (unsigned i = 0; i < 20; i++) /* 60 KiB of input: more than socket buffers hold is never taken */
+            say_command(slow, NBD_CMD_READ, (100 + i) * BLOCK, BLOCK, i, 0);
+        slow->in_end = sizeof slow->in - NBD_GREETING_BYTES - 10 - 100;
+        connect_client(scene, slow);
+        world_run_for(scene->world, 100 * NS_PER_MS);
+        unsigned left = released_count(scene) - 5;
+        assert_in_range(left, 0, 19);
+        for (unsigned i = 0; i < 20; i++)
+            assert_int_equal(scene->disk.released[100 + i], i < left);
+        slow->in_end = 0;
+        scene_end(scene);
+    }
+}
+
+static bool release_is_held(void *argument)
+{
+    return ((struct disk *)argument)->held_count > 0;
+}
+
+/* The export goes while blocks of a past connection are being released: it waits for the piece that is under way. */
+static void test_removal_waits_for_the_release(void **state)
+{
+    struct scene *scene = *state;
+    for (uint64_t seed = 1; seed <= SEEDS / 3; seed++) {
+        bool removed = false;
+        scene_begin_view(scene, seed, true, READ_ONCE);
+        struct client *client = &scene->clients[0];
+        say_pieces(client);
+        connect_client(scene, client);
+        world_run_for(scene->world, 100 * NS_PER_MS);
+        scene->disk.holding = true;
+        say_command(client, NBD_CMD_DISC, 0, 0, 0, 0);
+        send_on(scene, client);
+        assert_true(world_run_until(scene->world, release_is_held, &scene->disk, NS_PER_S));
+        world_act_as(scene->world, scene->server_io);
+        nbd_server_export_remove(scene->server, "vda", set_flag, &removed);
+        world_act_as(scene->world, NULL);
+        world_run_for(scene->world, 3 * NS_PER_S);
+        assert_false(removed);
+        world_call(scene->disk_io, disk_let_go, &scene->disk);
+        assert_true(world_run_until(scene->world, flag_is_set, &removed, NS_PER_S));
+        assert_int_equal(scene->disk.releases, 1);
+        scene_end(scene);
+    }
+}
+
+/* A snapshot's view takes TRIM, in pieces that cut no block, and no other write; reads of what is released fail. */
+static void test_trim_releases(void **state)
+{
+    struct scene *scene = *state;
+    uint32_t error;
+    scene_begin_view(scene, 1, true, READ_MANY);
+    struct client *client = &scene->clients[0];
+    say_command(client, NBD_CMD_TRIM, 2 * BLOCK + 1, 3 * BLOCK, 1, 0);
+    connect_client(scene, client);
+    world_run_for(scene->world, 20 * NS_PER_MS);
+    assert_int_equal(replies(client, false, &error), 1);
+    assert_int_equal(error, 0);
+    assert_int_equal(released_count(scene), 2);
+    const struct {
+        enum nbd_command_type type;
+        uint32_t error;
+    } refused[] = {{NBD_CMD_READ, NBD_EINVAL}, {NBD_CMD_WRITE, NBD_EPERM}, {NBD_CMD_WRITE_ZEROES, NBD_EPERM}};
+    for (unsigned i = 0; i < 3; i++) {
+        say_command(client, refused[i].type, 3 * BLOCK, BLOCK, 2, 0xaa);
+        send_on(scene, client);
+        world_run_for(scene->world, 20 * NS_PER_MS);
+        assert_int_equal(replies(client, false, &error), 2 + i);
+        assert_int_equal(error, refused[i].error);
+    }
+    scene_end(scene);
+}
+
 static int set_up(void **state)
 {
     *state = malloc(sizeof(struct scene));
@@ -414,6 +667,12 @@ int main(void)
         cmocka_unit_test(test_others_go_on),
         cmocka_unit_test(test_removal),
         cmocka_unit_test(test_requests_under_way_are_bounded),
+        cmocka_unit_test(test_trim_releases),
+        cmocka_unit_test(test_c9_an_orderly_end_releases_what_was_read),
+        cmocka_unit_test(test_c9_a_pipelined_request_proves_nothing),
+        cmocka_unit_test(test_c9_a_lost_reply_loses_nothing),
+        cmocka_unit_test(test_c9_eager_releases_what_has_left),
+        cmocka_unit_test(test_removal_waits_for_the_release),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -18,14 +18,21 @@ struct nbd_terms { /* what was agreed with the client */
     uint64_t size_bytes;
     uint16_t flags; /* transmission flags */
     bool structured;
+    bool releases; /* a snapshot's view: TRIM releases, other writes are refused */
     uint32_t contexts;
+};
+
+/* Why a command was not done, for the client: a number and a sentence. All zeroes: it was. */
+struct nbd_refusal {
+    enum nbd_error error;
+    const char *text; /* lives for ever; NULL: none */
 };
 
 /* bytes: NBD_REQUEST_BYTES. False: not a command (bad magic). */
 bool nbd_command_parse(const uint8_t *bytes, struct nbd_command *command);
-/* NBD_SUCCESS, or the error to answer. Does not look at DISC. */
-enum nbd_error nbd_command_check(const struct nbd_command *command, const struct nbd_terms *terms);
-/* An errno (positive or negative) as the protocol's. */
-enum nbd_error nbd_error_of(int code);
+/* Does not look at DISC. */
+struct nbd_refusal nbd_command_check(const struct nbd_command *command, const struct nbd_terms *terms);
+/* A command that the node answered with `status`, 0 or -errno. */
+struct nbd_refusal nbd_refusal_of(int status, const struct nbd_terms *terms);
 
 #endif

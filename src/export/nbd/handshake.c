@@ -146,7 +146,7 @@ static void reply_infos(struct nbd_handshake *hs, const struct nbd_entry *entry,
     if (request->wants_block_size) {
         at = wire_put16(reply_place(hs, NBD_REP_INFO, 14), NBD_INFO_BLOCK_SIZE);
         at = wire_put32(at, 1);
-        at = wire_put32(at, 4096);
+        at = wire_put32(at, entry->home.node->block_bytes ? entry->home.node->block_bytes : 4096);
         wire_put32(at, LIMIT_NBD_TRANSFER_BYTES);
     }
     reply(hs, NBD_REP_ACK);
@@ -397,6 +397,7 @@ static bool step_chosen(struct nbd_handshake *hs)
         .size_bytes = entry->home.node->size_bytes,
         .flags = flags_of(hs, entry),
         .structured = hs->structured,
+        .releases = entry->releases,
         .contexts = hs->contexts_of == entry->serial ? hs->contexts : 0,
     };
     struct nbd_session *session = nbd_session_create(&entry->home, hs->fd, &terms, hs->in + hs->in_start,

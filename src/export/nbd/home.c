@@ -127,7 +127,12 @@ void nbd_home_part(struct nbd_session *session)
     list_remove(&session->reactor_link);
     atomic_fetch_sub(&home->connections, 1);
     atomic_fetch_sub(home->all_connections, 1);
-    if (home->removed && list_empty(&home->sessions))
+    nbd_home_check(home);
+}
+
+void nbd_home_check(struct nbd_home *home)
+{
+    if (home->removed && list_empty(&home->sessions) && list_empty(&home->read_once))
         io_post(home->server_io, &home->gone);
 }
 
@@ -135,8 +140,9 @@ void nbd_home_remove(struct nbd_home *home)
 {
     assert(io_on_owner(home->reactor->io) && !home->removed);
     home->removed = true;
+    nbd_read_once_stop(home);
     if (list_empty(&home->sessions)) {
-        io_post(home->server_io, &home->gone);
+        nbd_home_check(home);
         return;
     }
     list_each_safe (node, &home->sessions)

@@ -8,6 +8,7 @@
 
 #include "block/node.h"
 #include "export/nbd/buffers.h"
+#include "export/nbd/read_once.h"
 
 struct nbd_session;
 
@@ -30,12 +31,14 @@ struct nbd_home {
     struct nbd_reactor *reactor;
     struct io *server_io; /* where `gone` is posted */
     struct node *node;
-    atomic_ullong connections;      /* now; any thread */
-    atomic_ullong *all_connections; /* the server's count */
+    atomic_ullong connections;                     /* now; any thread */
+    atomic_ullong *all_connections;                /* the server's count */
+    struct nbd_read_once_totals *read_once_totals; /* the server's */
     struct list sessions;
-    struct list waiting; /* sessions that may not begin yet (C14) */
-    struct list leaving; /* sessions that hung up and are not settled, by departure */
-    uint64_t departures; /* so far */
+    struct list waiting;   /* sessions that may not begin yet (C14) */
+    struct list leaving;   /* sessions that hung up and are not settled, by departure */
+    uint64_t departures;   /* so far */
+    struct list read_once; /* of sessions, and of those that ended and release what they read */
     bool removed;
     struct io_message remove, gone; /* server to reactor, and back when no session is left */
 };
@@ -55,5 +58,7 @@ void nbd_home_part(struct nbd_session *session);
 void nbd_home_admit(struct nbd_session *session);
 /* Shuts all sessions down; posts `gone` when none is left. */
 void nbd_home_remove(struct nbd_home *home);
+/* Something on the home's lists is gone: it may have been the last. */
+void nbd_home_check(struct nbd_home *home);
 
 #endif

@@ -25,6 +25,11 @@ void nbd_reply_init(struct nbd_session *session)
     session->send_task.run = send_run;
 }
 
+bool nbd_reply_is_one_run(const struct nbd_request *request)
+{
+    return !request->session->terms.structured || (request->command.flags & NBD_CMD_FLAG_DF);
+}
+
 static void reply_queue(struct nbd_request *request)
 {
     struct nbd_session *session = request->session;
@@ -64,22 +69,35 @@ static void put_in_header(struct nbd_request *request, const void *bytes, uint32
     request->header_length += length;
 }
 
-void nbd_reply_status(struct nbd_request *request, enum nbd_error error)
+void nbd_reply_status(struct nbd_request *request, struct nbd_refusal refusal)
 {
+    enum nbd_error error = refusal.error;
+    request->refusal = refusal;
     request->payload_length = 0;
+    if (error)
+        nbd_request_put_buffer(request);
     if (!request->session->terms.structured) {
         put_simple_header(request, error);
     } else if (error) {
-        uint8_t body[6]; /* the error, and a message of no bytes */
-        wire_put16(wire_put32(body, error), 0);
-        put_chunk_header(request, NBD_CHUNK_DONE, NBD_CHUNK_ERROR, sizeof body);
+        uint8_t body[6]; /* the error, and the length of the sentence behind it */
+        size_t length = refusal.text ? strlen(refusal.text) : 0;
+        wire_put16(wire_put32(body, error), (uint16_t)length);
+        put_chunk_header(request, NBD_CHUNK_DONE, NBD_CHUNK_ERROR, (uint32_t)(sizeof body + length));
         put_in_header(request, body, sizeof body);
+        request->payload = refusal.text;
+        request->payload_length = (uint32_t)length;
     } else if (request->command.type == NBD_CMD_READ) {
         put_chunk_header(request, NBD_CHUNK_DONE, NBD_CHUNK_NONE, 0);
     } else {
         put_simple_header(request, error);
     }
     reply_queue(request);
+}
+
+static void put_payload(struct nbd_request *request, uint32_t length)
+{
+    request->payload = request->buffer.bytes;
+    request->payload_length = length;
 }
 
 static void put_data_header(struct nbd_request *request, uint64_t offset, uint32_t length, bool last)
@@ -97,21 +115,21 @@ static void put_data_header(struct nbd_request *request, uint64_t offset, uint32
 void nbd_reply_data(struct nbd_request *request, uint64_t offset, uint32_t length, bool last)
 {
     put_data_header(request, offset, length, last);
-    request->payload_length = length;
+    put_payload(request, length);
     reply_queue(request);
 }
 
 void nbd_reply_stream_first(struct nbd_request *request, uint32_t length, uint32_t total)
 {
     put_data_header(request, request->command.offset, total, true);
-    request->payload_length = length;
+    put_payload(request, length);
     reply_queue(request);
 }
 
 void nbd_reply_stream_next(struct nbd_request *request, uint32_t length)
 {
     request->header_length = 0;
-    request->payload_length = length;
+    put_payload(request, length);
     reply_queue(request);
 }
 
@@ -121,17 +139,17 @@ void nbd_reply_block_status(struct nbd_request *request, uint32_t context_id, ui
     wire_put32(body, context_id);
     put_chunk_header(request, NBD_CHUNK_DONE, NBD_CHUNK_BLOCK_STATUS, length + (uint32_t)sizeof body);
     put_in_header(request, body, sizeof body);
-    request->payload_length = length;
+    put_payload(request, length);
     reply_queue(request);
 }
 
-static unsigned add_fragment(struct iovec *iov, unsigned count, char *bytes, uint32_t length, uint32_t *skip)
+static unsigned add_fragment(struct iovec *iov, unsigned count, const void *bytes, uint32_t length, uint32_t *skip)
 {
     if (*skip >= length) {
         *skip -= length;
         return count;
     }
-    iov[count] = (struct iovec){bytes + *skip, length - *skip};
+    iov[count] = (struct iovec){(char *)(uintptr_t)bytes + *skip, length - *skip};
     *skip = 0;
     return count + 1;
 }
@@ -145,8 +163,8 @@ static unsigned gather(struct nbd_session *session, struct iovec *iov, unsigned 
         struct nbd_request *request = container_of(node, struct nbd_request, link);
         if (count + 2 > max)
             break;
-        count = add_fragment(iov, count, (char *)request->header, request->header_length, &skip);
-        count = add_fragment(iov, count, request->buffer.bytes, request->payload_length, &skip);
+        count = add_fragment(iov, count, request->header, request->header_length, &skip);
+        count = add_fragment(iov, count, request->payload, request->payload_length, &skip);
     }
     return count;
 }
@@ -180,6 +198,19 @@ static void send_run(struct io_task *task)
     io_sendv(session->io, &session->send, session->fd, iov, count);
 }
 
+/*
+ * Whether it was the last part of the whole reply to a READ that succeeded: an answer in one piece, the chunk that ends one
+ * in pieces, or the last piece of one run of bytes.
+ */
+static bool reply_ends_read(const struct nbd_request *request)
+{
+    const struct nbd_command *command = &request->command;
+    if (command->type != NBD_CMD_READ || request->refusal.error || command->length == 0)
+        return false;
+    return !request->whole ||
+           (nbd_reply_is_one_run(request) && range_end(request->block.range) == command->offset + command->length);
+}
+
 /* Replies that are out are put back. */
 static void take_sent(struct nbd_session *session, uint64_t bytes)
 {
@@ -192,6 +223,8 @@ static void take_sent(struct nbd_session *session, uint64_t bytes)
             break;
         bytes -= length;
         list_remove(&request->link);
+        if (session->read_once && reply_ends_read(request))
+            nbd_read_once_note(session->read_once, (struct range){request->command.offset, request->command.length});
         nbd_request_put(request);
     }
     session->sent = (uint32_t)bytes;

@@ -86,12 +86,16 @@ void nbd_request_submit(struct nbd_request *request, enum request_kind kind, str
 
 static void command_done(struct request *block, int status);
 
-/* TRIM and WRITE_ZEROES of any length go to the node piece by piece, one after the other. */
+/*
+ * TRIM and WRITE_ZEROES of any length go to the node piece by piece, one after the other. Pieces end where blocks do (of
+ * BLOCK_BYTES_MAX at most), so that no block is covered partly by two of them.
+ */
 static void range_piece_submit(struct nbd_request *request, uint64_t start, enum request_kind kind, uint32_t flags)
 {
-    uint64_t left = request->command.offset + request->command.length - start;
-    struct range piece = {start, left < LIMIT_NBD_RANGE_BYTES ? left : LIMIT_NBD_RANGE_BYTES};
-    nbd_request_submit(request, kind, piece, flags, command_done);
+    uint64_t end = request->command.offset + request->command.length;
+    if (end - start > LIMIT_NBD_RANGE_BYTES)
+        end = round_down(start + LIMIT_NBD_RANGE_BYTES, BLOCK_BYTES_MAX);
+    nbd_request_submit(request, kind, (struct range){start, end - start}, flags, command_done);
 }
 
 static void command_done(struct request *block, int status)
@@ -105,7 +109,7 @@ static void command_done(struct request *block, int status)
         range_piece_submit(request, range_end(block->range), block->kind, block->flags);
         return;
     }
-    nbd_reply_status(request, nbd_error_of(status));
+    nbd_reply_status(request, nbd_refusal_of(status, &session->terms));
     nbd_session_wake(session);
 }
 
@@ -116,7 +120,7 @@ static void block_status_done(struct request *block, int status)
     struct nbd_session *session = request->session;
     session->submitted--;
     if (status) {
-        nbd_reply_status(request, nbd_error_of(status));
+        nbd_reply_status(request, nbd_refusal_of(status, &session->terms));
     } else {
         char *to = request->buffer.bytes;
         for (unsigned i = 0; i < block->extent_count; i++) {
@@ -153,7 +157,7 @@ bool nbd_command_submit(struct nbd_request *request)
     if (command->type == NBD_CMD_FLUSH) {
         nbd_request_submit(request, REQUEST_FLUSH, (struct range){0, 0}, 0, command_done);
     } else if (command->length == 0 || command->type == NBD_CMD_CACHE) { /* CACHE is a hint, and taken as one */
-        nbd_reply_status(request, NBD_SUCCESS);
+        nbd_reply_status(request, (struct nbd_refusal){0});
     } else if (command->type == NBD_CMD_TRIM) {
         range_piece_submit(request, command->offset, REQUEST_DISCARD, flags);
     } else {

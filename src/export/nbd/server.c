@@ -24,6 +24,7 @@
 struct nbd_server {
     struct io *io;
     struct nbd_budget budget;
+    struct nbd_read_once_totals read_once;
     struct nbd_table table;
     struct nbd_lobby lobby;
     struct list listeners, reactors, removing;
@@ -243,6 +244,7 @@ int nbd_server_export_add(struct nbd_server *server, const struct nbd_export *ex
     entry->home.reactor = reactor;
     entry->home.server_io = server->io;
     entry->home.all_connections = &server->lobby.connections;
+    entry->home.read_once_totals = &server->read_once;
     entry->home.remove.deliver = home_remove;
     entry->home.gone.deliver = home_gone;
     nbd_table_append(&server->table, entry);
@@ -297,12 +299,16 @@ struct nbd_server_status *nbd_server_status(struct nbd_server *server)
     status->connections = atomic_load(&server->lobby.connections);
     status->buffer_bytes_now = atomic_load(&server->budget.memory_bytes);
     status->buffer_bytes_peak = atomic_load(&server->budget.memory_peak_bytes);
+    status->read_once_sent_bytes = atomic_load(&server->read_once.sent_bytes);
+    status->read_once_released_bytes = atomic_load(&server->read_once.released_bytes);
+    status->read_once_forgotten_bytes = atomic_load(&server->read_once.forgotten_bytes);
+    status->read_once_memory_bytes = atomic_load(&server->read_once.memory_bytes);
     list_each (node, &server->table.entries) {
         struct nbd_entry *entry = container_of(node, struct nbd_entry, link);
         struct nbd_export_status *export = &status->exports[status->export_count++];
         strcpy(export->name, entry->name);
         export->size_bytes = entry->home.node->size_bytes;
-        export->read_only = entry->flags & NBD_FLAG_READ_ONLY;
+        export->read_only = (entry->flags & NBD_FLAG_READ_ONLY) || entry->releases;
         export->connections = atomic_load(&entry->home.connections);
     }
     return status;

@@ -17,7 +17,7 @@ struct nbd_export {
     const char *name;        /* copied */
     const char *description; /* copied; may be NULL */
     struct node *node;       /* must stay until nbd_server_export_remove() says done */
-    bool read_only;          /* refuse writes, although the node could */
+    bool read_only;          /* refuse writes and releases, although the node could */
 };
 
 struct nbd_server *nbd_server_create(struct io *io);
@@ -35,13 +35,15 @@ void nbd_server_destroy(struct nbd_server *server, void (*done)(void *argument),
 struct nbd_export_status {
     char name[2 * LIMIT_NAME_BYTES + 2];
     uint64_t size_bytes;
-    bool read_only;
+    bool read_only;       /* WRITE and WRITE_ZEROES are refused; TRIM of a snapshot's view may release all the same */
     uint64_t connections; /* now */
 };
 struct nbd_server_status {
     unsigned export_count;
     uint64_t connections; /* all, handshakes included */
     uint64_t buffer_bytes_now, buffer_bytes_peak;
+    /* Of exports that are read once: see export/nbd/read_once.h. */
+    uint64_t read_once_sent_bytes, read_once_released_bytes, read_once_forgotten_bytes, read_once_memory_bytes;
     struct nbd_export_status exports[]; /* export_count */
 };
 /* Freed by the caller. */

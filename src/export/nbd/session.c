@@ -68,24 +68,25 @@ static enum nbd_step command_step(struct nbd_session *session)
         return NBD_STEP_BLOCKED;
     }
     if (command.type == NBD_CMD_DISC) {
+        session->goodbye = session->request_count == 0;
         session_drain(session);
         return NBD_STEP_BLOCKED;
     }
-    enum nbd_error error = nbd_command_check(&command, &session->terms);
+    struct nbd_refusal refusal = nbd_command_check(&command, &session->terms);
     if (session->state == NBD_SESSION_SHUTTING)
-        error = NBD_ESHUTDOWN;
+        refusal = nbd_refusal_of(-ESHUTDOWN, &session->terms);
     bool moves_data = (command.type == NBD_CMD_READ || command.type == NBD_CMD_WRITE) && command.length > 0;
-    if (moves_data && !error) {
+    if (moves_data && !refusal.error) {
         nbd_transfer_begin(session, &command, NULL);
     } else {
         struct nbd_request *request = nbd_request_get(session, &command);
         if (!request)
             return NBD_STEP_BLOCKED;
-        request->error = error;
-        if (error && command.type == NBD_CMD_WRITE && moves_data) {
+        request->refusal = refusal;
+        if (refusal.error && command.type == NBD_CMD_WRITE && moves_data) {
             nbd_transfer_begin(session, &command, request);
-        } else if (error || moves_data || command.type == NBD_CMD_WRITE || command.type == NBD_CMD_READ) {
-            nbd_reply_status(request, error);
+        } else if (refusal.error || moves_data || command.type == NBD_CMD_WRITE || command.type == NBD_CMD_READ) {
+            nbd_reply_status(request, refusal);
         } else if (!nbd_command_submit(request)) {
             nbd_request_put(request);
             return NBD_STEP_BLOCKED;
@@ -231,12 +232,22 @@ static void hangup_arm(struct nbd_session *session, short events)
     io_poll(session->io, &session->hangup, session->fd, events);
 }
 
+/* A client that has all its replies may have said goodbye before it hung up: with read-once that makes a difference. */
+static bool hangup_may_follow_disc(const struct nbd_session *session)
+{
+    return session->state == NBD_SESSION_SERVING && session->read_once && session->receiving &&
+           session->request_count == 0;
+}
+
 static void hangup_done(struct io_op *op, int64_t result)
 {
     struct nbd_session *session = container_of(op, struct nbd_session, hangup);
     session->hangup_armed = false;
     if (session->state == NBD_SESSION_CLOSED) {
         nbd_session_wake(session);
+    } else if (result >= 0 && hangup_may_follow_disc(session)) {
+        nbd_home_depart(session); /* what is being received says whether it did */
+        deadline_set(session, NBD_LINGER_NS);
     } else if (result < 0 || (result & (POLLHUP | POLLERR | POLLNVAL))) {
         nbd_session_close(session);
     } else {
@@ -264,6 +275,7 @@ static void barrier_passed(struct io_op *op, int64_t result)
 void nbd_session_begin(struct nbd_session *session)
 {
     session_move(session, NBD_SESSION_SERVING);
+    session->read_once = nbd_read_once_create(session->home);
     if (session->half_closed)
         nbd_home_depart(session);
     nbd_session_wake(session);
@@ -285,6 +297,9 @@ void nbd_session_close(struct nbd_session *session)
     if (session->state != NBD_SESSION_CLOSED) {
         session_move(session, NBD_SESSION_CLOSED);
         nbd_home_depart(session);
+        if (session->read_once)
+            nbd_read_once_end(session->read_once, session->goodbye);
+        session->read_once = NULL;
         io_timer_cancel(session->io, &session->deadline);
         io_shutdown(session->io, session->fd);
         if (session->hangup_armed)

@@ -11,6 +11,7 @@
 #include "export/nbd/command.h"
 #include "export/nbd/home.h"
 #include "export/nbd/options.h"
+#include "export/nbd/read_once.h"
 
 enum nbd_session_state {
     NBD_SESSION_ARRIVING, /* waits for what earlier clients left behind (C14) */
@@ -28,12 +29,13 @@ struct nbd_request { /* one command, or one piece of a large one; between two us
     struct nbd_request *whole;  /* for a piece: the command that it belongs to */
     unsigned pieces;            /* for a command in pieces: those under way */
     bool issued;                /* ... and no further one will come */
-    enum nbd_error error;
+    struct nbd_refusal refusal;
     struct nbd_buffer buffer;
     struct iovec iov; /* the payload, in the buffer */
     uint8_t header[32];
-    uint32_t header_length;  /* 0: no header of its own */
-    uint32_t payload_length; /* to send; from the buffer's start */
+    uint32_t header_length; /* 0: no header of its own */
+    const void *payload;    /* to send behind it: in the buffer, or the text of a refusal */
+    uint32_t payload_length;
 };
 
 struct nbd_session {
@@ -45,6 +47,8 @@ struct nbd_session {
     struct list_node home_link, reactor_link, gate_link; /* gate: waiting or leaving */
     uint64_t gate;                                       /* departures to wait for; or the number of its own */
     bool admitted, half_closed, departed, settled;
+    bool goodbye;                    /* DISC came when every reply had left */
+    struct nbd_read_once *read_once; /* what its client has been sent; NULL: nothing is released for that */
 
     struct io_message arrive;
     struct io_op barrier, hangup;
@@ -133,8 +137,10 @@ enum nbd_step nbd_transfer_read_again(struct nbd_session *session);
 
 /* reply.c: a reply goes out (or nowhere, when closed); the object is put back when it is sent. */
 void nbd_reply_init(struct nbd_session *session);
-/* Without payload: success or an error. */
-void nbd_reply_status(struct nbd_request *request, enum nbd_error error);
+/* Whether the reply to its READ must be one run of bytes. */
+bool nbd_reply_is_one_run(const struct nbd_request *request);
+/* Without data: success, or the error with its sentence. */
+void nbd_reply_status(struct nbd_request *request, struct nbd_refusal refusal);
 /* The data of a READ in one piece; offset: of the data. last: no other chunk follows. */
 void nbd_reply_data(struct nbd_request *request, uint64_t offset, uint32_t length, bool last);
 /* The first piece of a reply that is one run of bytes, `total` in all; and a further one. */

@@ -19,6 +19,8 @@ static uint16_t transmission_flags(const struct nbd_export *export)
 {
     uint16_t flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_CAN_MULTI_CONN |
                      NBD_FLAG_SEND_CACHE;
+    if (!export->read_only && export->node->can_release) /* clients send no TRIM to what says it is read-only */
+        return flags | NBD_FLAG_SEND_TRIM;
     if (export->read_only || export->node->read_only)
         return flags | NBD_FLAG_READ_ONLY;
     flags |= NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
@@ -57,9 +59,11 @@ int nbd_entry_create(const struct nbd_table *table, const struct nbd_export *exp
     strcpy(entry->description, description);
     entry->flags = transmission_flags(export);
     entry->home.node = export->node;
+    entry->releases = !(entry->flags & NBD_FLAG_READ_ONLY) && export->node->can_release;
     list_init(&entry->home.sessions);
     list_init(&entry->home.waiting);
     list_init(&entry->home.leaving);
+    list_init(&entry->home.read_once);
     *made = entry;
     return 0;
 }

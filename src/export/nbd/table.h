@@ -18,6 +18,7 @@ struct nbd_entry {
     char name[NBD_EXPORT_NAME_BYTES + 1];
     char description[NBD_DESCRIPTION_BYTES + 1];
     uint16_t flags; /* transmission flags, DF left out */
+    bool releases;  /* a snapshot's view: TRIM releases, writes are refused */
     struct nbd_home home;
     void *server; /* for server.c, as the rest */
     void (*removed)(void *argument);

@@ -49,7 +49,7 @@ static void transfer_end(struct nbd_session *session)
 static void whole_check(struct nbd_request *whole)
 {
     if (whole->issued && whole->pieces == 0)
-        nbd_reply_status(whole, whole->error);
+        nbd_reply_status(whole, whole->refusal);
 }
 
 /*
@@ -140,7 +140,7 @@ static void stream_piece_read(struct nbd_request *piece, int status)
             return;
         }
         transfer_end(session); /* nothing was said yet: answer the error, and forget the rest */
-        nbd_reply_status(whole, nbd_error_of(status));
+        nbd_reply_status(whole, nbd_refusal_of(status, &session->terms));
     } else {
         if (first)
             nbd_reply_stream_first(piece, length, whole->command.length);
@@ -167,14 +167,14 @@ static void read_done(struct request *block, int status)
         nbd_session_wake(session);
     } else if (!whole) {
         if (status)
-            nbd_reply_status(piece, nbd_error_of(status));
+            nbd_reply_status(piece, nbd_refusal_of(status, &session->terms));
         else
             nbd_reply_data(piece, block->range.start, (uint32_t)piece->iov.iov_len, true);
-    } else if (!session->terms.structured || (piece->command.flags & NBD_CMD_FLAG_DF)) {
+    } else if (nbd_reply_is_one_run(piece)) {
         stream_piece_read(piece, status);
     } else {
-        if (status && !whole->error)
-            whole->error = nbd_error_of(status);
+        if (status && !whole->refusal.error)
+            whole->refusal = nbd_refusal_of(status, &session->terms);
         if (status)
             nbd_request_put(piece);
         else
@@ -193,11 +193,11 @@ static void write_done(struct request *block, int status)
     session->submitted--;
     session->window.proven_bytes += piece->iov.iov_len;
     if (!whole) {
-        nbd_reply_status(piece, nbd_error_of(status));
+        nbd_reply_status(piece, nbd_refusal_of(status, &session->terms));
     } else {
         nbd_request_put(piece);
-        if (status && !whole->error)
-            whole->error = nbd_error_of(status);
+        if (status && !whole->refusal.error)
+            whole->refusal = nbd_refusal_of(status, &session->terms);
         whole->pieces--;
         whole_check(whole);
     }
@@ -206,7 +206,7 @@ static void write_done(struct request *block, int status)
 
 static enum nbd_step read_step(struct nbd_session *session)
 {
-    if (!session->streaming && session->whole && session->whole->error) { /* the rest is not worth reading */
+    if (!session->streaming && session->whole && session->whole->refusal.error) { /* the rest is not worth reading */
         piece_issue(session, session->transfer_left);
         whole_check(session->whole);
         transfer_end(session);
@@ -254,7 +254,7 @@ static enum nbd_step discard_step(struct nbd_session *session)
 
 static enum nbd_step write_step(struct nbd_session *session)
 {
-    if (!session->fill && session->whole && session->whole->error)
+    if (!session->fill && session->whole && session->whole->refusal.error)
         session->discarding = true;
     if (session->discarding)
         return discard_step(session);
