@@ -62,6 +62,10 @@ enum {
     /* Segments of one disk on their way from RAM to the cache file: enough to keep a disk busy, few enough to leave it to
      * the guest. */
     LIMIT_SPILLS = 2,
+    /* Requests of one spill at once: a segment is two or five of them, gaps are many. */
+    LIMIT_SPILL_WRITES = 4,
+    /* Pieces of one cache file being punched at once; what empties meanwhile is gathered into the next, larger piece. */
+    LIMIT_PUNCHES = 2,
     /* Discards of one disk that wait for the end of a snapshot; a further one is not done: discards are hints. */
     LIMIT_DEFERRED_DISCARDS = 1024,
     /* Dirty bitmaps of one disk: every one is told of every write. */
@@ -196,6 +200,8 @@ enum {
 #define FLEECE_RAM_MAX (1 * TIB)
 /* Most of a VM's cache files together; 32 bits number the blocks of one. */
 #define FLEECE_DISK_CACHE_MAX (8 * TIB)
+/* The longest such piece: the kernel holds the file's lock while it punches, and reads of the cache wait for that. */
+#define LIMIT_PUNCH_BYTES (64 * MIB)
 /* How long a guest's write may wait for room in the cache before the oldest snapshot pays, as in the peers' cbw-timeout. */
 #define CBW_TIMEOUT_DEFAULT_NS (10 * NS_PER_S)
 #define CBW_TIMEOUT_MAX_NS (3600 * NS_PER_S)

@@ -15,20 +15,34 @@
 #include "fleece/budget.h"
 #include "fleece/slot_pool.h"
 
+struct disk_tier;
+
+struct punch { /* a piece of the file on its way out */
+    struct request request;
+    struct disk_tier *tier;
+    uint32_t first, count; /* segments; count 0: not under way */
+};
+
 struct disk_tier {
     struct io *io;
     struct node *file;
     struct budget *budget;
     unsigned block_shift;
-    struct slot_pool pool;
+    struct slot_pool pool;                    /* a segment is present as long as it has a share of the budget */
     uint64_t sequence;                        /* of the next segment header */
     unsigned writes, punches;                 /* spills and punches under way */
     int failure;                              /* -errno of the last spill that failed; 0: the last one succeeded */
     uint64_t spilled_segments, punched_bytes; /* ever */
+    uint64_t punches_failed;                  /* ever: what they were for stays used until the file goes */
     /* Private: */
-    struct list punching; /* see disk_tier.c */
+    struct index_set idle, kept; /* segments that hold nothing: to be punched; that cannot be */
+    uint32_t idle_count, kept_count;
+    void *sets;
+    size_t sets_bytes;
+    struct punch punch[LIMIT_PUNCHES];
     void (*quiet)(void *context);
     void *quiet_context;
+    struct io_task quiet_task;
 };
 
 struct disk_tier_options {
@@ -37,6 +51,15 @@ struct disk_tier_options {
     unsigned block_shift;
     uint64_t segment_bytes; /* of data; the same as the RAM tier's */
 };
+
+struct spill_write { /* one request of a spill */
+    struct request request;
+    struct spill *spill;
+    bool under_way, is_header;
+    struct iovec iov[LIMIT_REQUEST_FRAGMENTS];
+};
+
+enum spill_step { SPILL_FREE, SPILL_FAILING, SPILL_SUMMING, SPILL_READING, SPILL_WRITING };
 
 struct spill { /* of one RAM segment; belongs to the caller, and to the tier until `done` */
     /* By the caller: */
@@ -48,16 +71,27 @@ struct spill { /* of one RAM segment; belongs to the caller, and to the tier unt
     uint32_t slots[LIMIT_SEGMENT_SLOTS];
     /* Private: */
     struct disk_tier *tier;
-    struct request requests[2];
-    struct iovec iov[2];
-    char *header; /* one aligned block */
-    struct io_task task;
-    uint32_t next;
+    enum spill_step step;
+    bool fresh;     /* goes into a segment of its own, not into gaps */
+    uint32_t count; /* slots that have a key: entries of `from`, `crcs` and `from_keys`, in the order of the file */
+    uint32_t at;    /* the next of them to be written, and how much of it has been given to a request */
+    uint64_t at_bytes;
+    uint32_t group_end; /* those before it go into one segment */
+    unsigned in_flight;
     int status;
+    bool header_lost; /* what the group's header says now is not known */
+    struct cache_segment_header *header;
+    struct spill_write writes[LIMIT_SPILL_WRITES];
+    struct io_op summing;
+    struct io_task task;
+    uint32_t from[LIMIT_SEGMENT_SLOTS]; /* slots in RAM */
+    uint32_t crcs[LIMIT_SEGMENT_SLOTS];
+    uint64_t from_keys[LIMIT_SEGMENT_SLOTS];
 };
 
+/* 0, -ENOMEM, or -EINVAL (the file is too short). */
 int disk_tier_init(struct disk_tier *tier, struct io *io, const struct disk_tier_options *options, struct error *err);
-/* No slot is taken, nothing is under way. */
+/* No slot is taken, nothing is under way. Gives back what the budget still counts: best after the file is gone. */
 void disk_tier_fini(struct disk_tier *tier);
 
 int spill_init(struct spill *spill, struct disk_tier *tier); /* -ENOMEM */
@@ -72,7 +106,8 @@ void disk_tier_give(struct disk_tier *tier, uint32_t slot);
 /* Where the slot's block is in the file. */
 uint64_t disk_tier_offset(const struct disk_tier *tier, uint32_t slot);
 uint32_t disk_tier_slots_max(const struct disk_tier *tier);
-/* Calls quiet(context) later, once no spill and no punch is under way. */
+/* Calls quiet(context) later, once no spill and no punch is under way. No punch begins meanwhile: the file is about to go.
+ * One caller at a time. */
 void disk_tier_when_quiet(struct disk_tier *tier, void (*quiet)(void *context), void *context);
 
 /* Bytes of a cache file with so many segments. */

@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Places in a cache file. spill.c says how segments get there.
+ *
+ * A segment of the file is absent (a hole; nothing of the budget), or present:
+ *   in use     some of its slots are taken;
+ *   idle       none is; it waits to be punched, and is the first to be used again until then;
+ *   punching   the file system is giving its space back;
+ *   kept       punching it failed, or the file cannot be punched: its space stays used until the file goes. It is used
+ *              again, and not punched again.
+ * Present segments that hold nothing are closed in the pool. The budget is charged for exactly the present segments, from
+ * before the first byte is written until the punch has completed: so the space that the file takes never passes it.
+ *
+ * LIMIT_PUNCHES pieces are under way at most; what becomes idle meanwhile is merged into the next ones. A punch that never
+ * comes back holds its own segments, nothing else.
+ *
+ * Crash: nothing here is adopted; the whole file is a left-over, and goes by its header.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <sys/mman.h>
+
+#include "fleece/disk_tier_internal.h"
+
+static uint64_t segment_file_bytes(const struct disk_tier *tier)
+{
+    return CACHE_HEADER_BYTES + ((uint64_t)tier->pool.slots_per_segment << tier->block_shift);
+}
+
+uint64_t disk_tier_file_bytes(uint64_t segment_bytes, uint64_t segments)
+{
+    return CACHE_HEADER_BYTES + segments * (CACHE_HEADER_BYTES + segment_bytes);
+}
+
+int disk_tier_init(struct disk_tier *tier, struct io *io, const struct disk_tier_options *options, struct error *err)
+{
+    uint64_t slots = options->segment_bytes >> options->block_shift;
+    uint64_t least = disk_tier_file_bytes(options->segment_bytes, 1);
+    assert(slots > 0 && slots <= LIMIT_SEGMENT_SLOTS);
+    *tier = (struct disk_tier){
+        .io = io, .file = options->file, .budget = options->budget, .block_shift = options->block_shift};
+    if (options->file->size_bytes < least)
+        return error_set(err, EINVAL, "the cache file has %llu bytes, the least is %llu",
+                         (unsigned long long)options->file->size_bytes, (unsigned long long)least);
+    uint64_t segments = (options->file->size_bytes - CACHE_HEADER_BYTES) /
+                        (CACHE_HEADER_BYTES + options->segment_bytes);
+    if (segments > (SLOT_NONE - 1) / slots)
+        segments = (SLOT_NONE - 1) / slots;
+    size_t set_bytes = index_set_bytes((uint32_t)segments);
+    tier->sets_bytes = 2 * set_bytes;
+    tier->sets = mmap(NULL, tier->sets_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+                      0);
+    if (tier->sets == MAP_FAILED)
+        return error_set(err, ENOMEM, "no memory for the lists of a cache file");
+    if (slot_pool_init(&tier->pool, (uint32_t)segments, (uint32_t)slots) < 0) {
+        munmap(tier->sets, tier->sets_bytes);
+        return error_set(err, ENOMEM, "no memory for the slots of a cache file");
+    }
+    index_set_init(&tier->idle, (uint32_t)segments, tier->sets);
+    index_set_init(&tier->kept, (uint32_t)segments, (char *)tier->sets + set_bytes);
+    return 0;
+}
+
+void disk_tier_fini(struct disk_tier *tier)
+{
+    assert(tier->writes == 0 && tier->punches == 0 && !list_linked(&tier->quiet_task.link));
+    budget_give(tier->budget, tier->pool.segments_present * segment_file_bytes(tier));
+    slot_pool_fini(&tier->pool);
+    munmap(tier->sets, tier->sets_bytes);
+    *tier = (struct disk_tier){0};
+}
+
+uint64_t disk_tier_segment_offset(const struct disk_tier *tier, uint32_t segment)
+{
+    return CACHE_HEADER_BYTES + segment * segment_file_bytes(tier);
+}
+
+uint64_t disk_tier_offset(const struct disk_tier *tier, uint32_t slot)
+{
+    uint32_t segment = slot / tier->pool.slots_per_segment, in_segment = slot % tier->pool.slots_per_segment;
+    return disk_tier_segment_offset(tier, segment) + CACHE_HEADER_BYTES + ((uint64_t)in_segment << tier->block_shift);
+}
+
+uint32_t disk_tier_slots_max(const struct disk_tier *tier)
+{
+    return tier->pool.segments_max * tier->pool.slots_per_segment;
+}
+
+bool disk_tier_has_room(const struct disk_tier *tier, uint32_t slots)
+{
+    const struct slot_pool *pool = &tier->pool;
+    uint32_t segment, empty = tier->idle_count + tier->kept_count;
+    for (unsigned i = 0; i < LIMIT_PUNCHES; i++)
+        empty += tier->punch[i].count;
+    if (tier->idle_count + tier->kept_count > 0)
+        return true;
+    if (slot_pool_next_absent(pool, &segment) &&
+        atomic_load(&tier->budget->used_bytes) + segment_file_bytes(tier) <= tier->budget->max_bytes)
+        return true;
+    return slot_pool_has_room(pool) &&
+           (pool->segments_present - empty) * pool->slots_per_segment - pool->slots_used >= slots;
+}
+
+/* Segments that hold nothing. */
+
+static bool take_from(struct index_set *set, uint32_t *count, uint32_t *segment)
+{
+    if (!index_set_lowest(set, segment))
+        return false;
+    index_set_remove(set, *segment);
+    (*count)--;
+    return true;
+}
+
+bool disk_tier_claim(struct disk_tier *tier, uint32_t *segment)
+{
+    if (take_from(&tier->kept, &tier->kept_count, segment) || take_from(&tier->idle, &tier->idle_count, segment)) {
+        slot_pool_open(&tier->pool, *segment);
+    } else {
+        if (!slot_pool_next_absent(&tier->pool, segment) || !budget_take(tier->budget, segment_file_bytes(tier)))
+            return false;
+        slot_pool_add(&tier->pool, *segment);
+    }
+    slot_pool_take_segment(&tier->pool, *segment);
+    return true;
+}
+
+static void start_quiet(struct disk_tier *tier);
+
+static void punch_done(struct request *req, int status)
+{
+    struct punch *punch = container_of(req, struct punch, request);
+    struct disk_tier *tier = punch->tier;
+    for (uint32_t i = punch->first; i < punch->first + punch->count; i++) {
+        if (status == 0) {
+            slot_pool_drop(&tier->pool, i);
+        } else {
+            index_set_add(&tier->kept, i);
+            tier->kept_count++;
+        }
+    }
+    if (status == 0) {
+        budget_give(tier->budget, req->range.length);
+        tier->punched_bytes += req->range.length;
+    } else {
+        tier->punches_failed++;
+    }
+    punch->count = 0;
+    tier->punches--;
+    disk_tier_settle(tier);
+}
+
+/* The lowest run of idle segments, as far as one piece goes. */
+static void punch_begin(struct disk_tier *tier, struct punch *punch)
+{
+    uint64_t longest = LIMIT_PUNCH_BYTES / segment_file_bytes(tier);
+    uint32_t first, count = 0;
+    if (!index_set_lowest(&tier->idle, &first))
+        return;
+    do {
+        index_set_remove(&tier->idle, first + count++);
+    } while (count < longest && first + count < tier->pool.segments_end && index_set_has(&tier->idle, first + count));
+    tier->idle_count -= count;
+    tier->punches++;
+    *punch = (struct punch){
+        .tier = tier,
+        .first = first,
+        .count = count,
+        .request = {.kind = REQUEST_DISCARD,
+                    .range = {disk_tier_segment_offset(tier, first), count * segment_file_bytes(tier)},
+                    .done = punch_done},
+    };
+    node_submit(tier->file, &punch->request);
+}
+
+void disk_tier_settle(struct disk_tier *tier)
+{
+    if (tier->quiet) {
+        start_quiet(tier);
+        return;
+    }
+    for (unsigned i = 0; i < LIMIT_PUNCHES && tier->idle_count > 0; i++)
+        if (tier->punch[i].count == 0)
+            punch_begin(tier, &tier->punch[i]);
+}
+
+void disk_tier_give(struct disk_tier *tier, uint32_t slot)
+{
+    uint32_t segment = slot / tier->pool.slots_per_segment;
+    if (slot_pool_give(&tier->pool, slot) > 0)
+        return;
+    if (!tier->pool.segments[segment].closed)
+        slot_pool_close(&tier->pool, segment);
+    if (tier->file->can_discard) {
+        index_set_add(&tier->idle, segment);
+        tier->idle_count++;
+    } else {
+        index_set_add(&tier->kept, segment);
+        tier->kept_count++;
+    }
+    disk_tier_settle(tier);
+}
+
+/* Quiet. */
+
+static void quiet_run(struct io_task *task)
+{
+    struct disk_tier *tier = container_of(task, struct disk_tier, quiet_task);
+    if (tier->writes > 0 || tier->punches > 0)
+        return; /* the last of them comes here again */
+    void (*quiet)(void *context) = tier->quiet;
+    tier->quiet = NULL;
+    quiet(tier->quiet_context);
+}
+
+static void start_quiet(struct disk_tier *tier)
+{
+    if (tier->writes > 0 || tier->punches > 0)
+        return;
+    tier->quiet_task.run = quiet_run;
+    io_task_queue(tier->io, &tier->quiet_task);
+}
+
+void disk_tier_when_quiet(struct disk_tier *tier, void (*quiet)(void *context), void *context)
+{
+    assert(!tier->quiet);
+    tier->quiet = quiet;
+    tier->quiet_context = context;
+    start_quiet(tier);
+}
