@@ -223,6 +223,15 @@ enum {
 
 /* One block status request of a copy: a file with many extents keeps a helper busy for a bounded time. */
 #define COPY_SCAN_BYTES (1 * GIB)
+/* What a speed limit lets through at once after a pause: less than a target's own buffers. */
+#define THROTTLE_BURST_NS (100 * NS_PER_MS)
+/* Bytes a second; more is no limit on any machine, and an hour of it still fits into 64 bits. */
+#define THROTTLE_RATE_MAX (1 * TIB)
+/* A copy asks so long after the last answer again where the blocks of a snapshot are: the guest may move them. */
+#define COPY_ADVICE_NS (200 * NS_PER_MS)
+/* A copy that releases what the target has flushed: a flush after so many bytes, or when the oldest have waited so long. */
+#define COPY_RELEASE_BYTES (64 * MIB)
+#define COPY_RELEASE_NS (500 * NS_PER_MS)
 /* Progress of a copy is reported this often: smooth for the eye, nothing for the processor. */
 #define COPY_PROGRESS_NS (100 * NS_PER_MS)
 /* After an interruption, a server that does not answer is hung up on after this time. */

@@ -49,11 +49,12 @@ enum extent_flags {
  * It costs no look at the disk. A node that is not a snapshot's view answers 0 for everything.
  */
 enum residence_flags {
-    RESIDENCE_CHANGED = 1,  /* preserved: the guest has overwritten it, or is about to */
-    RESIDENCE_RAM = 2,      /* a read takes it from memory */
-    RESIDENCE_CACHE = 4,    /* a read takes it from the cache file */
-    RESIDENCE_ZERO = 8,     /* preserved as zeroes, without data */
-    RESIDENCE_RELEASED = 16 /* not needed: released, or outside the needed set; reads fail with -ENODATA */
+    RESIDENCE_CHANGED = 1,   /* preserved: the guest has overwritten it, or is about to */
+    RESIDENCE_RAM = 2,       /* a read takes it from memory */
+    RESIDENCE_CACHE = 4,     /* a read takes it from the cache file */
+    RESIDENCE_ZERO = 8,      /* preserved as zeroes, without data */
+    RESIDENCE_RELEASED = 16, /* not needed: released, or outside the needed set; reads fail with -ENODATA */
+    RESIDENCE_ALL = 31,
 };
 
 struct block_extent {

@@ -210,6 +210,8 @@ static int copy_disk(struct backup *backup, struct manifest_disk *disk, struct n
                                    .source_name = source_name,
                                    .target_name = path,
                                    .target_is_zero = true,
+                                   .advice = true,
+                                   .release = true,
                                    .hashes = hashes};
     int status = transfer_copy(&backup->transfer, NULL, disk->name, &options, &disk->data_bytes, err);
     if (status == 0)

@@ -30,6 +30,8 @@
 #include <libnbd.h>
 
 #define ALLOCATION_CONTEXT "base:allocation"
+/* Fleece's own: where a snapshot's blocks are, with the bits of enum residence_flags. */
+#define RESIDENCE_CONTEXT "fleece:residence"
 
 struct nbd_watch { /* one direction of the socket */
     struct nbd_node *nbd;
@@ -44,7 +46,7 @@ struct nbd_node {
     unsigned requests; /* under way */
     struct list settled;
     uint64_t piece_bytes; /* longest data of one command */
-    bool has_allocation, can_zero, can_flush, can_fua;
+    bool has_allocation, has_residence, can_zero, can_flush, can_fua;
     bool issuing; /* a command is being handed to libnbd */
     bool doomed;  /* destroyed, but the ring still has a watch */
 };
@@ -161,14 +163,17 @@ static int extents_arrived(void *request, const char *context, uint64_t offset, 
                            int *error)
 {
     struct request *req = request;
+    bool residence = req->flags & REQUEST_RESIDENCE;
+    const char *wanted = residence ? RESIDENCE_CONTEXT : ALLOCATION_CONTEXT;
+    const uint32_t known = residence ? RESIDENCE_ALL : EXTENT_HOLE | EXTENT_ZERO;
     (void)error;
-    if (strcmp(context, ALLOCATION_CONTEXT) != 0 || offset != req->range.start)
+    if (strcmp(context, wanted) != 0 || offset != req->range.start)
         return 0;
     uint64_t left = req->range.length;
     req->extent_count = 0;
     for (size_t i = 0; i + 1 < entry_count && left > 0; i += 2) {
         uint64_t length = entries[i] < left ? entries[i] : left;
-        uint32_t flags = entries[i + 1] & (EXTENT_HOLE | EXTENT_ZERO);
+        uint32_t flags = entries[i + 1] & known;
         struct block_extent *last = req->extent_count > 0 ? &req->extents[req->extent_count - 1] : NULL;
         left -= length;
         if (last && last->flags == flags)
@@ -270,7 +275,8 @@ static void issue_block_status(struct nbd_node *nbd, struct request *req)
 {
     assert(req->extents && req->extent_max > 0);
     req->extent_count = 0;
-    if (!nbd->has_allocation) { /* all may be data, for all that the server says */
+    bool answered = req->flags & REQUEST_RESIDENCE ? nbd->has_residence : nbd->has_allocation;
+    if (!answered) { /* all may be data, and lie where it always was, for all that the server says */
         req->extents[req->extent_count++] = (struct block_extent){req->range.length, 0};
         return;
     }
@@ -388,7 +394,10 @@ static int refuse_connection(const char *uri, int code, const char *why, struct 
 static int connect_handle(struct io *io, struct nbd_handle *handle, const char *uri, struct error *err)
 {
     uint64_t deadline_ns = io_now_ns(io) + NBD_CONNECT_NS;
-    if (nbd_add_meta_context(handle, ALLOCATION_CONTEXT) < 0 || nbd_set_pread_initialize(handle, false) < 0 ||
+    /* libnbd would refuse to send TRIM to an export that is read-only but for what is released. */
+    uint32_t strict = nbd_get_strict_mode(handle) & ~(uint32_t)LIBNBD_STRICT_COMMANDS;
+    if (nbd_add_meta_context(handle, ALLOCATION_CONTEXT) < 0 || nbd_add_meta_context(handle, RESIDENCE_CONTEXT) < 0 ||
+        nbd_set_strict_mode(handle, strict) < 0 || nbd_set_pread_initialize(handle, false) < 0 ||
         nbd_aio_connect_uri(handle, uri) < 0)
         return refuse_connection(uri, nbd_get_errno(), reason(), err);
     while (nbd_aio_is_connecting(handle) == 1) {
@@ -401,6 +410,18 @@ static int connect_handle(struct io *io, struct nbd_handle *handle, const char *
     if (nbd_aio_is_ready(handle) != 1)
         return refuse_connection(uri, ENOTCONN, "the server ended the connection", err);
     return 0;
+}
+
+/* What a snapshot's export says of itself beyond what every export does. */
+static void take_snapshot_facts(struct nbd_node *nbd)
+{
+    int64_t block_bytes = nbd_get_block_size(nbd->handle, LIBNBD_SIZE_PREFERRED);
+    nbd->has_residence = nbd_can_meta_context(nbd->handle, RESIDENCE_CONTEXT) == 1;
+    if (!nbd->has_residence)
+        return;
+    if (block_bytes >= (int64_t)BLOCK_BYTES_MIN && block_bytes <= (int64_t)BLOCK_BYTES_MAX)
+        nbd->node.block_bytes = (uint32_t)block_bytes;
+    nbd->node.can_release = nbd->node.read_only && nbd->node.can_discard;
 }
 
 static int take_facts(struct nbd_node *nbd, const char *uri, bool read_only, struct error *err)
@@ -426,6 +447,7 @@ static int take_facts(struct nbd_node *nbd, const char *uri, bool read_only, str
     nbd->node.read_only = read_only;
     nbd->node.can_discard = nbd_can_trim(handle) == 1;
     nbd->node.can_fast_zero = nbd_can_fast_zero(handle) == 1;
+    take_snapshot_facts(nbd);
     return 0;
 }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The NBD client driver (libnbd): a node that is somebody's export. Its thread also runs libnbd's socket calls, driven by
- * io_poll(). A lost connection fails everything under way and everything after it with -ENOTCONN.
+ * io_poll(). A lost connection fails everything under way and everything after it with -ENOTCONN. The export of a snapshot
+ * of ours (it has the meta context fleece:residence) answers REQUEST_RESIDENCE, and releases what is discarded if it can.
  */
 #ifndef FLEECE_DRIVER_NBD_H
 #define FLEECE_DRIVER_NBD_H

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The copy engine: reads a source node, writes a target node, several pieces at once, skipping what reads as zeroes, and
- * takes a SHA-256 of every extent of COPY_EXTENT_BYTES as it was read. Both nodes live on the engine's reactor.
+ * takes a SHA-256 of every extent of COPY_EXTENT_BYTES as it was read. Both nodes live on the engine's reactor. A source
+ * that is a snapshot's view, or an NBD export of one, tells it what to copy first, and may release what is safe.
  */
 #ifndef FLEECE_JOB_COPY_H
 #define FLEECE_JOB_COPY_H
@@ -20,10 +21,16 @@ struct copy_options {
     unsigned workers;        /* pieces under way at once, LIMIT_COPY_WORKERS at most; 0: default */
     uint8_t *hashes;         /* room for one per extent, or NULL; an extent of zeroes has the hash of zeroes */
     const uint8_t *expected; /* if not NULL: an extent with another hash is never written, and see `mismatch` */
+    bool advice;      /* ask where the source's blocks are: what takes RAM first, the cache file and zeroes last */
+    bool release;     /* what the target has flushed is released at the source, if it can (node->can_release) */
+    bool needed_only; /* the target keeps what it has where the source needs nothing; not with hashes */
+    uint64_t speed;   /* bytes a second of data, THROTTLE_RATE_MAX at most; 0: no limit */
     /* Called for each extent that differs from `expected`; the copy goes on. NULL: the first one fails it (EBADMSG). */
     void (*mismatch)(void *context, struct range extent);
     /* Progress, at most ten times a second and once at the end; may be NULL. data_bytes: those that were not zero. */
     void (*progress)(void *context, uint64_t done_bytes, uint64_t total_bytes, uint64_t data_bytes);
+    /* After copy_pause(), when no data is under way any more; what was written is still flushed and released. Or NULL. */
+    void (*paused)(void *context);
     /* At the end, after a flush of the target: 0, or -errno with the sentence. The engine is freed afterwards. */
     void (*done)(void *context, int status, const struct error *err);
     void *context;
@@ -34,6 +41,12 @@ struct copy;
 struct copy *copy_start(const struct copy_options *options);
 /* `done` is called soon, with -ECANCELED: when what is under way has come back. Not after `done`. */
 void copy_cancel(struct copy *copy);
+/* Nothing new is begun until copy_resume(); a pause can be cancelled. Not after `done`. */
+void copy_pause(struct copy *copy);
+void copy_resume(struct copy *copy);
+void copy_set_speed(struct copy *copy, uint64_t speed);
+/* Room in the cache is short: no speed limit, and the cache file's blocks before those on the disk. Or no more. */
+void copy_hurry(struct copy *copy, bool hurry);
 
 /* How many hashes a disk has. */
 static inline uint64_t copy_extent_count(uint64_t size_bytes)

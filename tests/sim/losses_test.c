@@ -161,15 +161,14 @@ static void read_view(struct view *view)
 
 static void scene_open(struct scene *scene, uint64_t seed)
 {
-    struct vm_options options = {
-        .name = "web1",
-        .ram_bytes = 16 * MIB,
-        .hooks = {.context = scene,
-                  .publish = publish,
-                  .unpublish = unpublish,
-                  .snapshot_created = snapshot_created,
-                  .snapshot_broken = snapshot_broken,
-                  .snapshot_deleted = snapshot_deleted}};
+    struct vm_options options = {.name = "web1",
+                                 .ram_bytes = 16 * MIB,
+                                 .hooks = {.context = scene,
+                                           .publish = publish,
+                                           .unpublish = unpublish,
+                                           .snapshot_created = snapshot_created,
+                                           .snapshot_broken = snapshot_broken,
+                                           .snapshot_deleted = snapshot_deleted}};
     struct error err;
     *scene = (struct scene){.iov = {scene->bytes, BLOCK}};
     scene->world = world_create(&(struct world_options){.seed = seed, .context = scene, .fault = fault, .gate = gate});

@@ -225,6 +225,11 @@ static void block_status(void **state)
     ask.range = (struct range){0, SIZE};
     assert_int_equal(run(node, ask, &req), 0);
     assert_int_equal(req.extent_count, 1);
+    ask.flags = REQUEST_RESIDENCE; /* no snapshot of ours */
+    assert_int_equal(run(node, ask, &req), 0);
+    assert_true(req.extent_count == 1 && extents[0].length == SIZE && extents[0].flags == 0);
+    assert_false(node->can_release);
+    ask.flags = 0;
     node_destroy(node);
     server_stop(&server);
 

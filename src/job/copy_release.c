@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Releases at the source what the target can't lose any more. An extent goes
+ *
+ *     WRITTEN -> FLUSHING (a flush of the target began after it was written) -> FLUSHED -> released by a discard: DONE
+ *
+ * A block of the snapshot that is larger than an extent is released when all its extents are FLUSHED. A flush that fails
+ * fails the copy and is never tried again. A release that fails costs room in the cache and nothing else: no further one is
+ * tried. What is still in the way at the end goes with the snapshot.
+ */
+#include "job/copy_internal.h"
+
+#include <assert.h>
+
+static void flush_is_due(struct io_timer *timer)
+{
+    copy_wake(container_of(timer, struct copy, flush_timer));
+}
+
+void release_init(struct copy *copy)
+{
+    const struct node *source = copy->options.source;
+    copy->release_off = !copy->options.release || !copy->options.target || !source->can_release;
+    copy->release_group = source->block_bytes > COPY_EXTENT_BYTES ? source->block_bytes / COPY_EXTENT_BYTES : 1;
+    copy->flush_due_ns = io_now_ns(copy->options.io) + COPY_RELEASE_NS;
+    copy->flush_timer.fire = flush_is_due;
+}
+
+void release_fini(struct copy *copy)
+{
+    io_timer_cancel(copy->options.io, &copy->flush_timer);
+}
+
+static void move_all(struct copy_order *order, enum copy_state from, enum copy_state to)
+{
+    for (uint64_t i = copy_order_find(order, from, 0); i < order->count; i = copy_order_find(order, from, i))
+        copy_order_set(order, i, to);
+}
+
+static void release_flushed(struct request *req, int status)
+{
+    struct copy *copy = container_of(req, struct copy, flush);
+    copy->flushing = false;
+    copy->flush_due_ns = io_now_ns(copy->options.io) + COPY_RELEASE_NS;
+    copy_wake(copy);
+    if (status < 0) {
+        if (copy->status == 0)
+            copy->status = error_set(&copy->err, -status, "flushing %s failed: %s", copy->options.target_name,
+                                     error_name(status));
+        return;
+    }
+    move_all(&copy->order, COPY_FLUSHING, COPY_FLUSHED);
+    copy->release_look = true;
+}
+
+static void release_flush(struct copy *copy)
+{
+    move_all(&copy->order, COPY_WRITTEN, COPY_FLUSHING);
+    copy->unflushed_bytes = 0;
+    copy->flushing = true;
+    copy->flush = (struct request){.kind = REQUEST_FLUSH, .done = release_flushed};
+    node_submit(copy->options.target, &copy->flush);
+}
+
+static void release_discarded(struct request *req, int status)
+{
+    struct copy *copy = container_of(req, struct copy, discard);
+    copy->discarding = false;
+    copy->release_off |= status < 0;
+    copy_wake(copy);
+}
+
+/* The next run of whole groups that are flushed, COPY_RELEASE_BYTES at most. false: there is none. */
+static bool release_next(struct copy *copy, uint64_t *first, uint64_t *end)
+{
+    const struct copy_order *order = &copy->order;
+    const uint64_t group = copy->release_group, most = COPY_RELEASE_BYTES / COPY_EXTENT_BYTES;
+    for (*end = 0; (*first = copy_order_find(order, COPY_FLUSHED, *end)) < order->count;) {
+        *end = *first + 1;
+        *first = round_up(*first, group);
+        while (*end < order->count && order->states[*end] == COPY_FLUSHED && *end - *first < most)
+            ++*end;
+        uint64_t whole = *end == order->count ? *end : *end / group * group;
+        if (*first < whole) {
+            *end = whole;
+            return true;
+        }
+    }
+    return false;
+}
+
+static void release_discard(struct copy *copy)
+{
+    uint64_t first, end;
+    if (!release_next(copy, &first, &end)) {
+        copy->release_look = false;
+        return;
+    }
+    for (uint64_t i = first; i < end; i++)
+        copy_order_set(&copy->order, i, COPY_DONE);
+    struct range last = copy_extent_range(copy, end - 1);
+    copy->discarding = true;
+    copy->discard = (struct request){.kind = REQUEST_DISCARD,
+                                     .range = {first * COPY_EXTENT_BYTES, range_end(last) - first * COPY_EXTENT_BYTES},
+                                     .done = release_discarded};
+    node_submit(copy->options.source, &copy->discard);
+}
+
+void release_go_on(struct copy *copy)
+{
+    if (copy->release_off || copy->status < 0)
+        return;
+    if (copy->release_look && !copy->discarding)
+        release_discard(copy);
+    if (copy->flushing || copy->flushed || copy->order.in_state[COPY_WRITTEN] == 0)
+        return;
+    if (copy->unflushed_bytes >= COPY_RELEASE_BYTES || io_now_ns(copy->options.io) >= copy->flush_due_ns)
+        release_flush(copy);
+    else if (!io_timer_armed(&copy->flush_timer))
+        io_timer_set(copy->options.io, &copy->flush_timer, copy->flush_due_ns);
+}

@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * One extent through its worker:
+ *
+ *     (ask which blocks are needed) -> (ask which cells may hold data) -> read those -> hash and look for zeroes (helper
+ *     thread) -> write the cells that hold data, and zeroes where the target has to be told
+ *
+ * Everything is counted in cells of 4 KiB: a bitmap says which ones may hold data (from the block status), later which ones
+ * do (from looking). Parts nearer to each other than COPY_GAP_CELLS are read and written as one: a request costs more than
+ * the few zeroes between them. A cell that is skipped is neither read nor written, so no part reaches across it.
+ *
+ * Extents are hashed before they are written, so with `expected` nothing wrong reaches the target.
+ */
+#include "job/copy_internal.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#define COPY_GAP_CELLS 4
+
+static void cell_clear(struct cells *cells, unsigned cell)
+{
+    cells->bits[cell / 64] &= ~(UINT64_C(1) << (cell % 64));
+}
+
+static unsigned cell_count(const struct worker *worker)
+{
+    return (unsigned)((worker->extent.length + CELL_BYTES - 1) / CELL_BYTES);
+}
+
+/* The bytes of cells [first, end) within the extent; the last cell of a disk may be short. */
+static struct range cells_range(const struct worker *worker, unsigned first, unsigned end)
+{
+    uint64_t start = first * CELL_BYTES, stop = end * CELL_BYTES, length = worker->extent.length;
+    start = start < length ? start : length;
+    stop = stop < length ? stop : length;
+    return (struct range){start, stop - start};
+}
+
+/* The end of the part with data that begins at `first`, across short gaps. */
+static unsigned data_end(const struct worker *worker, unsigned first)
+{
+    unsigned end = first, count = cell_count(worker);
+    for (unsigned cell = first; cell < count && cell - end < COPY_GAP_CELLS && !cell_get(&worker->skipped, cell);
+         cell++)
+        if (cell_get(&worker->data, cell))
+            end = cell + 1;
+    return end;
+}
+
+/* The first cell from `first` on that holds data. */
+static unsigned next_data(const struct worker *worker, unsigned first)
+{
+    unsigned cell = first, count = cell_count(worker);
+    while (cell < count && !cell_get(&worker->data, cell))
+        cell++;
+    return cell;
+}
+
+/* The first cell from `first` on that is not skipped. */
+static unsigned next_wanted(const struct worker *worker, unsigned first)
+{
+    unsigned cell = first, count = cell_count(worker);
+    while (cell < count && cell_get(&worker->skipped, cell))
+        cell++;
+    return cell;
+}
+
+/* The end of the zeroes that begin at `first`, which is neither skipped nor data. */
+static unsigned zeroes_end(const struct worker *worker, unsigned first)
+{
+    unsigned cell = first, count = cell_count(worker);
+    while (cell < count && !cell_get(&worker->data, cell) && !cell_get(&worker->skipped, cell))
+        cell++;
+    return cell;
+}
+
+static uint64_t data_bytes(const struct worker *worker)
+{
+    uint64_t bytes = 0;
+    for (unsigned cell = 0; cell < cell_count(worker); cell++)
+        if (cell_get(&worker->data, cell))
+            bytes += cells_range(worker, cell, cell + 1).length;
+    return bytes;
+}
+
+static void worker_submit(struct worker *worker, struct node *node, enum request_kind kind, struct range range,
+                          void (*done)(struct request *req, int status))
+{
+    worker->iov = (struct iovec){worker->buffer + range.start, range.length};
+    worker->req = (struct request){.kind = kind,
+                                   .range = {worker->extent.start + range.start, range.length},
+                                   .iov = &worker->iov,
+                                   .iov_count = 1,
+                                   .done = done};
+    node_submit(node, &worker->req);
+}
+
+/* The extent is done with, well or not. */
+static void worker_release(struct worker *worker, bool well)
+{
+    struct copy *copy = worker->copy;
+    if (well)
+        copy_extent_done(copy, worker->extent);
+    copy->busy--;
+    list_append(&copy->idle, &worker->link);
+    copy_wake(copy);
+}
+
+/* --- writing */
+
+static void worker_write(struct worker *worker);
+
+static void worker_written(struct request *req, int status)
+{
+    struct worker *worker = container_of(req, struct worker, req);
+    if (status < 0)
+        copy_fail(worker->copy, status, "writing", worker->copy->options.target_name, req->range);
+    worker_write(worker);
+}
+
+/* The next part: data is written; the rest is zeroes, which a target that is zero already need not hear about. */
+static void worker_write(struct worker *worker)
+{
+    struct copy *copy = worker->copy;
+    unsigned first = next_wanted(worker, worker->next_cell), count = cell_count(worker);
+    if (copy->options.target_is_zero)
+        first = next_data(worker, first);
+    if (copy->status < 0 || first == count || !copy->options.target) {
+        worker_release(worker, copy->status == 0);
+        return;
+    }
+    bool data = cell_get(&worker->data, first);
+    unsigned end = data ? data_end(worker, first) : zeroes_end(worker, first);
+    worker->next_cell = end;
+    worker_submit(worker, copy->options.target, data ? REQUEST_WRITE : REQUEST_WRITE_ZEROES,
+                  cells_range(worker, first, end), worker_written);
+}
+
+/* --- looking */
+
+static bool is_zero(const char *bytes, size_t length)
+{
+    if (length == 0 || bytes[0] != 0)
+        return length == 0;
+    return memcmp(bytes, bytes + 1, length - 1) == 0;
+}
+
+/* On a helper thread: it alone touches the worker meanwhile. */
+static int64_t worker_look(void *argument)
+{
+    struct worker *worker = argument;
+    for (unsigned cell = 0; cell < cell_count(worker); cell++) {
+        struct range range = cells_range(worker, cell, cell + 1);
+        if (cell_get(&worker->data, cell) && is_zero(worker->buffer + range.start, range.length))
+            cell_clear(&worker->data, cell);
+    }
+    return copy_wants_hashes(worker->copy) ? copy_hash_bytes(worker->buffer, worker->extent.length, worker->hash) : 0;
+}
+
+static void worker_looked(struct io_op *op, int64_t result)
+{
+    struct worker *worker = container_of(op, struct worker, op);
+    struct copy *copy = worker->copy;
+    if (result < 0)
+        copy_fail(copy, (int)result, "hashing", copy->options.source_name, worker->extent);
+    copy->data_bytes += data_bytes(worker);
+    worker->next_cell = 0;
+    if (copy->status < 0 || (copy_wants_hashes(copy) && !copy_hashed(copy, worker->extent, worker->hash)))
+        worker_release(worker, copy->status == 0);
+    else
+        worker_write(worker);
+}
+
+/* --- reading */
+
+static void worker_read(struct worker *worker);
+
+static void worker_has_read(struct request *req, int status)
+{
+    struct worker *worker = container_of(req, struct worker, req);
+    if (status < 0)
+        copy_fail(worker->copy, status, "reading", worker->copy->options.source_name, req->range);
+    worker_read(worker);
+}
+
+/* The next part that may hold data; what lies between is zero, and the buffer says so. */
+static void worker_read(struct worker *worker)
+{
+    struct copy *copy = worker->copy;
+    unsigned first = next_data(worker, worker->next_cell), count = cell_count(worker);
+    struct range gap = cells_range(worker, worker->next_cell, first);
+    if (copy->status < 0) {
+        worker_release(worker, false);
+        return;
+    }
+    memset(worker->buffer + gap.start, 0, gap.length);
+    if (first == count) {
+        worker->op.done = worker_looked;
+        io_work(copy->options.io, &worker->op, worker_look, worker);
+        return;
+    }
+    worker->next_cell = data_end(worker, first);
+    worker_submit(worker, copy->options.source, REQUEST_READ, cells_range(worker, first, worker->next_cell),
+                  worker_has_read);
+}
+
+/* It is known which cells may hold data. */
+static void worker_begin(struct worker *worker)
+{
+    for (unsigned i = 0; i < EXTENT_CELLS / 64; i++)
+        worker->data.bits[i] &= ~worker->skipped.bits[i];
+    worker->next_cell = 0;
+    if (cells_empty(&worker->data)) {
+        memcpy(worker->hash, copy_zero_hash(worker->copy, worker->extent), COPY_HASH_BYTES);
+        worker_looked(&worker->op, 0);
+    } else {
+        worker_read(worker);
+    }
+}
+
+/* --- questions about the extent */
+
+static void worker_answered(struct request *req, int status);
+
+static void worker_ask(struct worker *worker, uint32_t flags)
+{
+    worker->req = (struct request){
+        .kind = REQUEST_BLOCK_STATUS,
+        .flags = flags,
+        .range = {worker->extent.start + worker->asked, worker->extent.length - worker->asked},
+        .extents = worker->answer,
+        .extent_max = EXTENT_CELLS,
+        .done = worker_answered};
+    node_submit(worker->copy->options.source, &worker->req);
+}
+
+static void worker_ask_data(struct worker *worker)
+{
+    struct copy *copy = worker->copy;
+    worker->asked = 0;
+    if (worker->data_known) {
+        worker_begin(worker);
+        return;
+    }
+    memset(&worker->data, 0, sizeof worker->data);
+    throttle_charge(&copy->throttle, (int64_t)worker->extent.length); /* until it is known */
+    worker_ask(worker, 0);
+}
+
+/* A part of the answer has come; each part goes into the bitmap that it is about. */
+static void worker_answered(struct request *req, int status)
+{
+    struct worker *worker = container_of(req, struct worker, req);
+    struct copy *copy = worker->copy;
+    bool residence = req->flags & REQUEST_RESIDENCE;
+    if (status < 0)
+        copy_fail(copy, status, residence ? "asking for the residence of" : "asking for the block status of",
+                  copy->options.source_name, req->range);
+    if (copy->status < 0) {
+        worker_release(worker, false);
+        return;
+    }
+    assert(req->extent_count > 0 && req->extent_count <= EXTENT_CELLS);
+    for (unsigned i = 0; i < req->extent_count; i++) {
+        const struct block_extent *extent = &worker->answer[i];
+        uint64_t start = worker->asked;
+        worker->asked += extent->length;
+        if (residence && (extent->flags & RESIDENCE_RELEASED))
+            cells_set(&worker->skipped, start, worker->asked);
+        else if (!residence && !(extent->flags & EXTENT_ZERO))
+            cells_set(&worker->data, start, worker->asked);
+    }
+    assert(worker->asked <= worker->extent.length);
+    if (worker->asked < worker->extent.length) {
+        worker_ask(worker, req->flags);
+    } else if (residence) {
+        worker_ask_data(worker);
+    } else {
+        throttle_charge(&copy->throttle, (int64_t)data_bytes(worker) - (int64_t)worker->extent.length);
+        worker_begin(worker);
+    }
+}
+
+void worker_start(struct worker *worker, struct range extent, const struct cells *data)
+{
+    struct copy *copy = worker->copy;
+    copy->busy++;
+    worker->extent = extent;
+    worker->data_known = data != NULL;
+    worker->asked = 0;
+    memset(&worker->skipped, 0, sizeof worker->skipped);
+    if (data) {
+        worker->data = *data;
+        throttle_charge(&copy->throttle, (int64_t)data_bytes(worker));
+    }
+    if (copy->options.needed_only)
+        worker_ask(worker, REQUEST_RESIDENCE);
+    else
+        worker_ask_data(worker);
+}
