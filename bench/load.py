@@ -9,8 +9,9 @@ import time
 
 
 def fio(kind, queue, seconds, ramp, uri=None, path=None):
-    """4 KiB random I/O; {"iops", "p50_us", "p99_us", "requests"}. kind: randread or randwrite. With `path`: plain fio on
-    the file, O_DIRECT and io_uring. The clients of both sides are the same."""
+    """4 KiB random I/O; {"iops", "p50_us", "p99_us", "requests"}. kind: randread, randwrite, or randrw: half reads, half
+    writes, of which the writes are told. With `path`: plain fio on the file, O_DIRECT and io_uring. The clients of both
+    sides are the same."""
     where = ["--ioengine=nbd", f"--uri={uri}"] if uri else ["--ioengine=io_uring", f"--filename={path}", "--direct=1"]
     done = subprocess.run(
         ["fio", "--name=b", *where, f"--rw={kind}", "--bs=4k", f"--iodepth={queue}", "--time_based",
@@ -25,6 +26,14 @@ def fio(kind, queue, seconds, ramp, uri=None, path=None):
     percentiles = side["clat_ns"].get("percentile", {})
     return {"iops": side["iops"], "requests": side["total_ios"],
             "p50_us": percentiles.get("50.000000", 0) / 1000, "p99_us": percentiles.get("99.000000", 0) / 1000}
+
+
+def floor(kind, queue, seconds, path, null_uri):
+    """What no server can pass: {"iops"}. Plain fio does what the disk has to do, and a server that does nothing what the
+    connection costs. One request at a time pays for both, one after the other; many at once for the slower of them."""
+    disk = fio(kind, queue, seconds, 0, path=path)["iops"]
+    null = fio("randread" if kind == "randread" else "randwrite", queue, seconds, 0, uri=null_uri)["iops"]
+    return {"iops": 1 / (1 / disk + 1 / null) if queue == 1 else min(disk, null), "disk_iops": disk, "null_iops": null}
 
 
 class Puller:

@@ -7,7 +7,7 @@ import struct
 import subprocess
 import time
 
-from load import Puller, fio, make_disk, timed
+from load import Puller, fio, floor, make_disk, timed
 from servers import BUILD, Fleece, Nbdkit, Qsd
 
 GIB = 1 << 30
@@ -17,6 +17,12 @@ def peers(bench, disks, threads=True, **options):
     """{name: function that makes the server} for every qemu-storage-daemon at hand."""
     return {name: lambda p=program, io=iothread, n=name: Qsd(bench.work, disks, p, io and threads, name=n, **options)
             for name, program, iothread in bench.qsds}
+
+
+def floor_of(bench, kind, queue):
+    """Plain disk I/O of that kind and one round trip to a device that does nothing, measured now."""
+    with Nbdkit(bench.work, {"vda": None}) as server:
+        return floor(kind, queue, bench.seconds, bench.disk, server.uri(""))
 
 
 def ram_for(size):
@@ -38,6 +44,7 @@ def b1(bench):
         for queue in (1, 32):
             candidates = {name: lambda m=make: measure(m, kind, queue) for name, make in servers.items()}
             candidates["plain fio"] = lambda: fio(kind, queue, bench.seconds, bench.ramp, path=bench.disk)
+            candidates["floor"] = lambda: floor_of(bench, kind, queue)
             bench.report.compare(f"{kind}, QD{queue}", candidates, {"iops": "more", "p50_us": "less", "p99_us": "less"})
 
 
@@ -58,6 +65,8 @@ def b2(bench):
     for queue in (1, 32):
         candidates = {name: lambda m=make: measure(m, queue) for name, make in snapshot_servers(bench).items()}
         candidates["plain fio"] = lambda: fio("randwrite", queue, bench.seconds, 0, path=bench.disk)
+        # old data is read, new data is written
+        candidates["floor"] = lambda: floor_of(bench, "randrw", queue)
         bench.report.compare(f"first writes, QD{queue}", candidates, {"iops": "more", "p50_us": "less", "p99_us": "less"})
 
 
