@@ -202,6 +202,8 @@ enum {
 #define FLEECE_DISK_CACHE_MAX (8 * TIB)
 /* The longest such piece: the kernel holds the file's lock while it punches, and reads of the cache wait for that. */
 #define LIMIT_PUNCH_BYTES (64 * MIB)
+/* After a cache file has refused a segment, the next one is not tried for so long. */
+#define SPILL_RETRY_NS (100 * NS_PER_MS)
 /* How long a guest's write may wait for room in the cache before the oldest snapshot pays, as in the peers' cbw-timeout. */
 #define CBW_TIMEOUT_DEFAULT_NS (10 * NS_PER_S)
 #define CBW_TIMEOUT_MAX_NS (3600 * NS_PER_S)

@@ -12,6 +12,12 @@ void node_submit(struct node *node, struct request *req)
     assert(!node->read_only || !request_is_write(req) || (req->kind == REQUEST_DISCARD && node->can_release));
     assert(!list_linked(&req->link));
     req->io = node->io;
+    if ((req->flags & REQUEST_RESIDENCE) && req->kind == REQUEST_BLOCK_STATUS && !node->can_release) {
+        req->extents[0] = (struct block_extent){req->range.length, 0}; /* only a snapshot's view has anything to tell */
+        req->extent_count = 1;
+        request_complete(req, 0);
+        return;
+    }
     node->ops->submit(node, req);
 }
 

@@ -333,7 +333,7 @@ static int daemon_make_vm(struct daemon *daemon, struct error *err)
     if (!daemon->vm)
         return error_set(err, ENOMEM, "no memory for VM %s", options.name);
     for (unsigned i = 0; i < daemon->disks.opened; i++) {
-        int status = vm_add_disk(daemon->vm, daemon->options->disks[i].name, daemon->disks.leaves[i], err);
+        int status = vm_add_disk(daemon->vm, daemon->options->disks[i].name, daemon->disks.leaves[i], 0, err);
         if (status < 0)
             return error_prefix(err, "--disk %s", daemon->options->disks[i].name);
     }

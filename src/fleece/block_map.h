@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Which slot of the cache holds which block as it was at which epoch: 16 bytes a slot, allocated once.
+ * Which place of the cache holds which block as it was at which epoch: 16 bytes an entry. A place is a number: what is
+ * there (a slot in RAM, a slot of the cache file, nothing but the mark "zeroes") is the cache's affair.
  *
  * Epochs count the snapshots of a VM. An entry of block B with epoch E holds B as it was at every point p with
  * older(B) < p <= E, where older(B) is the epoch of B's next older entry (0: none): the interval of points it serves (C5).
@@ -10,29 +11,44 @@
 
 #include <stdint.h>
 
+#define PLACE_NONE UINT32_MAX
+
 struct block_map {
-    uint64_t *keys;    /* by slot: block << 28 | epoch; 0: not in the map (epoch 0 does not exist) */
-    uint32_t *chains;  /* by slot: the next slot of its bucket, +1; newer entries of a block come first */
-    uint32_t *buckets; /* first slot, +1 */
-    uint32_t bucket_mask;
+    uint64_t *keys;    /* by place: block << EPOCH_BITS | epoch; 0: not in the map (epoch 0 does not exist) */
+    uint32_t *chains;  /* by place: the next place of its bucket, +1; newer entries of a block come first */
+    uint32_t *buckets; /* first place, +1 */
+    uint32_t *regions; /* entries of each run of MAP_REGION_BLOCKS blocks: what has none is passed over at once */
+    uint64_t region_count;
+    uint32_t places_max, bucket_count, bucket_mask; /* see block_map.c */
+    uint32_t entries;
     uint64_t bytes; /* of the one mapping that they are in */
 };
 
-/* 0 or -ENOMEM. The memory is touched as slots come into use. */
-int block_map_init(struct block_map *map, uint32_t slots_max);
+enum { EPOCH_BITS = 28, MAP_REGION_BLOCKS = 1024 };
+
+/* 0 or -ENOMEM. The memory is touched as places come into use. */
+int block_map_init(struct block_map *map, uint32_t places_max, uint64_t blocks);
 void block_map_fini(struct block_map *map);
 
 /* `epoch` is newer than every entry that the block has. */
-void block_map_insert(struct block_map *map, uint32_t slot, uint64_t block, uint32_t epoch);
-void block_map_remove(struct block_map *map, uint32_t slot);
+void block_map_insert(struct block_map *map, uint32_t place, uint64_t block, uint32_t epoch);
+void block_map_remove(struct block_map *map, uint32_t place);
+/* The entry is at another place from now on. */
+void block_map_move(struct block_map *map, uint32_t from, uint32_t to);
 
-/* The slot that holds the block for the point `epoch`; SLOT_NONE: the block has not been preserved since. */
+/* The place that holds the block for the point `epoch`; PLACE_NONE: the block has not been preserved since. */
 uint32_t block_map_find(const struct block_map *map, uint64_t block, uint32_t epoch);
+/* The place of the block's newest entry; PLACE_NONE: it has none. */
+uint32_t block_map_first(const struct block_map *map, uint64_t block);
 /* Epoch of the block's newest entry; 0: none. */
 uint32_t block_map_newest(const struct block_map *map, uint64_t block);
-/* Epoch of the next older entry of the slot's block; 0: none. */
-uint32_t block_map_older(const struct block_map *map, uint32_t slot);
-/* Epoch of the slot's entry; 0: the slot is not in the map. */
-uint32_t block_map_epoch(const struct block_map *map, uint32_t slot);
+/* Epoch of the next older entry of the place's block; 0: none. */
+uint32_t block_map_older(const struct block_map *map, uint32_t place);
+/* Epoch and block of the place's entry; epoch 0: the place is not in the map. */
+uint32_t block_map_epoch(const struct block_map *map, uint32_t place);
+uint64_t block_map_block(const struct block_map *map, uint32_t place);
+
+/* The first block at or after `from` and before `end` that may have an entry; `end`: there is none. Cheap. */
+uint64_t block_map_next(const struct block_map *map, uint64_t from, uint64_t end);
 
 #endif

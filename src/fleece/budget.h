@@ -11,6 +11,7 @@
 struct budget {
     uint64_t max_bytes;
     atomic_ullong used_bytes, peak_bytes;
+    atomic_bool wanted; /* somebody's writes wait for room: who gives some back tells it */
 };
 
 static inline bool budget_take(struct budget *budget, uint64_t bytes)
@@ -24,6 +25,12 @@ static inline bool budget_take(struct budget *budget, uint64_t bytes)
     while (used + bytes > peak && !atomic_compare_exchange_weak(&budget->peak_bytes, &peak, used + bytes))
         ;
     return true;
+}
+
+/* Whether more than three quarters of it are used, once `freeing` bytes have come back. */
+static inline bool budget_is_short(const struct budget *budget, uint64_t freeing)
+{
+    return atomic_load(&budget->used_bytes) > budget->max_bytes - budget->max_bytes / 4 + freeing;
 }
 
 static inline void budget_give(struct budget *budget, uint64_t bytes)

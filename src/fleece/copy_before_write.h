@@ -6,8 +6,10 @@
 #ifndef FLEECE_FLEECE_COPY_BEFORE_WRITE_H
 #define FLEECE_FLEECE_COPY_BEFORE_WRITE_H
 
+#include "base/bitmap.h"
 #include "block/disk.h"
 #include "fleece/budget.h"
+#include "fleece/fleecing_cache.h"
 #include "fleece/read_gate.h"
 
 struct copy_before_write;
@@ -24,26 +26,43 @@ struct point { /* one disk's part of a snapshot */
     struct copy_before_write *cbw;
     uint32_t epoch; /* of the snapshot: the same on all disks of the VM */
     enum point_state state;
-    bool broken_early; /* another disk, cut earlier, lost a block of it before this disk heard of the cut */
+    bool broken_early;       /* another disk, cut earlier, lost a block of it before this disk heard of the cut */
+    struct bitmap needed;    /* by block: what a reader may still ask for */
+    uint64_t released_ns;    /* when a consumer last released something; 0: never */
+    uint64_t released_parts; /* blocks that releases covered only in part */
+};
+
+enum cbw_loss {
+    LOST_OLD_DATA, /* could not be read from the disk before a write */
+    LOST_CACHED,   /* could not be read from the cache file */
 };
 
 struct cbw_hooks { /* on the disk's reactor; they must not call back into the filter */
     void *context;
-    /* No room to preserve, and writes wait for it. Asked once; call cbw_retry() when something may have changed. */
-    void (*full)(void *context, uint32_t oldest_live_epoch);
-    /* Old data could not be read: these points have been broken here; the other disks must follow. */
-    void (*lost)(void *context, uint32_t first_epoch, uint32_t last_epoch, int status);
+    /*
+     * No room to preserve, and writes wait for it. Asked once; call cbw_retry() when something may have changed.
+     * overdue: they have waited as long as they may. failure: -errno of what keeps the cache file from helping, or 0.
+     */
+    void (*full)(void *context, uint32_t oldest_live_epoch, bool overdue, int failure);
+    /* Room of the budget came back while somebody wanted it (budget->wanted). */
+    void (*freed)(void *context);
+    /* These points have been broken here; the other disks must follow. */
+    void (*lost)(void *context, uint32_t first_epoch, uint32_t last_epoch, enum cbw_loss loss, int status);
 };
 
 struct cbw_waiter {
     struct list_node link;
+    bool swept_only; /* does not wait for what is under way */
     void (*quiet)(struct cbw_waiter *waiter);
 };
 
 struct cbw_options {
     struct disk *disk;
-    struct budget *budget;
+    struct budget *ram_budget;
     uint64_t block_bytes, segment_bytes;
+    struct node *file; /* the cache file, for as long as the filter is; NULL: RAM only */
+    struct budget *file_budget;
+    uint64_t timeout_ns; /* how long a write may wait for room */
     struct cbw_hooks hooks;
 };
 
@@ -52,26 +71,37 @@ int cbw_create(const struct cbw_options *options, struct copy_before_write **cbw
 /* No point is left, and it is quiet. */
 void cbw_destroy(struct copy_before_write *cbw);
 
-struct point *point_create(struct copy_before_write *cbw, uint32_t epoch); /* NULL: no memory */
+/* How many blocks the disk has: bits of a needed set. */
+uint64_t cbw_block_count(const struct copy_before_write *cbw);
+/* `needed`: the blocks that the point needs; taken over, also on failure. NULL: all of them. NULL: no memory. */
+struct point *point_create(struct copy_before_write *cbw, uint32_t epoch, struct bitmap *needed);
 /* At the cut: no write is in flight. From now on the point's blocks are preserved. Cannot fail. */
 void point_go_live(struct point *point);
 /* At once: reads fail, writes preserve nothing more for it. What served it alone is freed in the background. */
 void point_end(struct point *point);
 /* After point_end(), or never live; no read of it is under way. */
 void point_free(struct point *point);
+/*
+ * The consumer has what lies in the range. Blocks that lie whole in it are needed no more: reads of them fail from now on,
+ * and what served them alone is freed at once. The range is LIMIT_NBD_RANGE_BYTES at most. 0; -ENOMEM: partly done.
+ */
+int point_release(struct point *point, struct range range);
 
 /* Breaks the live points with first <= epoch <= last; prepared ones will go live broken. */
 void cbw_break(struct copy_before_write *cbw, uint32_t first_epoch, uint32_t last_epoch);
+/* Blocks of the point that are in the cache file could not be read: breaks all points that they served. */
+void point_lost_cached(struct point *point, struct block_range blocks, int status);
 /* Room may be there: writes that wait for it are decided again. */
 void cbw_retry(struct copy_before_write *cbw);
+/* Makes room by what costs nobody anything; whether some may come, now or soon: by that, or by a consumer's releases. */
+bool cbw_squeeze(struct copy_before_write *cbw);
 /* Calls back later, once nothing is left to free in the background, and nothing is under way if there are no points. */
 void cbw_when_quiet(struct copy_before_write *cbw, struct cbw_waiter *waiter);
 bool cbw_has_points(const struct copy_before_write *cbw);
 
-/* For the point's view (snapshot_access): where a block of it is now. NULL: on the disk, unchanged since the cut. */
-const char *point_preserved(const struct point *point, uint64_t block);
-/* Whether anything at all has been preserved. */
-bool cbw_is_empty(const struct copy_before_write *cbw);
+/* For the point's view (snapshot_access): where a block of it is now. PLACE_NONE: on the disk, unchanged since the cut. */
+uint32_t point_place(const struct point *point, uint64_t block);
+const struct fleecing_cache *cbw_cache(const struct copy_before_write *cbw);
 struct disk *cbw_disk(const struct copy_before_write *cbw);
 unsigned cbw_block_shift(const struct copy_before_write *cbw);
 /* What views go through before they read the disk. */
@@ -79,7 +109,9 @@ struct read_gate *cbw_read_gate(struct copy_before_write *cbw);
 
 struct cbw_status {
     uint64_t blocks_preserved; /* since it was created */
-    uint32_t slots_used, copies_in_flight, writes_parked;
+    uint64_t blocks_released;  /* asked for by consumers */
+    struct fleecing_cache_status cache;
+    uint32_t copies_in_flight, writes_parked;
 };
 void cbw_status(const struct copy_before_write *cbw, struct cbw_status *status);
 

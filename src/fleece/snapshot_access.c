@@ -2,16 +2,19 @@
 /*
  * Reads of a snapshot that never delay a write.
  *
- * A block of a live point is either preserved in the cache, or unchanged on the disk. A read takes what lies between its
- * first and its last unpreserved block from the disk at once, without any lock, and looks again when the data is here:
- * in the point's state and in the map as they are then (C6). A block that was preserved meanwhile is taken from the cache
- * over what was read, which may be old, new or torn; for any other block no write can have passed, so what was read is
- * right. Block status is answered by the same rule. Cached blocks are copied out within that step, so no slot is pinned
- * while a reply travels.
+ * A block that a live point needs is either preserved in the cache, or unchanged on the disk. A read takes what lies between
+ * its first and its last unpreserved block from the disk at once, without any lock, and looks again when the data is here:
+ * in the point's state, its needed set and the map as they are then (C6). A block that was preserved meanwhile is taken
+ * from the cache over what was read, which may be old, new or torn; for any other block no write can have passed, so what
+ * was read is right. Block status is answered by the same rule.
+ *
+ * Blocks in RAM are copied out within that step, so no slot is pinned while a reply travels. Blocks in the cache file are
+ * read next, straight into the reply; an entry stays where it is in the file for as long as the point needs it, so it is
+ * enough to look again at the end whether it still does. What cannot be read from the file is lost, and its points break.
  *
  * States of a read: submitted -> (parked, when all LIMIT_SNAPSHOT_READS are out) -> (waits at the disk's read gate, which
- * keeps readers from filling the disk's queue; then it looks at the map afresh) -> base read under way -> settled. A crash
- * loses the point with its view.
+ * keeps readers from filling the disk's queue; then it looks at the map afresh) -> base read under way -> settled ->
+ * (file reads under way) -> done. A discard releases blocks. A crash loses the point with its view.
  */
 #include "fleece/snapshot_access.h"
 
@@ -20,6 +23,16 @@
 #include <string.h>
 
 #include "base/probe.h"
+#include "fleece/snapshot_status.h"
+
+enum { FILE_READS = 4, FILE_FRAGMENTS = 16 };
+
+struct file_read { /* of neighbouring slots of the cache file */
+    struct snapshot_read *read;
+    struct block_range blocks;
+    struct request req;
+    struct iovec iov[FILE_FRAGMENTS];
+};
 
 struct snapshot_read {
     struct list_node link; /* in `idle` */
@@ -29,6 +42,10 @@ struct snapshot_read {
     struct read_gate_waiter gate;
     struct iovec iov[LIMIT_REQUEST_FRAGMENTS];
     struct block_extent extents[64];
+    struct file_read file_reads[FILE_READS];
+    unsigned files_out;
+    uint64_t file_at; /* block: those before it that are in the file have been asked for */
+    int status;
 };
 
 struct snapshot_access {
@@ -43,6 +60,11 @@ struct snapshot_access {
 static unsigned access_shift(const struct snapshot_access *access)
 {
     return cbw_block_shift(access->point->cbw);
+}
+
+static const struct fleecing_cache *access_cache(const struct snapshot_access *access)
+{
+    return cbw_cache(access->point->cbw);
 }
 
 static struct read_gate *access_gate(const struct snapshot_access *access)
@@ -66,6 +88,19 @@ static int access_status(const struct snapshot_access *access)
     abort();
 }
 
+/* Of a request for the range: the point's state, and whether it needs all of it. */
+static int range_status(const struct snapshot_access *access, struct range range)
+{
+    int status = access_status(access);
+    struct block_range blocks = range_to_blocks(range, access_shift(access));
+    if (status == 0 && bitmap_next(&access->point->needed, blocks.first, false) < block_range_end(blocks) &&
+        !MUTANT(released_block_served)) {
+        PROBE(read_of_released_block);
+        status = -ENODATA;
+    }
+    return status;
+}
+
 /* The part of a block that lies in the request, as bytes. */
 static struct range block_part(const struct snapshot_access *access, uint64_t block, struct range range)
 {
@@ -82,13 +117,13 @@ static struct range block_part(const struct snapshot_access *access, uint64_t bl
 /* What has to be read from the disk: from the first unpreserved block to the last one. Empty: nothing. */
 static struct range unpreserved_span(const struct snapshot_access *access, struct range range)
 {
-    if (cbw_is_empty(access->point->cbw))
+    if (fleecing_cache_is_empty(access_cache(access)))
         return range;
     struct block_range blocks = range_to_blocks(range, access_shift(access));
     uint64_t first = blocks.first, end = block_range_end(blocks);
-    while (first < end && point_preserved(access->point, first))
+    while (first < end && point_place(access->point, first) != PLACE_NONE)
         first++;
-    while (end > first && point_preserved(access->point, end - 1))
+    while (end > first && point_place(access->point, end - 1) != PLACE_NONE)
         end--;
     if (first == end)
         return (struct range){range.start, 0};
@@ -96,21 +131,38 @@ static struct range unpreserved_span(const struct snapshot_access *access, struc
     return (struct range){start, range_end(block_part(access, end - 1, range)) - start};
 }
 
-static void copy_preserved(const struct snapshot_access *access, const struct request *req)
+/* Takes what is in RAM; returns the first block that is in the cache file, or where the request ends. */
+static uint64_t take_preserved(const struct snapshot_access *access, const struct request *req)
 {
+    const struct fleecing_cache *cache = access_cache(access);
     unsigned shift = access_shift(access);
     struct block_range blocks = range_to_blocks(req->range, shift);
-    if (cbw_is_empty(access->point->cbw) || MUTANT(read_not_looked_at_again))
-        return;
-    for (uint64_t block = blocks.first; block < block_range_end(blocks); block++) {
-        const char *data = point_preserved(access->point, block);
-        if (!data)
+    uint64_t end = block_range_end(blocks), first_in_file = end;
+    if (fleecing_cache_is_empty(cache) || MUTANT(read_not_looked_at_again))
+        return end;
+    for (uint64_t block = blocks.first; (block = block_map_next(&cache->map, block, end)) < end; block++) {
+        uint32_t place = point_place(access->point, block);
+        if (place == PLACE_NONE)
             continue;
-        PROBE(read_from_cache);
         struct range part = block_part(access, block, req->range);
-        iov_copy_in(req->iov, req->iov_count, part.start - req->range.start, data + (part.start - (block << shift)),
-                    part.length);
+        uint64_t at = part.start - req->range.start;
+        switch (fleecing_cache_kind(cache, place)) {
+        case PLACE_RAM:
+            PROBE(read_from_ram);
+            iov_copy_in(req->iov, req->iov_count, at,
+                        fleecing_cache_memory(cache, place) + (part.start - (block << shift)), part.length);
+            break;
+        case PLACE_ZERO:
+            PROBE(read_from_mark);
+            iov_zero(req->iov, req->iov_count, at, part.length);
+            break;
+        case PLACE_FILE:
+            if (first_in_file == end)
+                first_in_file = block;
+            break;
+        }
     }
+    return first_in_file;
 }
 
 static void read_finish(struct snapshot_read *read, int status)
@@ -123,15 +175,132 @@ static void read_finish(struct snapshot_read *read, int status)
         io_task_queue(access->node.io, &access->wake);
 }
 
+/* ---- from the cache file ---- */
+
+static void read_file_on(struct snapshot_read *read);
+
+static void read_file_done(struct request *req, int status)
+{
+    struct file_read *file_read = container_of(req, struct file_read, req);
+    struct snapshot_read *read = file_read->read;
+    if (status < 0) {
+        PROBE(read_of_file_failed);
+        read->status = MUTANT(cache_error_taken_for_data) ? 0 : status;
+        point_lost_cached(read->access->point, file_read->blocks, status);
+    }
+    file_read->read = NULL;
+    read->files_out--;
+    read_file_on(read);
+}
+
+static uint32_t place_in_file(const struct snapshot_access *access, uint64_t block)
+{
+    uint32_t place = point_place(access->point, block);
+    bool in_file = place != PLACE_NONE && fleecing_cache_kind(access_cache(access), place) == PLACE_FILE;
+    return in_file ? place : PLACE_NONE;
+}
+
+/* The next run of blocks that are neighbours in the file as well; empty: there is none before `end`. */
+static struct block_range next_file_run(const struct snapshot_access *access, uint64_t from, uint64_t end,
+                                        uint32_t *place)
+{
+    while (from < end && (*place = place_in_file(access, from)) == PLACE_NONE)
+        from++;
+    struct block_range run = {from, from < end};
+    if (run.count == 0)
+        return run;
+    const struct fleecing_cache *cache = access_cache(access);
+    uint64_t offset = fleecing_cache_offset(cache, *place);
+    for (uint32_t next; from + run.count < end && (next = place_in_file(access, from + run.count)) != PLACE_NONE &&
+                        fleecing_cache_offset(cache, next) == offset + (run.count << access_shift(access));)
+        run.count++;
+    return run;
+}
+
+/* Reads as much of the run as the fragments allow; returns how many blocks. */
+static uint64_t file_read_submit(struct snapshot_read *read, struct block_range run, uint32_t place)
+{
+    struct snapshot_access *access = read->access;
+    const struct request *req = read->req;
+    const unsigned shift = access_shift(access);
+    struct file_read *file_read = read->file_reads;
+    while (file_read->read)
+        file_read++;
+    struct range first = block_part(access, run.first, req->range), part;
+    unsigned fragments;
+    for (;; run.count = run.count / 2) { /* the fragments of a request are few: it hardly ever happens */
+        part = (struct range){first.start,
+                              range_end(block_part(access, block_range_end(run) - 1, req->range)) - first.start};
+        struct iovec slices[LIMIT_REQUEST_FRAGMENTS];
+        fragments = iov_slice(req->iov, req->iov_count, part.start - req->range.start, part.length, slices);
+        if (fragments <= FILE_FRAGMENTS) {
+            memcpy(file_read->iov, slices, fragments * sizeof *slices);
+            break;
+        }
+        assert(run.count > 1);
+    }
+    file_read->read = read;
+    file_read->blocks = run;
+    file_read->req = (struct request){
+        .kind = REQUEST_READ,
+        .range = {fleecing_cache_offset(access_cache(access), place) + (part.start - (run.first << shift)),
+                  part.length},
+        .iov = file_read->iov,
+        .iov_count = fragments,
+        .done = read_file_done,
+    };
+    read->files_out++;
+    node_submit(access_cache(access)->disk.file, &file_read->req);
+    return run.count;
+}
+
+/* Asks for more, or finds that all is here: then it looks again whether it was still needed. */
+static void read_file_on(struct snapshot_read *read)
+{
+    struct snapshot_access *access = read->access;
+    struct block_range blocks = range_to_blocks(read->req->range, access_shift(access));
+    uint64_t end = block_range_end(blocks);
+    int status = range_status(access, read->req->range);
+    if (status < 0 && !MUTANT(file_read_not_looked_at_again))
+        read->status = status;
+    while (read->status == 0 && read->files_out < FILE_READS && read->file_at < end) {
+        uint32_t place = PLACE_NONE;
+        struct block_range run = next_file_run(access, read->file_at, end, &place);
+        if (run.count > 0)
+            PROBE(read_from_file);
+        read->file_at = run.count > 0 ? run.first + file_read_submit(read, run, place) : end;
+    }
+    if (read->files_out == 0)
+        read_finish(read, read->status);
+}
+
+/* What the disk had to give is here: the rest comes from the cache. */
+static void read_settle(struct snapshot_read *read)
+{
+    struct snapshot_access *access = read->access;
+    uint64_t in_file = take_preserved(access, read->req);
+    if (in_file == block_range_end(range_to_blocks(read->req->range, access_shift(access)))) {
+        read_finish(read, 0);
+        return;
+    }
+    read->file_at = in_file;
+    read->status = 0;
+    read_file_on(read);
+}
+
+/* ---- from the disk ---- */
+
 static void read_base_done(struct request *base, int status)
 {
     struct snapshot_read *read = container_of(base, struct snapshot_read, base);
     read_gate_leave(access_gate(read->access), base->range.length);
-    if (access_status(read->access) < 0 && !MUTANT(state_not_looked_at_again))
-        status = access_status(read->access);
-    if (status == 0)
-        copy_preserved(read->access, read->req);
-    read_finish(read, status);
+    int now = range_status(read->access, read->req->range);
+    if (now < 0 && !MUTANT(state_not_looked_at_again))
+        status = now;
+    if (status < 0)
+        read_finish(read, status);
+    else
+        read_settle(read);
 }
 
 static void read_base_submit(struct snapshot_read *read, struct range span)
@@ -153,14 +322,15 @@ static void read_base_submit(struct snapshot_read *read, struct range span)
 /* What needs no disk any more is answered; false: the span has to be read. */
 static bool read_without_disk(struct snapshot_read *read, struct range *span)
 {
-    int status = access_status(read->access);
+    int status = range_status(read->access, read->req->range);
     if (status == 0)
         *span = unpreserved_span(read->access, read->req->range);
     if (status == 0 && span->length > 0)
         return false;
     if (status == 0)
-        copy_preserved(read->access, read->req);
-    read_finish(read, status);
+        read_settle(read);
+    else
+        read_finish(read, status);
     return true;
 }
 
@@ -184,65 +354,23 @@ static void read_let_in(struct read_gate_waiter *waiter)
 
 /* ---- block status ---- */
 
-static bool extent_append(struct request *req, uint64_t length, uint32_t flags)
-{
-    struct block_extent *last = req->extent_count ? &req->extents[req->extent_count - 1] : NULL;
-    if (last && last->flags == flags) {
-        last->length += length;
-    } else {
-        if (req->extent_count == req->extent_max || (req->extent_count == 1 && (req->flags & REQUEST_ONE)))
-            return false;
-        req->extents[req->extent_count++] = (struct block_extent){length, flags};
-    }
-    return true;
-}
-
-/* The disk's answer, with every preserved block as data. */
-static void status_settle(const struct snapshot_access *access, struct request *req, const struct request *base)
-{
-    uint64_t at = base->range.start;
-    bool nothing_preserved = cbw_is_empty(access->point->cbw);
-    req->extent_count = 0;
-    for (unsigned i = 0; i < base->extent_count; i++) {
-        const struct block_extent *extent = &base->extents[i];
-        uint64_t end = at + extent->length;
-        if (nothing_preserved || (extent->flags == 0)) {
-            if (!extent_append(req, extent->length, extent->flags))
-                return;
-            at = end;
-        }
-        while (at < end) {
-            uint64_t block = at >> access_shift(access);
-            struct range part = block_part(access, block, (struct range){at, end - at});
-            bool preserved = point_preserved(access->point, block) && !MUTANT(status_ignores_cache);
-            if (!extent_append(req, part.length, preserved ? 0 : extent->flags))
-                return;
-            at = range_end(part);
-        }
-    }
-}
-
 static void status_base_done(struct request *base, int status)
 {
     struct snapshot_read *read = container_of(base, struct snapshot_read, base);
-    if (access_status(read->access) < 0)
-        status = access_status(read->access);
+    int now = access_status(read->access);
+    if (now < 0)
+        status = now;
     if (status == 0)
-        status_settle(read->access, read->req, base);
+        status = snapshot_allocation(read->access->point, read->req, base);
     read_finish(read, status);
 }
 
 static void status_start(struct snapshot_access *access, struct snapshot_read *read)
 {
     struct request *base = &read->base;
-    const uint64_t most = (uint64_t)LIMIT_STATUS_BLOCKS << access_shift(access);
     base->kind = REQUEST_BLOCK_STATUS;
     base->flags = read->req->flags;
     base->range = read->req->range;
-    if (!cbw_is_empty(access->point->cbw) && base->range.length > most) {
-        PROBE(status_clipped);
-        base->range.length = most;
-    }
     base->extents = read->extents;
     base->extent_max = sizeof read->extents / sizeof *read->extents;
     base->extent_count = 0;
@@ -256,11 +384,15 @@ static void access_submit(struct node *node, struct request *req)
 {
     struct snapshot_access *access = container_of(node, struct snapshot_access, node);
     int status = access_status(access);
-    if (status < 0 || req->kind == REQUEST_FLUSH) {
+    if (status == 0 && req->kind == REQUEST_DISCARD)
+        status = point_release(access->point, req->range);
+    if (status == 0 && req->kind == REQUEST_BLOCK_STATUS && (req->flags & REQUEST_RESIDENCE))
+        snapshot_residence(access->point, req);
+    if (status < 0 || (req->kind != REQUEST_READ && req->kind != REQUEST_BLOCK_STATUS) ||
+        (req->flags & REQUEST_RESIDENCE)) {
         request_complete(req, status);
         return;
     }
-    assert(req->kind == REQUEST_READ || req->kind == REQUEST_BLOCK_STATUS);
     struct list_node *idle = list_take_first(&access->idle);
     if (!idle) {
         PROBE(park_snapshot_read);
@@ -308,7 +440,9 @@ struct node *snapshot_access_create(struct point *point)
     access->node = cbw_disk(point->cbw)->node;
     access->node.ops = &snapshot_access_ops;
     access->node.read_only = true;
-    access->node.can_discard = access->node.can_fast_zero = false;
+    access->node.can_release = access->node.can_discard = true;
+    access->node.can_fast_zero = false;
+    access->node.block_bytes = UINT32_C(1) << cbw_block_shift(point->cbw);
     access->point = point;
     access->wake.run = access_wake;
     list_init(&access->idle);

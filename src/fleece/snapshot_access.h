@@ -5,7 +5,10 @@
 
 #include "fleece/copy_before_write.h"
 
-/* NULL: no memory. Reads succeed once the point is live, and fail with -EIO (broken) or -ESHUTDOWN (deleted) later. */
+/*
+ * NULL: no memory. Reads succeed once the point is live; of what was released, or is not in its needed set, they fail with
+ * -ENODATA; later with -EIO (broken) or -ESHUTDOWN (deleted). Discards release. Block status can tell the residence.
+ */
 struct node *snapshot_access_create(struct point *point);
 
 #endif

@@ -1,17 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Rounds of breaking and retrying.
+ * Rounds of squeezing, breaking and retrying.
  *
- * A disk whose cache has no room asks. A round breaks, on every disk, the oldest point that the asking disk named, waits
- * until each has swept out what that freed, and then lets every disk retry. If that was not enough the disk asks again
- * and names the next point: nothing is broken that did not have to be. A disk that lost old data starts a round, too: the
- * points that need it are broken on all other disks.
+ * A disk whose cache has no room asks. The last resorts come in their order:
  *
+ *     SQUEEZING  every disk makes room by what costs nobody anything (spills, what was only read is dropped), and says
+ *                whether more may come: of a spill under way, or of a consumer that releases. If so, nothing more happens
+ *                until it comes (`freed`), or the disk asks again: after a while, or because its writes have waited
+ *                as long as they may. If not, all retry once: room may have come while nobody was listening.
+ *     BREAKING   on every disk the oldest point that an asking disk named breaks; each sweeps out what that freed
+ *     RETRYING   every disk decides its waiting writes again
+ *
+ * If that was not enough the disk asks again and names the next point: nothing is broken that did not have to be. A disk
+ * that lost old data starts a round, too: the points that need it are broken on all other disks.
+ *
+ *     IDLE -> SQUEEZING -> IDLE (hopeful) | RETRYING -> IDLE
  *     IDLE -> BREAKING -> RETRYING -> IDLE (or straight into the next round, when somebody asked meanwhile)
  *
- * A round sends one `order` to each disk and gets it back, twice; so a message is never sent while it is on its way.
- * Asking is a nudge: its facts lie in atomics and are read when it arrives. Everything here dies with the daemon, as the
- * points do.
+ * A round sends one `order` to each disk and gets it back; so a message is never sent while it is on its way. Asking is a
+ * nudge: its facts lie in atomics and are read when it arrives. Everything here dies with the daemon, as the points do.
  */
 #include "vm/room.h"
 
@@ -20,7 +27,7 @@
 
 #include "base/probe.h"
 
-enum room_state { ROOM_IDLE, ROOM_BREAKING, ROOM_RETRYING };
+enum room_state { ROOM_IDLE, ROOM_SQUEEZING, ROOM_BREAKING, ROOM_RETRYING };
 
 struct room {
     struct io *io, *control;
@@ -29,10 +36,15 @@ struct room {
     struct room_hooks hooks;
     enum room_state state;
     unsigned out; /* orders that have not come back */
-    bool asked_again;
-    uint32_t full_epoch, lost_first, lost_last; /* of this round */
+    bool asked_again, freed_again;
+    bool in_vain; /* all have retried since the last squeeze that gave no hope */
+    struct budget *ram_budget;
+    struct room_shortage shortage;  /* of this round; through_epoch 0: nobody is full */
+    uint32_t lost_first, lost_last; /* of this round */
     struct nudge ran_out;
     atomic_uint ran_out_through;
+    atomic_bool ran_out_overdue;
+    atomic_int ran_out_failure;
     /* room_when_idle(): */
     struct io_message idle_question;
     bool idle_wanted;
@@ -88,6 +100,13 @@ static void order_swept(struct cbw_waiter *waiter)
     order_return(container_of(waiter, struct room_disk, swept));
 }
 
+static void order_squeeze(struct io_message *message)
+{
+    struct room_disk *disk = container_of(message, struct room_disk, order);
+    disk->hopeful = *disk->cbw && cbw_squeeze(*disk->cbw);
+    order_return(disk);
+}
+
 static void order_break(struct io_message *message)
 {
     struct room_disk *disk = container_of(message, struct room_disk, order);
@@ -97,27 +116,47 @@ static void order_break(struct io_message *message)
         order_return(disk);
         return;
     }
-    if (room->full_epoch)
-        cbw_break(cbw, MUTANT(newest_broken_first) ? room->full_epoch + 1 : 1,
-                  MUTANT(newest_broken_first) ? UINT32_MAX : room->full_epoch);
+    const uint32_t full_epoch = room->shortage.through_epoch;
+    if (full_epoch)
+        cbw_break(cbw, MUTANT(newest_broken_first) ? full_epoch + 1 : 1,
+                  MUTANT(newest_broken_first) ? UINT32_MAX : full_epoch);
     if (room->lost_first && !MUTANT(other_disks_stay_whole))
         cbw_break(cbw, room->lost_first, room->lost_last);
+    disk->swept.swept_only = true;
     disk->swept.quiet = order_swept;
     cbw_when_quiet(cbw, &disk->swept);
+}
+
+static void order_retried(struct io_task *task)
+{
+    order_return(container_of(task, struct room_disk, retried));
 }
 
 static void order_retry(struct io_message *message)
 {
     struct room_disk *disk = container_of(message, struct room_disk, order);
-    if (*disk->cbw)
-        cbw_retry(*disk->cbw);
-    order_return(disk);
+    if (!*disk->cbw) {
+        order_return(disk);
+        return;
+    }
+    cbw_retry(*disk->cbw);
+    io_task_queue(disk->disk->node.io,
+                  &disk->retried); /* behind those that were waked: if they ask, that comes first */
 }
 
-void room_full(struct room_disk *disk, uint32_t oldest_live_epoch)
+void room_full(struct room_disk *disk, uint32_t oldest_live_epoch, bool overdue, int failure)
 {
+    if (overdue)
+        atomic_store(&disk->overdue, true);
+    atomic_store(&disk->failure, failure);
     atomic_store(&disk->full_epoch, oldest_live_epoch);
+    atomic_store(&disk->room->ram_budget->wanted, true);
     nudge_send(&disk->ask, disk->room->io);
+}
+
+void room_freed(struct room_disk *disk)
+{
+    nudge_send(&disk->freed, disk->room->io);
 }
 
 void room_lost(struct room_disk *disk, uint32_t first_epoch, uint32_t last_epoch)
@@ -138,15 +177,22 @@ static void room_send_orders(struct room *room, enum room_state state, void (*or
     }
 }
 
-static void room_begin(struct room *room)
+/* What the disks have asked since the last round. */
+static void room_gather(struct room *room)
 {
-    room->asked_again = false;
-    room->full_epoch = room->lost_first = room->lost_last = 0;
+    struct room_shortage *shortage = &room->shortage;
+    *shortage = (struct room_shortage){0};
+    room->lost_first = room->lost_last = 0;
     for (unsigned i = 0; i < room->disk_count; i++) {
         struct room_disk *disk = room->disks[i];
         uint32_t full = atomic_exchange(&disk->full_epoch, 0), first, last;
-        if (full && (!room->full_epoch || full < room->full_epoch))
-            room->full_epoch = full;
+        bool overdue = atomic_exchange(&disk->overdue, false);
+        if (full && (!shortage->through_epoch || full < shortage->through_epoch))
+            shortage->through_epoch = full;
+        if (full) {
+            shortage->overdue = shortage->overdue || overdue;
+            shortage->failure = shortage->failure ? shortage->failure : atomic_load(&disk->failure);
+        }
         if (!losses_take(&disk->losses, &first, &last))
             continue;
         if (!room->lost_first || first < room->lost_first)
@@ -154,13 +200,34 @@ static void room_begin(struct room *room)
         if (last > room->lost_last)
             room->lost_last = last;
     }
-    if (room->full_epoch) {
+}
+
+static void room_break(struct room *room)
+{
+    const struct room_shortage *shortage = &room->shortage;
+    if (shortage->through_epoch) {
         PROBE(room_ran_out);
-        if (room->full_epoch > atomic_load(&room->ran_out_through))
-            atomic_store(&room->ran_out_through, room->full_epoch);
+        if (shortage->through_epoch > atomic_load(&room->ran_out_through)) {
+            atomic_store(&room->ran_out_overdue, shortage->overdue);
+            atomic_store(&room->ran_out_failure, shortage->failure);
+            atomic_store(&room->ran_out_through, shortage->through_epoch);
+        }
+        room->in_vain = false;
         nudge_send(&room->ran_out, room->control);
     }
     room_send_orders(room, ROOM_BREAKING, order_break);
+}
+
+static void room_begin(struct room *room)
+{
+    room->asked_again = false;
+    room_gather(room);
+    if (room->shortage.through_epoch && !room->shortage.overdue && !room->in_vain)
+        room_send_orders(room, ROOM_SQUEEZING, order_squeeze);
+    else if (room->shortage.through_epoch || room->lost_first)
+        room_break(room);
+    else
+        room_send_orders(room, ROOM_RETRYING, order_retry);
 }
 
 /* Whether to tell that the room is idle. No point is left, so nobody asks any more; but a disk may have asked, and its
@@ -171,7 +238,7 @@ static void room_look_idle(struct room *room)
         return;
     bool asked = false;
     for (unsigned i = 0; i < room->disk_count; i++)
-        asked = asked || atomic_load(&room->disks[i]->ask.on_its_way);
+        asked = asked || atomic_load(&room->disks[i]->ask.on_its_way) || atomic_load(&room->disks[i]->freed.on_its_way);
     if (room->state != ROOM_IDLE || (asked && !MUTANT(room_forgets_who_asked))) {
         PROBE(room_idle_awaited);
         return;
@@ -180,22 +247,79 @@ static void room_look_idle(struct room *room)
     io_post(room->control, &room->idle_question);
 }
 
+/* All disks have done what they can for room: is there hope? */
+static void room_squeezed(struct room *room)
+{
+    bool hopeful = false;
+    for (unsigned i = 0; i < room->disk_count; i++)
+        hopeful = hopeful || room->disks[i]->hopeful;
+    room->shortage.through_epoch = 0;
+    if (room->lost_first) {
+        room_break(room);
+    } else if (hopeful) {
+        PROBE(room_waits);
+        room->state = ROOM_IDLE;
+    } else {
+        room->in_vain = true;
+        room_send_orders(room, ROOM_RETRYING, order_retry);
+    }
+}
+
+/* The round is over: the next one, or rest. */
+static void room_rest(struct room *room)
+{
+    room->state = ROOM_IDLE;
+    bool freed = room->freed_again;
+    room->freed_again = false;
+    if (freed)
+        room->in_vain = false;
+    if (room->asked_again) {
+        PROBE(room_asked_again);
+        room_begin(room);
+    } else if (freed) {
+        room_send_orders(room, ROOM_RETRYING, order_retry);
+    } else {
+        room_look_idle(room);
+    }
+}
+
 static void room_order_back(struct io_message *message)
 {
     struct room *room = container_of(message, struct room_disk, order)->room;
     assert(room->out > 0);
     if (--room->out > 0)
         return;
-    if (room->state == ROOM_BREAKING) {
+    switch (room->state) {
+    case ROOM_SQUEEZING:
+        room_squeezed(room);
+        if (room->state == ROOM_IDLE)
+            room_rest(room);
+        break;
+    case ROOM_BREAKING:
         room_send_orders(room, ROOM_RETRYING, order_retry);
-        return;
+        break;
+    case ROOM_RETRYING:
+        if (!room->asked_again) { /* all have found room */
+            room->in_vain = false;
+            atomic_store(&room->ram_budget->wanted, false);
+        }
+        room_rest(room);
+        break;
+    case ROOM_IDLE:
+        abort();
     }
-    room->state = ROOM_IDLE;
-    if (room->asked_again) {
-        PROBE(room_asked_again);
-        room_begin(room);
-    } else {
-        room_look_idle(room);
+}
+
+/* Room came back on a disk while writes of some disk wait for it. */
+static void room_told_freed(struct io_message *message)
+{
+    struct room_disk *disk = container_of(message, struct room_disk, freed.message);
+    struct room *room = disk->room;
+    nudge_received(&disk->freed);
+    room->freed_again = true;
+    if (room->state == ROOM_IDLE) {
+        PROBE(room_freed);
+        room_rest(room);
     }
 }
 
@@ -216,7 +340,9 @@ static void room_tell_ran_out(struct io_message *message)
 {
     struct room *room = container_of(message, struct room, ran_out.message);
     nudge_received(&room->ran_out);
-    room->hooks.ran_out(room->hooks.context, atomic_load(&room->ran_out_through));
+    const struct room_shortage shortage = {atomic_load(&room->ran_out_through), atomic_load(&room->ran_out_overdue),
+                                           atomic_load(&room->ran_out_failure)};
+    room->hooks.ran_out(room->hooks.context, shortage);
 }
 
 static void room_is_idle(struct io_message *message)
@@ -241,14 +367,15 @@ void room_when_idle(struct room *room, void (*idle)(void *argument), void *argum
     io_post(room->io, &room->idle_question);
 }
 
-struct room *room_create(struct io *io, struct io *control, struct room_disk **disks, unsigned disk_count,
-                         const struct room_hooks *hooks)
+struct room *room_create(struct io *io, struct io *control, struct budget *ram_budget, struct room_disk **disks,
+                         unsigned disk_count, const struct room_hooks *hooks)
 {
     struct room *room = calloc(1, sizeof *room);
     if (!room)
         return NULL;
     room->io = io;
     room->control = control;
+    room->ram_budget = ram_budget;
     room->disks = disks;
     room->disk_count = disk_count;
     room->hooks = *hooks;
@@ -256,6 +383,8 @@ struct room *room_create(struct io *io, struct io *control, struct room_disk **d
     for (unsigned i = 0; i < disk_count; i++) {
         disks[i]->room = room;
         disks[i]->ask.message.deliver = room_asked;
+        disks[i]->retried.run = order_retried;
+        disks[i]->freed.message.deliver = room_told_freed;
     }
     return room;
 }

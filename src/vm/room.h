@@ -35,28 +35,39 @@ struct room_disk { /* one disk's dealings with the room; part of struct vm_disk 
     struct disk *disk;
     struct copy_before_write **cbw; /* the disk's filter, if any; its reactor's */
     /* Disk's reactor -> room: */
-    struct nudge ask;
+    struct nudge ask, freed;
     atomic_uint full_epoch; /* the oldest point that would have to go; 0: none */
+    atomic_bool overdue;    /* its writes have waited as long as they may */
+    atomic_int failure;     /* of its cache file */
     struct losses losses;
     /* Room -> disk's reactor and back: */
     struct io_message order;
     struct cbw_waiter swept;
+    struct io_task retried;
+    bool hopeful; /* room may come of itself: of a spill, or of a consumer that releases */
+};
+
+struct room_shortage { /* why the oldest points had to go */
+    uint32_t through_epoch;
+    bool overdue; /* writes had waited for their time-out */
+    int failure;  /* -errno of a cache file; 0: the budgets were spent */
 };
 
 struct room_hooks { /* on the control thread */
     void *context;
     /* All points up to this epoch are broken for want of room. Idempotent. */
-    void (*ran_out)(void *context, uint32_t through_epoch);
+    void (*ran_out)(void *context, struct room_shortage shortage);
 };
 
-struct room *room_create(struct io *io, struct io *control, struct room_disk **disks, unsigned disk_count,
-                         const struct room_hooks *hooks);
+struct room *room_create(struct io *io, struct io *control, struct budget *ram_budget, struct room_disk **disks,
+                         unsigned disk_count, const struct room_hooks *hooks);
 /* Control thread: calls back there when no round is under way. No point is left. Then the room may be freed. */
 void room_when_idle(struct room *room, void (*idle)(void *argument), void *argument);
 void room_destroy(struct room *room);
 
 /* On the disk's reactor: the hooks of its copy-before-write. */
-void room_full(struct room_disk *disk, uint32_t oldest_live_epoch);
+void room_full(struct room_disk *disk, uint32_t oldest_live_epoch, bool overdue, int failure);
+void room_freed(struct room_disk *disk);
 void room_lost(struct room_disk *disk, uint32_t first_epoch, uint32_t last_epoch);
 
 #endif

@@ -4,13 +4,15 @@
  * disk's reactor goes there as one message per disk ("part") and comes back, step by step:
  *
  *     QUEUED      another one is being cut
+ *     OPENING     the cache files of the disks are made, if there are no filters yet
  *     PREPARING   parts: filter (if there is none), point, view: all that takes memory, before the guest is held
  *     CUTTING     block/cut: hold, drain, all points go live, resume; an aborted attempt is tried again after a pause
  *     PUBLISHING  the views become exports; the caller is told only when all are
  *     LIVE        (or broken: its points are dead, the exports answer errors, and it says why)
  *     ENDING      parts: the points die at once
  *     WITHDRAWING the exports end, with their connections
- *     FREEING     parts: views and points go; what served them alone is swept; the last one takes the filter along
+ *     FREEING     parts: views and points go; what served them alone is swept
+ *     CLOSING     it was the last one: filters and cache files go; another one waits until they have gone
  *
  * What must be whole before the guest is held is made in PREPARING; nothing that can fail happens inside the hold. A
  * failure in any step leads through FREEING, so nothing is left behind (R7). A lease that ends while its snapshot is made
@@ -28,7 +30,7 @@
 #include "fleece/snapshot_access.h"
 #include "vm/vm_private.h"
 
-enum snapshot_step { QUEUED, PREPARING, CUTTING, PUBLISHING, LIVE, ENDING, WITHDRAWING, FREEING };
+enum snapshot_step { QUEUED, OPENING, PREPARING, CUTTING, PUBLISHING, LIVE, ENDING, WITHDRAWING, FREEING, CLOSING };
 
 struct part { /* of a snapshot, on one disk */
     struct io_message message;
@@ -71,14 +73,16 @@ struct snapshot {
 static void step_move(struct snapshot *snapshot, enum snapshot_step to)
 {
     static const unsigned allowed[] = {
-        [QUEUED] = 1 << PREPARING | 1 << FREEING,
+        [QUEUED] = 1 << OPENING | 1 << FREEING,
+        [OPENING] = 1 << PREPARING | 1 << FREEING,
         [PREPARING] = 1 << CUTTING | 1 << FREEING,
         [CUTTING] = 1 << PUBLISHING | 1 << FREEING,
         [PUBLISHING] = 1 << LIVE | 1 << ENDING,
         [LIVE] = 1 << ENDING,
         [ENDING] = 1 << WITHDRAWING,
         [WITHDRAWING] = 1 << FREEING,
-        [FREEING] = 0,
+        [FREEING] = 1 << CLOSING,
+        [CLOSING] = 0,
     };
     assert(allowed[snapshot->step] & 1U << to);
     snapshot->step = to;
@@ -121,17 +125,24 @@ static void parts_send(struct snapshot *snapshot, void (*work)(struct part *part
     }
 }
 
-static void disk_is_full(void *context, uint32_t oldest_live_epoch)
+static void disk_is_full(void *context, uint32_t oldest_live_epoch, bool overdue, int failure)
 {
     struct vm_disk *vd = context;
-    room_full(&vd->room, oldest_live_epoch);
+    room_full(&vd->room, oldest_live_epoch, overdue, failure);
 }
 
-static void disk_lost_data(void *context, uint32_t first_epoch, uint32_t last_epoch, int status)
+static void disk_has_freed(void *context)
+{
+    struct vm_disk *vd = context;
+    room_freed(&vd->room);
+}
+
+static void disk_lost_data(void *context, uint32_t first_epoch, uint32_t last_epoch, enum cbw_loss loss, int status)
 {
     struct vm_disk *vd = context;
     room_lost(&vd->room, first_epoch, last_epoch);
     atomic_store(&vd->lost_status, status);
+    atomic_store(&vd->lost_how, (int)loss);
     losses_note(&vd->losses, first_epoch, last_epoch);
     nudge_send(&vd->lost, vd->vm->io);
 }
@@ -142,15 +153,18 @@ static void part_prepare(struct part *part)
     const struct vm_options *options = &vd->vm->options;
     part->status = 0;
     if (!vd->cbw) {
-        const struct cbw_options cbw = {vd->disk,
-                                        &vd->vm->budget,
-                                        options->block_bytes,
-                                        options->segment_bytes,
-                                        {vd, disk_is_full, disk_lost_data}};
+        const struct cbw_options cbw = {.disk = vd->disk,
+                                        .ram_budget = &vd->vm->ram_budget,
+                                        .block_bytes = vd->block_bytes,
+                                        .segment_bytes = options->segment_bytes,
+                                        .file = vd->file,
+                                        .file_budget = &vd->vm->file_budget,
+                                        .timeout_ns = options->cbw_timeout_ns,
+                                        .hooks = {vd, disk_is_full, disk_has_freed, disk_lost_data}};
         part->status = cbw_create(&cbw, &vd->cbw, &part->error);
     }
     if (part->status == 0) {
-        part->point = point_create(vd->cbw, part->snapshot->epoch);
+        part->point = point_create(vd->cbw, part->snapshot->epoch, NULL);
         part->view = part->point ? snapshot_access_create(part->point) : NULL;
         if (part->view)
             part->view->read_once = part->snapshot->read_once;
@@ -174,12 +188,19 @@ static void part_end(struct part *part)
 
 static void part_quiet(struct cbw_waiter *waiter)
 {
-    struct part *part = container_of(waiter, struct part, quiet);
+    part_back(container_of(waiter, struct part, quiet));
+}
+
+/* The last snapshot is gone: so is the filter. */
+static void part_close(struct part *part)
+{
     struct vm_disk *vd = part->vd;
-    if (vd->cbw && !cbw_has_points(vd->cbw) && !MUTANT(cache_left_behind)) {
+    if (vd->cbw && !MUTANT(cache_left_behind)) {
         struct cbw_status status;
         cbw_status(vd->cbw, &status);
         vd->preserved_before += status.blocks_preserved;
+        vd->released_before += status.blocks_released;
+        vd->spilled_before += status.cache.spilled_bytes;
         cbw_destroy(vd->cbw);
         vd->cbw = NULL;
     }
@@ -210,6 +231,8 @@ static void snapshot_begin(struct snapshot *snapshot);
 static void cut_next(struct vm *vm)
 {
     vm->cutting = NULL;
+    if (vm->filters == FILTERS_CLOSING)
+        return;
     list_each (link, &vm->snapshots) {
         struct snapshot *snapshot = container_of(link, struct snapshot, link);
         if (snapshot->step == QUEUED) {
@@ -224,7 +247,7 @@ static void snapshot_gone(struct snapshot *snapshot)
     struct vm *vm = snapshot->vm;
     list_remove(&snapshot->link);
     vm->snapshot_count--;
-    if (vm->cutting == snapshot)
+    if (vm->cutting == snapshot || (!vm->cutting && snapshot->step == CLOSING))
         cut_next(vm);
     if (snapshot->failure.code)
         snapshot->created(snapshot->created_argument, NULL, &snapshot->failure);
@@ -237,10 +260,60 @@ static void snapshot_gone(struct snapshot *snapshot)
         vm_close_disks(vm);
 }
 
+/* Whether another snapshot uses the filters. */
+static bool filters_in_use(const struct snapshot *without)
+{
+    list_each (link, &without->vm->snapshots) {
+        const struct snapshot *snapshot = container_of(link, struct snapshot, link);
+        if (snapshot != without && snapshot->step > QUEUED)
+            return true;
+    }
+    return false;
+}
+
+static void file_closed(void *argument)
+{
+    struct part *part = argument;
+    struct snapshot *snapshot = part->snapshot;
+    part->vd->file = NULL;
+    if (--snapshot->parts_out > 0)
+        return;
+    snapshot->vm->filters = FILTERS_NONE;
+    snapshot_gone(snapshot);
+}
+
+static void filters_gone(struct snapshot *snapshot)
+{
+    struct vm *vm = snapshot->vm;
+    snapshot->parts_out = 1; /* our own, so that it does not reach 0 within the loop */
+    for (unsigned i = 0; i < vm->disk_count; i++) {
+        struct vm_disk *vd = &vm->disks[i];
+        if (!vd->file)
+            continue;
+        snapshot->parts_out++;
+        vm->options.hooks.cache_close(vm->options.hooks.context, vd->disk, vd->file, file_closed, &snapshot->parts[i]);
+    }
+    if (--snapshot->parts_out == 0) {
+        vm->filters = FILTERS_NONE;
+        snapshot_gone(snapshot);
+    }
+}
+
+static void snapshot_freed(struct snapshot *snapshot)
+{
+    if (snapshot->vm->filters != FILTERS_MADE || filters_in_use(snapshot)) {
+        snapshot_gone(snapshot);
+        return;
+    }
+    step_move(snapshot, CLOSING);
+    snapshot->vm->filters = FILTERS_CLOSING;
+    parts_send(snapshot, part_close, filters_gone);
+}
+
 static void snapshot_free(struct snapshot *snapshot)
 {
     step_move(snapshot, FREEING);
-    parts_send(snapshot, part_free, snapshot_gone);
+    parts_send(snapshot, part_free, snapshot_freed);
 }
 
 static void part_withdrawn(void *argument, int status)
@@ -398,14 +471,53 @@ static void snapshot_prepared(struct snapshot *snapshot)
     cut_attempt(snapshot);
 }
 
+static void snapshot_prepare(struct snapshot *snapshot)
+{
+    struct vm *vm = snapshot->vm;
+    for (unsigned i = 0; i < vm->disk_count && !snapshot->failure.code; i++)
+        if (vm->disks[i].error.code)
+            snapshot->failure = vm->disks[i].error;
+    if (snapshot->doomed && !snapshot->failure.code)
+        snapshot_forsaken(snapshot, "not taken");
+    if (snapshot->failure.code) {
+        PROBE(snapshot_without_cache_file);
+        snapshot_free(snapshot);
+        return;
+    }
+    step_move(snapshot, PREPARING);
+    parts_send(snapshot, part_prepare, snapshot_prepared);
+}
+
+static void file_opened(void *argument, struct node *file, const struct error *err)
+{
+    struct part *part = argument;
+    part->vd->file = file;
+    if (!file)
+        part->vd->error = *err;
+    if (--part->snapshot->parts_out == 0)
+        snapshot_prepare(part->snapshot);
+}
+
 static void snapshot_begin(struct snapshot *snapshot)
 {
     struct vm *vm = snapshot->vm;
+    const struct vm_hooks *hooks = &vm->options.hooks;
     vm->cutting = snapshot;
     snapshot->epoch = ++vm->last_epoch;
     snapshot->give_up_ns += io_now_ns(vm->io);
-    step_move(snapshot, PREPARING);
-    parts_send(snapshot, part_prepare, snapshot_prepared);
+    step_move(snapshot, OPENING);
+    snapshot->parts_out = 1; /* our own, so that it does not reach 0 within the loop */
+    for (unsigned i = 0; i < vm->disk_count && vm->filters == FILTERS_NONE; i++) {
+        struct vm_disk *vd = &vm->disks[i];
+        vd->error = (struct error){0};
+        if (!vm->options.disk_bytes || !hooks->cache_open)
+            continue;
+        snapshot->parts_out++;
+        hooks->cache_open(hooks->context, vd->disk, vd->block_bytes, file_opened, &snapshot->parts[i]);
+    }
+    vm->filters = FILTERS_MADE;
+    if (--snapshot->parts_out == 0)
+        snapshot_prepare(snapshot);
 }
 
 /* ---- what callers ask for ---- */
@@ -501,7 +613,7 @@ void vm_snapshot_create(struct vm *vm, const struct snapshot_options *options,
     snapshot->created_argument = argument;
     list_append(&vm->snapshots, &snapshot->link);
     vm->snapshot_count++;
-    if (!vm->cutting)
+    if (!vm->cutting && vm->filters != FILTERS_CLOSING)
         snapshot_begin(snapshot);
     else
         PROBE(snapshot_queued);
@@ -533,6 +645,7 @@ static void snapshot_doom(struct snapshot *snapshot)
         snapshot_forsaken(snapshot, "not taken");
         snapshot_free(snapshot);
         break;
+    case OPENING:
     case PREPARING:
     case CUTTING:
     case PUBLISHING:
@@ -545,6 +658,7 @@ static void snapshot_doom(struct snapshot *snapshot)
     case ENDING:
     case WITHDRAWING:
     case FREEING:
+    case CLOSING:
         break;
     }
 }
@@ -574,28 +688,44 @@ static void snapshot_broke(struct snapshot *snapshot)
         hooks->snapshot_broken(hooks->context, snapshot);
 }
 
-void snapshots_ran_out(struct vm *vm, uint32_t through_epoch)
+void snapshots_ran_out(struct vm *vm, struct room_shortage shortage)
 {
-    char size[16];
+    char ram[16], file[16];
     list_each (link, &vm->snapshots) {
         struct snapshot *snapshot = container_of(link, struct snapshot, link);
-        if (!snapshot->epoch || snapshot->epoch > through_epoch || snapshot->broken)
+        if (!snapshot->epoch || snapshot->epoch > shortage.through_epoch || snapshot->broken)
             continue;
-        snprintf(snapshot->reason, sizeof snapshot->reason,
-                 "the fleecing cache is full (at most %s of RAM): this was the oldest snapshot",
-                 size_format(size, vm->budget.max_bytes));
+        int length = snprintf(snapshot->reason, sizeof snapshot->reason,
+                              "the fleecing cache is full (at most %s of RAM",
+                              size_format(ram, vm->ram_budget.max_bytes));
+        if (vm->file_budget.max_bytes)
+            length += snprintf(snapshot->reason + length, sizeof snapshot->reason - (size_t)length,
+                               " and %s of cache files", size_format(file, vm->file_budget.max_bytes));
+        if (shortage.failure)
+            length += snprintf(snapshot->reason + length, sizeof snapshot->reason - (size_t)length,
+                               "; a cache file takes no more: %s", error_name(shortage.failure));
+        if (shortage.overdue)
+            length += snprintf(snapshot->reason + length, sizeof snapshot->reason - (size_t)length,
+                               "; writes waited %llu s for room",
+                               (unsigned long long)(vm->options.cbw_timeout_ns / NS_PER_S));
+        snprintf(snapshot->reason + length, sizeof snapshot->reason - (size_t)length,
+                 "): this was the oldest snapshot");
         snapshot_broke(snapshot);
     }
 }
 
-void snapshots_lost(struct vm *vm, uint32_t first_epoch, uint32_t last_epoch, const char *disk, int status)
+void snapshots_lost(struct vm *vm, uint32_t first_epoch, uint32_t last_epoch, const struct vm_disk *vd)
 {
+    const char *sentences[] = {
+        [LOST_OLD_DATA] = "old data of disk %s could not be read before a guest write: %s",
+        [LOST_CACHED] = "old data of disk %s could not be read from its cache file: %s",
+    };
     list_each (link, &vm->snapshots) {
         struct snapshot *snapshot = container_of(link, struct snapshot, link);
         if (snapshot->epoch < first_epoch || snapshot->epoch > last_epoch || snapshot->broken)
             continue;
-        snprintf(snapshot->reason, sizeof snapshot->reason,
-                 "old data of disk %s could not be read before a guest write: %s", disk, error_name(status));
+        snprintf(snapshot->reason, sizeof snapshot->reason, sentences[atomic_load(&vd->lost_how)], vd->disk->name,
+                 error_name(atomic_load(&vd->lost_status)));
         snapshot_broke(snapshot);
     }
 }

@@ -27,7 +27,10 @@ struct vm *vm_create(struct io *control, const struct vm_options *options)
         vm->options.segment_bytes = SEGMENT_BYTES_DEFAULT;
     memccpy(vm->name, options->name, 0, sizeof vm->name - 1);
     vm->options.name = vm->name;
-    vm->budget.max_bytes = options->ram_bytes;
+    if (!vm->options.cbw_timeout_ns)
+        vm->options.cbw_timeout_ns = CBW_TIMEOUT_DEFAULT_NS;
+    vm->ram_budget.max_bytes = options->ram_bytes;
+    vm->file_budget.max_bytes = options->disk_bytes;
     list_init(&vm->snapshots);
     return vm;
 }
@@ -38,10 +41,10 @@ static void vm_disk_lost(struct io_message *message)
     nudge_received(&vd->lost);
     uint32_t first, last;
     if (losses_take(&vd->losses, &first, &last))
-        snapshots_lost(vd->vm, first, last, vd->disk->name, atomic_load(&vd->lost_status));
+        snapshots_lost(vd->vm, first, last, vd);
 }
 
-int vm_add_disk(struct vm *vm, const char *name, struct node *leaf, struct error *err)
+int vm_add_disk(struct vm *vm, const char *name, struct node *leaf, uint64_t block_bytes, struct error *err)
 {
     int status = name_check("disk name", name, err);
     for (unsigned i = 0; status == 0 && i < vm->disk_count; i++)
@@ -57,6 +60,7 @@ int vm_add_disk(struct vm *vm, const char *name, struct node *leaf, struct error
     struct vm_disk *vd = &vm->disks[vm->disk_count];
     vd->vm = vm;
     vd->disk = disk;
+    vd->block_bytes = block_bytes ? block_bytes : vm->options.block_bytes;
     vd->room.disk = disk;
     vd->room.cbw = &vd->cbw;
     vd->lost.message.deliver = vm_disk_lost;
@@ -64,22 +68,33 @@ int vm_add_disk(struct vm *vm, const char *name, struct node *leaf, struct error
     return 0;
 }
 
-static void vm_ran_out(void *context, uint32_t through_epoch)
+static void vm_ran_out(void *context, struct room_shortage shortage)
 {
-    snapshots_ran_out(context, through_epoch);
+    snapshots_ran_out(context, shortage);
+}
+
+/* One segment for each disk, its share of the map included, or nothing could ever be preserved. */
+static uint64_t least_ram(const struct vm *vm)
+{
+    uint64_t least = 0;
+    for (unsigned i = 0; i < vm->disk_count; i++) {
+        const uint64_t block = vm->disks[i].block_bytes, segment = vm->options.segment_bytes;
+        const uint64_t bytes = segment > block ? segment : block;
+        least += bytes + (vm->options.disk_bytes ? 2 : 1) * (bytes / block) * LIMIT_MAP_BYTES_PER_SLOT;
+    }
+    return least;
 }
 
 int vm_start(struct vm *vm, struct error *err)
 {
     assert(vm->disk_count > 0);
     char has[16], needs[16];
-    const uint64_t slots = vm->options.segment_bytes / vm->options.block_bytes;
-    const uint64_t least = vm->disk_count * (vm->options.segment_bytes + slots * LIMIT_MAP_BYTES_PER_SLOT);
-    if (vm->budget.max_bytes < least)
+    const uint64_t least = least_ram(vm);
+    if (vm->ram_budget.max_bytes < least)
         return error_set(err, EINVAL, "%s of RAM for the fleecing cache is too little: %u disks need %s at least",
-                         size_format(has, vm->budget.max_bytes), vm->disk_count, size_format(needs, least));
+                         size_format(has, vm->ram_budget.max_bytes), vm->disk_count, size_format(needs, least));
     const struct room_hooks hooks = {.context = vm, .ran_out = vm_ran_out};
-    vm->room = room_create(vm->disks[0].disk->node.io, vm->io, vm->room_disks, vm->disk_count, &hooks);
+    vm->room = room_create(vm->disks[0].disk->node.io, vm->io, &vm->ram_budget, vm->room_disks, vm->disk_count, &hooks);
     return vm->room ? 0 : error_set(err, ENOMEM, "no memory for VM '%s'", vm->name);
 }
 

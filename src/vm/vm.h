@@ -51,8 +51,9 @@ struct vm_options {
 };
 
 struct vm *vm_create(struct io *control, const struct vm_options *options);
-/* Takes over the leaf, also on failure. Before anything is served. -EEXIST, -EINVAL, -ENOSPC with a sentence. */
-int vm_add_disk(struct vm *vm, const char *name, struct node *leaf, struct error *err);
+/* Takes over the leaf, also on failure. Before anything is served. block_bytes: the unit of preservation, a power of two;
+ * 0: that of the VM. -EEXIST, -EINVAL, -ENOSPC with a sentence. */
+int vm_add_disk(struct vm *vm, const char *name, struct node *leaf, uint64_t block_bytes, struct error *err);
 /* After the last disk, before the first snapshot. -ENOMEM, or -EINVAL (ram_bytes is too little), with a sentence. */
 int vm_start(struct vm *vm, struct error *err);
 /* Deletes all snapshots, then closes all disks; calls done(argument) at the end, after which the vm is gone. Exports of
@@ -111,13 +112,19 @@ struct vm_disk_status {
     bool filtered;             /* copy-before-write is in the graph */
     uint64_t blocks_preserved; /* ever */
     uint64_t copies_in_flight, writes_parked;
-    uint64_t cache_blocks_now; /* slots in use */
+    uint64_t cache_blocks_now; /* all that follow */
+    uint64_t ram_blocks, file_blocks, zero_blocks;
+    uint64_t blocks_released; /* asked for by consumers; ever */
+    uint64_t file_bytes;      /* of its cache file, now in use */
+    uint64_t spilled_bytes;   /* ever */
+    uint64_t block_bytes;
 };
 
 struct vm_status {
     unsigned disk_count;
     struct vm_disk_status disks[LIMIT_DISKS];
-    uint64_t cache_bytes_now, cache_bytes_peak, cache_bytes_max; /* of all disks, map included */
+    uint64_t cache_bytes_now, cache_bytes_peak, cache_bytes_max; /* RAM of all disks, map included */
+    uint64_t file_bytes_now, file_bytes_peak, file_bytes_max;    /* cache files of all disks */
 };
 
 /* Asks every reactor; `done` is called later, or at once with NULL: no memory. The status is freed after it returns. */

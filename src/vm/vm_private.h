@@ -9,14 +9,19 @@
 struct vm_disk {
     struct vm *vm;
     struct disk *disk;
+    uint64_t block_bytes;
+    struct node *file; /* its cache file, while its filter exists; the control thread makes it and takes it away */
+
+    struct error error; /* why it could not be made */
     /* The disk's reactor's: */
-    struct copy_before_write *cbw; /* NULL: no snapshot needs one */
-    uint64_t preserved_before;     /* blocks preserved by earlier ones */
+    struct copy_before_write *cbw;                              /* NULL: no snapshot needs one */
+    uint64_t preserved_before, released_before, spilled_before; /* by earlier ones */
     struct room_disk room;
     /* Disk's reactor -> control: points of these epochs lost a block of this disk. */
     struct nudge lost;
     struct losses losses;
     atomic_int lost_status;
+    atomic_int lost_how; /* enum cbw_loss */
     struct io_message closing;
 };
 
@@ -24,7 +29,7 @@ struct vm {
     struct io *io; /* the control thread */
     struct vm_options options;
     char name[LIMIT_NAME_BYTES + 1];
-    struct budget budget;
+    struct budget ram_budget, file_budget;
     unsigned disk_count;
     struct vm_disk disks[LIMIT_DISKS];
     struct room_disk *room_disks[LIMIT_DISKS];
@@ -32,6 +37,7 @@ struct vm {
 
     struct list snapshots;    /* in the order of creation; every one that is not freed */
     struct snapshot *cutting; /* one at a time: preparing or cutting */
+    enum { FILTERS_NONE, FILTERS_MADE, FILTERS_CLOSING } filters; /* and cache files: of all disks, or of none */
     unsigned snapshot_count;
     unsigned next_number;
     uint32_t last_epoch;
@@ -44,8 +50,8 @@ struct vm {
 
 /* snapshot.c */
 void snapshots_end_all(struct vm *vm);
-void snapshots_ran_out(struct vm *vm, uint32_t through_epoch);
-void snapshots_lost(struct vm *vm, uint32_t first_epoch, uint32_t last_epoch, const char *disk, int status);
+void snapshots_ran_out(struct vm *vm, struct room_shortage shortage);
+void snapshots_lost(struct vm *vm, uint32_t first_epoch, uint32_t last_epoch, const struct vm_disk *vd);
 
 /* vm.c: the last snapshot is gone and the VM is closing. */
 void vm_close_disks(struct vm *vm);

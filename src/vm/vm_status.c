@@ -25,9 +25,13 @@ static void status_answered(struct io_message *message)
     struct status_query *query = container_of(message, struct status_part, message)->query;
     if (--query->unanswered > 0)
         return;
-    query->status.cache_bytes_now = atomic_load(&query->vm->budget.used_bytes);
-    query->status.cache_bytes_peak = atomic_load(&query->vm->budget.peak_bytes);
-    query->status.cache_bytes_max = query->vm->budget.max_bytes;
+    const struct budget *ram = &query->vm->ram_budget, *file = &query->vm->file_budget;
+    query->status.cache_bytes_now = atomic_load(&ram->used_bytes);
+    query->status.cache_bytes_peak = atomic_load(&ram->peak_bytes);
+    query->status.cache_bytes_max = ram->max_bytes;
+    query->status.file_bytes_now = atomic_load(&file->used_bytes);
+    query->status.file_bytes_peak = atomic_load(&file->peak_bytes);
+    query->status.file_bytes_max = file->max_bytes;
     query->done(query->argument, &query->status);
     free(query);
 }
@@ -49,7 +53,14 @@ static void status_ask(struct io_message *message)
         .blocks_preserved = vd->preserved_before + cbw.blocks_preserved,
         .copies_in_flight = cbw.copies_in_flight,
         .writes_parked = cbw.writes_parked,
-        .cache_blocks_now = cbw.slots_used,
+        .cache_blocks_now = cbw.cache.ram_blocks + cbw.cache.file_blocks + cbw.cache.zero_blocks,
+        .ram_blocks = cbw.cache.ram_blocks,
+        .file_blocks = cbw.cache.file_blocks,
+        .zero_blocks = cbw.cache.zero_blocks,
+        .blocks_released = vd->released_before + cbw.blocks_released,
+        .file_bytes = cbw.cache.file_bytes,
+        .spilled_bytes = vd->spilled_before + cbw.cache.spilled_bytes,
+        .block_bytes = vd->block_bytes,
     };
     list_each (link, &vd->disk->held)
         status->writes_held++;

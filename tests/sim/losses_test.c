@@ -184,7 +184,7 @@ static void scene_open(struct scene *scene, uint64_t seed)
         world_act_as(scene->world, scene->io[i]);
         assert_int_equal(sim_leaf_open(scene->io[i], name, &leaf), 0);
         world_act_as(scene->world, scene->control);
-        assert_int_equal(vm_add_disk(scene->vm, name, leaf, &err), 0);
+        assert_int_equal(vm_add_disk(scene->vm, name, leaf, 0, &err), 0);
         scene->disks[i] = vm_disk(scene->vm, i);
     }
     assert_int_equal(vm_start(scene->vm, &err), 0);
@@ -280,12 +280,12 @@ static void test_break_overtakes_the_cut(void **state)
     assert_int_equal(sim_leaf_open(io, "vda", &leaf), 0);
     struct disk *disk = disk_create("vda", leaf);
     assert_int_equal(cbw_create(&(struct cbw_options){.disk = disk,
-                                                      .budget = &budget,
+                                                      .ram_budget = &budget,
                                                       .block_bytes = BLOCK_BYTES_DEFAULT,
                                                       .segment_bytes = SEGMENT_BYTES_DEFAULT},
                                 &cbw, &err),
                      0);
-    struct point *older = point_create(cbw, 1), *point = point_create(cbw, 2);
+    struct point *older = point_create(cbw, 1, NULL), *point = point_create(cbw, 2, NULL);
     disk_hold(disk, drained, &is_drained);
     assert_true(is_drained);
     cbw_break(cbw, 2, 2);

@@ -180,7 +180,7 @@ static void choose_character(struct sim *sim)
     sim->vm = vm_create(sim->control, &options);
     struct error err = {0};
     for (unsigned i = 0; i < sim->disk_count; i++) {
-        if (vm_add_disk(sim->vm, sim->disks[i].name, sim->disks[i].leaf, &err) != 0)
+        if (vm_add_disk(sim->vm, sim->disks[i].name, sim->disks[i].leaf, 0, &err) != 0)
             sim_fail(sim, "vm_add_disk: %s", err.text);
         sim->disks[i].disk = vm_disk(sim->vm, i);
     }

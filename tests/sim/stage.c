@@ -172,7 +172,7 @@ static void open_disk(struct stage *stage, unsigned index)
     world_act_as(stage->world, stage->io[index]);
     assert_int_equal(sim_leaf_open(stage->io[index], name, &leaf), 0);
     world_act_as(stage->world, stage->control);
-    assert_int_equal(vm_add_disk(stage->vm, name, leaf, &err), 0);
+    assert_int_equal(vm_add_disk(stage->vm, name, leaf, 0, &err), 0);
     stage->disks[index] = vm_disk(stage->vm, index);
 }
 

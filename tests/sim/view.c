@@ -109,8 +109,8 @@ static void reader_check(const struct reader *reader)
     const struct sim *sim = view->sim;
     const struct sim_snapshot *snapshot = view->snapshot;
     const uint8_t *image = snapshot->images[view->disk->index];
-    /* from the news of a break to the last disk that obeys: two messages, and threads that hang */
-    const uint64_t grace_ns = 20 * NS_PER_MS + 350 * sim->message_ns;
+    /* from the news of a break to the last disk that obeys: a round that is under way, messages, and threads that hang */
+    const uint64_t grace_ns = (sim->tight ? 260 : 20) * NS_PER_MS + 700 * sim->message_ns;
     if (snapshot->broken && reader->issued_at > snapshot->broken_at + grace_ns)
         sim_fail(sim, "a read of %s@%s, which is broken, did not fail (R4)", view->disk->name, snapshot->name);
     if (reader->req.kind == REQUEST_BLOCK_STATUS) {

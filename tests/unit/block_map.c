@@ -8,7 +8,6 @@
 #include <stdlib.h>
 
 #include "fleece/block_map.h"
-#include "fleece/ram_tier.h"
 
 enum { SLOTS = 700, BLOCKS = 40 };
 
@@ -19,10 +18,10 @@ struct model {
 
 static uint32_t model_find(const struct model *model, uint64_t block, uint32_t epoch)
 {
-    uint32_t best = SLOT_NONE;
+    uint32_t best = PLACE_NONE;
     for (uint32_t slot = 0; slot < SLOTS; slot++)
         if (model->epoch[slot] >= epoch && model->epoch[slot] && model->block[slot] == block &&
-            (best == SLOT_NONE || model->epoch[slot] < model->epoch[best]))
+            (best == PLACE_NONE || model->epoch[slot] < model->epoch[best]))
             best = slot;
     return best;
 }
@@ -65,7 +64,7 @@ static void against_model(void **state)
     struct model model = {0};
     uint32_t epoch = 1;
     srand(1);
-    assert_int_equal(block_map_init(&map, SLOTS), 0);
+    assert_int_equal(block_map_init(&map, SLOTS, (uint64_t)BLOCKS << 20), 0);
     for (unsigned step = 0; step < 6000; step++) {
         uint32_t slot = (uint32_t)rand() % SLOTS;
         uint64_t block = block_number((unsigned)rand() % BLOCKS);

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What copy_before_write.c, point.c and preserve.c share: the filter of one disk. */
+#ifndef FLEECE_FLEECE_CBW_INTERNAL_H
+#define FLEECE_FLEECE_CBW_INTERNAL_H
+
+#include "fleece/copy_before_write.h"
+
+struct copy {              /* of neighbouring old blocks, on their way into the cache */
+    struct list_node link; /* in `copies` (under way) or `idle_copies` */
+    struct copy_before_write *cbw;
+    struct block_range blocks;
+    struct range range;    /* the same in bytes, ending with the disk */
+    uint64_t filled_bytes; /* of the range: a large block is read in several requests */
+    struct request read;
+    struct list parked; /* writes that wait for it */
+    uint64_t stale;     /* by block: a write may have passed while it was read, so its data belongs to no point */
+    uint32_t slots[LIMIT_COPY_BLOCKS];
+    struct iovec iov[LIMIT_COPY_BLOCKS];
+};
+
+struct copy_before_write {
+    struct node node; /* the filter */
+    struct disk *disk;
+    struct cbw_hooks hooks;
+    unsigned block_shift;
+    struct list points;   /* oldest first; every point that went live and is not freed */
+    struct list prepared; /* points that did not go live yet */
+    uint32_t newest_live;
+    struct budget *ram_budget;
+    struct fleecing_cache cache;
+    struct read_gate gate;
+
+    struct copy pool[LIMIT_COPIES];
+    struct list copies, idle_copies;
+    uint32_t copies_in_flight;
+    struct list for_copy, for_room;
+    bool full_reported;
+    uint64_t timeout_ns;
+    struct io_timer room_timer; /* armed while writes wait for room */
+
+    struct io_task sweep;
+    struct io_timer sweep_again;
+    bool sweeping;
+    uint32_t sweep_at; /* place */
+    struct list waiters;
+    bool quiet_awaited; /* the cache's */
+    uint64_t blocks_preserved, blocks_released;
+};
+
+/* point.c: whether a live point with after < epoch <= last needs the block. */
+bool cbw_needed_between(const struct copy_before_write *cbw, uint64_t block, uint32_t after, uint32_t last);
+/* Whether a live point needs the block as it is on the disk now. */
+bool cbw_block_needed(const struct copy_before_write *cbw, uint64_t block);
+void cbw_sweep_init(struct copy_before_write *cbw);
+void cbw_sweep_fini(struct copy_before_write *cbw);
+/* Something that a waiter may wait for is over. */
+void cbw_look_quiet(struct copy_before_write *cbw);
+
+/* preserve.c: starts to preserve the blocks; fewer when there is not room for all, NULL when there is none. A copy must be
+ * idle. */
+struct copy *cbw_copy_start(struct copy_before_write *cbw, struct block_range blocks);
+/* The copy under way that covers the block, or NULL and where the next one begins (at most *end). */
+struct copy *cbw_copy_at(const struct copy_before_write *cbw, uint64_t block, uint64_t *end);
+/* After points died or blocks were released: what is read of those that nobody needs any more is no point's data. */
+void cbw_abandon_unneeded_copies(struct copy_before_write *cbw);
+
+/* copy_before_write.c: there may be room: in the cache of this disk, and of others when they share the budget. */
+void cbw_room_came(struct copy_before_write *cbw);
+
+#endif

@@ -1,0 +1,401 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Places, and the way from RAM to the cache file.
+ *
+ * Every entry of the map has a place: a slot of RAM, a slot of the file, or a mark that says zeroes. An entry moves once
+ * at most, from RAM to the file:
+ *
+ *     slot taken -> (data is read into it) -> inserted -> its segment closes and is spilled -> moved -> freed
+ *                                                 \-> freed at any time; a closed segment's slot is not used again before
+ *                                                     the write is over
+ *
+ * While a segment is being written its entries go on being served from RAM; when the write is done, those that are still
+ * there move, and the slots of those that are gone are given back. A write that fails changes nothing: the blocks are
+ * still in RAM. So a cache device that is full, broken or stalled costs room and nothing else.
+ *
+ * Segments are spilled when three quarters of the budget are used, the longest filled first (round the ring of segments),
+ * so that RAM is ready for a burst; when the filter has no room at all (squeeze), those that are only partly used as well.
+ *
+ * The budget: a segment of RAM is charged with its share of the map, and where there is a file with the share that the map
+ * will need for the same blocks in the file. So a spill never needs budget that it has not got: it could not be had at the
+ * moment when it is needed most.
+ *
+ * A crash ends the cache: RAM has no name, and the file is recognised by its header and removed.
+ */
+#include "fleece/fleecing_cache.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/probe.h"
+#include "base/zero.h"
+
+/* Addresses are reserved for budgets that grow while the daemon runs. */
+enum { GROWTH = 8 };
+static const uint64_t GROWTH_BYTES_MAX = 64 * GIB;
+
+static uint64_t map_share(const struct fleecing_cache *cache)
+{
+    return (uint64_t)cache->ram.pool.slots_per_segment * LIMIT_MAP_BYTES_PER_SLOT;
+}
+
+/* ---- life ---- */
+
+static uint32_t reserved_segments(uint64_t bytes, uint64_t charge)
+{
+    uint64_t most = bytes * GROWTH < GROWTH_BYTES_MAX ? bytes * GROWTH : GROWTH_BYTES_MAX;
+    return (uint32_t)((most > bytes ? most : bytes) / charge);
+}
+
+static int spills_create(struct fleecing_cache *cache)
+{
+    cache->spills = calloc(LIMIT_SPILLS, sizeof *cache->spills);
+    if (!cache->spills)
+        return -ENOMEM;
+    for (unsigned i = 0; i < LIMIT_SPILLS; i++) {
+        cache->spills[i].cache = cache;
+        if (spill_init(&cache->spills[i].spill, &cache->disk) < 0)
+            return -ENOMEM;
+    }
+    return 0;
+}
+
+static void spills_destroy(struct fleecing_cache *cache)
+{
+    for (unsigned i = 0; cache->spills && i < LIMIT_SPILLS; i++)
+        spill_fini(&cache->spills[i].spill);
+    free(cache->spills);
+    cache->spills = NULL;
+}
+
+/* Numbers the places and makes the map for them. */
+static int map_create(struct fleecing_cache *cache, const struct fleecing_cache_options *options)
+{
+    const uint64_t blocks = (options->disk_bytes >> options->block_shift) + 1;
+    const uint32_t per_segment = cache->ram.pool.slots_per_segment;
+    uint64_t marks = reserved_segments(options->ram_budget->max_bytes, map_share(cache)),
+             useful = 4 * blocks / per_segment;
+    marks = marks < useful + 1 ? marks : useful + 1;
+    uint64_t ram = (uint64_t)cache->ram.pool.segments_max * per_segment;
+    uint64_t disk = options->file ? disk_tier_slots_max(&cache->disk) : 0;
+    if (ram + disk + marks * per_segment >= PLACE_NONE)
+        marks = ram + disk < PLACE_NONE ? (PLACE_NONE - 1 - ram - disk) / per_segment : 0;
+    if (ram + disk >= PLACE_NONE || slot_pool_init(&cache->marks, (uint32_t)marks, per_segment) < 0)
+        return -ENOMEM;
+    cache->disk_base = (uint32_t)ram;
+    cache->mark_base = (uint32_t)(ram + disk);
+    return block_map_init(&cache->map, (uint32_t)(ram + disk + marks * per_segment), blocks);
+}
+
+int fleecing_cache_init(struct fleecing_cache *cache, const struct fleecing_cache_options *options, struct error *err)
+{
+    *cache = (struct fleecing_cache){
+        .io = options->io,
+        .ram_budget = options->ram_budget,
+        .block_shift = options->block_shift,
+        .changed = options->changed,
+        .context = options->context,
+    };
+    const uint64_t share = (options->segment_bytes >> options->block_shift) * LIMIT_MAP_BYTES_PER_SLOT;
+    const uint64_t charge = options->segment_bytes + (options->file ? 2 : 1) * share;
+    int status = ram_tier_init(&cache->ram, options->io, options->ram_budget, options->block_shift,
+                               options->segment_bytes, charge,
+                               reserved_segments(options->ram_budget->max_bytes, charge), err);
+    if (status < 0)
+        return status;
+    if (options->file) {
+        const struct disk_tier_options disk = {options->file, options->file_budget, options->block_shift,
+                                               options->segment_bytes};
+        status = disk_tier_init(&cache->disk, options->io, &disk, err);
+    }
+    if (status == 0 && (map_create(cache, options) < 0 || (options->file && spills_create(cache) < 0)))
+        status = error_set(err, ENOMEM, "no memory for the map of a fleecing cache");
+    if (status < 0)
+        fleecing_cache_fini(cache);
+    return status;
+}
+
+void fleecing_cache_fini(struct fleecing_cache *cache)
+{
+    assert(cache->spills_busy == 0);
+    budget_give(cache->ram_budget, cache->disk_map_charge - cache->debt);
+    spills_destroy(cache);
+    block_map_fini(&cache->map);
+    slot_pool_fini(&cache->marks);
+    if (cache->disk.file)
+        disk_tier_fini(&cache->disk);
+    ram_tier_fini(&cache->ram);
+}
+
+bool fleecing_cache_is_empty(const struct fleecing_cache *cache)
+{
+    return cache->map.entries == 0;
+}
+
+bool fleecing_cache_is_quiet(const struct fleecing_cache *cache)
+{
+    return cache->spills_busy == 0 && cache->disk.writes == 0 && cache->disk.punches == 0;
+}
+
+void fleecing_cache_when_quiet(struct fleecing_cache *cache, void (*quiet)(void *context), void *context)
+{
+    disk_tier_when_quiet(&cache->disk, quiet, context);
+}
+
+/* ---- places ---- */
+
+enum place_kind fleecing_cache_kind(const struct fleecing_cache *cache, uint32_t place)
+{
+    return place < cache->disk_base ? PLACE_RAM : place < cache->mark_base ? PLACE_FILE : PLACE_ZERO;
+}
+
+const char *fleecing_cache_memory(const struct fleecing_cache *cache, uint32_t place)
+{
+    assert(place < cache->disk_base);
+    return ram_tier_memory(&cache->ram, place);
+}
+
+uint64_t fleecing_cache_offset(const struct fleecing_cache *cache, uint32_t place)
+{
+    assert(fleecing_cache_kind(cache, place) == PLACE_FILE);
+    return disk_tier_offset(&cache->disk, place - cache->disk_base);
+}
+
+/* A place for a mark; PLACE_NONE: the budget has no room for more map. */
+static uint32_t mark_take(struct fleecing_cache *cache)
+{
+    uint32_t segment, mark;
+    if (slot_pool_take(&cache->marks, 1, &mark) == 0) {
+        if (!slot_pool_next_absent(&cache->marks, &segment) || !budget_take(cache->ram_budget, map_share(cache)))
+            return PLACE_NONE;
+        slot_pool_add(&cache->marks, segment);
+        slot_pool_take(&cache->marks, 1, &mark);
+    }
+    return cache->mark_base + mark;
+}
+
+static void mark_give(struct fleecing_cache *cache, uint32_t mark)
+{
+    if (slot_pool_give(&cache->marks, mark) > 0)
+        return;
+    slot_pool_drop(&cache->marks, mark / cache->marks.slots_per_segment);
+    budget_give(cache->ram_budget, map_share(cache));
+}
+
+void fleecing_cache_give(struct fleecing_cache *cache, uint32_t slot)
+{
+    ram_tier_give(&cache->ram, slot);
+}
+
+void fleecing_cache_insert(struct fleecing_cache *cache, uint32_t slot, uint64_t block, uint32_t epoch)
+{
+    uint32_t place = slot;
+    if (memory_is_zero(ram_tier_memory(&cache->ram, slot), (size_t)1 << cache->block_shift)) {
+        uint32_t mark = mark_take(cache);
+        if (mark != PLACE_NONE) {
+            PROBE(cache_zero_mark);
+            ram_tier_give(&cache->ram, slot);
+            place = mark;
+        }
+    }
+    block_map_insert(&cache->map, place, block, epoch);
+}
+
+/* The map's share for the file's slots follows the file; a segment that was spilled brought its own. */
+static void disk_map_recharge(struct fleecing_cache *cache)
+{
+    uint64_t charge = cache->disk.pool.segments_end * map_share(cache);
+    cache->debt += charge > cache->disk_map_charge ? charge - cache->disk_map_charge : 0;
+    uint64_t back = cache->disk_map_charge > charge ? cache->disk_map_charge - charge : 0;
+    uint64_t settled = back < cache->debt ? back : cache->debt;
+    cache->debt -= settled;
+    budget_give(cache->ram_budget, back - settled);
+    cache->disk_map_charge = charge;
+    if (cache->debt > 0 && budget_take(cache->ram_budget, cache->debt))
+        cache->debt = 0;
+}
+
+void fleecing_cache_free(struct fleecing_cache *cache, uint32_t place)
+{
+    block_map_remove(&cache->map, place);
+    switch (fleecing_cache_kind(cache, place)) {
+    case PLACE_RAM:
+        ram_tier_give(&cache->ram, place);
+        break;
+    case PLACE_FILE:
+        disk_tier_give(&cache->disk, place - cache->disk_base);
+        disk_map_recharge(cache);
+        break;
+    case PLACE_ZERO:
+        mark_give(cache, place - cache->mark_base);
+        break;
+    }
+}
+
+/* The first place beyond those that were ever in use of this one's kind, or PLACE_NONE when it is one of them. */
+static uint32_t skip_unused(const struct fleecing_cache *cache, uint32_t place)
+{
+    const uint32_t per_segment = cache->ram.pool.slots_per_segment;
+    if (place < cache->disk_base)
+        return place < cache->ram.pool.segments_end * per_segment ? PLACE_NONE : cache->disk_base;
+    if (place < cache->mark_base)
+        return place - cache->disk_base < cache->disk.pool.segments_end * per_segment ? PLACE_NONE : cache->mark_base;
+    return place - cache->mark_base < cache->marks.segments_end * per_segment ? PLACE_NONE : cache->map.places_max;
+}
+
+uint32_t fleecing_cache_scan(const struct fleecing_cache *cache, uint32_t *at, uint32_t *steps)
+{
+    while (*at<cache->map.places_max && * steps> 0) {
+        uint32_t skip = skip_unused(cache, *at);
+        if (skip != PLACE_NONE) {
+            *at = skip;
+            continue;
+        }
+        (*steps)--;
+        uint32_t place = (*at)++;
+        if (block_map_epoch(&cache->map, place))
+            return place;
+    }
+    return PLACE_NONE;
+}
+
+/* ---- from RAM to the file ---- */
+
+static void spill_settle(struct cache_spill *spilled, int status)
+{
+    struct fleecing_cache *cache = spilled->cache;
+    const uint32_t per_segment = cache->ram.pool.slots_per_segment;
+    for (uint32_t i = 0; i < per_segment && status == 0; i++) {
+        uint32_t slot = spilled->segment * per_segment + i, place = spilled->spill.slots[i];
+        if (place == SLOT_NONE)
+            continue;
+        if (cache->map.keys[slot] == spilled->keys[i]) {
+            block_map_move(&cache->map, slot, cache->disk_base + place);
+            ram_tier_give(&cache->ram, slot);
+        } else {
+            PROBE(spilled_entry_gone);
+            disk_tier_give(&cache->disk, place);
+        }
+    }
+}
+
+static void spill_some(struct fleecing_cache *cache, bool partly_used);
+
+static void spill_done(struct spill *spill, int status)
+{
+    struct cache_spill *spilled = container_of(spill, struct cache_spill, spill);
+    struct fleecing_cache *cache = spilled->cache;
+    spill_settle(spilled, status);
+    if (status < 0) {
+        PROBE(spill_failed);
+        cache->spill_again_ns = io_now_ns(cache->io) + SPILL_RETRY_NS;
+    }
+    spilled->busy = false;
+    cache->spills_busy--;
+    ram_tier_open(&cache->ram, spilled->segment);
+    if (status == 0) {
+        disk_map_recharge(cache);
+        spill_some(cache, false);
+    }
+    cache->changed(cache->context);
+}
+
+static void spill_start(struct fleecing_cache *cache, uint32_t segment)
+{
+    const uint32_t per_segment = cache->ram.pool.slots_per_segment;
+    struct cache_spill *spilled = cache->spills;
+    while (spilled->busy)
+        spilled++;
+    for (uint32_t i = 0; i < per_segment; i++)
+        spilled->keys[i] = cache->map.keys[segment * per_segment + i];
+    spilled->segment = segment;
+    spilled->busy = true;
+    spilled->spill.memory = ram_tier_memory(&cache->ram, segment * per_segment);
+    spilled->spill.keys = spilled->keys;
+    spilled->spill.done = spill_done;
+    cache->spills_busy++;
+    ram_tier_close(&cache->ram, segment);
+    disk_tier_spill(&cache->disk, &spilled->spill);
+}
+
+/* Whether all that is in the segment is in the map: nothing of it is still being read from the disk. */
+static bool segment_settled(const struct fleecing_cache *cache, uint32_t segment)
+{
+    const struct slot_segment *seg = &cache->ram.pool.segments[segment];
+    const uint32_t per_segment = cache->ram.pool.slots_per_segment;
+    uint32_t entries = 0;
+    for (uint32_t i = 0; i < per_segment; i++)
+        entries += cache->map.keys[segment * per_segment + i] != 0;
+    return entries == seg->used && entries > 0;
+}
+
+/* The next segment to spill, round the ring; full ones only, or also those that are partly used. */
+static bool spill_choose(struct fleecing_cache *cache, bool partly_used, uint32_t *segment)
+{
+    const struct slot_pool *pool = &cache->ram.pool;
+    for (uint32_t i = 0; i < pool->segments_end; i++) {
+        uint32_t at = (cache->spill_cursor + i) % pool->segments_end;
+        const struct slot_segment *seg = &pool->segments[at];
+        if (!seg->present || seg->closed || (!partly_used && seg->used < pool->slots_per_segment) ||
+            !segment_settled(cache, at))
+            continue;
+        cache->spill_cursor = at + 1;
+        *segment = at;
+        return true;
+    }
+    return false;
+}
+
+static bool spill_possible(const struct fleecing_cache *cache)
+{
+    return cache->disk.file && cache->spills_busy < LIMIT_SPILLS && io_now_ns(cache->io) >= cache->spill_again_ns;
+}
+
+/* Starts spills as long as RAM is short, counting those under way as done. */
+static void spill_some(struct fleecing_cache *cache, bool partly_used)
+{
+    uint32_t segment;
+    while (spill_possible(cache) &&
+           (partly_used || budget_is_short(cache->ram_budget, cache->spills_busy * cache->ram.segment_charge)) &&
+           spill_choose(cache, partly_used, &segment)) {
+        if (!disk_tier_has_room(&cache->disk, cache->ram.pool.segments[segment].used))
+            return;
+        PROBE(spill_begun);
+        spill_start(cache, segment);
+    }
+}
+
+uint32_t fleecing_cache_take(struct fleecing_cache *cache, uint32_t count, uint32_t *first)
+{
+    uint32_t segments = cache->ram.pool.segments_present;
+    uint32_t taken = ram_tier_take(&cache->ram, count, first);
+    if (cache->ram.pool.segments_present != segments)
+        spill_some(cache, false);
+    return taken;
+}
+
+bool fleecing_cache_squeeze(struct fleecing_cache *cache)
+{
+    spill_some(cache, cache->spills_busy == 0);
+    return cache->spills_busy > 0;
+}
+
+int fleecing_cache_failure(const struct fleecing_cache *cache)
+{
+    return cache->disk.file ? cache->disk.failure : 0;
+}
+
+void fleecing_cache_status(const struct fleecing_cache *cache, struct fleecing_cache_status *status)
+{
+    *status = (struct fleecing_cache_status){
+        .ram_blocks = cache->ram.pool.slots_used,
+        .zero_blocks = cache->marks.slots_used,
+        .spills_in_flight = cache->spills_busy,
+    };
+    if (!cache->disk.file)
+        return;
+    status->file_blocks = cache->disk.pool.slots_used;
+    status->file_bytes = disk_tier_file_bytes(cache->ram.segment_bytes, cache->disk.pool.segments_present);
+    status->spilled_bytes = cache->disk.spilled_segments * cache->ram.segment_bytes;
+}

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Runs of blocks that are in the same place. What was released is known by the needed set, which passes over equal chunks
+ * at once; where nothing is preserved the map's regions say so. Only blocks in regions with entries are looked up, at most
+ * LIMIT_STATUS_BLOCKS of them in one answer: so a disk of terabytes with little in the cache is described by a few steps.
+ */
+#include "fleece/snapshot_status.h"
+
+#include <errno.h>
+
+#include "base/probe.h"
+
+struct walk {
+    const struct point *point;
+    unsigned shift, looks; /* blocks that may still be looked up */
+};
+
+static bool extent_append(struct request *req, uint64_t length, uint32_t flags)
+{
+    struct block_extent *last = req->extent_count ? &req->extents[req->extent_count - 1] : NULL;
+    if (last && last->flags == flags) {
+        last->length += length;
+    } else {
+        if (req->extent_count == req->extent_max || (req->extent_count == 1 && (req->flags & REQUEST_ONE)))
+            return false;
+        req->extents[req->extent_count++] = (struct block_extent){length, flags};
+    }
+    return true;
+}
+
+static uint32_t place_flags(const struct walk *walk, uint64_t block)
+{
+    uint32_t place = point_place(walk->point, block);
+    if (place == PLACE_NONE || MUTANT(status_ignores_cache))
+        return 0;
+    switch (fleecing_cache_kind(cbw_cache(walk->point->cbw), place)) {
+    case PLACE_RAM:
+        return RESIDENCE_CHANGED | RESIDENCE_RAM;
+    case PLACE_FILE:
+        return RESIDENCE_CHANGED | RESIDENCE_CACHE;
+    case PLACE_ZERO:
+        return RESIDENCE_CHANGED | RESIDENCE_ZERO;
+    }
+    return 0;
+}
+
+/* The run of bytes from range.start, within the range, that have the same residence as far as one step sees. */
+static uint64_t next_run(struct walk *walk, struct range range, uint32_t *flags)
+{
+    const struct bitmap *needed = &walk->point->needed;
+    const struct block_map *map = &cbw_cache(walk->point->cbw)->map;
+    struct block_range blocks = range_to_blocks(range, walk->shift);
+    uint64_t block = blocks.first, end = block_range_end(blocks), run_end;
+    if (!bitmap_get(needed, block)) {
+        *flags = RESIDENCE_RELEASED;
+        run_end = bitmap_next(needed, block, true);
+    } else if ((run_end = block_map_next(map, block, end)) > block) {
+        *flags = 0;
+        uint64_t released = bitmap_next(needed, block, false);
+        run_end = released < run_end ? released : run_end;
+    } else {
+        *flags = place_flags(walk, block);
+        run_end = block + 1;
+        walk->looks--;
+    }
+    return run_end < end ? (run_end << walk->shift) - range.start : range.length;
+}
+
+void snapshot_residence(const struct point *point, struct request *req)
+{
+    struct walk walk = {point, cbw_block_shift(point->cbw), LIMIT_STATUS_BLOCKS};
+    struct range rest = req->range;
+    req->extent_count = 0;
+    while (rest.length > 0 && walk.looks > 0) {
+        uint32_t flags;
+        uint64_t length = next_run(&walk, rest, &flags);
+        if (!extent_append(req, length, flags))
+            return;
+        rest = (struct range){rest.start + length, rest.length - length};
+    }
+    if (rest.length > 0)
+        PROBE(status_clipped);
+}
+
+int snapshot_allocation(const struct point *point, struct request *req, const struct request *base)
+{
+    struct walk walk = {point, cbw_block_shift(point->cbw), LIMIT_STATUS_BLOCKS};
+    uint64_t at = base->range.start;
+    req->extent_count = 0;
+    for (unsigned i = 0; i < base->extent_count; i++) {
+        struct range rest = {at, base->extents[i].length};
+        while (rest.length > 0) {
+            uint32_t flags;
+            uint64_t length = next_run(&walk, rest, &flags);
+            if (flags & RESIDENCE_RELEASED)
+                return req->extent_count > 0 ? 0 : -ENODATA;
+            uint32_t says = flags == 0               ? base->extents[i].flags
+                            : flags & RESIDENCE_ZERO ? (uint32_t)(EXTENT_HOLE | EXTENT_ZERO)
+                                                     : 0;
+            if (walk.looks == 0 || !extent_append(req, length, says))
+                return 0;
+            rest = (struct range){rest.start + length, rest.length - length};
+        }
+        at += base->extents[i].length;
+    }
+    return 0;
+}
