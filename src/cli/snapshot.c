@@ -144,22 +144,103 @@ static int snapshot_delete(struct cli *cli, int argc, char **argv)
     return code;
 }
 
+/* ---- where the blocks of a snapshot are */
+
+enum place { PLACE_RAM, PLACE_CACHE, PLACE_ZERO, PLACE_DISK, PLACE_RELEASED, PLACE_COUNT };
+
+static const struct {
+    const char *key, *text;
+} places[] = {
+    [PLACE_RAM] = {"ram", "in memory"},
+    [PLACE_CACHE] = {"cache", "in the cache file"},
+    [PLACE_ZERO] = {"zero", "preserved as zeroes"},
+    [PLACE_DISK] = {"unchanged", "unchanged on the disk"},
+    [PLACE_RELEASED] = {"released", "released, or not needed"},
+};
+
+static enum place place_of(const json_t *extent)
+{
+    enum place place = PLACE_DISK;
+    json_t *name;
+    size_t i;
+    json_array_foreach (json_object_get(extent, "residence"), i, name)
+        for (int p = 0; p < PLACE_COUNT; p++)
+            if (strcmp(json_string_value(name), places[p].key) == 0)
+                place = (enum place)p;
+    return place;
+}
+
+/* Asks on until the whole disk has been told; the daemon answers in portions. */
+static int residence_sum(struct fleece *fleece, const char *snapshot, const char *disk, json_int_t sums[PLACE_COUNT])
+{
+    json_int_t offset = 0;
+    do {
+        json_t *arguments = json_pack("{s:s, s:s, s:I}", "snapshot", snapshot, "disk", disk, "offset", offset), *extent;
+        char *wanted = arguments ? json_dumps(arguments, JSON_COMPACT) : NULL;
+        json_decref(arguments);
+        char *reply = wanted ? cli_execute(fleece, "fleece-query-residence", wanted) : NULL;
+        json_t *portion = reply ? json_loads(reply, 0, NULL) : NULL;
+        free(wanted);
+        free(reply);
+        if (!portion)
+            return CLI_FAILED;
+        size_t i;
+        json_array_foreach (json_object_get(portion, "extents"), i, extent)
+            sums[place_of(extent)] += json_integer_value(json_object_get(extent, "length"));
+        offset = json_integer_value(json_object_get(portion, "next"));
+        json_decref(portion);
+    } while (offset > 0);
+    return CLI_DONE;
+}
+
+static int snapshot_residence(struct cli *cli, int argc, char **argv)
+{
+    struct error err;
+    if (argc != 3)
+        return cli_usage(cli, "snapshot residence wants the name of a snapshot and the name of a disk");
+    if (name_check("snapshot name", argv[1], &err) < 0 || name_check("disk name", argv[2], &err) < 0)
+        return cli_usage(cli, "%s", err.text);
+    struct fleece *fleece = NULL;
+    int code = cli_connect(cli, &fleece);
+    if (code != CLI_DONE)
+        return code;
+    json_int_t sums[PLACE_COUNT] = {0};
+    code = residence_sum(fleece, argv[1], argv[2], sums);
+    fleece_close(fleece);
+    if (code != CLI_DONE)
+        return code;
+    json_t *json = json_pack("{s:s, s:s}", "snapshot", argv[1], "disk", argv[2]);
+    char text[16];
+    for (int p = 0; p < PLACE_COUNT; p++) {
+        json_object_set_new(json, places[p].key, json_integer(sums[p]));
+        if (!cli->json)
+            printf("%-24s %10s  %lld bytes\n", places[p].text, size_format(text, (uint64_t)sums[p]), sums[p]);
+    }
+    if (cli->json)
+        print_json(json);
+    json_decref(json);
+    return CLI_DONE;
+}
+
 static int snapshot_run(struct cli *cli, int argc, char **argv)
 {
     if (argc < 2)
-        return cli_usage(cli, "say what to do: create, list or delete");
+        return cli_usage(cli, "say what to do: create, list, residence or delete");
     if (strcmp(argv[1], "create") == 0)
         return snapshot_create(cli, argc - 1, argv + 1);
     if (strcmp(argv[1], "list") == 0)
         return snapshot_list(cli, argc - 1, argv + 1);
+    if (strcmp(argv[1], "residence") == 0)
+        return snapshot_residence(cli, argc - 1, argv + 1);
     if (strcmp(argv[1], "delete") == 0)
         return snapshot_delete(cli, argc - 1, argv + 1);
-    return cli_usage(cli, "unknown action '%s': create, list or delete", argv[1]);
+    return cli_usage(cli, "unknown action '%s': create, list, residence or delete", argv[1]);
 }
 
 const struct cli_command cli_snapshot = {
     .name = "snapshot",
-    .arguments = "create [NAME] [--drain-timeout SECONDS] [--read-once[=eager]] | list | delete NAME",
+    .arguments =
+        "create [NAME] [--drain-timeout SECONDS] [--read-once[=eager]] | list | residence NAME DISK | delete NAME",
     .summary = "take, show and end snapshots of all disks of the VM at one instant",
     .run = snapshot_run,
 };

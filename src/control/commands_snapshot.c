@@ -2,7 +2,9 @@
 /* Commands about snapshots. */
 #include "control/command.h"
 
+#include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "control/client.h"
 #include "control/describe.h"
@@ -17,6 +19,14 @@ static const struct control_argument create_arguments[] = {
 
 static const struct control_argument delete_arguments[] = {
     {.name = "name", .kind = CONTROL_STRING, .required = true},
+    {.name = NULL},
+};
+
+static const struct control_argument residence_arguments[] = {
+    {.name = "snapshot", .kind = CONTROL_STRING, .required = true},
+    {.name = "disk", .kind = CONTROL_STRING, .required = true},
+    {.name = "offset", .kind = CONTROL_INTEGER, .min = 0, .max = (json_int_t)LIMIT_DISK_BYTES},
+    {.name = "length", .kind = CONTROL_INTEGER, .min = 1, .max = (json_int_t)LIMIT_DISK_BYTES},
     {.name = NULL},
 };
 
@@ -82,6 +92,86 @@ static void snapshot_delete(struct control_request *request)
     vm_snapshot_delete(request->server->host.vm, control_argument_text(request, "name"), snapshot_delete_done, request);
 }
 
+/* ---- where blocks are */
+
+static json_t *residence_names(uint32_t flags)
+{
+    static const struct {
+        uint32_t flag;
+        const char *name;
+    } names[] = {{RESIDENCE_CHANGED, "changed"},
+                 {RESIDENCE_RAM, "ram"},
+                 {RESIDENCE_CACHE, "cache"},
+                 {RESIDENCE_ZERO, "zero"},
+                 {RESIDENCE_RELEASED, "released"}};
+    json_t *array = json_array();
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (flags & names[i].flag)
+            json_array_append_new(array, json_string(names[i].name));
+    return array;
+}
+
+/* request->partial: {"offset": where the extents begin, "end": of the range}. */
+static void residence_done(void *argument, int status, const struct block_extent *extents, unsigned count)
+{
+    struct control_request *request = argument;
+    json_int_t at = json_integer_value(json_object_get(request->partial, "offset"));
+    json_int_t end = json_integer_value(json_object_get(request->partial, "end"));
+    const char *name = control_argument_text(request, "snapshot");
+    if (status < 0) {
+        control_fail(request, "GenericError", "snapshot '%s' is broken or ending: %s", name, error_name(status));
+        return;
+    }
+    json_t *array = json_array();
+    for (unsigned i = 0; i < count; i++) {
+        json_array_append_new(array, json_pack("{s:I, s:I, s:o}", "offset", at, "length", (json_int_t)extents[i].length,
+                                               "residence", residence_names(extents[i].flags)));
+        at += (json_int_t)extents[i].length;
+    }
+    json_t *result = json_pack("{s:o}", "extents", array);
+    if (result && at < end)
+        json_object_set_new(result, "next", json_integer(at));
+    control_return(request, result);
+}
+
+static bool residence_range(struct control_request *request, uint64_t size, struct range *range)
+{
+    const json_t *length = json_object_get(request->arguments, "length");
+    range->start = (uint64_t)json_integer_value(json_object_get(request->arguments, "offset"));
+    range->length = range->start < size ? size - range->start : 0;
+    if (length)
+        range->length = (uint64_t)json_integer_value(length);
+    if (range->length > 0 && range_within(*range, size))
+        return true;
+    control_fail(request, "GenericError", "offset %llu and length %llu are not within disk '%s' of %llu bytes",
+                 (unsigned long long)range->start, (unsigned long long)range->length,
+                 control_argument_text(request, "disk"), (unsigned long long)size);
+    return false;
+}
+
+static void query_residence(struct control_request *request)
+{
+    struct vm *vm = request->server->host.vm;
+    const char *name = control_argument_text(request, "snapshot"), *disk = control_argument_text(request, "disk");
+    struct snapshot *snapshot = vm_snapshot_find(vm, name);
+    struct range range;
+    unsigned i = 0;
+    while (i < vm_disk_count(vm) && strcmp(vm_disk(vm, i)->name, disk) != 0)
+        i++;
+    if (!snapshot || i == vm_disk_count(vm)) {
+        control_fail(request, "DeviceNotFound", "there is no %s '%.100s'", snapshot ? "disk" : "snapshot",
+                     snapshot ? disk : name);
+        return;
+    }
+    if (!residence_range(request, vm_disk(vm, i)->node.size_bytes, &range))
+        return;
+    request->partial = json_pack("{s:I, s:I}", "offset", (json_int_t)range.start, "end", (json_int_t)range_end(range));
+    int status = request->partial ? vm_residence_query(vm, snapshot, i, range, residence_done, request) : -ENOMEM;
+    if (status < 0)
+        control_fail(request, "GenericError", "snapshot '%s' can't be asked: %s", name,
+                     status == -EBUSY ? "it is being made or deleted" : error_name(status));
+}
+
 static void query_snapshots(struct control_request *request)
 {
     control_return(request, describe_snapshots(request->server->host.vm));
@@ -91,5 +181,6 @@ const struct control_command control_commands_snapshot[] = {
     {.name = "fleece-snapshot-create", .arguments = create_arguments, .run = snapshot_create},
     {.name = "fleece-snapshot-delete", .arguments = delete_arguments, .run = snapshot_delete},
     {.name = "fleece-query-snapshots", .run = query_snapshots},
+    {.name = "fleece-query-residence", .arguments = residence_arguments, .run = query_residence},
     {.name = NULL},
 };

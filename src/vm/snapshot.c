@@ -66,6 +66,7 @@ struct snapshot {
     void (*deleted)(void *argument, const struct error *err);
     void *deleted_argument;
     unsigned parts_out;
+    unsigned holds; /* of its views, by snapshot_hold() */
     void (*parts_done)(struct snapshot *snapshot);
     struct part parts[]; /* one for each disk of the VM */
 };
@@ -330,7 +331,7 @@ static void snapshot_withdraw(struct snapshot *snapshot)
 {
     struct vm *vm = snapshot->vm;
     step_move(snapshot, WITHDRAWING);
-    snapshot->parts_out = 1; /* our own, so that it does not reach 0 within the loop */
+    snapshot->parts_out = 1 + snapshot->holds; /* one is our own, so that it does not reach 0 within the loop */
     for (unsigned i = 0; i < vm->disk_count; i++) {
         struct part *part = &snapshot->parts[i];
         if (!part->published || MUTANT(export_not_withdrawn))
@@ -339,6 +340,21 @@ static void snapshot_withdraw(struct snapshot *snapshot)
         vm->options.hooks.unpublish(vm->options.hooks.context, part->export_name, part_withdrawn, part);
     }
     if (--snapshot->parts_out == 0)
+        snapshot_free(snapshot);
+}
+
+bool snapshot_hold(struct snapshot *snapshot)
+{
+    if (snapshot->step == LIVE)
+        snapshot->holds++;
+    return snapshot->step == LIVE;
+}
+
+void snapshot_let_go(struct snapshot *snapshot)
+{
+    assert(snapshot->holds > 0 && snapshot->step >= LIVE && snapshot->step <= WITHDRAWING);
+    snapshot->holds--;
+    if (snapshot->step == WITHDRAWING && --snapshot->parts_out == 0)
         snapshot_free(snapshot);
 }
 

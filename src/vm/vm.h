@@ -101,6 +101,15 @@ struct snapshot_info {
 };
 void snapshot_info(const struct snapshot *snapshot, struct snapshot_info *info);
 
+/*
+ * Where the blocks of a range of one disk are: `done` is called later with extents of enum residence_flags, one after the
+ * other from range.start on. They cover the range, or less of it when it has more than LIMIT_STATUS_EXTENTS or takes very
+ * long; then the caller asks on. -EBUSY: the snapshot is not live; -ENOMEM: in both cases `done` is not called.
+ */
+int vm_residence_query(struct vm *vm, struct snapshot *snapshot, unsigned disk_index, struct range range,
+                       void (*done)(void *argument, int status, const struct block_extent *extents, unsigned count),
+                       void *argument);
+
 /* The view of one disk, to be used on its reactor while the snapshot is live and nobody ends it. */
 struct node *snapshot_view(const struct snapshot *snapshot, unsigned disk_index);
 

@@ -53,6 +53,10 @@ void snapshots_end_all(struct vm *vm);
 void snapshots_ran_out(struct vm *vm, struct room_shortage shortage);
 void snapshots_lost(struct vm *vm, uint32_t first_epoch, uint32_t last_epoch, const struct vm_disk *vd);
 
+/* Keeps the views of a live snapshot until it is let go, also when it ends meanwhile. False: it is not live. */
+bool snapshot_hold(struct snapshot *snapshot);
+void snapshot_let_go(struct snapshot *snapshot);
+
 /* vm.c: the last snapshot is gone and the VM is closing. */
 void vm_close_disks(struct vm *vm);
 

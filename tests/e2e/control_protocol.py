@@ -97,6 +97,8 @@ def test_what_is_wrong_is_named(t):
             ({"execute": "fleece-snapshot-create", "arguments": {"name": "a b"}}, "GenericError", "'a b'"),
             ({"execute": "fleece-snapshot-create", "arguments": {"name": "x" * 65}}, "GenericError", "1 to 64"),
             ({"execute": "fleece-snapshot-create", "arguments": {"name": ""}}, "GenericError", "1 to 64"),
+            ({"execute": "fleece-query-residence", "arguments": {"snapshot": "none", "disk": "vda"}}, "DeviceNotFound",
+             "there is no snapshot 'none'"),
             ({"execute": "fleece-snapshot-delete"}, "GenericError", "Parameter 'name' is missing"),
             ({"execute": "fleece-snapshot-delete", "arguments": {"name": "none"}}, "DeviceNotFound", "none")):
         refused(c.ask(dict(message, id=[1, {"a": None}])), kind, text)

@@ -24,6 +24,7 @@ enum behaviour { NEVER_READS = 16, REMOVES_EXPORT = 32, TWO_EXPORTS = 64, SLOW_D
 
 struct memory_disk {
     struct node node;
+    struct node view; /* of the same bytes, as a snapshot's */
     bool slow;
     uint8_t bytes[DISK_BYTES];
 };
@@ -65,9 +66,8 @@ static void status_extents(struct request *req)
     }
 }
 
-static void memory_submit(struct node *node, struct request *req)
+static void memory_answer(struct memory_disk *disk, struct request *req)
 {
-    struct memory_disk *disk = container_of(node, struct memory_disk, node);
     uint8_t *bytes = disk->bytes + req->range.start;
     int status = req->range.start % 64 == 13 ? -EIO : 0;
     if (req->kind == REQUEST_READ)
@@ -88,7 +88,17 @@ static void memory_submit(struct node *node, struct request *req)
     late->req = req;
     late->status = status;
     late->timer.fire = late_fire;
-    io_timer_set(node->io, &late->timer, io_now_ns(node->io) + 1000 * (1 + req->range.start % 97));
+    io_timer_set(req->io, &late->timer, io_now_ns(req->io) + 1000 * (1 + req->range.start % 97));
+}
+
+static void memory_submit(struct node *node, struct request *req)
+{
+    memory_answer(container_of(node, struct memory_disk, node), req);
+}
+
+static void view_submit(struct node *node, struct request *req)
+{
+    memory_answer(container_of(node, struct memory_disk, view), req);
 }
 
 static void memory_destroy(struct node *node)
@@ -97,6 +107,7 @@ static void memory_destroy(struct node *node)
 }
 
 static const struct node_ops memory_ops = {"memory", memory_submit, memory_destroy};
+static const struct node_ops view_ops = {"view", view_submit, memory_destroy};
 
 static void client_send(struct client *client);
 
@@ -236,7 +247,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t length)
     int result = nbd_server_export_add(server, &export, &err);
     assert(result == 0);
     if (behaviour & TWO_EXPORTS) {
-        export = (struct nbd_export){.name = "vda@snap", .node = &disk->node, .read_only = true};
+        disk->view = disk->node;
+        disk->view.ops = &view_ops;
+        disk->view.read_only = disk->view.can_release = true;
+        disk->view.block_bytes = 4096;
+        disk->view.read_once = (enum read_once)(data[1] % 3);
+        export = (struct nbd_export){.name = "vda@snap", .node = &disk->view};
         result = nbd_server_export_add(server, &export, &err);
         assert(result == 0);
     }

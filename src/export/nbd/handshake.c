@@ -204,10 +204,10 @@ static void option_meta_context(struct nbd_handshake *hs, struct nbd_text data)
         reply(hs, NBD_REP_ERR_UNKNOWN);
         return;
     }
-    uint32_t contexts = nbd_meta_request_contexts(&request, list);
+    uint32_t contexts = nbd_meta_request_contexts(&request, list) & entry->contexts;
     for (unsigned i = 0; i < NBD_CONTEXT_COUNT; i++) {
         size_t length = strlen(nbd_context_names[i]);
-        if (contexts & UINT32_C(1) << i)
+        if (contexts & NBD_CONTEXT_BIT(i))
             wire_put_bytes(wire_put32(reply_place(hs, NBD_REP_META_CONTEXT, 4 + length), list ? 0 : NBD_CONTEXT_ID(i)),
                            nbd_context_names[i], length);
     }

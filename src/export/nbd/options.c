@@ -8,6 +8,7 @@
 
 const char *const nbd_context_names[NBD_CONTEXT_COUNT] = {
     [NBD_CONTEXT_BASE_ALLOCATION] = "base:allocation",
+    [NBD_CONTEXT_RESIDENCE] = "fleece:residence",
 };
 
 bool nbd_text_equals(struct nbd_text text, const char *string)
@@ -93,7 +94,7 @@ static bool query_is_namespace_of(struct nbd_text query, const char *context)
 uint32_t nbd_meta_request_contexts(const struct nbd_meta_request *request, bool list)
 {
     if (list && request->query_count == 0)
-        return (UINT32_C(1) << NBD_CONTEXT_COUNT) - 1;
+        return NBD_CONTEXT_BIT(NBD_CONTEXT_COUNT) - 1;
     uint32_t contexts = 0;
     const uint8_t *at = request->queries;
     for (uint32_t i = 0; i < request->query_count; i++) {
@@ -102,7 +103,7 @@ uint32_t nbd_meta_request_contexts(const struct nbd_meta_request *request, bool 
         for (unsigned c = 0; c < NBD_CONTEXT_COUNT; c++)
             if (nbd_text_equals(query, nbd_context_names[c]) ||
                 (list && query_is_namespace_of(query, nbd_context_names[c])))
-                contexts |= UINT32_C(1) << c;
+                contexts |= NBD_CONTEXT_BIT(c);
     }
     return contexts;
 }

@@ -40,10 +40,11 @@ bool nbd_option_parse_info(struct nbd_text data, struct nbd_info_request *reques
 bool nbd_option_parse_meta(struct nbd_text data, struct nbd_meta_request *request);
 
 /* Metadata contexts that we serve, by their place in the table; a set of them is a mask of bits. */
-enum nbd_context { NBD_CONTEXT_BASE_ALLOCATION, NBD_CONTEXT_COUNT };
+enum nbd_context { NBD_CONTEXT_BASE_ALLOCATION, NBD_CONTEXT_RESIDENCE, NBD_CONTEXT_COUNT };
 extern const char *const nbd_context_names[NBD_CONTEXT_COUNT];
-/* Its number on the wire. */
+/* Its number on the wire; its bit in a set. */
 #define NBD_CONTEXT_ID(context) ((uint32_t)(context) + 1)
+#define NBD_CONTEXT_BIT(context) (UINT32_C(1) << (context))
 
 /* The contexts that the queries of a checked request ask for. For LIST, no query means all, and "base:" all of base. */
 uint32_t nbd_meta_request_contexts(const struct nbd_meta_request *request, bool list);

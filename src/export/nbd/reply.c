@@ -133,11 +133,11 @@ void nbd_reply_stream_next(struct nbd_request *request, uint32_t length)
     reply_queue(request);
 }
 
-void nbd_reply_block_status(struct nbd_request *request, uint32_t context_id, uint32_t length)
+void nbd_reply_block_status(struct nbd_request *request, uint32_t context_id, uint32_t length, bool last)
 {
     uint8_t body[4];
     wire_put32(body, context_id);
-    put_chunk_header(request, NBD_CHUNK_DONE, NBD_CHUNK_BLOCK_STATUS, length + (uint32_t)sizeof body);
+    put_chunk_header(request, last ? NBD_CHUNK_DONE : 0, NBD_CHUNK_BLOCK_STATUS, length + (uint32_t)sizeof body);
     put_in_header(request, body, sizeof body);
     put_payload(request, length);
     reply_queue(request);

@@ -113,38 +113,92 @@ static void command_done(struct request *block, int status)
     nbd_session_wake(session);
 }
 
+/*
+ * Block status. Each context that was selected has a request of its own, two at most; each becomes one chunk of the reply,
+ * in the order in which the node answers, and the last one ends it. When the first fails there is no chunk of it, and the
+ * error ends the reply.
+ */
+
 /* The extents become descriptors in place: those are smaller. */
+static uint32_t descriptors_put(struct nbd_request *request)
+{
+    const struct request *block = &request->block;
+    uint32_t mask = request->context == NBD_CONTEXT_RESIDENCE ? UINT32_MAX : EXTENT_HOLE | EXTENT_ZERO;
+    char *to = request->buffer.bytes;
+    for (unsigned i = 0; i < block->extent_count; i++) {
+        struct block_extent extent = block->extents[i];
+        to = wire_put32(to, (uint32_t)extent.length);
+        to = wire_put32(to, extent.flags & mask);
+    }
+    return (uint32_t)(to - request->buffer.bytes);
+}
+
 static void block_status_done(struct request *block, int status)
 {
-    struct nbd_request *request = container_of(block, struct nbd_request, block);
+    struct nbd_request *request = container_of(block, struct nbd_request, block), *twin = request->twin;
     struct nbd_session *session = request->session;
+    struct nbd_refusal refusal = nbd_refusal_of(status, &session->terms);
     session->submitted--;
-    if (status) {
-        nbd_reply_status(request, nbd_refusal_of(status, &session->terms));
+    if (!refusal.error)
+        refusal = request->refusal; /* the twin's */
+    if (twin)
+        twin->twin = NULL;
+    if (refusal.error && twin) {
+        twin->refusal = refusal;
+        nbd_request_put(request);
+    } else if (refusal.error) {
+        nbd_reply_status(request, refusal);
     } else {
-        char *to = request->buffer.bytes;
-        for (unsigned i = 0; i < block->extent_count; i++) {
-            struct block_extent extent = block->extents[i];
-            to = wire_put32(to, (uint32_t)extent.length);
-            to = wire_put32(to, extent.flags & (EXTENT_HOLE | EXTENT_ZERO));
-        }
-        nbd_reply_block_status(request, NBD_CONTEXT_ID(NBD_CONTEXT_BASE_ALLOCATION),
-                               (uint32_t)(to - request->buffer.bytes));
+        nbd_reply_block_status(request, NBD_CONTEXT_ID(request->context), descriptors_put(request), !twin);
     }
     nbd_session_wake(session);
 }
 
-static bool block_status_submit(struct nbd_request *request)
+static bool block_status_get_buffers(struct nbd_request *request, struct nbd_request *twin, size_t bytes)
+{
+    if (!nbd_request_get_buffer(request, bytes))
+        return false;
+    if (!twin || nbd_request_get_buffer(twin, bytes))
+        return true;
+    nbd_request_put_buffer(request);
+    return false;
+}
+
+static void block_status_go(struct nbd_request *request, enum nbd_context context)
 {
     const struct nbd_command *command = &request->command;
     bool one = command->flags & NBD_CMD_FLAG_REQ_ONE;
-    size_t few = 4096, many = LIMIT_STATUS_EXTENTS * sizeof(struct block_extent);
-    if ((one || !nbd_request_get_buffer(request, many)) && !nbd_request_get_buffer(request, few))
-        return false;
+    request->context = context;
     request->block.extents = (struct block_extent *)(void *)request->buffer.bytes;
     request->block.extent_max = one ? 1 : request->buffer.size / (uint32_t)sizeof(struct block_extent);
-    nbd_request_submit(request, REQUEST_BLOCK_STATUS, (struct range){command->offset, command->length},
-                       one ? REQUEST_ONE : 0, block_status_done);
+    uint32_t flags = (one ? REQUEST_ONE : 0) | (context == NBD_CONTEXT_RESIDENCE ? REQUEST_RESIDENCE : 0);
+    nbd_request_submit(request, REQUEST_BLOCK_STATUS, (struct range){command->offset, command->length}, flags,
+                       block_status_done);
+}
+
+static bool block_status_submit(struct nbd_request *request)
+{
+    struct nbd_session *session = request->session;
+    const uint32_t base = NBD_CONTEXT_BIT(NBD_CONTEXT_BASE_ALLOCATION), both = NBD_CONTEXT_BIT(NBD_CONTEXT_COUNT) - 1;
+    const size_t few = 4096, many = LIMIT_STATUS_EXTENTS * sizeof(struct block_extent);
+    bool one = request->command.flags & NBD_CMD_FLAG_REQ_ONE;
+    struct nbd_request *twin = NULL;
+    if (session->terms.contexts == both) {
+        twin = nbd_request_get(session, &request->command);
+        if (!twin)
+            return false;
+    }
+    if ((one || !block_status_get_buffers(request, twin, many)) && !block_status_get_buffers(request, twin, few)) {
+        if (twin)
+            nbd_request_put(twin);
+        return false;
+    }
+    request->twin = twin;
+    block_status_go(request, session->terms.contexts & base ? NBD_CONTEXT_BASE_ALLOCATION : NBD_CONTEXT_RESIDENCE);
+    if (twin) {
+        twin->twin = request;
+        block_status_go(twin, NBD_CONTEXT_RESIDENCE);
+    }
     return true;
 }
 

@@ -27,8 +27,11 @@ struct nbd_request { /* one command, or one piece of a large one; between two us
     struct nbd_session *session;
     struct nbd_command command; /* of the client: the same in all pieces */
     struct nbd_request *whole;  /* for a piece: the command that it belongs to */
-    unsigned pieces;            /* for a command in pieces: those under way */
-    bool issued;                /* ... and no further one will come */
+    struct nbd_request
+        *twin; /* BLOCK_STATUS: the other context's, while that is not answered; NULL: none, or no more */
+    enum nbd_context context; /* BLOCK_STATUS: whose extents these are */
+    unsigned pieces;          /* for a command in pieces: those under way */
+    bool issued;              /* ... and no further one will come */
     struct nbd_refusal refusal;
     struct nbd_buffer buffer;
     struct iovec iov; /* the payload, in the buffer */
@@ -146,8 +149,8 @@ void nbd_reply_data(struct nbd_request *request, uint64_t offset, uint32_t lengt
 /* The first piece of a reply that is one run of bytes, `total` in all; and a further one. */
 void nbd_reply_stream_first(struct nbd_request *request, uint32_t length, uint32_t total);
 void nbd_reply_stream_next(struct nbd_request *request, uint32_t length);
-/* `length` bytes in the buffer describe extents. */
-void nbd_reply_block_status(struct nbd_request *request, uint32_t context_id, uint32_t length);
+/* `length` bytes in the buffer describe extents. last: no other context's follow. */
+void nbd_reply_block_status(struct nbd_request *request, uint32_t context_id, uint32_t length, bool last);
 void nbd_reply_drop_all(struct nbd_session *session);
 /* Once per sweep: a client that takes nothing keeps one reply; the memory of the others goes back. */
 void nbd_reply_sweep(struct nbd_session *session);
