@@ -36,7 +36,7 @@ def test_usage(t):
     wrong(t, 2, "snapshot create takes one name, not 2", "--vm", "a", "snapshot", "create", "a", "b")
     wrong(t, 2, "--drain-timeout '31' is not right", "--vm", "a", "snapshot", "create", "--drain-timeout", "31")
     wrong(t, 2, "--drain-timeout 'x' is not right", "--vm", "a", "snapshot", "create", "--drain-timeout", "x")
-    wrong(t, 2, "--read-once 'never' is not right: disconnect or eager", "--vm", "a", "snapshot", "create", "--read-once=never")
+    wrong(t, 2, "--read-once 'never' is not right", "--vm", "a", "snapshot", "create", "--read-once=never")
     wrong(t, 2, "wants the name of a snapshot and the name of a disk", "--vm", "a", "snapshot", "residence", "x")
     wrong(t, 2, "unknown option --fast", "--vm", "a", "snapshot", "create", "--fast")
     wrong(t, 2, "wants the name of one snapshot", "--vm", "a", "snapshot", "delete")
