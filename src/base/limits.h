@@ -73,6 +73,10 @@ enum {
     /* A dirty bitmap is copied in steps of at most so many chunks, or runs of bits: about 100 us. */
     LIMIT_BITMAP_STEP_CHUNKS = 64,
     LIMIT_BITMAP_STEP_RUNS = 2048,
+    /* Dirty ranges in one answer: 64 KiB of JSON. The client asks on from there. */
+    LIMIT_BITMAP_RANGES = 1024,
+    /* Bitmaps merged by one command: all of one disk. */
+    LIMIT_BITMAP_SOURCES = LIMIT_BITMAPS,
     /* Jobs of one VM at once. */
     LIMIT_JOBS = 16,
 
