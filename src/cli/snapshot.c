@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/name.h"
+#include "fleece/fleece.h"
 
 static double hold_us(const json_t *snapshot)
 {
@@ -187,7 +188,7 @@ static int snapshot_residence(struct cli *cli, int argc, char **argv)
             printf("%-24s %10s  %lld bytes\n", places[p].text, size_format(text, (uint64_t)sums[p]), sums[p]);
     }
     if (cli->json)
-        print_json(json);
+        cli_print_json(json);
     json_decref(json);
     return CLI_DONE;
 }
