@@ -66,6 +66,8 @@ enum {
     LIMIT_SPILL_WRITES = 4,
     /* Pieces of one cache file being punched at once; what empties meanwhile is gathered into the next, larger piece. */
     LIMIT_PUNCHES = 2,
+    /* Names tried for a cache file: the name itself, then with -1, -2, … when strangers' files have them. */
+    LIMIT_CACHE_FILE_NAMES = 100,
     /* Discards of one disk that wait for the end of a snapshot; a further one is not done: discards are hints. */
     LIMIT_DEFERRED_DISCARDS = 1024,
     /* Dirty bitmaps of one disk: every one is told of every write. */
@@ -73,10 +75,6 @@ enum {
     /* A dirty bitmap is copied in steps of at most so many chunks, or runs of bits: about 100 us. */
     LIMIT_BITMAP_STEP_CHUNKS = 64,
     LIMIT_BITMAP_STEP_RUNS = 2048,
-    /* Dirty ranges in one answer: 64 KiB of JSON. The client asks on from there. */
-    LIMIT_BITMAP_RANGES = 1024,
-    /* Bitmaps merged by one command: all of one disk. */
-    LIMIT_BITMAP_SOURCES = LIMIT_BITMAPS,
     /* Jobs of one VM at once. */
     LIMIT_JOBS = 16,
 
@@ -206,6 +204,12 @@ enum {
 #define FLEECE_RAM_MAX (1 * TIB)
 /* Most of a VM's cache files together; 32 bits number the blocks of one. */
 #define FLEECE_DISK_CACHE_MAX (8 * TIB)
+/* The header and one segment of the largest block must fit. */
+#define FLEECE_DISK_CACHE_MIN (8 * MIB)
+/* The least that a guest's write can be told to wait: below it, a busy disk would break a snapshot for nothing. */
+#define CBW_TIMEOUT_MIN_NS (100 * NS_PER_MS)
+/* A left-over cache file whose lock is held this long belongs to somebody who lives (a killed daemon: 3.9 s measured). */
+#define CACHE_FILE_WAIT_NS (5 * NS_PER_S)
 /* The longest such piece: the kernel holds the file's lock while it punches, and reads of the cache wait for that. */
 #define LIMIT_PUNCH_BYTES (64 * MIB)
 /* After a cache file has refused a segment, the next one is not tried for so long. */
@@ -224,10 +228,6 @@ enum {
 
 /* The guest counts as busy this long after a request of it: longer than its pauses between two writes of one burst. */
 #define READ_GATE_BUSY_NS (100 * NS_PER_MS)
-/* What readers may keep in a busy guest's way: about one more request of its own. */
-#define READ_GATE_DELAY_NS (200 * NS_PER_US)
-/* How often what is in flight must have been read for a measurement of that: enough to even out single requests. */
-#define READ_GATE_ROUNDS 8
 
 /* A start waits this long for the locks of a killed daemon whose writes are still landing (measured: up to 3.9 s). */
 #define LOCK_WAIT_DEFAULT_NS (30 * NS_PER_S)

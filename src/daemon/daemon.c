@@ -33,6 +33,7 @@
 
 #include "base/log.h"
 #include "control/server.h"
+#include "daemon/caches.h"
 #include "daemon/disks.h"
 #include "daemon/exports.h"
 #include "daemon/notify.h"
@@ -64,6 +65,7 @@ struct daemon {
     const char *features[LIMIT_REACTORS];
     unsigned reactor_count;
     struct disks disks;
+    struct caches caches;
     struct io_op open;
     struct vm *vm;
     struct exports *exports;
@@ -153,6 +155,7 @@ static void daemon_fail(struct daemon *daemon, const struct error *err)
 
 static void daemon_give_up(struct daemon *daemon)
 {
+    caches_give_up(&daemon->caches);
     runtime_release(&daemon->runtime);
     _exit(EXIT_INTERRUPTED);
 }
@@ -245,6 +248,20 @@ static void vm_unpublish(void *context, const char *export_name, void (*done)(vo
     exports_unpublish(daemon->exports, export_name, done, argument);
 }
 
+static void vm_cache_open(void *context, const struct disk *disk, uint64_t block_bytes,
+                          void (*done)(void *argument, struct node *file, const struct error *err), void *argument)
+{
+    struct daemon *daemon = context;
+    caches_open(&daemon->caches, disk, block_bytes, done, argument);
+}
+
+static void vm_cache_close(void *context, const struct disk *disk, struct node *file, void (*done)(void *argument),
+                           void *argument)
+{
+    struct daemon *daemon = context;
+    caches_close(&daemon->caches, disk, file, done, argument);
+}
+
 static void vm_snapshot_created(void *context, const struct snapshot *snapshot)
 {
     struct daemon *daemon = context;
@@ -322,9 +339,14 @@ static int daemon_make_vm(struct daemon *daemon, struct error *err)
     struct vm_options options = {
         .name = daemon->options->vm,
         .ram_bytes = daemon->options->ram_bytes,
+        .disk_bytes = daemon->caches.max_bytes,
+        .cbw_timeout_ns = daemon->options->cbw_timeout_ns,
+        .copy_on_read = daemon->options->copy_on_read,
         .hooks = {.context = daemon,
                   .publish = vm_publish,
                   .unpublish = vm_unpublish,
+                  .cache_open = vm_cache_open,
+                  .cache_close = vm_cache_close,
                   .snapshot_created = vm_snapshot_created,
                   .snapshot_broken = vm_snapshot_broken,
                   .snapshot_deleted = vm_snapshot_deleted},
@@ -333,9 +355,10 @@ static int daemon_make_vm(struct daemon *daemon, struct error *err)
     if (!daemon->vm)
         return error_set(err, ENOMEM, "no memory for VM %s", options.name);
     for (unsigned i = 0; i < daemon->disks.opened; i++) {
-        int status = vm_add_disk(daemon->vm, daemon->options->disks[i].name, daemon->disks.leaves[i], 0, err);
+        const struct disk_options *disk = &daemon->options->disks[i];
+        int status = vm_add_disk(daemon->vm, disk->name, daemon->disks.leaves[i], disk->block_bytes, err);
         if (status < 0)
-            return error_prefix(err, "--disk %s", daemon->options->disks[i].name);
+            return error_prefix(err, "--disk %s", disk->name);
     }
     if (daemon->disks.opened < daemon->options->disk_count)
         return 0; /* it only has to be destroyed */
@@ -359,6 +382,18 @@ static int daemon_make_servers(struct daemon *daemon, struct error *err)
     daemon->exports = exports_create(daemon->control_io, daemon->reactors[0]);
     daemon->control = control_server_create(daemon->control_io, &host);
     return daemon->exports && daemon->control ? 0 : error_set(err, ENOMEM, "no memory for the servers");
+}
+
+/* On a helper thread. */
+static int64_t open_all(void *argument)
+{
+    struct daemon *daemon = argument;
+    int64_t status = caches_choose(&daemon->caches, &daemon->disks.err);
+    if (status == 0)
+        status = disks_open(&daemon->disks);
+    if (status == 0)
+        status = caches_prepare(&daemon->caches, daemon->disks.leaves, &daemon->disks.err);
+    return status;
 }
 
 static void disks_opened(struct io_op *op, int64_t result)
@@ -453,7 +488,7 @@ static int daemon_start(struct daemon *daemon, struct error *err)
     daemon->disks.reactor_count = daemon->reactor_count;
     daemon->open.done = disks_opened;
     daemon_move(daemon, DAEMON_OPEN);
-    io_work(daemon->control_io, &daemon->open, disks_open, &daemon->disks);
+    io_work(daemon->control_io, &daemon->open, open_all, daemon);
     return 0;
 }
 
@@ -472,6 +507,7 @@ int daemon_run(const struct options *options)
         free(daemon);
         return EXIT_FAILED;
     }
+    caches_init(&daemon->caches, daemon->control_io, options);
     if (daemon_start(daemon, &err) < 0)
         daemon_fail(daemon, &err);
     ring_run(daemon->control_io);
@@ -482,6 +518,7 @@ int daemon_run(const struct options *options)
         exports_destroy(daemon->exports);
     if (daemon->signal_fd >= 0)
         close(daemon->signal_fd);
+    caches_fini(&daemon->caches);
     runtime_release(&daemon->runtime);
     int exit_code = daemon->exit_code;
     free(daemon);

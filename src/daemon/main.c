@@ -19,6 +19,7 @@ static void prepare_signals(void)
     sigaddset(&set, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a cache file beyond the limit of file sizes is an error, too */
 }
 
 /* Thousands of connections need more descriptors than the soft limit of old gives. */

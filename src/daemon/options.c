@@ -28,9 +28,15 @@ const char options_help[] =
     "      read-only=on|off     refuse writes (default: off)\n"
     "      driver=file|null     null, with an empty FILE: reads zeroes, forgets writes\n"
     "      size=SIZE            of a null disk\n"
+    "      granularity=SIZE     unit of preservation, a power of two from 4K (the default) to 4M\n"
     "  --nbd ADDRESS            unix:PATH or tcp:HOST:PORT (loopback only); default: nbd.sock in the run-time folder\n"
     "  --control SOCKET         the control socket; default: control.sock in the run-time folder\n"
-    "  --fleece ram=SIZE        memory for preserved blocks (default: 256M)\n"
+    "  --fleece OPTION=VALUE[,…] where blocks are preserved\n"
+    "      ram=SIZE             memory (default: 256M)\n"
+    "      max=SIZE             of cache files, which take what memory can't hold (default: none without dir=)\n"
+    "      dir=DIR              where the cache files are made (default: beside each disk's image)\n"
+    "      cbw-timeout=SECONDS  how long a guest's write may wait for room (default: 10)\n"
+    "      copy-on-read=on|off  keep what is read in spare memory (default: off)\n"
     "  --io-threads N           I/O threads; default: one per disk, as many as there are processors, 4 at most\n"
     "  --lock-timeout SECONDS   how long to wait for the lock of a disk that a killed daemon still holds (default: "
     "30)\n"
@@ -105,9 +111,20 @@ static int parse_disk_option(const char *option, struct disk_options *disk, cons
             return error_set(err, EINVAL, "%s: size=%.100s is not right: from 1 byte to 4096T", option, value);
         return 0;
     }
+    if (strcmp(name, "granularity") == 0) {
+        int status = size_parse("granularity", value, &disk->block_bytes, err);
+        if (status < 0)
+            return error_prefix(err, "%s", option);
+        if (disk->block_bytes < BLOCK_BYTES_MIN || disk->block_bytes > BLOCK_BYTES_MAX ||
+            (disk->block_bytes & (disk->block_bytes - 1)) != 0)
+            return error_set(err, EINVAL, "%s: granularity=%.100s is not right: a power of two from 4K to 4M", option,
+                             value);
+        return 0;
+    }
     if (strcmp(name, "track") == 0)
         return error_set(err, EINVAL, "%s: track= (change tracking) is not supported yet", option);
-    return error_set(err, EINVAL, "%s: unknown option '%.100s': format, cache, read-only, driver and size are known",
+    return error_set(err, EINVAL,
+                     "%s: unknown option '%.100s': format, cache, read-only, driver, size and granularity are known",
                      option, name);
 }
 
@@ -163,24 +180,6 @@ static int parse_disk(struct options *options, char *text, struct error *err)
 
 /* --- the other options */
 
-static int parse_fleece(struct options *options, char *text, struct error *err)
-{
-    char *rest = text, *piece, *value = NULL;
-    while ((piece = take_piece(&rest))) {
-        if (cut_assignment("--fleece", piece, &value, err) < 0)
-            return -err->code;
-        if (strcmp(piece, "dir") == 0 || strcmp(piece, "max") == 0)
-            return error_set(err, EINVAL, "--fleece: %s= (the disk tier) is not supported yet; only ram= is", piece);
-        if (strcmp(piece, "ram") != 0)
-            return error_set(err, EINVAL, "--fleece: unknown option '%.100s': ram=SIZE is known", piece);
-        if (size_parse("ram", value, &options->ram_bytes, err) < 0)
-            return error_prefix(err, "--fleece");
-        if (options->ram_bytes < FLEECE_RAM_MIN || options->ram_bytes > FLEECE_RAM_MAX)
-            return error_set(err, EINVAL, "--fleece: ram=%.100s is not right: from 4M to 1T", value);
-    }
-    return 0;
-}
-
 static int make_absolute(const char *option, const char *prefix, const char *path, char **absolute, struct error *err)
 {
     char folder[4096] = "";
@@ -193,6 +192,64 @@ static int make_absolute(const char *option, const char *prefix, const char *pat
     if (asprintf(absolute, "%s%s%s%s", prefix, folder, folder[0] ? "/" : "", path) < 0)
         return error_set(err, ENOMEM, "%s: no memory", option);
     return 0;
+}
+
+static bool parse_seconds(const char *text, double least, double most, double *seconds)
+{
+    char *end;
+    *seconds = strtod(text, &end);
+    return text[0] >= '0' && text[0] <= '9' && !*end && *seconds >= least && *seconds <= most;
+}
+
+static int parse_fleece_size(const char *name, const char *value, uint64_t least, uint64_t most, const char *right,
+                             uint64_t *size_bytes, struct error *err)
+{
+    if (size_parse(name, value, size_bytes, err) < 0)
+        return error_prefix(err, "--fleece");
+    if (*size_bytes < least || *size_bytes > most)
+        return error_set(err, EINVAL, "--fleece: %s=%.100s is not right: from %s", name, value, right);
+    return 0;
+}
+
+static int parse_fleece_option(struct options *options, const char *name, const char *value, struct error *err)
+{
+    double seconds;
+    if (strcmp(name, "ram") == 0)
+        return parse_fleece_size(name, value, FLEECE_RAM_MIN, FLEECE_RAM_MAX, "4M to 1T", &options->ram_bytes, err);
+    if (strcmp(name, "max") == 0)
+        return parse_fleece_size(name, value, FLEECE_DISK_CACHE_MIN, FLEECE_DISK_CACHE_MAX, "8M to 8T",
+                                 &options->cache_bytes, err);
+    if (strcmp(name, "dir") == 0)
+        return make_absolute("--fleece: dir", "", value, &options->cache_dir, err);
+    if (strcmp(name, "copy-on-read") == 0)
+        return parse_choice("--fleece", name, value, "off", "on", &options->copy_on_read, err);
+    if (strcmp(name, "cbw-timeout") == 0) {
+        if (!parse_seconds(value, (double)CBW_TIMEOUT_MIN_NS / NS_PER_S, (double)CBW_TIMEOUT_MAX_NS / NS_PER_S,
+                           &seconds))
+            return error_set(err, EINVAL, "--fleece: cbw-timeout=%.100s is not right: seconds, from 0.1 to 3600",
+                             value);
+        options->cbw_timeout_ns = (uint64_t)(seconds * (double)NS_PER_S);
+        return 0;
+    }
+    return error_set(err, EINVAL,
+                     "--fleece: unknown option '%.100s': ram, max, dir, cbw-timeout and copy-on-read are known", name);
+}
+
+static int parse_fleece(struct options *options, char *text, struct error *err)
+{
+    char *rest = text, *piece, *value = NULL;
+    int status = 0;
+    while (status == 0 && (piece = take_piece(&rest))) {
+        status = cut_assignment("--fleece", piece, &value, err);
+        if (status == 0)
+            status = parse_fleece_option(options, piece, value, err);
+    }
+    return status;
+}
+
+bool options_want_cache_files(const struct options *options)
+{
+    return options->cache_dir || options->cache_bytes;
 }
 
 static int parse_nbd(struct options *options, const char *text, struct error *err)
@@ -227,9 +284,8 @@ static int parse_threads(struct options *options, const char *text, struct error
 
 static int parse_lock_timeout(struct options *options, const char *text, struct error *err)
 {
-    char *end;
-    double seconds = strtod(text, &end);
-    if (text[0] < '0' || text[0] > '9' || *end || !(seconds >= 0 && seconds <= 3600))
+    double seconds;
+    if (!parse_seconds(text, 0, 3600, &seconds))
         return error_set(err, EINVAL, "--lock-timeout '%.100s' is not right: seconds, from 0 to 3600", text);
     options->lock_wait_ns = (uint64_t)(seconds * (double)NS_PER_S);
     return 0;
@@ -334,4 +390,5 @@ void options_fini(struct options *options)
         free(options->nbd[i]);
     free(options->control);
     free(options->state_dir);
+    free(options->cache_dir);
 }

@@ -15,7 +15,8 @@ struct disk_options {
     bool null_driver;
     bool read_only;
     bool page_cache;
-    uint64_t size_bytes; /* of the null driver */
+    uint64_t size_bytes;  /* of the null driver */
+    uint64_t block_bytes; /* of preservation; 0: the default */
 };
 
 enum options_action { OPTIONS_SERVE, OPTIONS_HELP, OPTIONS_VERSION };
@@ -30,6 +31,10 @@ struct options {
     char *control;                  /* absolute path; NULL: the default place */
     char *state_dir;                /* NULL: the default place */
     uint64_t ram_bytes;
+    uint64_t cache_bytes;    /* of all cache files; 0: not said */
+    char *cache_dir;         /* absolute; NULL: beside each disk's image */
+    uint64_t cbw_timeout_ns; /* 0: the default */
+    bool copy_on_read;
     unsigned io_threads; /* 0: as many as fit the disks and the machine */
     uint64_t lock_wait_ns;
 };
@@ -37,6 +42,8 @@ struct options {
 /* 0, or -EINVAL with a sentence that names the option, the value and what is right. options_fini() in both cases. */
 int options_parse(struct options *options, int argc, char **argv, struct error *err);
 void options_fini(struct options *options);
+/* Whether there is to be a disk tier. */
+bool options_want_cache_files(const struct options *options);
 
 extern const char options_help[];
 

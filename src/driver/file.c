@@ -230,7 +230,9 @@ static int open_main(struct file_node *file, const struct file_options *options,
 {
     struct io *io = file->node.io;
     int flags = (options->read_only ? O_RDONLY : O_RDWR) | (options->page_cache ? 0 : O_DIRECT);
-    if (options->create) {
+    if (options->adopt) {
+        assert(!options->read_only && !options->create);
+    } else if (options->create) {
         flags |= O_CREAT | O_EXCL;
     } else {
         int result = look_at(io, options, stat, err);
@@ -239,7 +241,7 @@ static int open_main(struct file_node *file, const struct file_options *options,
         if (stat->is_block_device && !options->read_only)
             flags |= O_EXCL;
     }
-    file->fd = io_open(io, options->path, flags, 0600);
+    file->fd = options->adopt ? options->fd : io_open(io, options->path, flags, 0600);
     if (file->fd < 0)
         return open_failed(options, file->fd, err);
     int result = options->create ? io_truncate(io, file->fd, options->size_bytes) : 0;
@@ -326,6 +328,8 @@ int file_open(struct io *io, const struct file_options *options, struct node **n
     memset(file->zeroes, 0, FILE_ZERO_BYTES);
     int result = file_init(file, options, err);
     if (result < 0) {
+        if (options->adopt)
+            file->fd = -1;
         file_free(file);
         return result;
     }

@@ -13,9 +13,14 @@ struct file_options {
     uint64_t lock_wait_ns; /* how long to wait for the lock of a killed daemon (C10); 0: refuse at once */
     bool create;           /* a new file of size_bytes, which must not exist */
     uint64_t size_bytes;   /* with create */
+    bool adopt;            /* `fd` is the file, open for reading and writing; it stays the caller's on failure */
+    int fd;
     void (*waiting)(void *context, const char *path); /* called once when the wait for a lock begins; may be NULL */
     void *waiting_context;
 };
+
+/* The byte whose OFD lock is ours, exclusive for writers, shared for readers: far beyond any data. "fleece" in ASCII. */
+#define FILE_LOCK_BYTE UINT64_C(0x666c65656365)
 
 /*
  * Opens, locks and measures. May block (up to lock_wait_ns): on a control thread. `io` is the owner from then on.

@@ -20,8 +20,6 @@
 #include "base/probe.h"
 #include "driver/file_internal.h"
 
-#define OUR_BYTE UINT64_C(0x666c65656365) /* "fleece" */
-
 enum { QEMU_USED = 100, QEMU_FORBIDDEN = 200 };
 
 static const struct {
@@ -55,8 +53,8 @@ static int await_our_byte(struct io *io, int fd, const struct file_options *opti
                           struct error *err)
 {
     for (uint64_t waited_ns = 0;; waited_ns += LOCK_POLL_NS) {
-        int result = take ? io_lock(io, fd, OUR_BYTE + place, 1, !options->read_only)
-                          : io_lock_test(io, fd, OUR_BYTE + place, 1, !options->read_only);
+        int result = take ? io_lock(io, fd, FILE_LOCK_BYTE + place, 1, !options->read_only)
+                          : io_lock_test(io, fd, FILE_LOCK_BYTE + place, 1, !options->read_only);
         if (result == 0)
             return 0;
         if (result != -EAGAIN)

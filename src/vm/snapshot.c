@@ -257,7 +257,8 @@ static void snapshot_gone(struct snapshot *snapshot)
     if (snapshot->deleted)
         snapshot->deleted(snapshot->deleted_argument, NULL);
     free(snapshot);
-    vm_check_closed(vm);
+    if (vm->closing && list_empty(&vm->snapshots))
+        vm_close_disks(vm);
 }
 
 /* Whether another snapshot uses the filters. */
@@ -507,7 +508,7 @@ static void file_opened(void *argument, struct node *file, const struct error *e
 {
     struct part *part = argument;
     part->vd->file = file;
-    if (!file)
+    if (err)
         part->vd->error = *err;
     if (--part->snapshot->parts_out == 0)
         snapshot_prepare(part->snapshot);
@@ -691,7 +692,8 @@ void snapshots_end_all(struct vm *vm)
 {
     list_each_safe (link, &vm->snapshots)
         snapshot_doom(container_of(link, struct snapshot, link));
-    vm_check_closed(vm);
+    if (list_empty(&vm->snapshots))
+        vm_close_disks(vm);
 }
 
 static void snapshot_broke(struct snapshot *snapshot)

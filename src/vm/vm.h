@@ -7,7 +7,6 @@
 
 #include "base/error.h"
 #include "block/disk.h"
-#include "track/dirty_bitmap.h"
 
 struct vm;
 struct snapshot;
@@ -29,7 +28,8 @@ struct vm_hooks {
     void (*unpublish)(void *context, const char *export_name, void (*done)(void *argument, int status), void *argument);
     /*
      * Makes the cache file of a disk's disk tier, with its header, and takes it away again: both tell it later, by `done`.
-     * Called on the control thread; the node lives on the disk's reactor. NULL: there is no disk tier.
+     * Called on the control thread; the node lives on the disk's reactor. Neither file nor error: this disk needs none.
+     * NULL: there is no disk tier.
      */
     void (*cache_open)(void *context, const struct disk *disk, uint64_t block_bytes,
                        void (*done)(void *argument, struct node *file, const struct error *err), void *argument);
@@ -128,8 +128,6 @@ struct vm_disk_status {
     uint64_t file_bytes;      /* of its cache file, now in use */
     uint64_t spilled_bytes;   /* ever */
     uint64_t block_bytes;
-    unsigned bitmap_count;
-    struct dirty_bitmap_status bitmaps[LIMIT_BITMAPS];
 };
 
 struct vm_status {

@@ -59,11 +59,12 @@ static void whole_line(void **state)
     struct options options;
     right(&options, "--name", "web1", "--disk", "vda=/a.raw,format=raw,cache=writeback,read-only=on",
           "--disk=vdb=b=c,,d.raw", "--disk", "n=,driver=null,size=1G", "--nbd", "unix:/run/x.sock", "--nbd",
-          "tcp:127.0.0.1:10809", "--nbd=unix:rel", "--fleece", "ram=64M", "--control", "/c.sock", "--io-threads", "3",
-          "--lock-timeout", "1.5", "--state-dir", "/var", NULL);
+          "tcp:127.0.0.1:10809", "--nbd=unix:rel", "--fleece", "ram=64M,dir=/c,,d,max=2G", "--fleece",
+          "cbw-timeout=2.5,copy-on-read=on", "--disk", "g=/g,granularity=1M", "--control", "/c.sock", "--io-threads",
+          "3", "--lock-timeout", "1.5", "--state-dir", "/var", NULL);
     assert_int_equal(options.action, OPTIONS_SERVE);
     assert_string_equal(options.vm, "web1");
-    assert_int_equal(options.disk_count, 3);
+    assert_int_equal(options.disk_count, 4);
     assert_string_equal(options.disks[0].name, "vda");
     assert_string_equal(options.disks[0].path, "/a.raw");
     assert_true(options.disks[0].page_cache && options.disks[0].read_only && !options.disks[0].null_driver);
@@ -78,6 +79,12 @@ static void whole_line(void **state)
     snprintf(expected, sizeof expected, "unix:%s/rel", folder);
     assert_string_equal(options.nbd[2], expected);
     assert_int_equal(options.ram_bytes, 64 * MIB);
+    assert_int_equal(options.cache_bytes, 2 * GIB);
+    assert_string_equal(options.cache_dir, "/c,d");
+    assert_int_equal(options.cbw_timeout_ns, 5 * NS_PER_S / 2);
+    assert_true(options.copy_on_read && options_want_cache_files(&options));
+    assert_int_equal(options.disks[0].block_bytes, 0);
+    assert_int_equal(options.disks[3].block_bytes, MIB);
     assert_string_equal(options.control, "/c.sock");
     assert_int_equal(options.io_threads, 3);
     assert_int_equal(options.lock_wait_ns, 3 * NS_PER_S / 2);
@@ -92,6 +99,8 @@ static void defaults(void **state)
     assert_int_equal(options.ram_bytes, FLEECE_RAM_DEFAULT);
     assert_int_equal(options.lock_wait_ns, LOCK_WAIT_DEFAULT_NS);
     assert_int_equal(options.nbd_count, 0);
+    assert_false(options_want_cache_files(&options) || options.copy_on_read);
+    assert_int_equal(options.cbw_timeout_ns, 0);
     assert_null(options.control);
     options_fini(&options);
     right(&options, "--help", NULL);
@@ -123,6 +132,10 @@ static void wrong_disks(void **state)
     wrong("size '1X' is not a size", "--disk", "vda=,driver=null,size=1X", NULL);
     wrong("size=0 is not right", "--disk", "vda=,driver=null,size=0", NULL);
     wrong("size=5000T is not right", "--disk", "vda=,driver=null,size=5000T", NULL);
+    wrong("granularity=2K is not right: a power of two from 4K to 4M", "--disk", "vda=a,granularity=2K", NULL);
+    wrong("granularity=8M is not right", "--disk", "vda=a,granularity=8M", NULL);
+    wrong("granularity=12K is not right", "--disk", "vda=a,granularity=12K", NULL);
+    wrong("--disk vda: granularity 'big' is not a size", "--disk", "vda=a,granularity=big", NULL);
     wrong("track= (change tracking) is not supported yet", "--disk", "vda=a,track=on", NULL);
     wrong("unknown option 'colour'", "--disk", "vda=a,colour=red", NULL);
     wrong("'ro' is not NAME=VALUE", "--disk", "vda=a,ro", NULL);
@@ -159,8 +172,13 @@ static void wrong_options(void **state)
     wrong("--name wants a value", "--name", NULL);
     wrong("--vhost-user is not supported yet", "--vhost-user", "vda=/s", NULL);
     wrong("--config is not supported yet", "--config", "/etc/x", NULL);
-    wrong("--fleece: dir= (the disk tier) is not supported yet", "--fleece", "ram=64M,dir=/x", NULL);
-    wrong("--fleece: max= (the disk tier) is not supported yet", "--fleece", "max=1G", NULL);
+    wrong("--fleece: dir: the path is empty", "--fleece", "ram=64M,dir=", NULL);
+    wrong("max=4M is not right: from 8M to 8T", "--fleece", "max=4M", NULL);
+    wrong("max=9T is not right", "--fleece", "max=9T", NULL);
+    wrong("cbw-timeout=0 is not right: seconds, from 0.1 to 3600", "--fleece", "cbw-timeout=0", NULL);
+    wrong("cbw-timeout=soon is not right", "--fleece", "cbw-timeout=soon", NULL);
+    wrong("cbw-timeout=3601 is not right", "--fleece", "cbw-timeout=3601", NULL);
+    wrong("--fleece: copy-on-read=yes is not right: off or on", "--fleece", "copy-on-read=yes", NULL);
     wrong("ram=1M is not right: from 4M to 1T", "--fleece", "ram=1M", NULL);
     wrong("ram=2T is not right", "--fleece", "ram=2T", NULL);
     wrong("--fleece: ram 'lots' is not a size", "--fleece", "ram=lots", NULL);

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Cache files as files: made, recognised and removed. docs/formats/cache-file.md says what is in them. All functions may
+ * block: they are for helper threads.
+ */
+#ifndef FLEECE_DAEMON_CACHE_FILE_H
+#define FLEECE_DAEMON_CACHE_FILE_H
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+#include "fleece/cache_format.h"
+
+struct cache_file_plan {
+    const char *folder, *vm, *disk;
+    uint64_t max_bytes; /* of the file */
+    uint64_t block_bytes, disk_bytes, created_ns;
+    uint8_t uuid[CACHE_UUID_BYTES];
+    bool named_at_once; /* as where a file can't be made without a name; for tests */
+};
+
+struct cache_file {
+    int fd; /* open for reading and writing; its byte FILE_LOCK_BYTE is locked */
+    bool direct;
+    bool can_punch; /* the file system gives space back */
+    dev_t device;
+    ino_t inode;
+    char path[PATH_MAX];
+};
+
+/* Size of a segment's data for such blocks: the same for RAM and file. */
+uint64_t cache_file_segment_bytes(uint64_t block_bytes);
+
+/*
+ * Makes a file of at most max_bytes with its header, locked, under the first name of the folder that nobody has:
+ * VM.DISK.fleece-cache, then with -1, -2, … 0 or -errno with a sentence; nothing is left then.
+ */
+int cache_file_make(const struct cache_file_plan *plan, struct cache_file *file, struct error *err);
+/* Takes its name away, if it is still the file's. -errno: it is still there. */
+int cache_file_unlink(const struct cache_file *file);
+
+/*
+ * Removes what killed daemons of the VM have left in the folder: regular files with the name and the header of a cache
+ * file of this VM, whose lock nobody holds; waits, patience_ns at most, for those whose last writes are landing. Everything
+ * else stays.
+ */
+void cache_file_sweep(const char *folder, const char *vm, uint64_t patience_ns);
+
+#endif

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The cache files of a daemon's disks: where they are to be, and the hooks by which the VM has them made and taken away.
+ * Control thread, where nothing else is said.
+ */
+#ifndef FLEECE_DAEMON_CACHES_H
+#define FLEECE_DAEMON_CACHES_H
+
+#include "block/disk.h"
+#include "daemon/options.h"
+
+struct caches {
+    struct io *control;
+    const struct options *options;
+    char *folders[LIMIT_DISKS]; /* of the disks; NULL: the disk needs none, as nobody can write it */
+    uint64_t max_bytes;         /* of all files together; 0: there is no disk tier */
+    struct list files;          /* made, being made or being taken away */
+};
+
+void caches_init(struct caches *caches, struct io *control, const struct options *options);
+/*
+ * The places, before the disks are opened: 0, or -errno with a sentence (a folder that is missing or can't be written, no
+ * place for the cache of a block device). May block: on a helper thread.
+ */
+int caches_choose(struct caches *caches, struct error *err);
+/* After the disks were opened, with their sizes: how much there may be, and away with what a killed daemon left.
+ * Likewise. */
+int caches_prepare(struct caches *caches, struct node *const *leaves, struct error *err);
+/* No file is there any more. */
+void caches_fini(struct caches *caches);
+/* Nothing waits any more: takes the names of all files away at once. */
+void caches_give_up(struct caches *caches);
+
+/* For struct vm_hooks; the context is the struct caches. A disk that nobody can write gets no file and no error. */
+void caches_open(void *context, const struct disk *disk, uint64_t block_bytes,
+                 void (*done)(void *argument, struct node *file, const struct error *err), void *argument);
+void caches_close(void *context, const struct disk *disk, struct node *file, void (*done)(void *argument),
+                  void *argument);
+
+#endif
