@@ -100,7 +100,7 @@ void chains_note_last(struct sim *sim, struct sim_snapshot *snapshot)
 static uint64_t number_in(const struct sim_snapshot *snapshot, const struct chain *chain, unsigned side)
 {
     uint64_t number;
-    memcpy(&number, snapshot->images[chain->disks[side]->index] + chain->offset, 8);
+    memcpy(&number, snapshot->parts[chain->disks[side]->index].image + chain->offset, 8);
     return number;
 }
 

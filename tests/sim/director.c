@@ -41,8 +41,7 @@ void sim_snapshot_ended(struct sim_snapshot *snapshot)
     snapshot->ended = true;
     sim->alive--;
     list_remove(&snapshot->link);
-    for (unsigned i = 0; i < sim->disk_count; i++)
-        free(snapshot->images[i]);
+    oracle_free_images(snapshot);
     free(snapshot);
 }
 
@@ -239,6 +238,7 @@ static void director_tick(struct io_timer *timer)
 {
     struct sim *sim = container_of(timer, struct sim, director);
     stick_or_not(sim);
+    cache_let_go(sim, sim->requests_left == 0);
     if (!sim->last_created)
         director_act(sim);
     io_timer_set(sim->control, timer,

@@ -83,10 +83,14 @@ static void note_races(struct guest *guest)
         struct guest *other = &disk->guests[i];
         if (other == guest || !other->busy || !range_overlaps(guest->req.range, other->req.range))
             continue;
-        if (is_write(guest))
+        if (is_write(guest)) {
             other->raced = true;
-        if (is_write(other))
+            other->raced_discard = other->raced_discard || guest->req.kind == REQUEST_DISCARD;
+        }
+        if (is_write(other)) {
             guest->raced = true;
+            guest->raced_discard = guest->raced_discard || other->req.kind == REQUEST_DISCARD;
+        }
     }
 }
 
@@ -124,7 +128,9 @@ static void guest_issue(struct guest *guest)
         sim_slice(sim, guest->iov, &req->iov_count, guest->buffer, req->range.length);
         req->iov = guest->iov;
     }
-    if (kind == REQUEST_WRITE)
+    if (kind == REQUEST_WRITE && sim_chance(sim, 100))
+        memset(guest->buffer, 0, req->range.length);
+    else if (kind == REQUEST_WRITE)
         fill(sim, guest->buffer, req->range.length);
     if (kind == REQUEST_BLOCK_STATUS) {
         req->extents = guest->extents;
@@ -133,7 +139,7 @@ static void guest_issue(struct guest *guest)
             req->range = (struct range){0, disk->size};
     }
     guest->busy = true;
-    guest->raced = guest->faulted = false;
+    guest->raced = guest->raced_discard = guest->faulted = false;
     guest->read_faults = disk->read_faults;
     note_races(guest);
     if (is_write(guest))
@@ -192,6 +198,16 @@ void sim_check_extents(const struct sim *sim, const struct request *req, const u
     }
 }
 
+/* A discard is done when its blocks are needed no more, or never. What is written after it cancels it. */
+static void settle_loose(struct guest *guest, int status)
+{
+    uint8_t *loose = guest->disk->loose + guest->req.range.start;
+    if (guest->req.kind == REQUEST_DISCARD)
+        memset(loose, 1, guest->req.range.length);
+    else if (status == 0 && !guest->raced_discard)
+        memset(loose, 0, guest->req.range.length);
+}
+
 /* The write is acknowledged: what it wrote must be there, unless another one may have written on top. */
 static void settle_write(struct guest *guest, int status)
 {
@@ -200,6 +216,7 @@ static void settle_write(struct guest *guest, int status)
     uint8_t *model = disk->model + range.start;
     const uint8_t *truth = world_file_bytes(disk->file) + range.start;
     bool certain = status == 0 && !guest->raced && guest->req.kind != REQUEST_DISCARD;
+    settle_loose(guest, status);
     if (!certain) {
         memcpy(model, truth, range.length);
         return;
@@ -216,13 +233,19 @@ static void settle_write(struct guest *guest, int status)
 static void settle_read(struct guest *guest)
 {
     struct sim_disk *disk = guest->disk;
+    struct range range = guest->req.range;
     if (guest->raced)
         return;
-    if (guest->req.kind == REQUEST_BLOCK_STATUS)
-        sim_check_extents(disk->sim, &guest->req, guest->req.range.start == 0 ? NULL : disk->model, disk->name);
-    else if (memcmp(guest->buffer, disk->model + guest->req.range.start, guest->req.range.length) != 0)
-        sim_fail(disk->sim, "%s: the guest read [%llu +%llu] and got other data than it had written", disk->name,
-                 (unsigned long long)guest->req.range.start, (unsigned long long)guest->req.range.length);
+    if (guest->req.kind == REQUEST_BLOCK_STATUS) {
+        sim_check_extents(disk->sim, &guest->req, range.start == 0 ? NULL : world_file_bytes(disk->file), disk->name);
+        return;
+    }
+    if (memcmp(guest->buffer, disk->model + range.start, range.length) == 0)
+        return;
+    for (uint64_t i = 0; i < range.length; i++)
+        if (!oracle_may_be(disk, range.start + i, guest->buffer[i]))
+            sim_fail(disk->sim, "%s: the guest read [%llu +%llu] and got other data than it had written", disk->name,
+                     (unsigned long long)range.start, (unsigned long long)range.length);
 }
 
 static void count(struct sim_disk *disk, const struct request *req, int status)
@@ -265,6 +288,15 @@ static void guest_done(struct request *req, int status)
         settle_read(guest);
     sim->requests_done++;
     guest_next(guest);
+}
+
+struct guest *sim_guest_of(struct sim *sim, const struct request *req)
+{
+    for (unsigned i = 0; i < sim->disk_count; i++)
+        for (unsigned k = 0; k < sim->disks[i].guest_count; k++)
+            if (req == &sim->disks[i].guests[k].req)
+                return &sim->disks[i].guests[k];
+    return NULL;
 }
 
 void guests_create(struct sim_disk *disk)

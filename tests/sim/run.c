@@ -45,11 +45,13 @@ static int fault(void *context, const struct world_io *io)
 {
     struct sim *sim = context;
     unsigned per_1024 = sim->tight && sim->requests_left < 40 ? 200 : 4;
+    if (cache_is_file(sim, io->file))
+        return cache_fault(sim, io);
     if (!sim->faults || io->range.start < SIM_RESERVED || !sim_chance(sim, per_1024))
         return 0;
-    struct request *req = sim_leaf_request(io->op);
-    if (req->disk != NULL) {
-        container_of(req, struct guest, req)->faulted = true;
+    struct guest *guest = sim_guest_of(sim, sim_leaf_request(io->op));
+    if (guest != NULL) {
+        guest->faulted = true;
         return -EIO;
     }
     if (io->kind != WORLD_READ && io->kind != WORLD_EXTENT)
@@ -64,12 +66,21 @@ static int fault(void *context, const struct world_io *io)
 static bool gate(void *context, const struct world_io *io)
 {
     struct sim *sim = context;
+    if (cache_is_file(sim, io->file))
+        return cache_gate(sim, io);
     if (!sim->stick_next || io->kind != WORLD_WRITE)
         return false;
     sim->stick_next = false;
     sim->stuck = io->number;
     sim_trace(sim, "operation %llu gets stuck", (unsigned long long)io->number);
     return true;
+}
+
+static void landed(void *context, const struct world_io *io, int64_t result)
+{
+    struct sim *sim = context;
+    if (result > 0 && io->kind == WORLD_WRITE && cache_is_file(sim, io->file))
+        cache_check(sim);
 }
 
 /* What the reactors have to say to one another takes long, compared with what the control thread says. */
@@ -82,7 +93,7 @@ static uint64_t delay(void *context, struct io *from, struct io *to)
 static void disk_create_content(struct sim_disk *disk)
 {
     struct sim *sim = disk->sim;
-    if ((disk->model = calloc(1, disk->size)) == NULL)
+    if ((disk->model = calloc(1, disk->size)) == NULL || (disk->loose = calloc(1, disk->size)) == NULL)
         abort();
     for (uint64_t at = SIM_RESERVED; at < disk->size; at += 16 * KIB) {
         uint64_t length = disk->size - at < 16 * KIB ? disk->size - at : 16 * KIB;
@@ -114,10 +125,12 @@ static void disk_create_one(struct sim *sim, unsigned index, uint64_t size)
     disk->size = size;
     snprintf(disk->name, sizeof(disk->name), "vd%c", 'a' + index);
     disk->io = sim->reactors[sim_below(sim, sim->reactor_count)];
-    bool block_device = size % 512 == 0 && sim_chance(sim, 256);
-    disk->file = world_file_create(sim->world, disk->name, size, 512, block_device);
+    disk->block_device = size % 512 == 0 && sim_chance(sim, 256);
+    disk->file = world_file_create(sim->world, disk->name, size, 512, disk->block_device);
     disk_create_content(disk);
-    if ((disk->touched = calloc(size / sim->block_bytes + 2, sizeof(uint32_t))) == NULL)
+    disk->touched = calloc(size / sim->block_bytes + 2, sizeof(uint32_t));
+    disk->preserved = calloc(size / sim->block_bytes + 2, sizeof(uint32_t));
+    if (disk->touched == NULL || disk->preserved == NULL)
         abort();
     disk_open_leaf(disk);
     guests_create(disk);
@@ -151,6 +164,23 @@ static uint64_t choose_sizes(struct sim *sim)
     return total;
 }
 
+/* How much the cache may take, and what happens when that is not enough. */
+static void choose_room(struct sim *sim, uint64_t total)
+{
+    sim->segment_bytes = 64 * sim->block_bytes;
+    uint64_t charge = sim->segment_bytes + 2 * 64 * LIMIT_MAP_BYTES_PER_SLOT;
+    uint64_t segments = sim->disk_count + (sim->tight ? 0 : sim_below(sim, 12));
+    cache_choose(sim, total);
+    sim->copy_on_read = sim_chance(sim, 300);
+    sim->cbw_timeout_ns = sim_chance(sim, 300) ? 0 : (1 + sim_below(sim, 20)) * NS_PER_MS;
+    sim->ram_bytes = sim->plenty_of_ram ? 2 * SIM_ALIVE * total + 8 * MIB : segments * charge;
+    sim->may_break = !sim->plenty_of_ram;
+    if (sim->plenty_of_ram && sim_chance(sim, 64)) { /* the budget has room, and tmpfs has none */
+        world_limit_shm(sim->world, sim->segment_bytes * (sim->disk_count + sim_below(sim, 8)));
+        sim->may_break = true;
+    }
+}
+
 static void choose_character(struct sim *sim)
 {
     uint64_t total = choose_sizes(sim);
@@ -161,22 +191,20 @@ static void choose_character(struct sim *sim)
     /* how long a request may take: a slow disk, copies of old blocks, the hold of a cut; three times what was seen */
     sim->patience_ns = (60 + (sim->sticks ? 80 : 0) + (sim->stalls ? 120 : 0)) * NS_PER_MS + 3000 * sim->message_ns;
     sim->impatient = !sim->large && sim_chance(sim, 256);
-    sim->plenty_of_ram = sim->large || (!sim->tight && sim_chance(sim, 640));
-    uint64_t segment_bytes = 64 * sim->block_bytes, charge = segment_bytes + 64 * LIMIT_MAP_BYTES_PER_SLOT;
+    sim->plenty_of_ram = sim->large || (!sim->tight && sim_chance(sim, 512));
+    sim->releases = sim_chance(sim, 400);
+    sim->residence = sim_chance(sim, 512);
+    choose_room(sim, total);
+    world_act_as(sim->world, sim->control);
     struct vm_options options = {.name = "sim",
-                                 .ram_bytes = sim->plenty_of_ram
-                                                  ? 2 * SIM_ALIVE * total + 64 * MIB
-                                                  : (sim->disk_count + (sim->tight ? 0 : sim_below(sim, 12))) * charge,
+                                 .ram_bytes = sim->ram_bytes,
+                                 .disk_bytes = sim->cache.max_bytes,
+                                 .cbw_timeout_ns = sim->cbw_timeout_ns,
+                                 .copy_on_read = sim->copy_on_read,
                                  .block_bytes = sim->block_bytes,
-                                 .segment_bytes = segment_bytes,
+                                 .segment_bytes = sim->segment_bytes,
                                  .hooks = sim_hooks};
     options.hooks.context = sim;
-    sim->may_break = !sim->plenty_of_ram;
-    if (sim->plenty_of_ram && sim_chance(sim, 64)) { /* the budget has room, and tmpfs has none */
-        world_limit_shm(sim->world, segment_bytes * (sim->disk_count + sim_below(sim, 8)));
-        sim->may_break = true;
-    }
-    world_act_as(sim->world, sim->control);
     sim->vm = vm_create(sim->control, &options);
     struct error err = {0};
     for (unsigned i = 0; i < sim->disk_count; i++) {
@@ -306,6 +334,7 @@ static void let_news_arrive(struct sim *sim)
 static void run_to_the_end(struct sim *sim)
 {
     run_until(sim, guests_are_done, "the end of the guests' requests");
+    cache_let_go(sim, true);
     if (!sim->tight && sim_chance(sim, 640)) {
         world_call(sim->control, stop_director, sim);
         run_until(sim, nothing_in_the_making, "the answer to a creation");
@@ -318,6 +347,8 @@ static void run_to_the_end(struct sim *sim)
     }
     world_call(sim->control, end_vm, sim);
     run_until(sim, vm_is_gone, "the end of the VM");
+    if (sim->cache.open != 0)
+        sim_fail(sim, "the VM is gone, and %u cache files are left", sim->cache.open);
     if (sim->alive != 0 || sim->creating != 0 || !list_empty(&sim->views))
         sim_fail(sim, "the VM is gone, and %u snapshots of it have not ended", sim->alive);
     oracle_check_model(sim);
@@ -330,6 +361,8 @@ static void clean_up(struct sim *sim)
         free(sim->disks[i].model);
         free(sim->disks[i].captured);
         free(sim->disks[i].touched);
+        free(sim->disks[i].preserved);
+        free(sim->disks[i].loose);
     }
 }
 
@@ -354,6 +387,7 @@ uint64_t sim_run(const struct sim_options *options)
                                   .message_ns = sim->message_ns,
                                   .fault = fault,
                                   .gate = gate,
+                                  .landed = landed,
                                   .delay = delay};
     sim->world = world_create(&world);
     sim->control = world_reactor(sim->world, "control", 0);

@@ -10,6 +10,11 @@
  *  - the image of a snapshot is what lay on the disk in the step that ended the hold of the successful cut (the calls of
  *    disk_hold(), disk_release() and cut_start() between objects are wrapped by the linker). That this is one instant of
  *    all disks is proved by chains: n to one disk, wait for the reply, n to another disk.
+ *  - what a snapshot needs is kept by block: what its readers release is gone for them, exactly when the whole block was
+ *    covered and not before they asked, and is gone for nobody else; what nobody needs must not be preserved.
+ *  - a discard of the guest may be done at once, later, or never: until it writes there again its bytes are `loose`, old
+ *    or zero, and what it writes then stays.
+ *  - the cache files are files of the world with faults of their own: none of them may reach the guest.
  */
 #ifndef TESTS_SIM_SIM_H
 #define TESTS_SIM_SIM_H
@@ -29,6 +34,7 @@ enum {
     SIM_ALIVE = 5,       /* snapshots at once */
     SIM_RESERVED = 4096, /* bytes at the start of each disk: the chains' */
     SIM_EXTENTS = 8,
+    SIM_STUCK = 16, /* operations of cache files that are held at once */
 };
 
 struct sim;
@@ -40,6 +46,7 @@ struct guest { /* one request at a time */
     struct block_extent extents[SIM_EXTENTS];
     uint8_t *buffer;
     bool busy, submitting, raced; /* raced: another request touched the range meanwhile */
+    bool raced_discard;           /* ... which was a discard */
     bool faulted;                 /* the disk below was made to fail it */
     uint64_t read_faults;         /* of the disk, when it began */
     uint64_t issued_at;
@@ -55,23 +62,33 @@ struct sim_disk {
     struct node *leaf;
     struct disk *disk;
     uint64_t size;
+    bool block_device;
     uint8_t *model;
+    uint8_t *loose; /* by byte: discarded, perhaps later */
     struct guest guests[SIM_GUESTS];
     unsigned guest_count, guests_busy; /* busy: under way or pausing */
     uint64_t read_faults;              /* injected so far */
     /* the oracle's view of the cut */
-    uint8_t *captured; /* content at the last successful cut; taken by the snapshot that is published */
-    uint32_t cuts;     /* successful ones */
-    uint32_t *touched; /* by block: 1 + number of cuts before its last guest write, for R3 */
+    uint8_t *captured;   /* content at the last successful cut; taken by the snapshot that is published */
+    uint32_t cuts;       /* successful ones */
+    uint32_t *touched;   /* by block: 1 + number of cuts before its last guest write; deferred discards count */
+    uint32_t *preserved; /* the same, of writes that found somebody who needed the block: for R3 */
     uint64_t preserved_max;
     struct disk_counters counters;
+};
+
+struct sim_part { /* of a snapshot, on one disk */
+    uint8_t *image;
+    uint32_t cut; /* the disk's number of cuts, its own included */
+    /* By block, 0: never. From the moment when its release is asked for it may be gone; when that is done it is gone. */
+    uint64_t *asked_ns, *released_ns;
 };
 
 struct sim_snapshot {
     struct list_node link;
     struct sim *sim;
     char name[LIMIT_NAME_BYTES + 1];
-    uint8_t *images[SIM_DISKS];
+    struct sim_part parts[SIM_DISKS];
     bool answered, live, broken, ending, ended; /* ending: somebody asked for its end */
     bool leased, may_time_out, publish_failed, duplicate;
     uint64_t broken_at, failed_at; /* said to be broken; a read failed first, though the disk did not */
@@ -93,6 +110,20 @@ struct chain { /* n to one disk, wait, n to the other */
     struct io_message cross;
 };
 
+/* How the devices of the cache files behave; see cache.c. */
+struct sim_cache {
+    uint64_t max_bytes; /* of all files; 0: RAM only */
+    bool plenty;        /* for all that can be preserved */
+    unsigned fail_per_1024, sticks_per_1024;
+    uint64_t fail_from, fail_until; /* all operations between these numbers fail; 0: none */
+    uint64_t operations, faults;
+    bool refuses;       /* to make files, now and then */
+    bool stuck_forever; /* some of what gets stuck does not come back before the guests have come to their end */
+    bool let_go;        /* nothing gets stuck any more */
+    uint64_t stuck[SIM_STUCK], stuck_until[SIM_STUCK];
+    unsigned stuck_count, open, refused;
+};
+
 struct sim_options {
     uint64_t seed;
     bool trace;
@@ -112,6 +143,10 @@ struct sim {
     uint64_t block_bytes;
     /* the character of this run */
     bool plenty_of_ram, faults, sticks, stalls, impatient, large, many, tight, file_driver;
+    bool releases, residence; /* readers release what they have read; they ask where blocks are */
+    bool copy_on_read;
+    struct sim_cache cache;
+    uint64_t ram_bytes, segment_bytes, cbw_timeout_ns;
     unsigned guests_max;
     uint64_t message_ns;
     unsigned readers_max;
@@ -167,6 +202,8 @@ struct range sim_random_range(struct sim *sim, uint64_t size, uint64_t longest);
 void sim_slice(struct sim *sim, struct iovec *iov, unsigned *iov_count, uint8_t *buffer, uint64_t length);
 /* Whether extents may describe these bytes, the whole of the disk's. */
 void sim_check_extents(const struct sim *sim, const struct request *req, const uint8_t *bytes, const char *whose);
+/* The guest whose request it is; NULL: it is not a guest's. */
+struct guest *sim_guest_of(struct sim *sim, const struct request *req);
 
 /* chain.c */
 void chains_create(struct sim *sim);
@@ -178,6 +215,27 @@ void chains_check(struct sim *sim, const struct sim_snapshot *snapshot);
 /* view.c */
 extern const struct vm_hooks sim_hooks;
 
+/* reader.c */
+struct readers *readers_create(struct sim *sim, struct sim_snapshot *snapshot, struct sim_disk *disk,
+                               struct node *node);
+void readers_start(struct readers *readers, void (*stopped)(void *argument),
+                   void *argument);         /* on the disk's reactor */
+void readers_stop(struct readers *readers); /* each when it comes back; then stopped(argument) */
+void readers_free(struct readers *readers);
+
+/* cache.c */
+void cache_choose(struct sim *sim, uint64_t total_bytes); /* the character of this run's cache files */
+void cache_open(void *context, const struct disk *disk, uint64_t block_bytes,
+                void (*done)(void *argument, struct node *file, const struct error *err), void *argument);
+void cache_close(void *context, const struct disk *disk, struct node *file, void (*done)(void *argument),
+                 void *argument);
+bool cache_is_file(const struct sim *sim, const struct world_file *file);
+int cache_fault(struct sim *sim, const struct world_io *io);
+bool cache_gate(struct sim *sim, const struct world_io *io);
+/* What has been stuck for long enough comes back; all: everything does, and nothing gets stuck any more. */
+void cache_let_go(struct sim *sim, bool all);
+void cache_check(struct sim *sim); /* after a write to one of them */
+
 /* director.c */
 void director_start(struct sim *sim); /* on the control reactor, as all of these */
 void director_stop(struct sim *sim);
@@ -188,6 +246,9 @@ void sim_snapshot_ended(struct sim_snapshot *snapshot);
 /* oracle.c */
 void oracle_touch(struct sim_disk *disk, struct range range);
 void oracle_take_images(struct sim *sim, struct sim_snapshot *snapshot);
+void oracle_free_images(struct sim_snapshot *snapshot);
+/* Whether the guest may find this byte there. */
+bool oracle_may_be(const struct sim_disk *disk, uint64_t at, uint8_t byte);
 void oracle_check_model(struct sim *sim);
 void oracle_check_status(struct sim *sim);
 /* What cannot be read any more has been said to be broken (R4). */
