@@ -144,7 +144,7 @@ static uint64_t choose_sizes(struct sim *sim)
 {
     uint64_t special = sim->options.seed % 1000, dice = sim_below(sim, 8);
     bool huge = special == 9;
-    sim->many = special == 8;
+    sim->many = sim->options.seed % 500 == 8;
     sim->large = special == 7 || sim->many;
     sim->block_bytes = sim->large || huge ? 512 : dice == 0 ? 4096 : dice < 4 ? 1024 : 512;
     sim->longest = sim->many                 ? 256 * KIB

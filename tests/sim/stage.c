@@ -176,7 +176,7 @@ static void open_disk(struct stage *stage, unsigned index)
     stage->disks[index] = vm_disk(stage->vm, index);
 }
 
-void stage_begin(struct stage *stage, const struct stage_options *options)
+static void stage_begin(struct stage *stage, const struct stage_options *options)
 {
     memset(stage, 0, sizeof(*stage));
     struct world_options world = {.seed = 1,
@@ -227,14 +227,27 @@ void stage_destroy_vm(struct stage *stage)
     world_call(stage->control, end_vm, stage);
 }
 
-void stage_end(struct stage *stage)
+int stage_set_up(void **state)
 {
+    struct stage *stage = malloc(sizeof(*stage));
+    if (stage == NULL)
+        return -1;
+    stage_begin(stage, *state);
+    *state = stage;
+    return 0;
+}
+
+int stage_tear_down(void **state)
+{
+    struct stage *stage = *state;
     assert_int_equal(world_held(stage->world), 0);
     if (!stage->gone)
         stage_destroy_vm(stage);
     stage_settle(stage);
     assert_true(stage->gone);
     assert_int_equal(world_destroy(stage->world, stderr), 0);
+    free(stage);
+    return 0;
 }
 
 /* ---- requests ---- */
@@ -292,6 +305,35 @@ void stage_status(struct stage *stage, struct stage_request *request, struct nod
 {
     (void)stage;
     start(request, node, REQUEST_BLOCK_STATUS, block, count);
+}
+
+void stage_write_held(struct stage *stage, enum world_kind kind, struct stage_request *request, unsigned disk,
+                      uint64_t block, uint64_t count, uint8_t value)
+{
+    stage_hold(stage, kind, disk);
+    stage_write(stage, request, disk, block, count, value);
+    stage_hold_no_more(stage);
+}
+
+void stage_read_held(struct stage *stage, struct stage_request *request, struct node *node, uint64_t block,
+                     uint64_t count)
+{
+    stage_hold(stage, WORLD_READ, 0);
+    stage_read(stage, request, node, block, count);
+    stage_hold_no_more(stage);
+}
+
+bool stage_succeeded(const struct stage_request *request)
+{
+    return request->done && request->status == 0;
+}
+
+void stage_overwrite(struct stage *stage, unsigned disk, uint64_t block, uint8_t value)
+{
+    struct stage_request write = {0};
+    stage_write(stage, &write, disk, block, 1, value);
+    stage_settle(stage);
+    assert_true(stage_succeeded(&write));
 }
 
 int stage_value(struct stage *stage, struct stage_snapshot *snapshot, unsigned disk, uint64_t block)

@@ -11,7 +11,7 @@
 #include "vm/vm.h"
 #include "world.h"
 
-enum { STAGE_DISKS = 2, STAGE_SNAPSHOTS = 4, STAGE_BLOCK = 4096, STAGE_DISK_BYTES = 1024 * 1024, STAGE_HELD = 32 };
+enum { STAGE_DISKS = 2, STAGE_SNAPSHOTS = 16, STAGE_BLOCK = 4096, STAGE_DISK_BYTES = 1024 * 1024, STAGE_HELD = 32 };
 
 struct stage_snapshot {
     char name[16];
@@ -69,8 +69,13 @@ struct stage_options {
     uint64_t tmpfs_bytes; /* 0: no limit */
 };
 
-void stage_begin(struct stage *stage, const struct stage_options *options);
-void stage_end(struct stage *stage);        /* ends the VM; nothing may be left */
+/* A test of cmocka's on a stage of its own, which is its state; the VM ends after it, and nothing may be left. */
+#define STAGE_TEST(function, ...)                                                     \
+    cmocka_unit_test_prestate_setup_teardown(function, stage_set_up, stage_tear_down, \
+                                             (&(struct stage_options){__VA_ARGS__}))
+int stage_set_up(void **state);
+int stage_tear_down(void **state);
+
 void stage_destroy_vm(struct stage *stage); /* asks for the end of the VM, which sets `gone` */
 
 /* Each block of each disk is filled with its own value at the beginning. */
@@ -88,6 +93,14 @@ void stage_discard(struct stage *stage, struct stage_request *request, unsigned 
 void stage_read(struct stage *stage, struct stage_request *request, struct node *node, uint64_t block, uint64_t count);
 void stage_status(struct stage *stage, struct stage_request *request, struct node *node, uint64_t block,
                   uint64_t count);
+/* The same, with the operations of `kind` held that it starts on the disk at once. */
+void stage_write_held(struct stage *stage, enum world_kind kind, struct stage_request *request, unsigned disk,
+                      uint64_t block, uint64_t count, uint8_t value);
+void stage_read_held(struct stage *stage, struct stage_request *request, struct node *node, uint64_t block,
+                     uint64_t count);
+bool stage_succeeded(const struct stage_request *request); /* it is done */
+/* Writes one block, and waits until that is done. */
+void stage_overwrite(struct stage *stage, unsigned disk, uint64_t block, uint8_t value);
 /* Reads one block of a snapshot, at once: its value, or -errno. */
 int stage_value(struct stage *stage, struct stage_snapshot *snapshot, unsigned disk, uint64_t block);
 
@@ -97,5 +110,14 @@ struct stage_snapshot *stage_create(struct stage *stage, const char *name, uint6
 struct stage_snapshot *stage_snapshot(struct stage *stage, const char *name);
 void stage_delete(struct stage *stage, struct stage_snapshot *snapshot); /* asks; settle, then look at `deleted` */
 void stage_withdraw(struct stage *stage);
+
+/* Steps until the condition holds; a second of virtual time at most. */
+#define STAGE_STEP_UNTIL(stage, condition)                             \
+    do {                                                               \
+        uint64_t give_up_ns = world_now((stage)->world) + NS_PER_S;    \
+        while (!(condition) && world_now((stage)->world) < give_up_ns) \
+            assert_true(world_step((stage)->world));                   \
+        assert_true(condition);                                        \
+    } while (0)
 
 #endif
