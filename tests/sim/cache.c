@@ -96,7 +96,6 @@ void cache_open(void *context, const struct disk *disk, uint64_t block_bytes,
         sim_fail(sim, "%s is made twice", name);
     if (sim->cache.refuses && sim_chance(sim, 200)) {
         sim->cache.refused++;
-        sim->may_break = true;
         error_set(&opening->err, sim_chance(sim, 512) ? ENOSPC : EACCES, "cannot make %s", name);
     } else {
         world_file_create(sim->world, name, round_up(sim->cache.max_bytes, 4096), 512, false);

@@ -54,8 +54,10 @@ static bool may_be_refused(const struct sim_snapshot *snapshot, int code)
     switch (code) {
     case ETIMEDOUT:
         return snapshot->may_time_out || snapshot->ending; /* told of the one or the other */
+    case EACCES:                                           /* of a cache file */
+        return sim->cache.refused > 0;
     case ENOSPC:
-        return sim->may_break;
+        return sim->may_break || sim->cache.refused > 0;
     case EADDRINUSE:
         return snapshot->publish_failed;
     case ECANCELED: /* its client is gone */

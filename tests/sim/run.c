@@ -174,7 +174,10 @@ static void choose_room(struct sim *sim, uint64_t total)
     sim->copy_on_read = sim_chance(sim, 300);
     sim->cbw_timeout_ns = sim_chance(sim, 300) ? 0 : (1 + sim_below(sim, 20)) * NS_PER_MS;
     sim->ram_bytes = sim->plenty_of_ram ? 2 * SIM_ALIVE * total + 8 * MIB : segments * charge;
-    sim->may_break = !sim->plenty_of_ram;
+    if (sim->cache.plenty) /* the map of what is in the files is in RAM */
+        sim->ram_bytes += sim->cache.max_bytes / sim->block_bytes * LIMIT_MAP_BYTES_PER_SLOT;
+    sim->patience_ns += sim->cbw_timeout_ns > 0 ? sim->cbw_timeout_ns : CBW_TIMEOUT_DEFAULT_NS;
+    sim->may_break = !sim->plenty_of_ram && (!sim->cache.plenty || sim->cbw_timeout_ns > 0);
     if (sim->plenty_of_ram && sim_chance(sim, 64)) { /* the budget has room, and tmpfs has none */
         world_limit_shm(sim->world, sim->segment_bytes * (sim->disk_count + sim_below(sim, 8)));
         sim->may_break = true;
@@ -325,6 +328,9 @@ static void run_until(struct sim *sim, bool (*condition)(const struct sim *sim),
 /* Readers go on, slowly; whatever broke is known then. */
 static void let_news_arrive(struct sim *sim)
 {
+    sim->slow_until = UINT64_MAX;
+    if (sim->stalls) /* the last thread that hangs comes back */
+        world_run_for(sim->world, 80 * NS_PER_MS);
     uint64_t begin = world_now(sim->world);
     sim->slow_until = begin + 2 * NEWS_NS;
     world_run_for(sim->world, 2 * NEWS_NS);
