@@ -38,6 +38,18 @@ void copy_fail(struct copy *copy, int status, const char *what, const char *name
         return;
     copy->status = error_set(&copy->err, -status, "%s %s failed at byte %llu (%llu bytes): %s", what, name,
                              (unsigned long long)range.start, (unsigned long long)range.length, error_name(status));
+    if (copy->options.io_error)
+        copy->options.io_error(copy->options.context, name == copy->options.source_name);
+}
+
+void copy_flush_failed(struct copy *copy, int status)
+{
+    if (copy->status < 0)
+        return;
+    copy->status = error_set(&copy->err, -status, "flushing %s failed: %s", copy->options.target_name,
+                             error_name(status));
+    if (copy->options.io_error)
+        copy->options.io_error(copy->options.context, false);
 }
 
 static void copy_report(struct copy *copy, bool last)
@@ -188,9 +200,8 @@ static bool copy_take(struct copy *copy)
 static void flush_done(struct request *req, int status)
 {
     struct copy *copy = container_of(req, struct copy, flush);
-    if (status < 0 && copy->status == 0)
-        copy->status = error_set(&copy->err, -status, "flushing %s failed: %s", copy->options.target_name,
-                                 error_name(status));
+    if (status < 0)
+        copy_flush_failed(copy, status);
     copy->flushing = false;
     copy->flushed = true;
     copy_wake(copy);

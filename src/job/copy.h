@@ -31,6 +31,8 @@ struct copy_options {
     void (*progress)(void *context, uint64_t done_bytes, uint64_t total_bytes, uint64_t data_bytes);
     /* After copy_pause(), when no data is under way any more; what was written is still flushed and released. Or NULL. */
     void (*paused)(void *context);
+    /* When an I/O fails it, once, before `done`: at the source (reading) or at the target. May be NULL. */
+    void (*io_error)(void *context, bool reading);
     /* At the end, after a flush of the target: 0, or -errno with the sentence. The engine is freed afterwards. */
     void (*done)(void *context, int status, const struct error *err);
     void *context;

@@ -66,16 +66,39 @@ static void advice_add(struct copy *copy, uint64_t length, uint32_t flags)
 static void advice_again(struct io_timer *timer)
 {
     struct copy *copy = container_of(timer, struct copy, advice_timer);
-    copy->advised = copy_order_first(&copy->order) * COPY_EXTENT_BYTES;
+    uint64_t first = copy_order_first(&copy->order);
+    if (first < copy->order.count)
+        copy->advised = first * COPY_EXTENT_BYTES;
     copy_wake(copy);
+}
+
+/* The round has come to `advised`. */
+static void advice_came_to(struct copy *copy, uint64_t advised)
+{
+    copy->advised = advised;
+    if (copy->advised_first < advised)
+        copy->advised_first = advised;
+    if (advised == copy->options.source->size_bytes && copy->options.advice)
+        io_timer_set(copy->options.io, &copy->advice_timer, io_now_ns(copy->options.io) + COPY_ADVICE_NS);
+}
+
+/* Extents that were taken may have been released, and answers about them are of no use. */
+static void advice_skip_taken(struct copy *copy)
+{
+    uint64_t at = copy_extent_of(copy->advised), next = copy_order_todo_from(&copy->order, at);
+    if (next > at)
+        advice_came_to(copy, next < copy->order.count ? next * COPY_EXTENT_BYTES : copy->options.source->size_bytes);
 }
 
 static void advice_done(struct request *req, int status)
 {
     struct copy *copy = container_of(req, struct copy, advice);
-    uint64_t size = copy->options.source->size_bytes;
     copy->advising = false;
     copy_wake(copy);
+    if (status < 0 && copy_may_be_released(copy, status)) {
+        advice_came_to(copy, range_end(copy_extent_range(copy, copy_extent_of(copy->advised))));
+        return;
+    }
     if (status < 0) {
         copy_fail(copy, status, "asking for the residence of", copy->options.source_name, req->range);
         return;
@@ -83,17 +106,17 @@ static void advice_done(struct request *req, int status)
     assert(req->extent_count > 0 && req->extent_count <= LIMIT_STATUS_EXTENTS);
     for (unsigned i = 0; i < req->extent_count; i++)
         advice_add(copy, copy->residence[i].length, copy->residence[i].flags);
-    assert(copy->advised <= size);
-    if (copy->advised_first < copy->advised)
-        copy->advised_first = copy->advised;
-    if (copy->advised == size && copy->options.advice)
-        io_timer_set(copy->options.io, &copy->advice_timer, io_now_ns(copy->options.io) + COPY_ADVICE_NS);
+    assert(copy->advised <= copy->options.source->size_bytes);
+    advice_came_to(copy, copy->advised);
 }
 
 void advice_go_on(struct copy *copy)
 {
     uint64_t size = copy->options.source->size_bytes;
     if (!copy->residence || copy->advising || copy->advised >= size)
+        return;
+    advice_skip_taken(copy);
+    if (copy->advised >= size)
         return;
     uint64_t left = size - copy->advised;
     copy->advising = true;

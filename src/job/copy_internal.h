@@ -3,6 +3,8 @@
 #ifndef FLEECE_JOB_COPY_INTERNAL_H
 #define FLEECE_JOB_COPY_INTERNAL_H
 
+#include <errno.h>
+
 #include "job/copy.h"
 #include "job/copy_order.h"
 #include "job/throttle.h"
@@ -107,10 +109,18 @@ static inline uint64_t copy_extent_of(uint64_t byte)
     return byte / COPY_EXTENT_BYTES;
 }
 
+/* Whether an answer to a question about the source may only mean that its first block has been released meanwhile. */
+static inline bool copy_may_be_released(const struct copy *copy, int status)
+{
+    bool unneeded = copy->options.needed_only || !copy->release_off;
+    return unneeded && (status == -ENODATA || status == -EINVAL /* how NBD says it */);
+}
+
 /* copy.c */
 void copy_wake(struct copy *copy);
 /* Keeps the first error; new work stops. */
 void copy_fail(struct copy *copy, int status, const char *what, const char *name, struct range range);
+void copy_flush_failed(struct copy *copy, int status);
 /* Notes the hash of an extent. false: it is not the one that was expected. */
 bool copy_hashed(struct copy *copy, struct range extent, const uint8_t *hash);
 int copy_hash_bytes(const void *bytes, size_t length, uint8_t *hash);

@@ -65,10 +65,16 @@ uint64_t copy_order_find(const struct copy_order *order, enum copy_state state, 
     return found ? (uint64_t)(found - order->states) : order->count;
 }
 
+uint64_t copy_order_todo_from(const struct copy_order *order, uint64_t from)
+{
+    while (from < order->count && !copy_state_is_todo(state_of(order, from)))
+        from++;
+    return from;
+}
+
 uint64_t copy_order_first(struct copy_order *order)
 {
-    while (order->low < order->count && !copy_state_is_todo(state_of(order, order->low)))
-        order->low++;
+    order->low = copy_order_todo_from(order, order->low);
     return order->low;
 }
 

@@ -51,6 +51,8 @@ uint64_t copy_order_todo(const struct copy_order *order);
 uint64_t copy_order_find(const struct copy_order *order, enum copy_state state, uint64_t from);
 /* The first one that is still to be copied; `count`: none. */
 uint64_t copy_order_first(struct copy_order *order);
+/* The first one at or behind `from` that is still to be copied. */
+uint64_t copy_order_todo_from(const struct copy_order *order, uint64_t from);
 /* From where the next one comes: RAM before all, then the disk, then the cache file, or (hurry) it before the disk; zeroes
  * last. COPY_TAKEN: nothing is left. */
 enum copy_state copy_order_next(const struct copy_order *order, bool hurry);

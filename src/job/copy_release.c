@@ -44,9 +44,7 @@ static void release_flushed(struct request *req, int status)
     copy->flush_due_ns = io_now_ns(copy->options.io) + COPY_RELEASE_NS;
     copy_wake(copy);
     if (status < 0) {
-        if (copy->status == 0)
-            copy->status = error_set(&copy->err, -status, "flushing %s failed: %s", copy->options.target_name,
-                                     error_name(status));
+        copy_flush_failed(copy, status);
         return;
     }
     move_all(&copy->order, COPY_FLUSHING, COPY_FLUSHED);
@@ -70,11 +68,11 @@ static void release_discarded(struct request *req, int status)
     copy_wake(copy);
 }
 
-/* The next run of whole groups that are flushed, COPY_RELEASE_BYTES at most. false: there is none. */
+/* The next run of whole groups that are flushed, as long as a release may be. false: there is none. */
 static bool release_next(struct copy *copy, uint64_t *first, uint64_t *end)
 {
     const struct copy_order *order = &copy->order;
-    const uint64_t group = copy->release_group, most = COPY_RELEASE_BYTES / COPY_EXTENT_BYTES;
+    const uint64_t group = copy->release_group, most = LIMIT_NBD_RANGE_BYTES / COPY_EXTENT_BYTES;
     for (*end = 0; (*first = copy_order_find(order, COPY_FLUSHED, *end)) < order->count;) {
         *end = *first + 1;
         *first = round_up(*first, group);

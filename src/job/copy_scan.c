@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The scan of a copy: runs ahead of the workers through the source's block status, so that they need not ask about each
- * extent. Extents that are taken out of this order are asked about by their workers; what was taken already is jumped over.
+ * extent. Extents that are taken out of this order are asked about by their workers. What was taken already is passed over:
+ * it may have been released, and a snapshot does not answer for that.
  */
 #include "job/copy_internal.h"
 
@@ -45,11 +46,21 @@ static void scan_add(struct copy *copy, uint64_t length, bool zero)
     copy->runs_end = end;
 }
 
+/* The rest of the extent that the scan is in counts as data: whoever takes it looks for itself. */
+static void scan_pass_extent(struct copy *copy)
+{
+    scan_add(copy, range_end(copy_extent_range(copy, copy_extent_of(copy->scanned))) - copy->scanned, false);
+}
+
 static void scan_done(struct request *req, int status)
 {
     struct copy *copy = container_of(req, struct copy, scan);
     copy->scanning = false;
     copy_wake(copy);
+    if (status < 0 && copy_may_be_released(copy, status)) {
+        scan_pass_extent(copy);
+        return;
+    }
     if (status < 0) {
         copy_fail(copy, status, "asking for the block status of", copy->options.source_name, req->range);
         return;
@@ -65,7 +76,11 @@ static void scan_done(struct request *req, int status)
 
 void scan_go_on(struct copy *copy)
 {
-    uint64_t left = copy->options.source->size_bytes - copy->scanned;
+    uint64_t size = copy->options.source->size_bytes;
+    while (!copy->scanning && copy->scanned < size &&
+           !copy_state_is_todo((enum copy_state)copy->order.states[copy_extent_of(copy->scanned)]))
+        scan_pass_extent(copy);
+    uint64_t left = size - copy->scanned;
     if (copy->scanning || left == 0 || copy->run_end - copy->first_run > COPY_RUNS - LIMIT_STATUS_EXTENTS)
         return;
     copy->scanning = true;

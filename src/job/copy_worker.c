@@ -240,11 +240,15 @@ static void worker_ask_data(struct worker *worker)
 {
     struct copy *copy = worker->copy;
     worker->asked = 0;
+    if (!worker->data_known && copy->options.needed_only) { /* there is no answer about what is not needed: look */
+        cells_set(&worker->data, 0, worker->extent.length);
+        throttle_charge(&copy->throttle, (int64_t)worker->extent.length);
+        worker->data_known = true;
+    }
     if (worker->data_known) {
         worker_begin(worker);
         return;
     }
-    memset(&worker->data, 0, sizeof worker->data);
     throttle_charge(&copy->throttle, (int64_t)worker->extent.length); /* until it is known */
     worker_ask(worker, 0);
 }
@@ -291,6 +295,7 @@ void worker_start(struct worker *worker, struct range extent, const struct cells
     worker->data_known = data != NULL;
     worker->asked = 0;
     memset(&worker->skipped, 0, sizeof worker->skipped);
+    memset(&worker->data, 0, sizeof worker->data);
     if (data) {
         worker->data = *data;
         throttle_charge(&copy->throttle, (int64_t)data_bytes(worker));

@@ -58,11 +58,15 @@ struct fixture {
     unsigned reads_when_paused;
 };
 
-static void view_status(struct view *view, struct request *req)
+/* Block status ends before what is not needed; residence tells that, too. */
+static int view_status(struct view *view, struct request *req)
 {
+    bool residence = req->flags & REQUEST_RESIDENCE;
     uint64_t most = req->range.length < 16 * MIB ? req->range.length : 16 * MIB; /* as a real one clips it */
     req->extent_count = 0;
     for (uint64_t at = req->range.start; at < req->range.start + most; at += CELL - at % CELL) {
+        if (!residence && (view->residence[at / CELL] & RESIDENCE_RELEASED))
+            break;
         uint64_t cell = at / CELL,
                  end = (cell + 1) * CELL < req->range.start + most ? (cell + 1) * CELL : req->range.start + most;
         uint32_t flags = req->flags & REQUEST_RESIDENCE       ? view->residence[cell]
@@ -76,10 +80,12 @@ static void view_status(struct view *view, struct request *req)
         else
             req->extents[req->extent_count++] = (struct block_extent){end - at, flags};
     }
+    return req->extent_count > 0 ? 0 : -ENODATA;
 }
 
 static int view_discard(struct view *view, const struct request *req)
 {
+    assert_true(req->range.length <= LIMIT_NBD_RANGE_BYTES);
     const struct target *target = &view->fixture->target;
     if (view->node.block_bytes) {
         assert_int_equal(req->range.start % view->node.block_bytes, 0);
@@ -111,7 +117,7 @@ static void view_submit(struct node *node, struct request *req)
         status = view_discard(view, req);
     } else {
         view->queries++;
-        view_status(view, req);
+        status = view_status(view, req);
     }
     request_complete(req, status);
 }
