@@ -3,6 +3,9 @@
  * The helper threads of a reactor. A thread is started when more jobs wait than threads are idle and there
  * are fewer than LIMIT_HELPERS; it then stays until the pool ends. Signals are for the main thread: helpers
  * block all of them.
+ *
+ * Helpers sleep on a semaphore, not on a condition variable: that of glibc before 2.41 loses a wake-up now and then when
+ * several threads wait (its bug 25847), and a job would lie in the queue until the next one comes.
  */
 #include "io/helpers.h"
 
@@ -14,7 +17,7 @@ void helpers_init(struct helpers *helpers)
 {
     *helpers = (struct helpers){0};
     pthread_mutex_init(&helpers->mutex, NULL);
-    pthread_cond_init(&helpers->work, NULL);
+    sem_init(&helpers->work, 0, 0);
     list_init(&helpers->queue);
 }
 
@@ -23,11 +26,12 @@ void helpers_fini(struct helpers *helpers)
     pthread_mutex_lock(&helpers->mutex);
     assert(list_empty(&helpers->queue));
     helpers->ending = true;
-    pthread_cond_broadcast(&helpers->work);
+    for (unsigned i = 0; i < helpers->started; i++)
+        sem_post(&helpers->work);
     pthread_mutex_unlock(&helpers->mutex);
     for (unsigned i = 0; i < helpers->started; i++)
         pthread_join(helpers->threads[i], NULL);
-    pthread_cond_destroy(&helpers->work);
+    sem_destroy(&helpers->work);
     pthread_mutex_destroy(&helpers->mutex);
 }
 
@@ -37,6 +41,12 @@ static void *helper_main(void *argument)
     pthread_setname_np(pthread_self(), "helper");
     pthread_mutex_lock(&helpers->mutex);
     for (;;) {
+        helpers->idle++;
+        pthread_mutex_unlock(&helpers->mutex);
+        while (sem_wait(&helpers->work) < 0)
+            assert(errno == EINTR);
+        pthread_mutex_lock(&helpers->mutex);
+        helpers->idle--;
         struct list_node *first = list_take_first(&helpers->queue);
         if (first) {
             helpers->waiting--;
@@ -46,11 +56,7 @@ static void *helper_main(void *argument)
             pthread_mutex_lock(&helpers->mutex);
         } else if (helpers->ending) {
             break;
-        } else {
-            helpers->idle++;
-            pthread_cond_wait(&helpers->work, &helpers->mutex);
-            helpers->idle--;
-        }
+        } /* else a job was cancelled */
     }
     pthread_mutex_unlock(&helpers->mutex);
     return NULL;
@@ -83,7 +89,7 @@ int helpers_queue(struct helpers *helpers, struct helper_job *job)
     } else {
         error = 0;
     }
-    pthread_cond_signal(&helpers->work);
+    sem_post(&helpers->work);
     pthread_mutex_unlock(&helpers->mutex);
     return error;
 }

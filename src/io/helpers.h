@@ -4,6 +4,7 @@
 #define FLEECE_IO_HELPERS_H
 
 #include <pthread.h>
+#include <semaphore.h>
 
 #include "base/limits.h"
 #include "base/list.h"
@@ -15,7 +16,7 @@ struct helper_job { /* belongs to the pool until run() is called, on a helper th
 
 struct helpers {
     pthread_mutex_t mutex;
-    pthread_cond_t work;
+    sem_t work;        /* at least as many as jobs in the queue: a cancelled one leaves its own */
     struct list queue; /* of helper_job, first come, first served */
     pthread_t threads[LIMIT_HELPERS];
     unsigned started, idle, waiting; /* threads, sleeping threads, jobs in the queue */
