@@ -164,8 +164,12 @@ class Qsd(Server):
 
     def start(self):
         self.spawn(self.program, "--object", "iothread,id=io0", "--chardev",
-                   f"socket,id=c,path={self.dir}/q,server=on,wait=off", "--monitor", "chardev=c")
-        self.wait_for_socket(self.dir / "q")
+                   f"socket,id=c,path={self.dir}/q,server=on,wait=off", "--monitor", "chardev=c",
+                   "--pidfile", f"{self.dir}/pid")
+        while not (self.dir / "pid").exists():  # who connects during the start may never get an answer
+            if self.process.poll() is not None:
+                raise SystemExit(f"{self.name} ended at start:\n{(self.dir / 'log').read_text()}")
+            time.sleep(0.02)
         self.qmp = Qmp(self.name, self.dir / "q")
         self.qmp("nbd-server-start", {"addr": {"type": "unix", "data": {"path": f"{self.dir}/n"}},
                                       "max-connections": 0})
