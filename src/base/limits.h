@@ -70,6 +70,8 @@ enum {
     LIMIT_CACHE_FILE_NAMES = 100,
     /* Discards of one disk that wait for the end of a snapshot; a further one is not done: discards are hints. */
     LIMIT_DEFERRED_DISCARDS = 1024,
+    /* ... and those of them that run at once: the disk is the guest's. */
+    LIMIT_DISCARDS_RUNNING = 4,
     /* Dirty bitmaps of one disk: every one is told of every write. */
     LIMIT_BITMAPS = 32,
     /* A dirty bitmap is copied in steps of at most so many chunks, or runs of bits: about 100 us. */

@@ -93,7 +93,8 @@ static void disk_check_drained(struct disk *disk)
 
 void disk_settle(struct disk *disk, struct request *req)
 {
-    disk_count(disk, req);
+    if (!(req->flags & REQUEST_OWN))
+        disk_count(disk, req);
     req->disk = NULL;
     req->parked_since_ns = 0;
     if (!req->in_flight)

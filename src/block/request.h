@@ -36,6 +36,7 @@ enum request_flags {
     REQUEST_FAST_ZERO = 4,  /* write zeroes: fail at once with -EOPNOTSUPP rather than write zeroes as data */
     REQUEST_ONE = 8,        /* block status: one extent, not beyond the range */
     REQUEST_RESIDENCE = 16, /* block status of a snapshot's view: extents carry enum residence_flags instead */
+    REQUEST_OWN = 32,       /* made by a filter, through the disk: not counted as the guest's */
 };
 
 /* The same bits as NBD's base:allocation. */

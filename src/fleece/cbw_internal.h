@@ -3,6 +3,7 @@
 #ifndef FLEECE_FLEECE_CBW_INTERNAL_H
 #define FLEECE_FLEECE_CBW_INTERNAL_H
 
+#include "base/range_set.h"
 #include "fleece/copy_before_write.h"
 
 struct copy {              /* of neighbouring old blocks, on their way into the cache */
@@ -16,6 +17,24 @@ struct copy {              /* of neighbouring old blocks, on their way into the 
     uint64_t stale;     /* by block: a write may have passed while it was read, so its data belongs to no point */
     uint32_t slots[LIMIT_COPY_BLOCKS];
     struct iovec iov[LIMIT_COPY_BLOCKS];
+};
+
+struct discard_run { /* a deferred discard that is under way */
+    struct copy_before_write *cbw;
+    struct request req;
+    bool busy;
+    struct list parked; /* the guest's writes to the same range */
+};
+
+struct deferred_discards {
+    struct range ranges[LIMIT_DEFERRED_DISCARDS];
+    struct range_set waiting; /* in `ranges` */
+    struct discard_run runs[LIMIT_DISCARDS_RUNNING];
+    unsigned running;
+    struct range look; /* where nobody may need the blocks any more */
+    struct io_task task;
+    struct io_timer again;
+    uint64_t dropped; /* requests that found no room in the set */
 };
 
 struct copy_before_write {
@@ -37,6 +56,8 @@ struct copy_before_write {
     bool full_reported;
     uint64_t timeout_ns;
     struct io_timer room_timer; /* armed while writes wait for room */
+
+    struct deferred_discards discards;
 
     struct io_task sweep;
     struct io_timer sweep_again;
@@ -64,6 +85,24 @@ struct copy *cbw_copy_at(const struct copy_before_write *cbw, uint64_t block, ui
 /* After points died or blocks were released: what is read of those that nobody needs any more is no point's data. */
 void cbw_abandon_unneeded_copies(struct copy_before_write *cbw);
 
+/* deferred_discards.c: puts a discard of the guest off, which completes it. */
+void cbw_defer_discard(struct copy_before_write *cbw, struct request *req);
+/* The guest writes here: what was put off is not done any more. */
+void cbw_cancel_discards(struct copy_before_write *cbw, struct range range);
+/* What overlaps the range and is under way; NULL: nothing. */
+struct discard_run *cbw_discard_running(struct copy_before_write *cbw, struct range range);
+/* Somebody needs less here than before: what nobody needs is discarded now, in the background. */
+void cbw_look_at_discards(struct copy_before_write *cbw, struct range range);
+/* Whether some wait or run: then the filter stays. */
+bool cbw_has_discards(const struct copy_before_write *cbw);
+void cbw_discards_init(struct copy_before_write *cbw);
+void cbw_discards_fini(struct copy_before_write *cbw);
+
+/* point.c: puts the filter into the graph, or takes it out, as it is needed. */
+void cbw_update_filter(struct copy_before_write *cbw);
+
+/* copy_before_write.c: whether a live point lacks some block of the range. */
+bool cbw_range_needed(const struct copy_before_write *cbw, struct range range);
 /* copy_before_write.c: there may be room: in the cache of this disk, and of others when they share the budget. */
 void cbw_room_came(struct copy_before_write *cbw);
 

@@ -15,6 +15,9 @@
  * cbw_retry(). As long as writes wait, `full` is called again when the policy should look again, and says so when the
  * first of them has waited for its time-out, counted from its first park (C8).
  *
+ * A discard of blocks that are needed changes nothing yet: it is put off (deferred_discards.c), and a write of the same
+ * blocks cancels it.
+ *
  * A crash loses cache and points: snapshots are ephemeral here. The disk itself is never changed by this filter.
  */
 #include <errno.h>
@@ -153,11 +156,42 @@ static bool cbw_preserve(struct copy_before_write *cbw, struct request *req)
     return !wait_for && !queue;
 }
 
+bool cbw_range_needed(const struct copy_before_write *cbw, struct range range)
+{
+    struct block_range blocks = range_to_blocks(range, cbw->block_shift);
+    for (uint64_t block = blocks.first; block < block_range_end(blocks); block++)
+        if (cbw_block_needed(cbw, block))
+            return true;
+    return false;
+}
+
+/* Whether the write is to be handed on now; else it is parked, or was put off. */
+static bool cbw_admit(struct copy_before_write *cbw, struct request *req)
+{
+    bool discard = req->kind == REQUEST_DISCARD;
+    if ((discard && MUTANT(discard_not_preserved)) ||
+        (req->kind == REQUEST_WRITE_ZEROES && MUTANT(zeroes_not_preserved)))
+        return true;
+    struct discard_run *running = req->flags & REQUEST_OWN ? NULL : cbw_discard_running(cbw, req->range);
+    if (running && !MUTANT(write_passes_discard)) {
+        PROBE(park_discard);
+        disk_park(&running->parked, req);
+        return false;
+    }
+    if (!discard) {
+        cbw_cancel_discards(cbw, req->range);
+        return cbw_preserve(cbw, req);
+    }
+    if (!cbw_range_needed(cbw, req->range) || MUTANT(discard_runs_on_needed))
+        return true;
+    cbw_defer_discard(cbw, req);
+    return false;
+}
+
 static void cbw_submit(struct node *node, struct request *req)
 {
     struct copy_before_write *cbw = container_of(node, struct copy_before_write, node);
-    if (!request_is_write(req) || (req->kind == REQUEST_DISCARD && MUTANT(discard_not_preserved)) ||
-        (req->kind == REQUEST_WRITE_ZEROES && MUTANT(zeroes_not_preserved)) || cbw_preserve(cbw, req))
+    if (!request_is_write(req) || cbw_admit(cbw, req))
         disk_issue(cbw->disk, req);
 }
 
@@ -206,6 +240,7 @@ int cbw_create(const struct cbw_options *options, struct copy_before_write **cre
     cbw->ram_budget = options->ram_budget;
     cbw->room_timer.fire = cbw_room_timer;
     cbw_sweep_init(cbw);
+    cbw_discards_init(cbw);
     cbw_init_lists(cbw);
     read_gate_init(&cbw->gate, disk, &cbw->copies_in_flight, options->segment_bytes);
     const struct fleecing_cache_options cache = {
@@ -235,6 +270,7 @@ void cbw_destroy(struct copy_before_write *cbw)
     assert(cbw->disk->filter != &cbw->node);
     io_timer_cancel(cbw->node.io, &cbw->room_timer);
     cbw_sweep_fini(cbw);
+    cbw_discards_fini(cbw);
     read_gate_fini(&cbw->gate);
     fleecing_cache_fini(&cbw->cache);
     free(cbw);

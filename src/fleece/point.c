@@ -81,9 +81,15 @@ void point_go_live(struct point *point)
         return;
     }
     point->state = POINT_LIVE;
-    if (!cbw->newest_live)
-        disk_set_filter(cbw->disk, &cbw->node);
     cbw->newest_live = point->epoch;
+    cbw_update_filter(cbw);
+}
+
+void cbw_update_filter(struct copy_before_write *cbw)
+{
+    struct node *filter = cbw->newest_live || cbw_has_discards(cbw) || MUTANT(filter_stays) ? &cbw->node : NULL;
+    if (cbw->disk->filter != filter)
+        disk_set_filter(cbw->disk, filter);
 }
 
 /* After points died: what may leave the graph, be freed, or be decided again. */
@@ -95,12 +101,13 @@ static void points_died(struct copy_before_write *cbw)
         if (point->state == POINT_LIVE)
             newest = point->epoch;
     }
-    if (cbw->newest_live && !newest && !MUTANT(filter_stays)) {
-        disk_set_filter(cbw->disk, NULL);
+    cbw->newest_live = newest;
+    if (!newest) {
         disk_resubmit_all(cbw->disk, &cbw->for_copy);
         disk_resubmit_all(cbw->disk, &cbw->for_room);
     }
-    cbw->newest_live = newest;
+    cbw_update_filter(cbw);
+    cbw_look_at_discards(cbw, (struct range){0, cbw->node.size_bytes});
     cbw_abandon_unneeded_copies(cbw);
     cbw->sweep_at = 0;
     cbw->sweeping = true;
@@ -218,6 +225,7 @@ int point_release(struct point *point, struct range range)
     cbw->blocks_released += before - point->needed.set_count;
     point_free_entries(point, blocks);
     cbw_abandon_unneeded_copies(cbw);
+    cbw_look_at_discards(cbw, range);
     cbw_room_came(cbw);
     return status;
 }
@@ -241,7 +249,7 @@ static bool cbw_is_busy(struct copy_before_write *cbw)
         cbw->quiet_awaited = true;
         fleecing_cache_when_quiet(&cbw->cache, cache_fell_quiet, cbw);
     }
-    return cbw->copies_in_flight > 0 || cbw->quiet_awaited;
+    return cbw->copies_in_flight > 0 || cbw->quiet_awaited || cbw_has_discards(cbw);
 }
 
 static void cbw_tell_waiters(struct copy_before_write *cbw)
