@@ -77,6 +77,10 @@ enum {
     /* A dirty bitmap is copied in steps of at most so many chunks, or runs of bits: about 100 us. */
     LIMIT_BITMAP_STEP_CHUNKS = 64,
     LIMIT_BITMAP_STEP_RUNS = 2048,
+    /* Dirty ranges in one answer: 64 KiB of JSON. The client asks on from there. */
+    LIMIT_BITMAP_RANGES = 1024,
+    /* Bitmaps merged by one command: all of one disk. */
+    LIMIT_BITMAP_SOURCES = LIMIT_BITMAPS,
     /* Jobs of one VM at once. */
     LIMIT_JOBS = 16,
 
@@ -230,6 +234,10 @@ enum {
 
 /* The guest counts as busy this long after a request of it: longer than its pauses between two writes of one burst. */
 #define READ_GATE_BUSY_NS (100 * NS_PER_MS)
+/* What readers may keep in a busy guest's way: about one more request of its own. */
+#define READ_GATE_DELAY_NS (200 * NS_PER_US)
+/* How often what is in flight must have been read for a measurement of that: enough to even out single requests. */
+#define READ_GATE_ROUNDS 8
 
 /* A start waits this long for the locks of a killed daemon whose writes are still landing (measured: up to 3.9 s). */
 #define LOCK_WAIT_DEFAULT_NS (30 * NS_PER_S)

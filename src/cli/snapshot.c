@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* fleece snapshot: create, list and delete snapshots of a VM. */
-#include "cli/command.h"
+#include "cli/reply.h"
 
 #include <getopt.h>
 #include <stdio.h>
@@ -13,38 +13,9 @@
 #include "base/name.h"
 #include "fleece/fleece.h"
 
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "-";
-}
-
 static double hold_us(const json_t *snapshot)
 {
     return (double)json_integer_value(json_object_get(snapshot, "hold-ns")) / 1000.0;
-}
-
-/* Connects, executes one command and hands out what it returned; says the error itself. */
-static int execute_once(const struct cli *cli, const char *command, json_t *arguments, json_t **result)
-{
-    struct fleece *fleece = NULL;
-    int code = cli_connect(cli, &fleece);
-    if (code != CLI_DONE)
-        return code;
-    char *wanted = arguments ? json_dumps(arguments, JSON_COMPACT) : NULL;
-    char *reply = cli_execute(fleece, command, wanted);
-    *result = reply ? json_loads(reply, JSON_DECODE_ANY, NULL) : NULL;
-    free(wanted);
-    free(reply);
-    fleece_close(fleece);
-    return *result ? CLI_DONE : CLI_FAILED;
-}
-
-static int print_json(json_t *json)
-{
-    json_dumpf(json, stdout, JSON_COMPACT);
-    putchar('\n');
-    return CLI_DONE;
 }
 
 /* "1.5" seconds to milliseconds; 0: it is not one. */
@@ -92,11 +63,11 @@ static int snapshot_create(struct cli *cli, int argc, char **argv)
         json_object_set_new(arguments, "drain-timeout-ms", json_integer(drain_ms));
     if (read_once)
         json_object_set_new(arguments, "read-once", json_string(read_once));
-    int code = execute_once(cli, "fleece-snapshot-create", arguments, &result);
+    int code = cli_execute_once(cli, "fleece-snapshot-create", arguments, &result);
     if (code == CLI_DONE && cli->json)
-        print_json(result);
+        cli_print_json(result);
     else if (code == CLI_DONE)
-        printf("snapshot %s created; the guest's writes were held for %.0f us\n", text_of(result, "name"),
+        printf("snapshot %s created; the guest's writes were held for %.0f us\n", cli_text(result, "name"),
                hold_us(result));
     json_decref(arguments);
     json_decref(result);
@@ -109,7 +80,7 @@ static int snapshot_list(struct cli *cli, int argc, char **argv)
     size_t i;
     if (argc != 1)
         return cli_usage(cli, "snapshot list takes no argument: '%s'", argv[1]);
-    int code = execute_once(cli, "fleece-query-snapshots", NULL, &snapshots);
+    int code = cli_execute_once(cli, "fleece-query-snapshots", NULL, &snapshots);
     if (code != CLI_DONE)
         return code;
     if (!cli->json && json_array_size(snapshots) == 0)
@@ -118,10 +89,10 @@ static int snapshot_list(struct cli *cli, int argc, char **argv)
         printf("%-24s %-9s %-30s %12s  %s\n", "SNAPSHOT", "STATE", "CREATED", "HELD (us)", "REASON");
     json_array_foreach (snapshots, i, snapshot) {
         if (cli->json)
-            print_json(snapshot);
+            cli_print_json(snapshot);
         else
-            printf("%-24s %-9s %-30s %12.0f  %s\n", text_of(snapshot, "name"), text_of(snapshot, "state"),
-                   text_of(snapshot, "created"), hold_us(snapshot), text_of(snapshot, "reason"));
+            printf("%-24s %-9s %-30s %12.0f  %s\n", cli_text(snapshot, "name"), cli_text(snapshot, "state"),
+                   cli_text(snapshot, "created"), hold_us(snapshot), cli_text(snapshot, "reason"));
     }
     json_decref(snapshots);
     return CLI_DONE;
@@ -134,10 +105,10 @@ static int snapshot_delete(struct cli *cli, int argc, char **argv)
     json_t *arguments = json_pack("{s:s}", "name", argv[1]), *result = NULL;
     if (!arguments)
         return cli_usage(cli, "the name of the snapshot is not UTF-8");
-    int code = execute_once(cli, "fleece-snapshot-delete", arguments, &result);
+    int code = cli_execute_once(cli, "fleece-snapshot-delete", arguments, &result);
     json_decref(arguments);
     if (code == CLI_DONE && cli->json)
-        print_json(result);
+        cli_print_json(result);
     else if (code == CLI_DONE)
         printf("snapshot %s deleted\n", argv[1]);
     json_decref(result);
@@ -217,7 +188,7 @@ static int snapshot_residence(struct cli *cli, int argc, char **argv)
             printf("%-24s %10s  %lld bytes\n", places[p].text, size_format(text, (uint64_t)sums[p]), sums[p]);
     }
     if (cli->json)
-        print_json(json);
+        cli_print_json(json);
     json_decref(json);
     return CLI_DONE;
 }

@@ -19,7 +19,7 @@
 #include "control/client.h"
 
 static const struct control_command *const tables[] = {control_commands_vm, control_commands_snapshot,
-                                                       control_commands_export};
+                                                       control_commands_export, control_commands_bitmap};
 enum { TABLE_COUNT = sizeof tables / sizeof *tables };
 
 static const struct control_command *find_command(const char *name)
@@ -110,6 +110,8 @@ static const char *kind_name(enum control_argument_kind kind)
         return "boolean";
     case CONTROL_INTEGER:
         return "integer";
+    case CONTROL_ARRAY:
+        return "array";
     }
     return "?";
 }
@@ -123,6 +125,8 @@ static bool kind_fits(enum control_argument_kind kind, const json_t *value)
         return json_is_boolean(value);
     case CONTROL_INTEGER:
         return json_is_integer(value);
+    case CONTROL_ARRAY:
+        return json_is_array(value);
     }
     return false;
 }

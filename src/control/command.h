@@ -12,7 +12,7 @@
 
 struct control_client;
 
-enum control_argument_kind { CONTROL_STRING, CONTROL_BOOLEAN, CONTROL_INTEGER };
+enum control_argument_kind { CONTROL_STRING, CONTROL_BOOLEAN, CONTROL_INTEGER, CONTROL_ARRAY };
 
 struct control_argument {
     const char *name; /* NULL ends a list */
@@ -38,7 +38,8 @@ struct control_command {
     void (*run)(struct control_request *request);
 };
 
-extern const struct control_command control_commands_vm[], control_commands_snapshot[], control_commands_export[];
+extern const struct control_command control_commands_vm[], control_commands_snapshot[], control_commands_export[],
+    control_commands_bitmap[];
 
 /* Checks a message {"execute", "arguments", "id"} of a client and runs the command, or answers what is wrong
  * with it. Takes over the message. */

@@ -91,6 +91,21 @@ json_t *describe_snapshots(const struct vm *vm)
     return array;
 }
 
+/* QEMU's BlockDirtyInfo. */
+static json_t *describe_bitmaps(const struct vm_disk_status *disk)
+{
+    json_t *array = json_array();
+    for (unsigned i = 0; i < disk->bitmap_count; i++) {
+        const struct dirty_bitmap_status *bitmap = &disk->bitmaps[i];
+        json_array_append_new(array, json_pack("{s:s, s:I, s:I, s:b, s:b, s:b, s:b, s:I}", "name", bitmap->name,
+                                               "count", (json_int_t)bitmap->dirty_bytes, "granularity",
+                                               (json_int_t)bitmap->granularity_bytes, "recording", bitmap->recording,
+                                               "busy", bitmap->busy, "persistent", false, "inconsistent",
+                                               bitmap->inconsistent, "memory-bytes", (json_int_t)bitmap->memory_bytes));
+    }
+    return array;
+}
+
 json_t *describe_disk(const struct vm_disk_status *disk, const char *driver, const char *file)
 {
     const struct {
@@ -117,6 +132,8 @@ json_t *describe_disk(const struct vm_disk_status *disk, const char *driver, con
                              disk->filtered);
     if (json && file)
         json_object_set_new(json, "file", describe_text(file));
+    if (json)
+        json_object_set_new(json, "dirty-bitmaps", describe_bitmaps(disk));
     for (size_t i = 0; json && i < sizeof counters / sizeof *counters; i++)
         json_object_set_new(json, counters[i].name, json_integer((json_int_t)counters[i].value));
     return json;

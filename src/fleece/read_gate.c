@@ -8,6 +8,11 @@
  * depth 1 down to 72 writes a second, at times for half a second, for a disk need not be fair; 1 MiB gives it 185, 512 KiB
  * 612, 256 KiB 750, and the pull still 0.5 GiB/s of 0.7. More than 1 MiB makes the pull no faster.
  *
+ * What hurts a guest is time, not bytes, and that disk takes 250 us for a quarter of a segment. A faster one may have more:
+ * what is in flight divided by what gets done in a second is how long a read is under way (Little's law). Below
+ * READ_GATE_DELAY_NS the limit grows by a quarter of a segment when readers wait for it, above it is halved. That
+ * costs a look at the clock for every READ_GATE_ROUNDS times of what is in flight, and nothing on the guest's path.
+ *
  * A reader goes on as soon as less than the limit is in flight, so a single one always does, whatever its length, and a
  * waiting one never waits for the guest, only for other readers.
  */
@@ -37,6 +42,30 @@ static bool gate_has_room(struct read_gate *gate)
     return gate->bytes_in_flight < limit;
 }
 
+/* Some bytes are done: how long are reads under way, and what may a busy guest's disk have of them? */
+static void gate_adapt(struct read_gate *gate, uint64_t bytes)
+{
+    gate->done_bytes += bytes;
+    gate->in_flight_sum += gate->bytes_in_flight;
+    gate->done++;
+    if (gate->measured_since_ns && gate->done_bytes < READ_GATE_ROUNDS * gate->busy_bytes)
+        return;
+    uint64_t now_ns = io_now_ns(gate->disk->node.io), since_ns = gate->measured_since_ns;
+    uint64_t delay_ns = (now_ns - since_ns) * (gate->in_flight_sum / gate->done) / gate->done_bytes;
+    bool full = !list_empty(&gate->waiting);
+    gate->measured_since_ns = gate->bytes_in_flight > bytes ? now_ns : 0; /* a pause would count as slowness */
+    gate->done_bytes = gate->in_flight_sum = gate->done = 0;
+    if (since_ns == 0 || now_ns >= gate->busy_until_ns) /* a beginning; or the other limit counted */
+        return;
+    uint64_t limit = gate->busy_bytes;
+    if (delay_ns > READ_GATE_DELAY_NS)
+        limit /= 2;
+    else if (full)
+        limit += gate->least_bytes;
+    limit = limit > gate->least_bytes ? limit : gate->least_bytes;
+    gate->busy_bytes = limit < gate->idle_bytes ? limit : gate->idle_bytes;
+}
+
 static void gate_wake(struct io_task *task)
 {
     struct read_gate *gate = container_of(task, struct read_gate, wake);
@@ -53,6 +82,7 @@ void read_gate_init(struct read_gate *gate, const struct disk *disk, const uint3
         .disk = disk,
         .copies_in_flight = copies_in_flight,
         .busy_bytes = segment_bytes / 4,
+        .least_bytes = segment_bytes / 4,
         .idle_bytes = segment_bytes,
         .requests_seen = guest_requests(disk),
         .wake.run = gate_wake,
@@ -88,6 +118,7 @@ void read_gate_enter_now(struct read_gate *gate, uint64_t bytes)
 void read_gate_leave(struct read_gate *gate, uint64_t bytes)
 {
     assert(gate->bytes_in_flight >= bytes);
+    gate_adapt(gate, bytes);
     gate->bytes_in_flight -= bytes;
     if (!list_empty(&gate->waiting))
         io_task_queue(gate->disk->node.io, &gate->wake);

@@ -15,8 +15,11 @@ struct read_gate {
     const uint32_t *copies_in_flight; /* that guest writes wait for */
     uint64_t bytes_in_flight;
     uint64_t busy_bytes, idle_bytes; /* a read may start while less than this is in flight */
+    uint64_t least_bytes;            /* of busy_bytes, whatever the disk takes for them */
     uint64_t requests_seen;          /* of the guest, when the gate last looked */
     uint64_t busy_until_ns;
+    uint64_t measured_since_ns; /* how long reads are under way; 0: nothing is measured */
+    uint64_t done, done_bytes, in_flight_sum;
     struct list waiting; /* first come, first served */
     struct io_task wake;
 };

@@ -177,15 +177,36 @@ int dirty_bitmap_enable(struct dirty_bitmaps *bitmaps, const char *name, bool en
     return 0;
 }
 
-int dirty_bitmap_merge(struct dirty_bitmaps *bitmaps, const char *name, const struct bitmap *bits, struct error *err)
+int dirty_bitmap_merge(struct dirty_bitmaps *bitmaps, const char *name, const struct bitmap *bits, uint64_t first,
+                       uint64_t count, struct error *err)
 {
     struct dirty_bitmap *bitmap;
     int status = bitmap_to_change(bitmaps, name, &bitmap, err);
-    if (status == 0 && bitmap_merge(&bitmap->bits, bits) < 0)
+    if (status == 0 && bitmap->bits.bit_count != bits->bit_count)
+        status = error_set(err, EINVAL, "dirty bitmap '%s' of disk %s was made anew during the merge", name,
+                           bitmaps->disk->name);
+    if (status == 0 && bitmap_merge_range(&bitmap->bits, bits, first, count) < 0)
         status = error_set(err, ENOMEM,
                            "no memory to merge into dirty bitmap '%s' of disk %s: a part may have been added", name,
                            bitmaps->disk->name);
     return status;
+}
+
+unsigned dirty_bitmap_ranges(const struct dirty_bitmap *bitmap, uint64_t from, struct range *ranges, unsigned max,
+                             uint64_t *next)
+{
+    const struct bitmap *bits = &bitmap->bits;
+    uint64_t at = from >> bitmap->granularity_shift, end = at + LIMIT_BITMAP_STEP_CHUNKS * BITMAP_CHUNK_BITS;
+    unsigned count = 0;
+    if (end > bits->bit_count)
+        end = bits->bit_count;
+    while (count < max && at < end && (at = bitmap_next(bits, at, true)) < bits->bit_count) {
+        struct block_range run = {at, bitmap_next(bits, at, false) - at};
+        ranges[count++] = blocks_to_range(run, bitmap->granularity_shift, bitmap->size_bytes);
+        at = block_range_end(run);
+    }
+    *next = at < bits->bit_count ? at << bitmap->granularity_shift : bitmap->size_bytes;
+    return count;
 }
 
 void dirty_bitmap_copied(struct dirty_bitmap *bitmap)

@@ -44,14 +44,21 @@ int dirty_bitmap_remove(struct dirty_bitmaps *bitmaps, const char *name, struct 
 int dirty_bitmap_clear(struct dirty_bitmaps *bitmaps, const char *name, struct error *err);
 /* Notes writes from now on, or no more. */
 int dirty_bitmap_enable(struct dirty_bitmaps *bitmaps, const char *name, bool enabled, struct error *err);
-/* Adds what is set in `bits`, whose bits stand for granules of the bitmap. -ENOMEM: some of it may have been added. */
-int dirty_bitmap_merge(struct dirty_bitmaps *bitmaps, const char *name, const struct bitmap *bits, struct error *err);
+/* Adds what is set in granules [first, first + count) of `bits`, within the bounds of bitmap_merge_range(), so that it can
+ * be done in steps. -EINVAL: `bits` has not as many as the bitmap; -ENOMEM: a part may have been added. */
+int dirty_bitmap_merge(struct dirty_bitmaps *bitmaps, const char *name, const struct bitmap *bits, uint64_t first,
+                       uint64_t count, struct error *err);
 /* One that can be trusted, to be read; *bitmap is NULL on failure. */
 int dirty_bitmap_find(const struct dirty_bitmaps *bitmaps, const char *name, struct dirty_bitmap **bitmap,
                       struct error *err);
 
 /* For bitmap_copy: one copy of it less is being made. */
 void dirty_bitmap_copied(struct dirty_bitmap *bitmap);
+
+/* Up to `max` dirty ranges at or after the byte `from`, in order; returns how many. *next: where to go on; the size of the
+ * disk: there are no more. Looks at LIMIT_BITMAP_STEP_CHUNKS chunks at most, so it may find none yet. */
+unsigned dirty_bitmap_ranges(const struct dirty_bitmap *bitmap, uint64_t from, struct range *ranges, unsigned max,
+                             uint64_t *next);
 
 struct dirty_bitmap_status {
     char name[LIMIT_NAME_BYTES + 1];

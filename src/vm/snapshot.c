@@ -257,8 +257,7 @@ static void snapshot_gone(struct snapshot *snapshot)
     if (snapshot->deleted)
         snapshot->deleted(snapshot->deleted_argument, NULL);
     free(snapshot);
-    if (vm->closing && list_empty(&vm->snapshots))
-        vm_close_disks(vm);
+    vm_check_closed(vm);
 }
 
 /* Whether another snapshot uses the filters. */
@@ -692,8 +691,7 @@ void snapshots_end_all(struct vm *vm)
 {
     list_each_safe (link, &vm->snapshots)
         snapshot_doom(container_of(link, struct snapshot, link));
-    if (list_empty(&vm->snapshots))
-        vm_close_disks(vm);
+    vm_check_closed(vm);
 }
 
 static void snapshot_broke(struct snapshot *snapshot)

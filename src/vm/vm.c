@@ -2,9 +2,9 @@
 /*
  * The VM: its disks and the wiring between them, the snapshots and the room in the cache.
  *
- * Life: created -> disks added -> started -> (snapshots come and go) -> closing: no new snapshot, all end, then the room
- * falls idle, then every disk closes on its own reactor -> gone. A crash leaves nothing of a VM but its disks: snapshots
- * are ephemeral and the cache has no name.
+ * Life: created -> disks added -> started -> (snapshots come and go) -> closing: no new snapshot or operation on bitmaps,
+ * all end, then the room falls idle, then every disk closes on its own reactor -> gone. A crash leaves nothing of a VM but
+ * its disks: snapshots are ephemeral and the cache has no name.
  */
 #include <assert.h>
 #include <errno.h>
@@ -62,6 +62,7 @@ int vm_add_disk(struct vm *vm, const char *name, struct node *leaf, uint64_t blo
     vd->disk = disk;
     vd->block_bytes = block_bytes ? block_bytes : vm->options.block_bytes;
     vd->room.disk = disk;
+    dirty_bitmaps_init(&vd->bitmaps, disk);
     vd->room.cbw = &vd->cbw;
     vd->lost.message.deliver = vm_disk_lost;
     vm->room_disks[vm->disk_count++] = &vd->room;
@@ -117,6 +118,7 @@ static void disk_close(struct io_message *message)
 {
     struct vm_disk *vd = container_of(message, struct vm_disk, closing);
     assert(!vd->cbw);
+    dirty_bitmaps_fini(&vd->bitmaps);
     disk_destroy(vd->disk);
     message->deliver = disk_closed;
     io_post(vd->vm->io, message);
@@ -132,7 +134,7 @@ static void room_fell_idle(void *argument)
     }
 }
 
-void vm_close_disks(struct vm *vm)
+static void vm_close_disks(struct vm *vm)
 {
     if (vm->room) {
         room_when_idle(vm->room, room_fell_idle, vm);
@@ -142,6 +144,12 @@ void vm_close_disks(struct vm *vm)
         vm->destroyed(vm->destroyed_argument);
         free(vm);
     }
+}
+
+void vm_check_closed(struct vm *vm)
+{
+    if (vm->closing && list_empty(&vm->snapshots) && vm->operations == 0)
+        vm_close_disks(vm);
 }
 
 void vm_destroy(struct vm *vm, void (*done)(void *argument), void *argument)

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "block/disk.h"
+#include "track/dirty_bitmap.h"
 
 struct vm;
 struct snapshot;
@@ -128,6 +129,8 @@ struct vm_disk_status {
     uint64_t file_bytes;      /* of its cache file, now in use */
     uint64_t spilled_bytes;   /* ever */
     uint64_t block_bytes;
+    unsigned bitmap_count;
+    struct dirty_bitmap_status bitmaps[LIMIT_BITMAPS];
 };
 
 struct vm_status {

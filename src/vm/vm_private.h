@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What vm.c, snapshot.c and vm_status.c share. */
+/* What vm.c, snapshot.c, bitmaps.c and vm_status.c share. */
 #ifndef FLEECE_VM_VM_PRIVATE_H
 #define FLEECE_VM_VM_PRIVATE_H
 
+#include "track/dirty_bitmap.h"
 #include "vm/room.h"
 #include "vm/vm.h"
 
@@ -16,6 +17,7 @@ struct vm_disk {
     /* The disk's reactor's: */
     struct copy_before_write *cbw;                              /* NULL: no snapshot needs one */
     uint64_t preserved_before, released_before, spilled_before; /* by earlier ones */
+    struct dirty_bitmaps bitmaps;
     struct room_disk room;
     /* Disk's reactor -> control: points of these epochs lost a block of this disk. */
     struct nudge lost;
@@ -42,6 +44,7 @@ struct vm {
     unsigned next_number;
     uint32_t last_epoch;
 
+    unsigned operations; /* on bitmaps, under way */
     bool closing;
     unsigned disks_open;
     void (*destroyed)(void *argument);
@@ -57,7 +60,7 @@ void snapshots_lost(struct vm *vm, uint32_t first_epoch, uint32_t last_epoch, co
 bool snapshot_hold(struct snapshot *snapshot);
 void snapshot_let_go(struct snapshot *snapshot);
 
-/* vm.c: the last snapshot is gone and the VM is closing. */
-void vm_close_disks(struct vm *vm);
+/* vm.c: something has ended. When the VM is closing and that was the last thing, its disks are closed. */
+void vm_check_closed(struct vm *vm);
 
 #endif

@@ -64,6 +64,8 @@ static void status_ask(struct io_message *message)
     };
     list_each (link, &vd->disk->held)
         status->writes_held++;
+    list_each (link, &vd->bitmaps.all)
+        dirty_bitmap_status(container_of(link, struct dirty_bitmap, link), &status->bitmaps[status->bitmap_count++]);
     message->deliver = status_answered;
     io_post(vd->vm->io, message);
 }

@@ -66,6 +66,12 @@ static struct dirty_bitmap *bitmap(struct scene *scene, const char *name)
     return found;
 }
 
+static int merge(struct scene *scene, const char *target, const char *source)
+{
+    const struct bitmap *bits = &bitmap(scene, source)->bits;
+    return dirty_bitmap_merge(&scene->bitmaps, target, bits, 0, bits->bit_count, &scene->err);
+}
+
 static struct dirty_bitmap_status status_of(struct scene *scene, const char *name)
 {
     struct dirty_bitmap_status status;
@@ -166,8 +172,34 @@ static void commands(void **state)
     assert_int_equal(status_of(&scene, "n2").dirty_bytes, 64 * GRANULE);
     assert_int_equal(dirty_bitmap_clear(&scene.bitmaps, "a", &scene.err), 0);
     assert_int_equal(status_of(&scene, "a").dirty_bytes, 0);
-    assert_int_equal(dirty_bitmap_merge(&scene.bitmaps, "a", &bitmap(&scene, "more")->bits, &scene.err), 0);
+    assert_int_equal(merge(&scene, "a", "more"), 0);
     assert_int_equal(status_of(&scene, "a").dirty_bytes, 3 * GRANULE);
+    assert_int_equal(merge(&scene, "a", "n1"), -EINVAL);
+    scene_close(&scene);
+}
+
+static void ranges(void **state)
+{
+    (void)state;
+    struct scene scene;
+    struct range found[3];
+    uint64_t next;
+    const uint64_t size = 100 * GRANULE + 512;
+    scene_open(&scene, 1, size);
+    add(&scene, "a", GRANULE);
+    struct dirty_bitmap *a = bitmap(&scene, "a");
+    assert_int_equal(dirty_bitmap_ranges(a, 0, found, 3, &next), 0);
+    assert_int_equal(next, size);
+    for (uint64_t bit = 2; bit < 10; bit += 2)
+        assert_int_equal(bitmap_assign(&a->bits, bit, 1, true), 0);
+    assert_int_equal(bitmap_assign(&a->bits, 98, 3, true), 0);
+    assert_int_equal(dirty_bitmap_ranges(a, 0, found, 3, &next), 3);
+    assert_true(found[0].start == 2 * GRANULE && found[0].length == GRANULE && found[2].start == 6 * GRANULE);
+    assert_true(next > 6 * GRANULE && next <= 8 * GRANULE);
+    assert_int_equal(dirty_bitmap_ranges(a, next, found, 3, &next), 2);
+    assert_true(found[1].start == 98 * GRANULE && range_end(found[1]) == size && next == size);
+    assert_int_equal(dirty_bitmap_ranges(a, size, found, 3, &next), 1); /* from the granule that holds it */
+    assert_int_equal(dirty_bitmap_ranges(a, UINT64_MAX, found, 3, &next), 0);
     scene_close(&scene);
 }
 
@@ -208,11 +240,11 @@ static void out_of_memory(void **state)
                                         "a write: it can only be removed");
     assert_int_equal(dirty_bitmap_clear(&scene.bitmaps, "b", &scene.err), -ESTALE);
     assert_int_equal(dirty_bitmap_enable(&scene.bitmaps, "b", false, &scene.err), -ESTALE);
-    assert_int_equal(dirty_bitmap_merge(&scene.bitmaps, "b", &bitmap(&scene, "a")->bits, &scene.err), -ESTALE);
+    assert_int_equal(merge(&scene, "b", "a"), -ESTALE);
     assert_int_equal(dirty_bitmap_remove(&scene.bitmaps, "b", &scene.err), 0);
     add(&scene, "c", GRANULE);
     fail_at = 1;
-    assert_int_equal(dirty_bitmap_merge(&scene.bitmaps, "c", &bitmap(&scene, "a")->bits, &scene.err), -ENOMEM);
+    assert_int_equal(merge(&scene, "c", "a"), -ENOMEM);
     assert_false(status_of(&scene, "c").inconsistent);
     scene_close(&scene);
 }
@@ -377,6 +409,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(notes_changes_only),
         cmocka_unit_test(commands),
+        cmocka_unit_test(ranges),
         cmocka_unit_test(granularities),
         cmocka_unit_test(out_of_memory),
         cmocka_unit_test(copied_at_any_granularity),

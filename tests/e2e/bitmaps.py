@@ -1,0 +1,186 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Dirty bitmaps: QEMU's commands and what they answer, the same bits that QEMU's own bitmaps have, and the CLI."""
+import json
+
+import harness
+
+MIB = 1 << 20
+KIB = 1 << 10
+
+
+def refused(q, kind, text, command, **arguments):
+    try:
+        q.execute(command, **arguments)
+    except harness.QmpError as error:
+        assert error.kind == kind and text in error.text, f"{error} does not say: {text}"
+        return
+    raise AssertionError(f"{command} {arguments} was not refused")
+
+
+def bitmaps(d, disk=0):
+    return {b["name"]: b for b in d.status()["disks"][disk]["dirty-bitmaps"]}
+
+
+def ranges(q, name, node="vda"):
+    found, offset, size = [], 0, None
+    while offset != size:
+        answer = q.execute("fleece-query-dirty-ranges", node=node, name=name, offset=offset)
+        found += [(r["offset"], r["length"]) for r in answer["ranges"]]
+        assert answer["next"] > offset, answer
+        offset, size = answer["next"], q.execute("fleece-query-status")["disks"][0]["size"]
+    return found
+
+
+def io(t, d, *commands, disk="vda"):
+    t.run("qemu-io", "-f", "raw", *[part for c in commands for part in ("-c", c)], d.uri(disk))
+
+
+def test_commands(t):
+    harness.need("qemu-io")
+    d = t.daemon({"vda": t.disk("a.raw", 4 * MIB + 512), "vdb": t.disk("b.raw", 2 * MIB)})
+    with d.qmp() as q:
+        assert bitmaps(d) == {}
+        assert q.execute("block-dirty-bitmap-add", node="vda", name="b0") == {}
+        assert q.execute("block-dirty-bitmap-add", node="vda", name="coarse", granularity=65536) == {}
+        assert q.execute("block-dirty-bitmap-add", node="vda", name="off", disabled=True, persistent=False) == {}
+        io(t, d, "write 100k 1k", "write -z 1M 64k", "discard 2M 4k", f"write {4 * MIB} 512", "read 0 64k", "flush")
+        assert bitmaps(d) == {
+            "b0": {"name": "b0", "count": 4096 + 65536 + 4096 + 512, "granularity": 4096, "recording": True, "busy": False,
+                   "persistent": False, "inconsistent": False, "memory-bytes": bitmaps(d)["b0"]["memory-bytes"]},
+            "coarse": dict(bitmaps(d)["coarse"], count=3 * 65536 + 512, granularity=65536),
+            "off": dict(bitmaps(d)["off"], count=0, recording=False)}
+        assert ranges(q, "b0") == [(100 * KIB, 4096), (MIB, 65536), (2 * MIB, 4096), (4 * MIB, 512)]
+        q.execute("block-dirty-bitmap-disable", node="vda", name="b0")
+        io(t, d, "write 3M 4k")
+        q.execute("block-dirty-bitmap-enable", node="vda", name="b0")
+        assert bitmaps(d)["b0"]["count"] == 4096 + 65536 + 4096 + 512
+        q.execute("block-dirty-bitmap-clear", node="vda", name="b0")
+        assert bitmaps(d)["b0"]["count"] == 0 and ranges(q, "b0") == []
+        io(t, d, "write 0 4k")
+        q.execute("block-dirty-bitmap-merge", node="vda", target="off", bitmaps=["b0", {"node": "vda", "name": "coarse"}])
+        assert ranges(q, "off") == [(0, 2 * 65536), (MIB, 65536), (2 * MIB, 65536), (3 * MIB, 65536),
+                                    (4 * MIB, 512)], ranges(q, "off")  # 'coarse' has heard of all writes
+        q.execute("block-dirty-bitmap-merge", node="vda", target="off", bitmaps=[])
+        q.execute("block-dirty-bitmap-remove", node="vda", name="b0")
+        assert set(bitmaps(d)) == {"coarse", "off"}
+
+
+def test_what_is_wrong_is_named(t):
+    d = t.daemon({"vda": t.disk("a.raw", 4 * MIB), "vdb": t.disk("b.raw", 2 * MIB)})
+    with d.qmp() as q:
+        q.execute("block-dirty-bitmap-add", node="vda", name="b0")
+        q.execute("block-dirty-bitmap-add", node="vdb", name="b0")
+        for kind, text, command, arguments in (
+                ("DeviceNotFound", "has no disk 'vdz'", "add", {"node": "vdz", "name": "x"}),
+                ("DeviceNotFound", "has no disk 'vdz'", "remove", {"node": "vdz", "name": "x"}),
+                ("GenericError", "disk vda has a dirty bitmap 'b0' already", "add", {"node": "vda", "name": "b0"}),
+                ("GenericError", "1 to 64", "add", {"node": "vda", "name": ""}),
+                ("GenericError", "'a b'", "add", {"node": "vda", "name": "a b"}),
+                ("GenericError", "power of 2 from 512 to 2147483648 bytes, not 1000", "add",
+                 {"node": "vda", "name": "x", "granularity": 1000}),
+                ("GenericError", "'granularity' is 0, but must be from 512", "add",
+                 {"node": "vda", "name": "x", "granularity": 0}),
+                ("GenericError", "'x' can't be persistent", "add", {"node": "vda", "name": "x", "persistent": True}),
+                ("GenericError", "Parameter 'name' is missing", "add", {"node": "vda"}),
+                ("GenericError", "disk vda has no dirty bitmap 'x'", "remove", {"node": "vda", "name": "x"}),
+                ("GenericError", "disk vda has no dirty bitmap 'x'", "clear", {"node": "vda", "name": "x"}),
+                ("GenericError", "disk vda has no dirty bitmap 'x'", "enable", {"node": "vda", "name": "x"}),
+                ("GenericError", "disk vda has no dirty bitmap 'x'", "disable", {"node": "vda", "name": "x"}),
+                ("GenericError", "disk vda has no dirty bitmap 'x'", "merge",
+                 {"node": "vda", "target": "x", "bitmaps": ["b0"]}),
+                ("GenericError", "disk vda has no dirty bitmap 'x'", "merge",
+                 {"node": "vda", "target": "b0", "bitmaps": ["b0", "x"]}),
+                ("GenericError", "4194304", "merge",
+                 {"node": "vda", "target": "b0", "bitmaps": [{"node": "vdb", "name": "b0"}]}),
+                ("DeviceNotFound", "'vdz'", "merge",
+                 {"node": "vda", "target": "b0", "bitmaps": [{"node": "vdz", "name": "b0"}]}),
+                ("GenericError", "'bitmaps', expected: array", "merge", {"node": "vda", "target": "b0", "bitmaps": "b0"}),
+                ("GenericError", "member 1 must be a name", "merge", {"node": "vda", "target": "b0", "bitmaps": ["b0", 7]}),
+                ("GenericError", "member 0 must be a name", "merge",
+                 {"node": "vda", "target": "b0", "bitmaps": [{"name": "b0"}]}),
+                ("GenericError", "has 33 members", "merge", {"node": "vda", "target": "b0", "bitmaps": ["b0"] * 33})):
+            refused(q, kind, text, f"block-dirty-bitmap-{command}", **arguments)
+        for i in range(31):
+            q.execute("block-dirty-bitmap-add", node="vda", name=f"n{i}")
+        refused(q, "GenericError", "at most 32", "block-dirty-bitmap-add", node="vda", name="more")
+        assert len(bitmaps(d)) == 32 and len(bitmaps(d, 1)) == 1
+
+
+def test_merge_between_disks(t):
+    harness.need("qemu-io")
+    d = t.daemon({"vda": t.disk("a.raw", 8 * MIB), "vdb": t.disk("b.raw", 8 * MIB)}, "--io-threads", "2")
+    with d.qmp() as q:
+        q.execute("block-dirty-bitmap-add", node="vda", name="x", granularity=512)
+        q.execute("block-dirty-bitmap-add", node="vdb", name="y", granularity=MIB)
+        io(t, d, "write 512 512", "write 5000 1")
+        io(t, d, "write 7M 1", disk="vdb")
+        q.execute("block-dirty-bitmap-merge", node="vda", target="x", bitmaps=[{"node": "vdb", "name": "y"}])
+        assert ranges(q, "x") == [(512, 512), (4608, 512), (7 * MIB, MIB)], ranges(q, "x")
+        q.execute("block-dirty-bitmap-merge", node="vdb", target="y", bitmaps=[{"node": "vda", "name": "x"}])
+        assert ranges(q, "y", "vdb") == [(0, MIB), (7 * MIB, MIB)]
+
+
+def test_the_bits_of_qemu(t):
+    """The same requests to qemu-storage-daemon: its bitmap has the same ranges dirty."""
+    harness.need("qemu-storage-daemon", "qemu-io", "nbdinfo")
+    size, requests = 16 * MIB, ["write 4k 8k", "write 70000 1", "write -z 1M 128k", "discard 3M 1M", "write 16777000 216"]
+    peer = t.disk("peer.raw", size)
+    control, nbd = t.path("qsd.sock"), t.path("qsd-nbd.sock")
+    storage = t.spawn("qemu-storage-daemon", "--blockdev", f"driver=file,node-name=vda,filename={peer},discard=unmap",
+                      "--chardev", f"socket,id=c,path={control},server=on,wait=off", "--monitor", "chardev=c",
+                      "--nbd-server", f"addr.type=unix,addr.path={nbd}")
+    harness.wait_for("qemu-storage-daemon listens", control.exists)
+    d = t.daemon({"vda": f"{t.disk('a.raw', size)}"})
+    for granularity in (512, 65536):
+        name = f"g{granularity}"
+        with harness.Qmp(control) as q, d.qmp() as own:
+            for side in (q, own):
+                side.execute("block-dirty-bitmap-add", node="vda", name=name, granularity=granularity)
+            q.execute("block-export-add", id=name, type="nbd", node_name="vda", writable=True, bitmaps=[])
+            uri = f"nbd+unix:///vda?socket={nbd}"
+            for target in (uri, d.uri("vda")):
+                t.run("qemu-io", "-f", "raw", "-d", "unmap", *[p for r in requests for p in ("-c", r)], target)
+            q.execute("block-export-del", id=name, mode="hard")
+            harness.wait_for("the export has gone", lambda: q.execute("query-block-exports") == [])
+            q.execute("block-dirty-bitmap-disable", node="vda", name=name)
+            q.execute("block-export-add", id="read", type="nbd", node_name="vda", bitmaps=[name])
+            listed = json.loads(t.run("nbdinfo", "--json", f"--map=qemu:dirty-bitmap:{name}", uri).stdout)
+            theirs = [(e["offset"], e["length"]) for e in listed if e["type"] & 1]
+            assert ranges(own, name) == theirs, (granularity, ranges(own, name), theirs)
+            q.execute("block-export-del", id="read", mode="hard")
+            harness.wait_for("the export has gone", lambda: q.execute("query-block-exports") == [])
+            q.execute("block-dirty-bitmap-remove", node="vda", name=name)
+    with harness.Qmp(control) as q:
+        q.execute("quit")
+    storage.wait(10)
+
+
+def test_command_line(t):
+    harness.need("qemu-io")
+    d = t.daemon({"vda": t.disk("a.raw", 4 * MIB), "vdb": t.disk("b.raw", 2 * MIB)})
+    assert "added on 2 disks" in d.fleece("bitmap", "add", "day").stdout
+    assert "added on 1 disk" in d.fleece("bitmap", "add", "--granularity", "64K", "--disabled", "night", "vdb").stdout
+    io(t, d, "write 1M 8k")
+    shown = d.fleece("bitmap", "list").stdout.splitlines()
+    assert [line.split() for line in shown[1:]] == [
+        ["day", "vda", "8", "KiB", "4", "KiB", "recording"], ["day", "vdb", "0", "B", "4", "KiB", "recording"],
+        ["night", "vdb", "0", "B", "64", "KiB", "disabled"]], shown
+    listed = [json.loads(line) for line in d.fleece("--json", "bitmap", "list").stdout.splitlines()]
+    assert [(b["node"], b["name"], b["count"]) for b in listed] == [("vda", "day", 8192), ("vdb", "day", 0),
+                                                                    ("vdb", "night", 0)], listed
+    d.fleece("bitmap", "enable", "night", "vdb")
+    d.fleece("bitmap", "add", "week")
+    assert "1 dirty bitmap merged into week on 2 disks" in d.fleece("bitmap", "merge", "week", "day").stdout
+    assert bitmaps(d)["week"]["count"] == 8192 and bitmaps(d, 1)["night"]["recording"]
+    d.fleece("bitmap", "clear", "day")
+    d.fleece("bitmap", "disable", "day", "vda")
+    assert not bitmaps(d)["day"]["recording"] and bitmaps(d, 1)["day"]["recording"]
+    assert "removed on 2 disks" in d.fleece("bitmap", "remove", "day").stdout
+    assert "disk vda has no dirty bitmap 'night'" in d.fleece("bitmap", "remove", "night", status=1).stderr
+    for wrong in ([], ["add"], ["add", "a b"], ["add", "--granularity", "x", "n"], ["add", "--size"], ["list", "x"],
+                  ["merge", "week"], ["merge", "week", "a b"], ["grow", "week"]):
+        assert "usage: fleece" in d.fleece("bitmap", *wrong, status=2).stderr, wrong
+
+
+harness.main()
