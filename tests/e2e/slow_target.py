@@ -1,0 +1,163 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Targets that are slow, stop, or fail: the guest does not feel them, and the snapshot stays right."""
+import signal
+import statistics
+import time
+
+import nbd
+
+import harness
+from slow_kit import KIB, MIB, Guest, content, stop, target
+
+FAST, SLOW = "800M", "8M"  # bits a second: one hundredth
+
+
+def test_a_target_that_slows_down_a_hundredfold(t):
+    """P1: the guest's p99 is flat, whatever the target's speed."""
+    harness.need("nbdkit", "nbdcopy")
+    image = t.disk("a.raw", 64 * MIB, fill=1)
+    d = t.daemon({"vda": image}, "--fleece", "ram=128M")
+    guest, p99 = Guest(d, image), {FAST: [], SLOW: []}
+    for i in range(6):
+        rate = (FAST, SLOW)[(i + i // 2) % 2]
+        d.fleece("snapshot", "create", f"s{i}")
+        server, uri = target(t, f"target{i}", 64 * MIB, "rate", rate=rate)
+        puller = t.spawn("nbdcopy", d.uri(f"vda@s{i}"), uri)
+        p99[rate].append(guest.write_for(0.5))
+        assert rate == FAST or puller.poll() is None, "the target is not slow"
+        stop(t, puller, server)
+        d.fleece("snapshot", "delete", f"s{i}")
+    flat, slow = statistics.median(p99[FAST]), statistics.median(p99[SLOW])
+    print(f"p99 of the guest: {flat * 1000:.1f} ms, with the slow target {slow * 1000:.1f} ms", flush=True)
+    # A reply of 256 KiB alone would take 250 ms to the slow target.
+    assert slow <= 2 * flat + 0.05 * harness.FACTOR, (flat, slow)
+    guest.end()
+    d.stop()
+
+
+def test_both_tiers_and_a_slow_target(t):
+    """N9: much more than the RAM tier holds is overwritten while a target takes 1 MB/s; the guest sees local speed, nothing
+    breaks, and what the target gets in the end is right."""
+    harness.need("nbdkit", "nbdcopy")
+    image = t.disk("a.raw", 48 * MIB + 512, fill=2)
+    d = t.daemon({"vda": image}, "--fleece", f"ram=8M,max=96M,dir={t.dir}")
+    guest = Guest(d, image)
+    was = bytes(guest.model)
+    d.fleece("snapshot", "create", "s")
+    server, uri = target(t, "target", len(was), "rate", rate=SLOW)
+    puller = t.spawn("nbdcopy", d.uri("vda@s"), uri)
+    guest.begin()
+    places = list(range(0, 40 * MIB, 64 * KIB))
+    guest.chance.shuffle(places)
+    for place in places:
+        guest.write(place, 64 * KIB)
+    assert puller.poll() is None, "the target is not slow"
+    status = d.status()
+    assert status["snapshots"][0]["state"] == "live" and status["disks"][0]["errors"] == 0, status
+    assert status["disks"][0]["blocks-preserved"] >= 40 * MIB // (4 * KIB), status["disks"]
+    print(f"p99 of the guest: {guest.p99() * 1000:.1f} ms, slowest {max(guest.took) * 1000:.0f} ms", flush=True)
+    assert guest.p99() < 0.15 * harness.FACTOR and max(guest.took) < 2 * harness.FACTOR, sorted(guest.took)[-5:]
+    stop(t, puller, server)
+    assert content(d.uri("vda@s")) == was
+    guest.end()
+    d.stop()
+    assert image.read_bytes() == guest.model
+
+
+def test_a_target_that_stops(t):
+    """P3: the consumer hangs on a target that is stopped, the cache is full: a write returns within cbw-timeout, the
+    snapshot breaks and says why, and the guest goes on."""
+    harness.need("nbdkit", "nbdcopy")
+    image = t.disk("a.raw", 32 * MIB, fill=3)
+    d = t.daemon({"vda": image}, "--fleece", "ram=4M,cbw-timeout=1")
+    guest = Guest(d, image)
+    d.fleece("snapshot", "create", "s")
+    server, uri = target(t, "target", 32 * MIB)
+    server.send_signal(signal.SIGSTOP)
+    puller = t.spawn("nbdcopy", d.uri("vda@s"), uri)
+    for place in range(0, 16 * MIB, 64 * KIB):
+        guest.write(place, 64 * KIB)
+    slowest = max(guest.took)
+    status = d.status()
+    print(f"the slowest write took {slowest:.2f} s; {status['snapshots'][0]['reason']}", flush=True)
+    assert slowest <= 1 + 0.75 * harness.FACTOR, slowest
+    assert status["snapshots"][0]["state"] == "broken" and status["disks"][0]["errors"] == 0, status
+    server.send_signal(signal.SIGCONT)
+    assert puller.wait(20 * harness.FACTOR) != 0, "a broken snapshot was copied"
+    stop(t, server)
+    guest.end()
+    d.stop()
+    assert image.read_bytes() == guest.model
+
+
+def test_a_consumer_that_releases_and_then_stops(t):
+    """P3: while a consumer releases, writes wait for room and the snapshot lives; when it stops they wait for cbw-timeout at
+    most."""
+    image = t.disk("a.raw", 32 * MIB, fill=4)
+    d = t.daemon({"vda": image}, "--fleece", "ram=4M,cbw-timeout=1.5")
+    guest, consumer = Guest(d, image), nbd.NBD()
+    d.fleece("snapshot", "create", "s")
+    consumer.connect_uri(d.uri("vda@s"))
+    for place in range(0, 16 * MIB, MIB):  # reads and releases what the guest overwrites next
+        assert consumer.pread(MIB, place) == harness.pattern(MIB, f"4-{place}")
+        consumer.trim(MIB, place)
+        guest.write(place, MIB)
+    status = d.status()
+    assert status["snapshots"][0]["state"] == "live" and status["disks"][0]["blocks-preserved"] == 0, status
+    guest.begin()
+    for place in range(16 * MIB, 32 * MIB, 64 * KIB):  # and now it stops
+        guest.write(place, 64 * KIB)
+    slowest = max(guest.took)
+    print(f"the slowest write took {slowest:.2f} s", flush=True)
+    assert slowest <= 1.5 + 0.75 * harness.FACTOR, slowest
+    assert d.status()["snapshots"][0]["state"] == "broken"
+    consumer.shutdown()
+    guest.end()
+    d.stop()
+    assert image.read_bytes() == guest.model
+
+
+def test_a_target_that_fails(t):
+    """The pull fails; guest and snapshot don't care, and the next pull is complete."""
+    harness.need("nbdkit", "nbdcopy")
+    image = t.disk("a.raw", 16 * MIB + 1536, fill=5)
+    d = t.daemon({"vda": image}, "--fleece", "ram=64M")
+    guest = Guest(d, image)
+    was = bytes(guest.model)
+    d.fleece("snapshot", "create", "s")
+    server, uri = target(t, "bad", len(was), "error", error_pwrite="EIO", error_pwrite_rate="20%")
+    puller = t.spawn("nbdcopy", d.uri("vda@s"), uri, stderr=open(t.path("said"), "wb"))
+    guest.write_for(0.3)
+    assert puller.wait(20 * harness.FACTOR) != 0, "no write failed"
+    stop(t, server)
+    guest.write_for(0.3)
+    copy = t.path("copy.raw")
+    t.run("nbdcopy", d.uri("vda@s"), copy)
+    assert copy.read_bytes() == was
+    assert d.status()["disks"][0]["errors"] == 0
+    guest.end()
+    d.stop()
+    assert image.read_bytes() == guest.model
+
+
+def test_a_target_far_away(t):
+    """Each write to it takes 100 ms: the pull is slow, the guest is not."""
+    harness.need("nbdkit", "nbdcopy")
+    image = t.disk("a.raw", 8 * MIB, fill=6)
+    d = t.daemon({"vda": image}, "--fleece", "ram=16M")
+    guest = Guest(d, image)
+    d.fleece("snapshot", "create", "s")
+    server, uri = target(t, "target", 8 * MIB, "delay", delay_write="100ms")
+    started = time.monotonic()
+    puller = t.spawn("nbdcopy", "--requests=4", "--connections=1", "--request-size=65536", d.uri("vda@s"), uri)
+    p99 = guest.write_for(1)
+    assert puller.poll() is None and time.monotonic() - started > 1
+    print(f"p99 of the guest: {p99 * 1000:.1f} ms", flush=True)
+    assert p99 < 0.08 * harness.FACTOR, p99
+    stop(t, puller, server)
+    guest.end()
+    d.stop()
+
+
+harness.main()
