@@ -28,42 +28,50 @@ static json_int_t milliseconds(const char *text)
     return (json_int_t)(seconds * 1000);
 }
 
-static int snapshot_create(struct cli *cli, int argc, char **argv)
+/* Into the command's arguments. */
+static int create_options(struct cli *cli, int argc, char **argv, json_t *arguments)
 {
     static const struct option options[] = {{"drain-timeout", required_argument, NULL, 'd'},
                                             {"read-once", optional_argument, NULL, 'o'},
+                                            {"bitmap", required_argument, NULL, 'b'},
                                             {NULL, 0, NULL, 0}};
     int option;
-    json_int_t drain_ms = 0;
-    const char *read_once = NULL;
+    struct error err;
     optind = 0;
     while ((option = getopt_long(argc, argv, ":", options, NULL)) != -1) {
         if (option == 'o') {
-            read_once = optarg ? optarg : "disconnect";
+            const char *read_once = optarg ? optarg : "disconnect";
             if (strcmp(read_once, "disconnect") != 0 && strcmp(read_once, "eager") != 0)
                 return cli_usage(cli, "--read-once '%s' is not right: disconnect or eager", read_once);
-            continue;
-        }
-        if (option != 'd')
+            json_object_set_new(arguments, "read-once", json_string(read_once));
+        } else if (option == 'd') {
+            json_int_t drain_ms = milliseconds(optarg);
+            if (drain_ms == 0)
+                return cli_usage(cli, "--drain-timeout '%s' is not right: seconds, from 0.001 to 30", optarg);
+            json_object_set_new(arguments, "drain-timeout-ms", json_integer(drain_ms));
+        } else if (option == 'b') {
+            if (name_check("name of a dirty bitmap", optarg, &err) < 0)
+                return cli_usage(cli, "--bitmap: %s", err.text);
+            json_object_set_new(arguments, "bitmap", json_string(optarg));
+        } else {
             return cli_usage_option(cli, option, argv);
-        drain_ms = milliseconds(optarg);
-        if (drain_ms == 0)
-            return cli_usage(cli, "--drain-timeout '%s' is not right: seconds, from 0.001 to 30", optarg);
+        }
     }
     if (argc - optind > 1)
         return cli_usage(cli, "snapshot create takes one name, not %d", argc - optind);
-    struct error err;
-    const char *name = optind < argc ? argv[optind] : NULL;
-    if (name && name_check("snapshot name", name, &err) < 0)
+    if (optind < argc && name_check("snapshot name", argv[optind], &err) < 0)
         return cli_usage(cli, "%s", err.text);
+    if (optind < argc)
+        json_object_set_new(arguments, "name", json_string(argv[optind]));
+    return CLI_DONE;
+}
+
+static int snapshot_create(struct cli *cli, int argc, char **argv)
+{
     json_t *arguments = json_object(), *result = NULL;
-    if (name)
-        json_object_set_new(arguments, "name", json_string(name));
-    if (drain_ms)
-        json_object_set_new(arguments, "drain-timeout-ms", json_integer(drain_ms));
-    if (read_once)
-        json_object_set_new(arguments, "read-once", json_string(read_once));
-    int code = cli_execute_once(cli, "fleece-snapshot-create", arguments, &result);
+    int code = create_options(cli, argc, argv, arguments);
+    if (code == CLI_DONE)
+        code = cli_execute_once(cli, "fleece-snapshot-create", arguments, &result);
     if (code == CLI_DONE && cli->json)
         cli_print_json(result);
     else if (code == CLI_DONE)
@@ -210,8 +218,8 @@ static int snapshot_run(struct cli *cli, int argc, char **argv)
 
 const struct cli_command cli_snapshot = {
     .name = "snapshot",
-    .arguments =
-        "create [NAME] [--drain-timeout SECONDS] [--read-once[=eager]] | list | residence NAME DISK | delete NAME",
+    .arguments = "create [NAME] [--drain-timeout SECONDS] [--read-once[=eager]] [--bitmap BITMAP] | list | residence "
+                 "NAME DISK | delete NAME",
     .summary = "take, show and end snapshots of all disks of the VM at one instant",
     .run = snapshot_run,
 };

@@ -12,6 +12,7 @@
 static const struct control_argument create_arguments[] = {
     {.name = "name", .kind = CONTROL_STRING},
     {.name = "lease", .kind = CONTROL_BOOLEAN},
+    {.name = "bitmap", .kind = CONTROL_STRING},
     {.name = "read-once", .kind = CONTROL_STRING},
     {.name = "drain-timeout-ms", .kind = CONTROL_INTEGER, .min = 1, .max = (json_int_t)(CUT_TOTAL_MAX_NS / NS_PER_MS)},
     {.name = NULL},
@@ -69,6 +70,7 @@ static void snapshot_create(struct control_request *request)
         .name = control_argument_text(request, "name"),
         .drain_ns = (uint64_t)drain_ms * NS_PER_MS,
         .lease = lease ? request->client->lease : NULL,
+        .bitmap = control_argument_text(request, "bitmap"),
     };
     if (read_once && !describe_read_once_parse(read_once, &options.read_once)) {
         control_fail(request, "GenericError", "Parameter 'read-once' is '%.100s': off, disconnect or eager is right",

@@ -78,6 +78,8 @@ json_t *describe_snapshot(const struct snapshot *snapshot)
                              "attempts", (int)info.cut_attempts);
     if (json)
         json_object_set_new(json, "read-once", json_string(read_once_names[info.read_once]));
+    if (json && info.bitmap)
+        json_object_set_new(json, "bitmap", json_string(info.bitmap));
     if (json && info.reason)
         json_object_set_new(json, "reason", describe_text(info.reason));
     return json;

@@ -75,6 +75,8 @@ void cbw_destroy(struct copy_before_write *cbw);
 uint64_t cbw_block_count(const struct copy_before_write *cbw);
 /* `needed`: the blocks that the point needs; taken over, also on failure. NULL: all of them. NULL: no memory. */
 struct point *point_create(struct copy_before_write *cbw, uint32_t epoch, struct bitmap *needed);
+/* Before it goes live: it needs the blocks of `needed` instead; they are exchanged, so that this takes and frees nothing. */
+void point_limit(struct point *point, struct bitmap *needed);
 /* At the cut: no write is in flight. From now on the point's blocks are preserved. Cannot fail. */
 void point_go_live(struct point *point);
 /* At once: reads fail, writes preserve nothing more for it. What served it alone is freed in the background. */

@@ -69,6 +69,14 @@ struct point *point_create(struct copy_before_write *cbw, uint32_t epoch, struct
     return point;
 }
 
+void point_limit(struct point *point, struct bitmap *needed)
+{
+    struct bitmap before = point->needed;
+    assert(point->state == POINT_PREPARED && needed->bit_count == before.bit_count);
+    point->needed = *needed;
+    *needed = before;
+}
+
 void point_go_live(struct point *point)
 {
     struct copy_before_write *cbw = point->cbw;

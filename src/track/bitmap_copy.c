@@ -16,7 +16,9 @@
 static void copy_written(struct write_observer *observer, struct range range)
 {
     struct bitmap_copy *copy = container_of(observer, struct bitmap_copy, observer);
-    struct block_range blocks = range_to_blocks(range, copy->block_shift);
+    struct block_range granules = range_to_blocks(range, copy->source_shift);
+    struct range bytes = blocks_to_range(granules, copy->source_shift, copy->disk->node.size_bytes);
+    struct block_range blocks = range_to_blocks(bytes, copy->block_shift);
     if (copy->status == 0)
         copy->status = bitmap_assign(&copy->blocks, blocks.first, blocks.count, true);
 }
@@ -35,7 +37,7 @@ static void copy_chunks(struct bitmap_copy *copy)
 static void copy_runs(struct bitmap_copy *copy)
 {
     const struct bitmap *from = &copy->source->bits;
-    const unsigned shift = copy->source->granularity_shift;
+    const unsigned shift = copy->source_shift;
     for (unsigned runs = 0; runs < LIMIT_BITMAP_STEP_RUNS && copy->at < from->bit_count && copy->status == 0; runs++) {
         uint64_t first = bitmap_next(from, copy->at, true);
         copy->at = first;
@@ -57,7 +59,7 @@ static void copy_step(struct io_task *task)
 {
     struct bitmap_copy *copy = container_of(task, struct bitmap_copy, step);
     struct dirty_bitmap *source = copy->source;
-    if (copy->status == 0 && source->granularity_shift == copy->block_shift)
+    if (copy->status == 0 && copy->source_shift == copy->block_shift)
         copy_chunks(copy);
     else if (copy->status == 0)
         copy_runs(copy);
@@ -83,6 +85,7 @@ void bitmap_copy_start(struct bitmap_copy *copy, struct disk *disk, struct dirty
     const uint64_t block_bytes = UINT64_C(1) << block_shift;
     *copy = (struct bitmap_copy){
         .block_shift = block_shift,
+        .source_shift = source->granularity_shift,
         .disk = disk,
         .source = source,
         .observer = {.written = copy_written},

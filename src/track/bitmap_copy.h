@@ -19,6 +19,7 @@ struct bitmap_copy { /* zero it first */
     /* Private: */
     struct disk *disk;
     struct dirty_bitmap *source; /* while it is read */
+    unsigned source_shift;       /* its granularity: what is written is rounded to it here, too */
     uint64_t at;                 /* the next bit of it */
     struct write_observer observer;
     struct io_task step;

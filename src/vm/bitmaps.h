@@ -2,8 +2,8 @@
 /*
  * The dirty bitmaps of a VM's disks, for the control thread. Every call goes to the disk's reactor and comes back: `done`
  * is called later, or at once when the call is refused, with NULL or the reason: ENODEV (there is no such disk), ENOENT
- * (no such bitmap), EEXIST, EINVAL, EBUSY, ENOSPC, ENOMEM, ESTALE (it is inconsistent), ESHUTDOWN. A snapshot that was limited to a
- * bitmap has a copy of its own: the bitmap may be changed or removed while it lives.
+ * (no such bitmap), EEXIST, EINVAL, EBUSY, ENOSPC, ENOMEM, ESTALE (it is inconsistent), ESHUTDOWN. A snapshot that was
+ * limited to a bitmap has a copy of its own: the bitmap may be changed or removed while it lives.
  */
 #ifndef FLEECE_VM_BITMAPS_H
 #define FLEECE_VM_BITMAPS_H

@@ -5,7 +5,7 @@
  *
  *     QUEUED      another one is being cut
  *     OPENING     the cache files of the disks are made, if there are no filters yet
- *     PREPARING   parts: filter (if there is none), point, view: all that takes memory, before the guest is held
+ *     PREPARING   parts: filter (if there is none), point, view, needed set: all that takes memory, before the guest is held
  *     CUTTING     block/cut: hold, drain, all points go live, resume; an aborted attempt is tried again after a pause
  *     PUBLISHING  the views become exports; the caller is told only when all are
  *     LIVE        (or broken: its points are dead, the exports answer errors, and it says why)
@@ -13,6 +13,10 @@
  *     WITHDRAWING the exports end, with their connections
  *     FREEING     parts: views and points go; what served them alone is swept
  *     CLOSING     it was the last one: filters and cache files go; another one waits until they have gone
+ *
+ * A snapshot that is limited to a dirty bitmap needs what is set in it at the cut. The copy of the bitmap is made in
+ * PREPARING and goes on noting writes until the cut (track/bitmap_copy), so that it is whole then and the hold takes no
+ * memory. Had it no memory for one of those writes, the point needs all blocks, and the snapshot is taken back.
  *
  * What must be whole before the guest is held is made in PREPARING; nothing that can fail happens inside the hold. A
  * failure in any step leads through FREEING, so nothing is left behind (R7). A lease that ends while its snapshot is made
@@ -28,6 +32,8 @@
 #include "base/probe.h"
 #include "block/cut.h"
 #include "fleece/snapshot_access.h"
+#include "io/uuid.h"
+#include "track/bitmap_copy.h"
 #include "vm/vm_private.h"
 
 enum snapshot_step { QUEUED, OPENING, PREPARING, CUTTING, PUBLISHING, LIVE, ENDING, WITHDRAWING, FREEING, CLOSING };
@@ -40,6 +46,7 @@ struct part { /* of a snapshot, on one disk */
     struct point *point;
     struct node *view;
     struct cbw_waiter quiet;
+    struct bitmap_copy needed; /* of the dirty bitmap that the snapshot is limited to, until the cut */
     bool published;
     int status;
     struct error error;
@@ -54,6 +61,7 @@ struct snapshot {
     bool broken, doomed;
     const void *lease;
     enum read_once read_once;
+    char bitmap[LIMIT_NAME_BYTES + 1]; /* that it is limited to; "": it is not */
     uint32_t epoch;
     uint64_t created_wall_ns, hold_ns, drain_ns, give_up_ns;
     unsigned attempts;
@@ -148,6 +156,30 @@ static void disk_lost_data(void *context, uint32_t first_epoch, uint32_t last_ep
     nudge_send(&vd->lost, vd->vm->io);
 }
 
+static void part_needed_found(struct bitmap_copy *needed)
+{
+    struct part *part = container_of(needed, struct part, needed);
+    if (needed->status < 0)
+        part->status = error_set(&part->error, ENOMEM, "no memory for the blocks that snapshot '%s' needs of disk %s",
+                                 part->snapshot->name, part->vd->disk->name);
+    part_back(part);
+}
+
+/* The needed set is copied from the dirty bitmap, in steps. */
+static void part_find_needed(struct part *part)
+{
+    struct vm_disk *vd = part->vd;
+    struct dirty_bitmap *bitmap;
+    part->status = dirty_bitmap_find(&vd->bitmaps, part->snapshot->bitmap, &bitmap, &part->error);
+    if (part->status == 0) {
+        bitmap_copy_start(&part->needed, vd->disk, bitmap, cbw_block_shift(vd->cbw), part_needed_found);
+        return;
+    }
+    error_prefix(&part->error, "snapshot '%s' can't be limited to what is dirty", part->snapshot->name);
+    part->error.code = EINVAL; /* it is the bitmap that was not found, no snapshot or disk */
+    part_back(part);
+}
+
 static void part_prepare(struct part *part)
 {
     struct vm_disk *vd = part->vd;
@@ -172,12 +204,20 @@ static void part_prepare(struct part *part)
         else
             part->status = error_set(&part->error, ENOMEM, "no memory for a snapshot of disk %s", vd->disk->name);
     }
-    part_back(part);
+    if (part->status < 0 || !part->snapshot->bitmap[0])
+        part_back(part);
+    else
+        part_find_needed(part);
 }
 
 static void part_cut(struct cut_disk *cut_disk)
 {
     struct part *part = cut_disk->context;
+    if (part->snapshot->bitmap[0]) {
+        bitmap_copy_end(&part->needed);
+        if (part->needed.status == 0)
+            point_limit(part->point, &part->needed.blocks);
+    }
     point_go_live(part->point);
 }
 
@@ -216,6 +256,8 @@ static void part_free(struct part *part)
         point_free(part->point);
     part->view = NULL;
     part->point = NULL;
+    bitmap_copy_end(&part->needed);
+    bitmap_fini(&part->needed.blocks);
     if (!part->vd->cbw) {
         part_back(part);
         return;
@@ -382,6 +424,10 @@ static void snapshot_published(struct snapshot *snapshot)
         if (snapshot->parts[i].status < 0)
             error_set(&snapshot->failure, -snapshot->parts[i].status, "cannot export '%s': %s",
                       snapshot->parts[i].export_name, error_name(snapshot->parts[i].status));
+    for (unsigned i = 0; i < vm->disk_count && !snapshot->failure.code; i++)
+        if (snapshot->parts[i].needed.status < 0)
+            error_set(&snapshot->failure, ENOMEM, "snapshot '%s' refused: no memory to note what it needs of disk %s",
+                      snapshot->name, snapshot->parts[i].vd->disk->name);
     if (snapshot->broken && !snapshot->failure.code)
         error_set(&snapshot->failure, ENOSPC, "snapshot '%s' broke at once: %s", snapshot->name, snapshot->reason);
     if (snapshot->failure.code) {
@@ -551,19 +597,9 @@ struct snapshot *vm_snapshot_find(const struct vm *vm, const char *name)
     return snapshot;
 }
 
-static void uuid_make(struct io *io, char uuid[37])
+static int snapshot_check(struct vm *vm, const char *name, const char *bitmap, struct error *err)
 {
-    unsigned char b[16];
-    io_random(io, b, sizeof b);
-    b[6] = (unsigned char)((b[6] & 0x0f) | 0x40); /* RFC 4122: version 4, variant 1 */
-    b[8] = (unsigned char)((b[8] & 0x3f) | 0x80);
-    snprintf(uuid, 37, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2], b[3],
-             b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
-}
-
-static int snapshot_check(struct vm *vm, const char *name, struct error *err)
-{
-    if (name_check("snapshot name", name, err) < 0)
+    if (name_check("snapshot name", name, err) < 0 || (bitmap && name_check("name of a dirty bitmap", bitmap, err) < 0))
         return -EINVAL;
     if (vm->closing)
         return error_set(err, ESHUTDOWN, "no snapshot '%s': the daemon is shutting down", name);
@@ -587,6 +623,8 @@ static struct snapshot *snapshot_make(struct vm *vm, const struct snapshot_optio
     snapshot->vm = vm;
     snapshot->lease = options->lease;
     snapshot->read_once = options->read_once;
+    if (options->bitmap)
+        memccpy(snapshot->bitmap, options->bitmap, 0, sizeof snapshot->bitmap - 1);
     snapshot->drain_ns = options->drain_ns ? options->drain_ns : CUT_ATTEMPT_NS;
     uint64_t total_ns = options->total_ns ? options->total_ns : CUT_TOTAL_MAX_NS;
     snapshot->give_up_ns = total_ns < CUT_TOTAL_MAX_NS ? total_ns : CUT_TOTAL_MAX_NS; /* from its beginning */
@@ -618,7 +656,7 @@ void vm_snapshot_create(struct vm *vm, const struct snapshot_options *options,
         name = generated;
     }
     struct snapshot *snapshot = NULL;
-    if (snapshot_check(vm, name, &err) == 0 && !(snapshot = snapshot_make(vm, options, name)))
+    if (snapshot_check(vm, name, options->bitmap, &err) == 0 && !(snapshot = snapshot_make(vm, options, name)))
         error_set(&err, ENOMEM, "no memory for snapshot '%s'", name);
     if (!snapshot) {
         done(argument, NULL, &err);
@@ -704,26 +742,11 @@ static void snapshot_broke(struct snapshot *snapshot)
 
 void snapshots_ran_out(struct vm *vm, struct room_shortage shortage)
 {
-    char ram[16], file[16];
     list_each (link, &vm->snapshots) {
         struct snapshot *snapshot = container_of(link, struct snapshot, link);
         if (!snapshot->epoch || snapshot->epoch > shortage.through_epoch || snapshot->broken)
             continue;
-        int length = snprintf(snapshot->reason, sizeof snapshot->reason,
-                              "the fleecing cache is full (at most %s of RAM",
-                              size_format(ram, vm->ram_budget.max_bytes));
-        if (vm->file_budget.max_bytes)
-            length += snprintf(snapshot->reason + length, sizeof snapshot->reason - (size_t)length,
-                               " and %s of cache files", size_format(file, vm->file_budget.max_bytes));
-        if (shortage.failure)
-            length += snprintf(snapshot->reason + length, sizeof snapshot->reason - (size_t)length,
-                               "; a cache file takes no more: %s", error_name(shortage.failure));
-        if (shortage.overdue)
-            length += snprintf(snapshot->reason + length, sizeof snapshot->reason - (size_t)length,
-                               "; writes waited %llu s for room",
-                               (unsigned long long)(vm->options.cbw_timeout_ns / NS_PER_S));
-        snprintf(snapshot->reason + length, sizeof snapshot->reason - (size_t)length,
-                 "): this was the oldest snapshot");
+        vm_describe_shortage(vm, &shortage, snapshot->reason, sizeof snapshot->reason);
         snapshot_broke(snapshot);
     }
 }
@@ -763,6 +786,7 @@ void snapshot_info(const struct snapshot *snapshot, struct snapshot_info *info)
         .reason = snapshot->broken ? snapshot->reason : NULL,
         .state = state,
         .leased = snapshot->lease != NULL,
+        .bitmap = snapshot->bitmap[0] ? snapshot->bitmap : NULL,
         .read_once = snapshot->read_once,
         .created_wall_ns = snapshot->created_wall_ns,
         .hold_ns = snapshot->hold_ns,

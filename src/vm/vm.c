@@ -8,6 +8,7 @@
  */
 #include <assert.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -97,6 +98,23 @@ int vm_start(struct vm *vm, struct error *err)
     const struct room_hooks hooks = {.context = vm, .ran_out = vm_ran_out};
     vm->room = room_create(vm->disks[0].disk->node.io, vm->io, &vm->ram_budget, vm->room_disks, vm->disk_count, &hooks);
     return vm->room ? 0 : error_set(err, ENOMEM, "no memory for VM '%s'", vm->name);
+}
+
+void vm_describe_shortage(const struct vm *vm, const struct room_shortage *shortage, char *text, size_t size)
+{
+    char ram[16], file[16];
+    int length = snprintf(text, size, "the fleecing cache is full (at most %s of RAM",
+                          size_format(ram, vm->ram_budget.max_bytes));
+    if (vm->file_budget.max_bytes)
+        length += snprintf(text + length, size - (size_t)length, " and %s of cache files",
+                           size_format(file, vm->file_budget.max_bytes));
+    if (shortage->failure)
+        length += snprintf(text + length, size - (size_t)length, "; a cache file takes no more: %s",
+                           error_name(shortage->failure));
+    if (shortage->overdue)
+        length += snprintf(text + length, size - (size_t)length, "; writes waited %llu s for room",
+                           (unsigned long long)(vm->options.cbw_timeout_ns / NS_PER_S));
+    snprintf(text + length, size - (size_t)length, "): this was the oldest snapshot");
 }
 
 /* ---- the end ---- */

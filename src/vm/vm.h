@@ -96,6 +96,7 @@ struct snapshot_info {
     const char *name, *uuid, *reason; /* reason: why it is broken, else NULL. Valid until the snapshot ends. */
     enum snapshot_state state;
     bool leased;
+    const char *bitmap; /* that it was limited to; NULL: all blocks are needed */
     enum read_once read_once;
     uint64_t created_wall_ns;
     uint64_t hold_ns; /* how long the guest's writes were held, at most, by the cut that succeeded */

@@ -60,6 +60,8 @@ void snapshots_lost(struct vm *vm, uint32_t first_epoch, uint32_t last_epoch, co
 bool snapshot_hold(struct snapshot *snapshot);
 void snapshot_let_go(struct snapshot *snapshot);
 
+/* vm.c: why a snapshot breaks when there is no room, as a sentence. */
+void vm_describe_shortage(const struct vm *vm, const struct room_shortage *shortage, char *text, size_t size);
 /* vm.c: something has ended. When the VM is closing and that was the last thing, its disks are closed. */
 void vm_check_closed(struct vm *vm);
 

@@ -121,6 +121,80 @@ def test_merge_between_disks(t):
         assert ranges(q, "y", "vdb") == [(0, MIB), (7 * MIB, MIB)]
 
 
+def test_a_limited_snapshot(t):
+    """Nothing but what is dirty is preserved and can be read; what is dirty is as it was."""
+    harness.need("qemu-io", "nbdsh")
+    size = 8 * MIB
+    fill = harness.pattern(size, 5)
+    d = t.daemon({"vda": t.disk("a.raw", size, fill), "vdb": t.disk("b.raw", 2 * MIB)})
+    d.fleece("bitmap", "add", "day")
+    io(t, d, "write -P 17 1M 64k", "write -P 18 4M 4k")
+    io(t, d, "write -P 19 0 4k", disk="vdb")
+    made = json.loads(d.fleece("--json", "snapshot", "create", "inc", "--bitmap", "day").stdout)
+    assert made["bitmap"] == "day", made
+    with d.qmp() as q:
+        q.execute("block-dirty-bitmap-remove", node="vda", name="day")  # the snapshot does not mind
+        before = d.status()["disks"]
+        io(t, d, "write -P 33 0 1M", "write -P 34 2M 1M", "discard 6M 1M", "write -z 7M 64k")  # all of it is clean
+        after = d.status()["disks"]
+        assert [x["blocks-preserved"] for x in after] == [x["blocks-preserved"] for x in before], after
+        io(t, d, "write -P 35 1M 32k", "write -P 36 4M 4k")
+        assert d.status()["disks"][0]["blocks-preserved"] == before[0]["blocks-preserved"] + 9
+    read = t.run("nbdsh", "-u", d.uri("vda@inc"), "-c", f"""
+good = h.pread(65536, {MIB}) + h.pread(4096, {4 * MIB})
+print(good == b"\\x11" * 65536 + b"\\x12" * 4096)
+for offset, length in ((0, 4096), ({MIB} - 512, 1024), ({4 * MIB} + 4096, 1), (0, {MIB}), ({7 * MIB}, 4096)):
+    try:
+        h.pread(length, offset)
+        print("read", offset)
+    except nbd.Error as error:
+        print(error.errno, error.string)
+""").stdout.splitlines()
+    assert read[0] == "True" and len(read) == 6 and all(line.startswith("EINVAL") for line in read[1:]), read
+    assert "limited to what is dirty: disk vda has no dirty bitmap 'day'" in \
+        d.fleece("snapshot", "create", "more", "--bitmap", "day", status=1).stderr
+    assert "usage" in d.fleece("snapshot", "create", "--bitmap", "a b", status=2).stderr
+    assert [s["name"] for s in d.status()["snapshots"]] == ["inc"]
+    d.fleece("snapshot", "delete", "inc")
+    assert not any(x["copy-before-write"] for x in d.status()["disks"])
+
+
+def test_a_chain_of_limited_snapshots(t):
+    """The way of incrementals: what each of them holds, laid over the one before, is the disk at its instant."""
+    harness.need("qemu-io", "nbdsh")
+    size = 4 * MIB
+    path = t.disk("a.raw", size, harness.pattern(size, 6))
+    d = t.daemon({"vda": path})
+    image = bytearray()
+    for step in range(4):
+        name = f"p{step}"
+        d.fleece("bitmap", "add", name)  # before the snapshot: so it holds at least all that comes after
+        limit = ["--bitmap", f"p{step - 1}"] if step else []
+        d.fleece("snapshot", "create", name, *limit)
+        then = path.read_bytes()
+        io(t, d, f"write -P {step + 1} {step * 300}k 100k", f"write -P {step + 9} 3M 4k", f"discard {step}M 64k")
+        held = held_at(t, d, name, size)
+        script = "".join(f"out.write(h.pread({length}, {offset}))\n" for offset, length in held)
+        t.run("nbdsh", "-u", d.uri(f"vda@{name}"), "-c", f"out = open('{t.path(name)}', 'wb')\n{script}out.close()\n")
+        stored, at = t.path(name).read_bytes(), 0
+        image = image or bytearray(size)
+        for offset, length in held:
+            image[offset:offset + length] = stored[at:at + length]
+            at += length
+        assert (sum(length for _, length in held) == size) == (step == 0), held
+        assert bytes(image) == then, f"the image of step {step} is wrong"
+        d.fleece("snapshot", "delete", name)
+        if step:
+            d.fleece("bitmap", "remove", f"p{step - 1}")
+
+
+def held_at(t, d, name, size):
+    """Ranges of a snapshot that can be read: where fleece:residence does not say released."""
+    extents = json.loads(t.run("nbdinfo", "--json", "--map=fleece:residence", d.uri(f"vda@{name}")).stdout)
+    assert sum(e["length"] for e in extents) == size
+    return [(e["offset"], e["length"]) for e in extents if not e["type"] & 16]
+
+
 def test_the_bits_of_qemu(t):
     """The same requests to qemu-storage-daemon: its bitmap has the same ranges dirty."""
     harness.need("qemu-storage-daemon", "qemu-io", "nbdinfo")
