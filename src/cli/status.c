@@ -35,6 +35,9 @@ static void print_head(const json_t *status)
            number_of(status, "pid"), size_of(text[0], status, "rss-bytes"));
     printf("fleecing cache: %s used, %s at its peak, %s at most\n", size_of(text[0], cache, "bytes"),
            size_of(text[1], cache, "bytes-peak"), size_of(text[2], cache, "bytes-max"));
+    if (number_of(cache, "file-bytes-max") > 0)
+        printf("cache files: %s used, %s at their peak, %s at most\n", size_of(text[0], cache, "file-bytes"),
+               size_of(text[1], cache, "file-bytes-peak"), size_of(text[2], cache, "file-bytes-max"));
     size_t i;
     json_t *address, *reactor;
     json_array_foreach (json_object_get(status, "nbd"), i, address)

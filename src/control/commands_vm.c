@@ -66,9 +66,11 @@ static void status_has_disks(void *argument, const struct vm_status *vm_status)
     for (unsigned i = 0; i < vm_status->disk_count; i++)
         json_array_append_new(
             disks, describe_disk(&vm_status->disks[i], vm_disk(host->vm, i)->leaf->ops->driver, host->disk_files[i]));
-    json_t *cache = json_pack("{s:I, s:I, s:I}", "bytes", (json_int_t)vm_status->cache_bytes_now, "bytes-peak",
-                              (json_int_t)vm_status->cache_bytes_peak, "bytes-max",
-                              (json_int_t)vm_status->cache_bytes_max);
+    json_t *cache = json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:I}", "bytes", (json_int_t)vm_status->cache_bytes_now, "bytes-peak",
+        (json_int_t)vm_status->cache_bytes_peak, "bytes-max", (json_int_t)vm_status->cache_bytes_max, "file-bytes",
+        (json_int_t)vm_status->file_bytes_now, "file-bytes-peak", (json_int_t)vm_status->file_bytes_peak,
+        "file-bytes-max", (json_int_t)vm_status->file_bytes_max);
     request->partial = json_pack("{s:s, s:s, s:s, s:I, s:I, s:o, s:o, s:o, s:o}", "name", vm_name(host->vm), "version",
                                  FLEECE_VERSION, "status", "running", "pid", (json_int_t)getpid(), "rss-bytes",
                                  (json_int_t)host->rss_bytes(host->context), "nbd",

@@ -127,6 +127,12 @@ json_t *describe_disk(const struct vm_disk_status *disk, const char *driver, con
         {"writes-held", disk->writes_held},
         {"writes-parked", disk->writes_parked},
         {"blocks-preserved", disk->blocks_preserved},
+        {"block-size", disk->block_bytes},
+        {"ram-blocks", disk->ram_blocks},
+        {"file-blocks", disk->file_blocks},
+        {"zero-blocks", disk->zero_blocks},
+        {"file-bytes", disk->file_bytes},
+        {"spilled-bytes", disk->spilled_bytes},
         {"copies-in-flight", disk->copies_in_flight},
         {"cache-blocks", disk->cache_blocks_now},
     };

@@ -39,7 +39,6 @@ def test_usage(t):
     refuse(t, 2, "format=qcow2 is not supported yet", "--disk", "vda=x,format=qcow2")
     refuse(t, 2, "--vhost-user is not supported yet", "--vhost-user", "vda=s")
     refuse(t, 2, "--config is not supported yet", "--config", "x")
-    refuse(t, 2, "dir= (the disk tier) is not supported yet", "--fleece", "dir=/tmp")
     refuse(t, 2, "track= (change tracking) is not supported yet", "--disk", "vda=x,track=on")
 
 
