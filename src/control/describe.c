@@ -135,6 +135,8 @@ json_t *describe_disk(const struct vm_disk_status *disk, const char *driver, con
         {"spilled-bytes", disk->spilled_bytes},
         {"copies-in-flight", disk->copies_in_flight},
         {"cache-blocks", disk->cache_blocks_now},
+        {"blocks-released", disk->blocks_released},
+        {"blocks-released-in-part", disk->blocks_cut},
     };
     json_t *json = json_pack("{s:s, s:s, s:b}", "name", disk->name, "driver", driver, "copy-before-write",
                              disk->filtered);

@@ -65,7 +65,7 @@ struct copy_before_write {
     uint32_t sweep_at; /* place */
     struct list waiters;
     bool quiet_awaited; /* the cache's */
-    uint64_t blocks_preserved, blocks_released;
+    uint64_t blocks_preserved, blocks_released, blocks_cut;
 };
 
 /* point.c: whether a live point with after < epoch <= last needs the block. */

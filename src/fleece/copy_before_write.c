@@ -309,6 +309,7 @@ void cbw_status(const struct copy_before_write *cbw, struct cbw_status *status)
     *status = (struct cbw_status){
         .blocks_preserved = cbw->blocks_preserved,
         .blocks_released = cbw->blocks_released,
+        .blocks_cut = cbw->blocks_cut,
         .copies_in_flight = cbw->copies_in_flight,
         .writes_parked = list_length(&cbw->for_copy) + list_length(&cbw->for_room),
     };

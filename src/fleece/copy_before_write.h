@@ -26,10 +26,9 @@ struct point { /* one disk's part of a snapshot */
     struct copy_before_write *cbw;
     uint32_t epoch; /* of the snapshot: the same on all disks of the VM */
     enum point_state state;
-    bool broken_early;       /* another disk, cut earlier, lost a block of it before this disk heard of the cut */
-    struct bitmap needed;    /* by block: what a reader may still ask for */
-    uint64_t released_ns;    /* when a consumer last released something; 0: never */
-    uint64_t released_parts; /* blocks that releases covered only in part */
+    bool broken_early;    /* another disk, cut earlier, lost a block of it before this disk heard of the cut */
+    struct bitmap needed; /* by block: what a reader may still ask for */
+    uint64_t released_ns; /* when a consumer last released something; 0: never */
 };
 
 enum cbw_loss {
@@ -112,6 +111,7 @@ struct read_gate *cbw_read_gate(struct copy_before_write *cbw);
 struct cbw_status {
     uint64_t blocks_preserved; /* since it was created */
     uint64_t blocks_released;  /* asked for by consumers */
+    uint64_t blocks_cut;       /* that such requests covered only in part: they stay */
     struct fleecing_cache_status cache;
     uint32_t copies_in_flight, writes_parked;
 };

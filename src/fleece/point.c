@@ -224,7 +224,7 @@ int point_release(struct point *point, struct range range)
 {
     struct copy_before_write *cbw = point->cbw;
     struct block_range blocks = whole_blocks(cbw, range);
-    point->released_parts += range_to_blocks(range, cbw->block_shift).count - blocks.count;
+    cbw->blocks_cut += range_to_blocks(range, cbw->block_shift).count - blocks.count;
     point->released_ns = io_now_ns(cbw->node.io);
     if (blocks.count == 0)
         return 0;

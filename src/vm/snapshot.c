@@ -241,6 +241,7 @@ static void part_close(struct part *part)
         cbw_status(vd->cbw, &status);
         vd->preserved_before += status.blocks_preserved;
         vd->released_before += status.blocks_released;
+        vd->cut_before += status.blocks_cut;
         vd->spilled_before += status.cache.spilled_bytes;
         cbw_destroy(vd->cbw);
         vd->cbw = NULL;

@@ -127,6 +127,7 @@ struct vm_disk_status {
     uint64_t cache_blocks_now; /* all that follow */
     uint64_t ram_blocks, file_blocks, zero_blocks;
     uint64_t blocks_released; /* asked for by consumers; ever */
+    uint64_t blocks_cut;      /* that they asked for only in part, so that they stayed; ever */
     uint64_t file_bytes;      /* of its cache file, now in use */
     uint64_t spilled_bytes;   /* ever */
     uint64_t block_bytes;

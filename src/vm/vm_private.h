@@ -15,8 +15,8 @@ struct vm_disk {
 
     struct error error; /* why it could not be made */
     /* The disk's reactor's: */
-    struct copy_before_write *cbw;                              /* NULL: no snapshot needs one */
-    uint64_t preserved_before, released_before, spilled_before; /* by earlier ones */
+    struct copy_before_write *cbw;                                          /* NULL: no snapshot needs one */
+    uint64_t preserved_before, released_before, cut_before, spilled_before; /* by earlier ones */
     struct dirty_bitmaps bitmaps;
     struct room_disk room;
     /* Disk's reactor -> control: points of these epochs lost a block of this disk. */

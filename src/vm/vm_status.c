@@ -58,6 +58,7 @@ static void status_ask(struct io_message *message)
         .file_blocks = cbw.cache.file_blocks,
         .zero_blocks = cbw.cache.zero_blocks,
         .blocks_released = vd->released_before + cbw.blocks_released,
+        .blocks_cut = vd->cut_before + cbw.blocks_cut,
         .file_bytes = cbw.cache.file_bytes,
         .spilled_bytes = vd->spilled_before + cbw.cache.spilled_bytes,
         .block_bytes = vd->block_bytes,

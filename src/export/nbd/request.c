@@ -4,6 +4,7 @@
  * is taken until its reply has been sent, and so is its buffer: that is the whole of the flow control.
  */
 #include <assert.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -114,9 +115,9 @@ static void command_done(struct request *block, int status)
 }
 
 /*
- * Block status. Each context that was selected has a request of its own, two at most; each becomes one chunk of the reply,
- * in the order in which the node answers, and the last one ends it. When the first fails there is no chunk of it, and the
- * error ends the reply.
+ * Block status. Each context that was selected has a request of its own, two at most. When both are back, each becomes one
+ * chunk of the reply; an error of either is the whole reply. Released blocks have no allocation, which the node says with
+ * an error; a client that also asked for their residence is told "data", for as far as that calls them released.
  */
 
 /* The extents become descriptors in place: those are smaller. */
@@ -133,24 +134,46 @@ static uint32_t descriptors_put(struct nbd_request *request)
     return (uint32_t)(to - request->buffer.bytes);
 }
 
+static void block_status_reply(struct nbd_request *request, bool last)
+{
+    nbd_reply_block_status(request, NBD_CONTEXT_ID(request->context), descriptors_put(request), last);
+}
+
+/* Both are back: `base` is the allocation's. */
+static void block_status_reply_both(struct nbd_request *base, struct nbd_request *residence)
+{
+    const struct nbd_terms *terms = &base->session->terms;
+    const struct block_extent *first = residence->block.extents;
+    if (base->status == -ENODATA && residence->status == 0 && (first->flags & RESIDENCE_RELEASED)) {
+        base->block.extents[0] = (struct block_extent){first->length, 0};
+        base->block.extent_count = 1;
+        base->status = 0;
+    }
+    int status = base->status ? base->status : residence->status;
+    if (status) {
+        nbd_request_put(base);
+        nbd_reply_status(residence, nbd_refusal_of(status, terms));
+    } else {
+        block_status_reply(base, false);
+        block_status_reply(residence, true);
+    }
+}
+
 static void block_status_done(struct request *block, int status)
 {
     struct nbd_request *request = container_of(block, struct nbd_request, block), *twin = request->twin;
     struct nbd_session *session = request->session;
-    struct nbd_refusal refusal = nbd_refusal_of(status, &session->terms);
     session->submitted--;
-    if (!refusal.error)
-        refusal = request->refusal; /* the twin's */
-    if (twin)
-        twin->twin = NULL;
-    if (refusal.error && twin) {
-        twin->refusal = refusal;
-        nbd_request_put(request);
-    } else if (refusal.error) {
-        nbd_reply_status(request, refusal);
-    } else {
-        nbd_reply_block_status(request, NBD_CONTEXT_ID(request->context), descriptors_put(request), !twin);
-    }
+    request->status = status;
+    request->answered = true;
+    if (!twin && status)
+        nbd_reply_status(request, nbd_refusal_of(status, &session->terms));
+    else if (!twin)
+        block_status_reply(request, true);
+    else if (twin->answered && request->context == NBD_CONTEXT_RESIDENCE)
+        block_status_reply_both(twin, request);
+    else if (twin->answered)
+        block_status_reply_both(request, twin);
     nbd_session_wake(session);
 }
 

@@ -27,11 +27,12 @@ struct nbd_request { /* one command, or one piece of a large one; between two us
     struct nbd_session *session;
     struct nbd_command command; /* of the client: the same in all pieces */
     struct nbd_request *whole;  /* for a piece: the command that it belongs to */
-    struct nbd_request
-        *twin; /* BLOCK_STATUS: the other context's, while that is not answered; NULL: none, or no more */
-    enum nbd_context context; /* BLOCK_STATUS: whose extents these are */
-    unsigned pieces;          /* for a command in pieces: those under way */
-    bool issued;              /* ... and no further one will come */
+    struct nbd_request *twin;   /* BLOCK_STATUS: the other context's; NULL: one was selected */
+    enum nbd_context context;   /* BLOCK_STATUS: whose extents these are */
+    bool answered;              /* ... and that the node did, with `status` */
+    int status;
+    unsigned pieces; /* for a command in pieces: those under way */
+    bool issued;     /* ... and no further one will come */
     struct nbd_refusal refusal;
     struct nbd_buffer buffer;
     struct iovec iov; /* the payload, in the buffer */
