@@ -183,9 +183,9 @@ static void read_file_done(struct request *req, int status)
 {
     struct file_read *file_read = container_of(req, struct file_read, req);
     struct snapshot_read *read = file_read->read;
-    if (status < 0) {
+    if (status < 0 && !MUTANT(cache_error_taken_for_data)) {
         PROBE(read_of_file_failed);
-        read->status = MUTANT(cache_error_taken_for_data) ? 0 : status;
+        read->status = status;
         point_lost_cached(read->access->point, file_read->blocks, status);
     }
     file_read->read = NULL;
