@@ -32,7 +32,7 @@ static void cbw_ask_for_room(struct copy_before_write *cbw)
 {
     uint64_t now = io_now_ns(cbw->node.io);
     uint64_t parked = list_first(&cbw->for_room, struct request, link)->parked_since_ns;
-    bool overdue = now >= parked + cbw->timeout_ns;
+    bool overdue = now >= parked + cbw->timeout_ns && !MUTANT(never_overdue);
     uint64_t again = now + RELEASE_PATIENCE_NS;
     if (!overdue && parked + cbw->timeout_ns < again)
         again = parked + cbw->timeout_ns;
@@ -63,6 +63,8 @@ static void cbw_wait_for_room(struct copy_before_write *cbw, struct request *req
         request_complete(req, -ENOSPC);
         return;
     }
+    if (MUTANT(timeout_starts_anew))
+        req->parked_since_ns = 0;
     disk_park(&cbw->for_room, req);
     if (!cbw->full_reported && !cbw->sweeping)
         cbw_ask_for_room(cbw);

@@ -20,6 +20,7 @@
 #include <errno.h>
 #include <sys/mman.h>
 
+#include "base/probe.h"
 #include "fleece/disk_tier_internal.h"
 
 static uint64_t segment_file_bytes(const struct disk_tier *tier)
@@ -117,7 +118,8 @@ bool disk_tier_claim(struct disk_tier *tier, uint32_t *segment)
     if (take_from(&tier->kept, &tier->kept_count, segment) || take_from(&tier->idle, &tier->idle_count, segment)) {
         slot_pool_open(&tier->pool, *segment);
     } else {
-        if (!slot_pool_next_absent(&tier->pool, segment) || !budget_take(tier->budget, segment_file_bytes(tier)))
+        if (!slot_pool_next_absent(&tier->pool, segment) ||
+            (!budget_take(tier->budget, segment_file_bytes(tier)) && !MUTANT(cache_files_overdrawn)))
             return false;
         slot_pool_add(&tier->pool, *segment);
     }
@@ -187,7 +189,7 @@ void disk_tier_settle(struct disk_tier *tier)
 void disk_tier_give(struct disk_tier *tier, uint32_t slot)
 {
     uint32_t segment = slot / tier->pool.slots_per_segment;
-    if (slot_pool_give(&tier->pool, slot) > 0)
+    if (slot_pool_give(&tier->pool, slot) > 0 && !MUTANT(segment_in_use_is_idle))
         return;
     if (!tier->pool.segments[segment].closed)
         slot_pool_close(&tier->pool, segment);

@@ -191,7 +191,8 @@ void fleecing_cache_give(struct fleecing_cache *cache, uint32_t slot)
 void fleecing_cache_insert(struct fleecing_cache *cache, uint32_t slot, uint64_t block, uint32_t epoch)
 {
     uint32_t place = slot;
-    if (memory_is_zero(ram_tier_memory(&cache->ram, slot), (size_t)1 << cache->block_shift)) {
+    if (memory_is_zero(ram_tier_memory(&cache->ram, slot),
+                       (size_t)1 << (cache->block_shift - (MUTANT(half_a_block_is_zero) ? 1 : 0)))) {
         uint32_t mark = mark_take(cache);
         if (mark != PLACE_NONE) {
             PROBE(cache_zero_mark);
@@ -270,7 +271,7 @@ static void spill_settle(struct cache_spill *spilled, int status)
         uint32_t slot = spilled->segment * per_segment + i, place = spilled->spill.slots[i];
         if (place == SLOT_NONE)
             continue;
-        if (cache->map.keys[slot] == spilled->keys[i]) {
+        if (cache->map.keys[slot] == spilled->keys[i] || MUTANT(spill_moves_what_is_gone)) {
             block_map_move(&cache->map, slot, cache->disk_base + place);
             ram_tier_give(&cache->ram, slot);
         } else {
@@ -315,7 +316,8 @@ static void spill_start(struct fleecing_cache *cache, uint32_t segment)
     spilled->spill.keys = spilled->keys;
     spilled->spill.done = spill_done;
     cache->spills_busy++;
-    ram_tier_close(&cache->ram, segment);
+    if (!MUTANT(spilled_segment_stays_open))
+        ram_tier_close(&cache->ram, segment);
     disk_tier_spill(&cache->disk, &spilled->spill);
 }
 
@@ -378,7 +380,7 @@ uint32_t fleecing_cache_take(struct fleecing_cache *cache, uint32_t count, uint3
 bool fleecing_cache_squeeze(struct fleecing_cache *cache)
 {
     spill_some(cache, cache->spills_busy == 0);
-    return cache->spills_busy > 0;
+    return cache->spills_busy > 0 && !MUTANT(spills_not_waited_for);
 }
 
 int fleecing_cache_failure(const struct fleecing_cache *cache)

@@ -32,7 +32,8 @@ bool cbw_needed_between(const struct copy_before_write *cbw, uint64_t block, uin
         const struct point *point = container_of(link, const struct point, link);
         if (point->epoch <= after)
             return false;
-        if (point->epoch <= last && point->state == POINT_LIVE && bitmap_get(&point->needed, block))
+        if (point->epoch <= last && point->state == POINT_LIVE &&
+            (bitmap_get(&point->needed, block) || MUTANT(released_block_preserved)))
             return true;
     }
     return false;
@@ -187,7 +188,8 @@ void point_lost_cached(struct point *point, struct block_range blocks, int statu
         return;
     PROBE(cached_block_lost);
     cbw_break(cbw, oldest + 1, newest);
-    cbw->hooks.lost(cbw->hooks.context, oldest + 1, newest, LOST_CACHED, status);
+    if (!MUTANT(lost_in_the_file_stays_here))
+        cbw->hooks.lost(cbw->hooks.context, oldest + 1, newest, LOST_CACHED, status);
 }
 
 /* ---- release ---- */
@@ -195,7 +197,7 @@ void point_lost_cached(struct point *point, struct block_range blocks, int statu
 static struct block_range whole_blocks(const struct copy_before_write *cbw, struct range range)
 {
     uint64_t unit = UINT64_C(1) << cbw->block_shift;
-    uint64_t first = round_up(range.start, unit) >> cbw->block_shift;
+    uint64_t first = round_up(range.start, MUTANT(release_takes_parts) ? 1 : unit) >> cbw->block_shift;
     uint64_t end = range_end(range) == cbw->node.size_bytes ? cbw_block_count(cbw)
                                                             : range_end(range) >> cbw->block_shift;
     return (struct block_range){first, end > first ? end - first : 0};
@@ -211,7 +213,8 @@ static void point_free_entries(struct point *point, struct block_range blocks)
         uint32_t place = block_map_find(map, block, point->epoch);
         if (place == PLACE_NONE)
             continue;
-        if (cbw_needed_between(cbw, block, block_map_older(map, place), block_map_epoch(map, place))) {
+        if (cbw_needed_between(cbw, block, block_map_older(map, place), block_map_epoch(map, place)) &&
+            !MUTANT(release_takes_from_others)) {
             PROBE(released_block_serves_others);
             continue;
         }
@@ -232,7 +235,8 @@ int point_release(struct point *point, struct range range)
     int status = bitmap_assign(&point->needed, blocks.first, blocks.count, false);
     cbw->blocks_released += before - point->needed.set_count;
     point_free_entries(point, blocks);
-    cbw_abandon_unneeded_copies(cbw);
+    if (!MUTANT(release_keeps_copies))
+        cbw_abandon_unneeded_copies(cbw);
     cbw_look_at_discards(cbw, range);
     cbw_room_came(cbw);
     return status;

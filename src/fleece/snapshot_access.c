@@ -154,7 +154,8 @@ static uint64_t take_preserved(const struct snapshot_access *access, const struc
             break;
         case PLACE_ZERO:
             PROBE(read_from_mark);
-            iov_zero(req->iov, req->iov_count, at, part.length);
+            if (!MUTANT(mark_taken_for_data))
+                iov_zero(req->iov, req->iov_count, at, part.length);
             break;
         case PLACE_FILE:
             if (first_in_file == end)

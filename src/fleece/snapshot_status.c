@@ -37,7 +37,7 @@ static uint32_t place_flags(const struct walk *walk, uint64_t block)
     case PLACE_RAM:
         return RESIDENCE_CHANGED | RESIDENCE_RAM;
     case PLACE_FILE:
-        return RESIDENCE_CHANGED | RESIDENCE_CACHE;
+        return MUTANT(residence_knows_no_file) ? 0 : RESIDENCE_CHANGED | RESIDENCE_CACHE;
     case PLACE_ZERO:
         return RESIDENCE_CHANGED | RESIDENCE_ZERO;
     }
@@ -92,7 +92,7 @@ int snapshot_allocation(const struct point *point, struct request *req, const st
         while (rest.length > 0) {
             uint32_t flags;
             uint64_t length = next_run(&walk, rest, &flags);
-            if (flags & RESIDENCE_RELEASED)
+            if ((flags & RESIDENCE_RELEASED) && !MUTANT(released_block_described))
                 return req->extent_count > 0 ? 0 : -ENODATA;
             uint32_t says = flags == 0               ? base->extents[i].flags
                             : flags & RESIDENCE_ZERO ? (uint32_t)(EXTENT_HOLE | EXTENT_ZERO)

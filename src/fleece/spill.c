@@ -27,6 +27,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/probe.h"
 #include "fleece/disk_tier_internal.h"
 
 #define TO(step) (1u << (step))
@@ -179,7 +180,7 @@ static void write_done(struct request *req, int status)
     struct spill *spill = write->spill;
     write->under_way = false;
     spill->in_flight--;
-    if (status < 0 && spill->status == 0)
+    if (status < 0 && spill->status == 0 && !MUTANT(failed_spill_taken))
         spill->status = status;
     if (status < 0 && write->is_header)
         spill->header_lost = true;

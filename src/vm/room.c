@@ -222,7 +222,7 @@ static void room_begin(struct room *room)
 {
     room->asked_again = false;
     room_gather(room);
-    if (room->shortage.through_epoch && !room->shortage.overdue && !room->in_vain)
+    if (room->shortage.through_epoch && (!room->shortage.overdue || MUTANT(overdue_ignored)) && !room->in_vain)
         room_send_orders(room, ROOM_SQUEEZING, order_squeeze);
     else if (room->shortage.through_epoch || room->lost_first)
         room_break(room);

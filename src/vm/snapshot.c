@@ -331,7 +331,7 @@ static void filters_gone(struct snapshot *snapshot)
     snapshot->parts_out = 1; /* our own, so that it does not reach 0 within the loop */
     for (unsigned i = 0; i < vm->disk_count; i++) {
         struct vm_disk *vd = &vm->disks[i];
-        if (!vd->file)
+        if (!vd->file || MUTANT(cache_stays_open))
             continue;
         snapshot->parts_out++;
         vm->options.hooks.cache_close(vm->options.hooks.context, vd->disk, vd->file, file_closed, &snapshot->parts[i]);

@@ -197,8 +197,17 @@ static void stick_or_not(struct sim *sim)
         sim->stuck = 0;
     } else if (sim->stuck == 0 && sim->sticks && sim_chance(sim, 64)) {
         sim->stick_next = true;
+        sim->stick_kind = sim_chance(sim, 512) ? WORLD_READ : WORLD_WRITE; /* of a copy, or of anybody */
         sim->stuck_until = world_now(sim->world) + sim_below(sim, 30 * NS_PER_MS);
     }
+}
+
+void director_stick_no_more(struct sim *sim)
+{
+    sim->sticks = sim->stick_next = false;
+    if (sim->stuck != 0)
+        world_let_go(sim->world, sim->stuck);
+    sim->stuck = 0;
 }
 
 static void stall_somebody(struct sim *sim)

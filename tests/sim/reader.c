@@ -137,6 +137,21 @@ static void check_data(const struct reader *reader)
              (unsigned long long)range.length);
 }
 
+/* What is described is needed: an answer ends before the first block that is not. */
+static void check_status(const struct reader *reader)
+{
+    struct reader described = *reader;
+    sim_check_extents(reader->sim, &reader->req, any_block(reader, may_be_gone) ? NULL : part_of(reader)->image,
+                      reader->snapshot->name);
+    described.req.range.length = 0;
+    for (unsigned i = 0; i < reader->req.extent_count; i++)
+        described.req.range.length += reader->req.extents[i].length;
+    if (any_block(&described, was_gone))
+        sim_fail(reader->sim, "%s@%s: block status of [%llu +%llu] describes a block that was released",
+                 reader->disk->name, reader->snapshot->name, (unsigned long long)described.req.range.start,
+                 (unsigned long long)described.req.range.length);
+}
+
 static bool is_zero(const uint8_t *bytes, uint64_t length)
 {
     return bytes[0] == 0 && memcmp(bytes, bytes + 1, length - 1) == 0;
@@ -222,8 +237,7 @@ static void check_success(struct reader *reader)
     else if ((reader->req.flags & REQUEST_RESIDENCE) != 0)
         check_residence(reader);
     else
-        sim_check_extents(sim, &reader->req, any_block(reader, may_be_gone) ? NULL : part_of(reader)->image,
-                          snapshot->name);
+        check_status(reader);
 }
 
 /* ---- what they do ---- */
@@ -291,12 +305,12 @@ static void reader_choose(struct reader *reader)
     }
     if (reader->consumes && next_piece(reader))
         return;
-    req->range = sim_random_range(sim, reader->disk->size, reader->longest);
+    req->range = sim_random_place(sim, reader->disk, reader->longest);
     if (sim_chance(sim, 128)) { /* the chains' place, too */
         req->range.start = 0;
         req->range.length = 1 + sim_below(sim, reader->longest);
     }
-    if (reader->releases && sim_chance(sim, 40))
+    if (reader->releases && sim_chance(sim, sim->stuck != 0 ? 160 : 40))
         req->kind = REQUEST_DISCARD;
     else if (sim_chance(sim, 250))
         choose_status(reader);

@@ -68,10 +68,12 @@ static bool gate(void *context, const struct world_io *io)
     struct sim *sim = context;
     if (cache_is_file(sim, io->file))
         return cache_gate(sim, io);
-    if (!sim->stick_next || io->kind != WORLD_WRITE)
+    if (!sim->stick_next || io->kind != sim->stick_kind)
         return false;
     sim->stick_next = false;
     sim->stuck = io->number;
+    sim->stuck_file = io->file;
+    sim->stuck_range = io->range;
     sim_trace(sim, "operation %llu gets stuck", (unsigned long long)io->number);
     return true;
 }
@@ -341,6 +343,7 @@ static void run_to_the_end(struct sim *sim)
 {
     run_until(sim, guests_are_done, "the end of the guests' requests");
     cache_let_go(sim, true);
+    director_stick_no_more(sim);
     if (!sim->tight && sim_chance(sim, 640)) {
         world_call(sim->control, stop_director, sim);
         run_until(sim, nothing_in_the_making, "the answer to a creation");

@@ -161,7 +161,10 @@ struct sim {
     struct io_timer director;
     uint64_t slow_until;         /* the guests take their time: a cut is tried again after a pause */
     uint64_t stuck, stuck_until; /* operation that the gate holds */
+    const struct world_file *stuck_file;
+    struct range stuck_range;
     bool stick_next;
+    enum world_kind stick_kind;
     bool last_created; /* tight: the snapshot in whose first moments the guests come to their end */
     bool status_known;
     struct vm_status status;
@@ -198,6 +201,8 @@ uint64_t sim_run(const struct sim_options *options);
 void guests_create(struct sim_disk *disk);
 void guests_start(struct sim_disk *disk); /* on the disk's reactor */
 void guests_destroy(struct sim_disk *disk);
+/* Of requests to the disk; now and then the place of what is stuck there. */
+struct range sim_random_place(struct sim *sim, const struct sim_disk *disk, uint64_t longest);
 struct range sim_random_range(struct sim *sim, uint64_t size, uint64_t longest);
 void sim_slice(struct sim *sim, struct iovec *iov, unsigned *iov_count, uint8_t *buffer, uint64_t length);
 /* Whether extents may describe these bytes, the whole of the disk's. */
@@ -239,6 +244,7 @@ void cache_check(struct sim *sim); /* after a write to one of them */
 /* director.c */
 void director_start(struct sim *sim); /* on the control reactor, as all of these */
 void director_stop(struct sim *sim);
+void director_stick_no_more(struct sim *sim); /* what is stuck in a disk comes back */
 void director_delete_all(struct sim *sim);
 struct sim_snapshot *sim_snapshot_find(struct sim *sim, const char *name);
 void sim_snapshot_ended(struct sim_snapshot *snapshot);
