@@ -104,6 +104,8 @@ int fleecing_cache_init(struct fleecing_cache *cache, const struct fleecing_cach
                                reserved_segments(options->ram_budget->max_bytes, charge), err);
     if (status < 0)
         return status;
+    cache->ram.grown = options->changed;
+    cache->ram.context = options->context;
     if (options->file) {
         const struct disk_tier_options disk = {options->file, options->file_budget, options->block_shift,
                                                options->segment_bytes};
@@ -131,6 +133,11 @@ void fleecing_cache_fini(struct fleecing_cache *cache)
 bool fleecing_cache_is_empty(const struct fleecing_cache *cache)
 {
     return cache->map.entries == 0;
+}
+
+bool fleecing_cache_is_growing(const struct fleecing_cache *cache)
+{
+    return ram_tier_is_growing(&cache->ram);
 }
 
 bool fleecing_cache_is_quiet(const struct fleecing_cache *cache)
@@ -380,7 +387,8 @@ uint32_t fleecing_cache_take(struct fleecing_cache *cache, uint32_t count, uint3
 bool fleecing_cache_squeeze(struct fleecing_cache *cache)
 {
     spill_some(cache, cache->spills_busy == 0);
-    return cache->spills_busy > 0 && !MUTANT(spills_not_waited_for);
+    ram_tier_trim(&cache->ram);
+    return (cache->spills_busy > 0 && !MUTANT(spills_not_waited_for)) || ram_tier_is_growing(&cache->ram);
 }
 
 int fleecing_cache_failure(const struct fleecing_cache *cache)

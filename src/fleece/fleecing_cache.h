@@ -59,6 +59,8 @@ int fleecing_cache_init(struct fleecing_cache *cache, const struct fleecing_cach
 /* It is empty and quiet. */
 void fleecing_cache_fini(struct fleecing_cache *cache);
 bool fleecing_cache_is_empty(const struct fleecing_cache *cache);
+/* Whether memory for it is on its way; `changed` is called when it is here. */
+bool fleecing_cache_is_growing(const struct fleecing_cache *cache);
 bool fleecing_cache_is_quiet(const struct fleecing_cache *cache);
 /* Calls quiet(context) later, when no spill is under way and nothing of the file is being punched. */
 void fleecing_cache_when_quiet(struct fleecing_cache *cache, void (*quiet)(void *context), void *context);

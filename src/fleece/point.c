@@ -261,7 +261,8 @@ static bool cbw_is_busy(struct copy_before_write *cbw)
         cbw->quiet_awaited = true;
         fleecing_cache_when_quiet(&cbw->cache, cache_fell_quiet, cbw);
     }
-    return cbw->copies_in_flight > 0 || cbw->quiet_awaited || cbw_has_discards(cbw);
+    return cbw->copies_in_flight > 0 || cbw->quiet_awaited || cbw_has_discards(cbw) ||
+           fleecing_cache_is_growing(&cbw->cache);
 }
 
 static void cbw_tell_waiters(struct copy_before_write *cbw)

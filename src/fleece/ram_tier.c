@@ -6,6 +6,16 @@
  * SIGBUS later, C13), and is punched as soon as its last slot is given back, unless it is closed: then it is on its way to
  * the cache file, and is punched when that is over. Its memory and the map's share for its slots are charged to the budget
  * while it is there. The shared memory has no name: a crash leaves nothing.
+ *
+ * To grow a segment and to clear its pages takes as long as ten guest writes (0.1 ms and 0.3 ms a MiB). So the next one is
+ * made ahead, by a helper thread, as soon as the one before it comes into use:
+ *
+ *     NONE -> GROWING -> READY -> NONE (it goes into the pool, or is given back)
+ *
+ * The spare is charged, is in no pool, and while it grows nobody but the helper touches it: who needs a segment then grows
+ * another one himself. Above three quarters of the budget none is made ahead, but a segment that empties may stay as the
+ * spare. Spares never count against others: ram_tier_trim() gives them back when anybody is short, and a spare that is
+ * growing is room that comes soon.
  */
 #include "fleece/ram_tier.h"
 
@@ -19,6 +29,8 @@ static struct range segment_range(const struct ram_tier *tier, uint32_t segment)
     return (struct range){segment * tier->segment_bytes, tier->segment_bytes};
 }
 
+static void spare_grown(struct io_op *op, int64_t result);
+
 int ram_tier_init(struct ram_tier *tier, struct io *io, struct budget *budget, unsigned block_shift,
                   uint64_t segment_bytes, uint64_t segment_charge, uint32_t segments_max, struct error *err)
 {
@@ -28,6 +40,7 @@ int ram_tier_init(struct ram_tier *tier, struct io *io, struct budget *budget, u
         .block_shift = block_shift,
         .segment_bytes = segment_bytes,
         .segment_charge = segment_charge,
+        .growth.done = spare_grown,
     };
     if (slot_pool_init(&tier->pool, segments_max, (uint32_t)(segment_bytes >> block_shift)) < 0)
         return error_set(err, ENOMEM, "no memory for the fleecing cache's list of %u segments", segments_max);
@@ -39,16 +52,79 @@ int ram_tier_init(struct ram_tier *tier, struct io *io, struct budget *budget, u
 
 void ram_tier_fini(struct ram_tier *tier)
 {
-    assert(tier->pool.segments_present == 0);
+    assert(tier->pool.segments_present == 0 && tier->spare != SPARE_GROWING);
+    ram_tier_trim(tier);
     io_shm_destroy(tier->io, &tier->shm);
     slot_pool_fini(&tier->pool);
+}
+
+static int64_t spare_grow(void *argument)
+{
+    struct ram_tier *tier = argument;
+    int result = io_shm_grow(tier->io, &tier->shm, segment_range(tier, tier->spare_segment));
+    if (result == 0)
+        io_shm_populate(tier->io, &tier->shm, segment_range(tier, tier->spare_segment));
+    return result;
+}
+
+static void spare_prepare(struct ram_tier *tier)
+{
+    if (tier->spare != SPARE_NONE || budget_is_short(tier->budget, 0) ||
+        !slot_pool_next_absent(&tier->pool, &tier->spare_segment) || !budget_take(tier->budget, tier->segment_charge))
+        return;
+    tier->spare = SPARE_GROWING;
+    io_work(tier->io, &tier->growth, spare_grow, tier);
+}
+
+static void spare_grown(struct io_op *op, int64_t result)
+{
+    struct ram_tier *tier = container_of(op, struct ram_tier, growth);
+    assert(tier->spare == SPARE_GROWING);
+    if (result < 0) {
+        PROBE(ram_tier_spare_refused);
+        tier->spare = SPARE_NONE;
+        if (!MUTANT(spare_stays_charged))
+            budget_give(tier->budget, tier->segment_charge);
+    } else {
+        tier->spare = SPARE_READY;
+        if (tier->pool.segments_present == 0)
+            ram_tier_trim(tier); /* all that was preserved is gone again */
+    }
+    tier->grown(tier->context);
+}
+
+bool ram_tier_is_growing(const struct ram_tier *tier)
+{
+    return tier->spare == SPARE_GROWING;
+}
+
+void ram_tier_trim(struct ram_tier *tier)
+{
+    if (tier->spare != SPARE_READY)
+        return;
+    PROBE(ram_tier_spare_given_back);
+    tier->spare = SPARE_NONE;
+    io_shm_punch(tier->io, &tier->shm, segment_range(tier, tier->spare_segment));
+    budget_give(tier->budget, tier->segment_charge);
+}
+
+/* The next segment without memory, but for the spare. */
+static bool segment_choose(const struct ram_tier *tier, uint32_t *segment)
+{
+    if (!slot_pool_next_absent(&tier->pool, segment))
+        return false;
+    if (tier->spare == SPARE_NONE || *segment != tier->spare_segment)
+        return true;
+    PROBE(ram_tier_spare_is_late);
+    *segment = *segment < tier->pool.segments_end ? tier->pool.segments_end : *segment + 1;
+    return *segment < tier->pool.segments_max;
 }
 
 /* Makes a segment with memory; false: the budget or tmpfs has none. */
 static bool segment_grow(struct ram_tier *tier)
 {
     uint32_t segment;
-    if (!slot_pool_next_absent(&tier->pool, &segment))
+    if (!segment_choose(tier, &segment))
         return false;
     if (!budget_take(tier->budget, tier->segment_charge) && !MUTANT(budget_overdrawn)) {
         PROBE(ram_tier_budget_spent);
@@ -65,17 +141,39 @@ static bool segment_grow(struct ram_tier *tier)
     return true;
 }
 
+/* A segment for the pool: the spare, or a new one. */
+static bool segment_add(struct ram_tier *tier)
+{
+    if (tier->spare == SPARE_READY || (tier->spare == SPARE_GROWING && MUTANT(spare_taken_early))) {
+        PROBE(ram_tier_spare_used);
+        tier->spare = SPARE_NONE;
+        slot_pool_add(&tier->pool, tier->spare_segment);
+    } else if (!segment_grow(tier)) {
+        return false;
+    }
+    spare_prepare(tier);
+    return true;
+}
+
 static void segment_drop(struct ram_tier *tier, uint32_t segment)
 {
     slot_pool_drop(&tier->pool, segment);
+    if (tier->spare == SPARE_NONE && tier->pool.segments_present > 0 && !atomic_load(&tier->budget->wanted)) {
+        PROBE(ram_tier_spare_kept);
+        tier->spare = SPARE_READY;
+        tier->spare_segment = segment;
+        return;
+    }
     io_shm_punch(tier->io, &tier->shm, segment_range(tier, segment));
     budget_give(tier->budget, tier->segment_charge);
+    if (tier->pool.segments_present == 0)
+        ram_tier_trim(tier);
 }
 
 uint32_t ram_tier_take(struct ram_tier *tier, uint32_t count, uint32_t *first)
 {
     uint32_t taken = slot_pool_take(&tier->pool, count, first);
-    if (taken == 0 && segment_grow(tier))
+    if (taken == 0 && segment_add(tier))
         taken = slot_pool_take(&tier->pool, count, first);
     return taken;
 }

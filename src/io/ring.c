@@ -497,6 +497,7 @@ static const struct io_ops ring_ops = {
     .cancel = ring_cancel,
     .shm_create = shm_create,
     .shm_grow = shm_grow,
+    .shm_populate = shm_populate,
     .shm_punch = shm_punch,
     .shm_destroy = shm_destroy,
 };

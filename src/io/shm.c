@@ -63,6 +63,15 @@ int shm_grow(struct io *io, struct io_shm *shm, struct range range)
     return result;
 }
 
+void shm_populate(struct io *io, struct io_shm *shm, struct range range)
+{
+    (void)io;
+    assert(range_within(range, shm->reserved_bytes));
+#ifdef MADV_POPULATE_WRITE /* Linux 5.14; older ones map page by page, when each is touched */
+    (void)madvise(shm->base + range.start, range.length, MADV_POPULATE_WRITE);
+#endif
+}
+
 void shm_punch(struct io *io, struct io_shm *shm, struct range range)
 {
     (void)io;

@@ -7,6 +7,7 @@
 
 int shm_create(struct io *io, struct io_shm *shm, uint64_t reserve_bytes, struct error *err);
 int shm_grow(struct io *io, struct io_shm *shm, struct range range);
+void shm_populate(struct io *io, struct io_shm *shm, struct range range);
 void shm_punch(struct io *io, struct io_shm *shm, struct range range);
 void shm_destroy(struct io *io, struct io_shm *shm);
 

@@ -19,6 +19,7 @@ static void shm_grows_reads_and_forgets(void **state)
     suite_assert_filled(shm.base + MIB, 0, MIB);
     memset(shm.base + MIB, 0x5a, MIB);
     assert_int_equal(io_shm_grow(suite->io, &shm, (struct range){MIB, 2 * MIB}), 0); /* what is there stays */
+    io_shm_populate(suite->io, &shm, (struct range){MIB, 2 * MIB});                  /* here as well */
     suite_assert_filled(shm.base + MIB, 0x5a, MIB);
 
     int fd = suite_create_file(suite, "source");

@@ -104,7 +104,8 @@ def test_memory_has_a_hard_cap(t):
     assert status["cache"]["bytes"] == 0 and status["cache"]["bytes-max"] == cap
     c.daemon.fleece("snapshot", "create", "s")
     c.write(*[(i * BLOCK, BLOCK) for i in range(MIB // BLOCK)])
-    assert MIB <= c.last["cache"] <= 2 * MIB and c.last["peak"] == c.last["cache"], c.last
+    # a segment with its share of the map, and the next one, which is kept ready
+    assert MIB <= c.last["cache"] <= 2 * (MIB + 16 * MIB // BLOCK) and c.last["peak"] == c.last["cache"], c.last
     for start in range(MIB, 48 * MIB, 256 * KIB):  # far more than fits: the snapshot breaks, the writes go on
         c.client.pwrite(bytes(256 * KIB), start)
         assert c.daemon.status()["cache"]["bytes"] <= cap

@@ -649,6 +649,7 @@ const struct io_ops world_ops = {
     .cancel = op_cancel,
     .shm_create = shm_create_,
     .shm_grow = shm_grow_,
+    .shm_populate = shm_populate_,
     .shm_punch = shm_punch_,
     .shm_destroy = shm_destroy_,
 };

@@ -187,6 +187,7 @@ void socket_drop_process(struct world *world, unsigned process);
 /* world_shm.c */
 int shm_create_(struct io *io, struct io_shm *shm, uint64_t reserve_bytes, struct error *err);
 int shm_grow_(struct io *io, struct io_shm *shm, struct range range);
+void shm_populate_(struct io *io, struct io_shm *shm, struct range range);
 void shm_punch_(struct io *io, struct io_shm *shm, struct range range);
 void shm_destroy_(struct io *io, struct io_shm *shm);
 void shm_drop(struct world *world, struct description *description);

@@ -56,6 +56,16 @@ int shm_grow_(struct io *io, struct io_shm *shm, struct range range)
     return 0;
 }
 
+/* To touch what was not grown is a fault here as well. */
+void shm_populate_(struct io *io, struct io_shm *shm, struct range range)
+{
+    shm_of(reactor_of(io)->world, shm, range, "shm_populate");
+    for (uint64_t at = range.start; at < range_end(range); at += WORLD_EXTENT_BYTES) {
+        volatile char *byte = shm->base + at;
+        *byte = *byte;
+    }
+}
+
 void shm_punch_(struct io *io, struct io_shm *shm, struct range range)
 {
     struct world *world = reactor_of(io)->world;
