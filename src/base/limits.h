@@ -72,6 +72,10 @@ enum {
     LIMIT_DEFERRED_DISCARDS = 1024,
     /* ... and those of them that run at once: the disk is the guest's. */
     LIMIT_DISCARDS_RUNNING = 4,
+    /* Unchanged blocks of one disk kept in spare RAM: 64 MiB of 4 KiB blocks. */
+    LIMIT_SPARE_BLOCKS = 16384,
+    /* Reads of the guest whose data is kept, under way at once: further ones are not kept. */
+    LIMIT_KEPT_READS = 64,
     /* Dirty bitmaps of one disk: every one is told of every write. */
     LIMIT_BITMAPS = 32,
     /* A dirty bitmap is copied in steps of at most so many chunks, or runs of bits: about 100 us. */

@@ -109,7 +109,8 @@ static void map_grow(struct block_map *map)
 
 void block_map_insert(struct block_map *map, uint32_t place, uint64_t block, uint32_t epoch)
 {
-    assert(epoch > block_map_newest(map, block) && epoch <= EPOCH_MASK && block < UINT64_C(1) << (64 - EPOCH_BITS));
+    assert(epoch > block_map_newest(map, block) && epoch <= EPOCH_UNCHANGED &&
+           block < UINT64_C(1) << (64 - EPOCH_BITS));
     assert(!map->keys[place]);
     map->keys[place] = block << EPOCH_BITS | epoch;
     map->regions[block / MAP_REGION_BLOCKS]++;
@@ -168,9 +169,17 @@ uint32_t block_map_first(const struct block_map *map, uint64_t block)
     return chain_of(map, block) - 1;
 }
 
+void block_map_date(struct block_map *map, uint32_t place, uint32_t epoch)
+{
+    assert(block_map_epoch(map, place) == EPOCH_UNCHANGED && epoch > block_map_older(map, place));
+    map->keys[place] = block_map_block(map, place) << EPOCH_BITS | epoch;
+}
+
 uint32_t block_map_newest(const struct block_map *map, uint64_t block)
 {
     uint32_t link = chain_of(map, block);
+    if (link && block_map_epoch(map, link - 1) == EPOCH_UNCHANGED)
+        link = chain_seek(map, map->chains[link - 1], block);
     return link ? block_map_epoch(map, link - 1) : 0;
 }
 

@@ -25,6 +25,8 @@ struct block_map {
 };
 
 enum { EPOCH_BITS = 28, MAP_REGION_BLOCKS = 1024 };
+/* Newer than every point: the block as it is on the disk now, kept though nobody has overwritten it. */
+#define EPOCH_UNCHANGED ((UINT32_C(1) << EPOCH_BITS) - 1)
 
 /* 0 or -ENOMEM. The memory is touched as places come into use. */
 int block_map_init(struct block_map *map, uint32_t places_max, uint64_t blocks);
@@ -33,6 +35,8 @@ void block_map_fini(struct block_map *map);
 /* `epoch` is newer than every entry that the block has. */
 void block_map_insert(struct block_map *map, uint32_t place, uint64_t block, uint32_t epoch);
 void block_map_remove(struct block_map *map, uint32_t place);
+/* A block that was unchanged so far is about to be overwritten: its entry is a copy for the points up to `epoch` now. */
+void block_map_date(struct block_map *map, uint32_t place, uint32_t epoch);
 /* The entry is at another place from now on. */
 void block_map_move(struct block_map *map, uint32_t from, uint32_t to);
 
@@ -40,7 +44,7 @@ void block_map_move(struct block_map *map, uint32_t from, uint32_t to);
 uint32_t block_map_find(const struct block_map *map, uint64_t block, uint32_t epoch);
 /* The place of the block's newest entry; PLACE_NONE: it has none. */
 uint32_t block_map_first(const struct block_map *map, uint64_t block);
-/* Epoch of the block's newest entry; 0: none. */
+/* Epoch of the block's newest entry that is not EPOCH_UNCHANGED; 0: none. */
 uint32_t block_map_newest(const struct block_map *map, uint64_t block);
 /* Epoch of the next older entry of the place's block; 0: none. */
 uint32_t block_map_older(const struct block_map *map, uint32_t place);

@@ -37,6 +37,14 @@ struct deferred_discards {
     uint64_t dropped; /* requests that found no room in the set */
 };
 
+struct kept_read {         /* of the guest, whose data is to be kept */
+    struct list_node link; /* in `idle_reads` */
+    struct copy_before_write *cbw;
+    struct request *guest;
+    struct request req;
+    uint32_t epoch;
+};
+
 struct copy_before_write {
     struct node node; /* the filter */
     struct disk *disk;
@@ -58,6 +66,11 @@ struct copy_before_write {
     struct io_timer room_timer; /* armed while writes wait for room */
 
     struct deferred_discards discards;
+
+    bool copy_on_read;
+    struct kept_read reads[LIMIT_KEPT_READS];
+    struct list idle_reads;
+    unsigned reads_kept; /* under way */
 
     struct io_task sweep;
     struct io_timer sweep_again;
@@ -97,6 +110,12 @@ void cbw_look_at_discards(struct copy_before_write *cbw, struct range range);
 bool cbw_has_discards(const struct copy_before_write *cbw);
 void cbw_discards_init(struct copy_before_write *cbw);
 void cbw_discards_fini(struct copy_before_write *cbw);
+
+/* copy_on_read.c: a read of the guest: answered from RAM, or on its way to the disk and to be kept. false: neither. */
+bool cbw_read(struct copy_before_write *cbw, struct request *req);
+/* The range is about to be overwritten: what was kept of it is dated, or dropped where nobody needs it. */
+void cbw_date_kept(struct copy_before_write *cbw, struct range range);
+void cbw_reads_init(struct copy_before_write *cbw, bool copy_on_read);
 
 /* point.c: puts the filter into the graph, or takes it out, as it is needed. */
 void cbw_update_filter(struct copy_before_write *cbw);

@@ -180,20 +180,21 @@ static bool cbw_admit(struct copy_before_write *cbw, struct request *req)
         disk_park(&running->parked, req);
         return false;
     }
-    if (!discard) {
-        cbw_cancel_discards(cbw, req->range);
-        return cbw_preserve(cbw, req);
+    if (discard && cbw_range_needed(cbw, req->range) && !MUTANT(discard_runs_on_needed)) {
+        cbw_defer_discard(cbw, req);
+        return false;
     }
-    if (!cbw_range_needed(cbw, req->range) || MUTANT(discard_runs_on_needed))
+    cbw_date_kept(cbw, req->range);
+    if (discard)
         return true;
-    cbw_defer_discard(cbw, req);
-    return false;
+    cbw_cancel_discards(cbw, req->range);
+    return cbw_preserve(cbw, req);
 }
 
 static void cbw_submit(struct node *node, struct request *req)
 {
     struct copy_before_write *cbw = container_of(node, struct copy_before_write, node);
-    if (!request_is_write(req) || cbw_admit(cbw, req))
+    if (request_is_write(req) ? cbw_admit(cbw, req) : !cbw_read(cbw, req))
         disk_issue(cbw->disk, req);
 }
 
@@ -244,6 +245,7 @@ int cbw_create(const struct cbw_options *options, struct copy_before_write **cre
     cbw_sweep_init(cbw);
     cbw_discards_init(cbw);
     cbw_init_lists(cbw);
+    cbw_reads_init(cbw, options->copy_on_read);
     read_gate_init(&cbw->gate, disk, &cbw->copies_in_flight, options->segment_bytes);
     const struct fleecing_cache_options cache = {
         .io = disk->node.io,
@@ -253,6 +255,7 @@ int cbw_create(const struct cbw_options *options, struct copy_before_write **cre
         .disk_bytes = disk->node.size_bytes,
         .file = options->file,
         .file_budget = options->file_budget,
+        .keep_unchanged = options->copy_on_read,
         .changed = cache_changed,
         .context = cbw,
     };
@@ -281,6 +284,11 @@ void cbw_destroy(struct copy_before_write *cbw)
 const struct fleecing_cache *cbw_cache(const struct copy_before_write *cbw)
 {
     return &cbw->cache;
+}
+
+uint32_t cbw_newest_live(const struct copy_before_write *cbw)
+{
+    return cbw->newest_live;
 }
 
 struct disk *cbw_disk(const struct copy_before_write *cbw)

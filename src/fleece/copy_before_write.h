@@ -62,6 +62,7 @@ struct cbw_options {
     struct node *file; /* the cache file, for as long as the filter is; NULL: RAM only */
     struct budget *file_budget;
     uint64_t timeout_ns; /* how long a write may wait for room */
+    bool copy_on_read;   /* what is read is kept in spare RAM */
     struct cbw_hooks hooks;
 };
 
@@ -103,6 +104,12 @@ bool cbw_has_points(const struct copy_before_write *cbw);
 /* For the point's view (snapshot_access): where a block of it is now. PLACE_NONE: on the disk, unchanged since the cut. */
 uint32_t point_place(const struct point *point, uint64_t block);
 const struct fleecing_cache *cbw_cache(const struct copy_before_write *cbw);
+/* Bytes of the range were read from the disk, by a request that was begun at a time when `epoch` was the newest
+ * live one: whole blocks of them that no write has passed are kept, if there is spare RAM. */
+void cbw_keep_read(struct copy_before_write *cbw, struct range range, const struct iovec *iov, unsigned iov_count,
+                   uint32_t epoch);
+/* Of the newest live point; 0: there is none. */
+uint32_t cbw_newest_live(const struct copy_before_write *cbw);
 struct disk *cbw_disk(const struct copy_before_write *cbw);
 unsigned cbw_block_shift(const struct copy_before_write *cbw);
 /* What views go through before they read the disk. */

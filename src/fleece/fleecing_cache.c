@@ -16,6 +16,9 @@
  * Segments are spilled when three quarters of the budget are used, the longest filled first (round the ring of segments),
  * so that RAM is ready for a burst; when the filter has no room at all (squeeze), those that are only partly used as well.
  *
+ * Blocks that were only read may be kept, too (EPOCH_UNCHANGED), as long as RAM is not short. They are never spilled, and
+ * are dropped first, the longest kept first. The filter dates such an entry when its block is about to be overwritten.
+ *
  * The budget: a segment of RAM is charged with its share of the map, and where there is a file with the share that the map
  * will need for the same blocks in the file. So a spill never needs budget that it has not got: it could not be had at the
  * moment when it is needed most.
@@ -27,6 +30,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/probe.h"
 #include "base/zero.h"
@@ -111,7 +115,10 @@ int fleecing_cache_init(struct fleecing_cache *cache, const struct fleecing_cach
                                                options->segment_bytes};
         status = disk_tier_init(&cache->disk, options->io, &disk, err);
     }
-    if (status == 0 && (map_create(cache, options) < 0 || (options->file && spills_create(cache) < 0)))
+    if (options->keep_unchanged)
+        cache->spare = calloc(LIMIT_SPARE_BLOCKS, sizeof *cache->spare);
+    if (status == 0 && ((options->keep_unchanged && !cache->spare) || map_create(cache, options) < 0 ||
+                        (options->file && spills_create(cache) < 0)))
         status = error_set(err, ENOMEM, "no memory for the map of a fleecing cache");
     if (status < 0)
         fleecing_cache_fini(cache);
@@ -123,6 +130,7 @@ void fleecing_cache_fini(struct fleecing_cache *cache)
     assert(cache->spills_busy == 0);
     budget_give(cache->ram_budget, cache->disk_map_charge - cache->debt);
     spills_destroy(cache);
+    free(cache->spare);
     block_map_fini(&cache->map);
     slot_pool_fini(&cache->marks);
     if (cache->disk.file)
@@ -226,6 +234,7 @@ static void disk_map_recharge(struct fleecing_cache *cache)
 
 void fleecing_cache_free(struct fleecing_cache *cache, uint32_t place)
 {
+    cache->spare_blocks -= block_map_epoch(&cache->map, place) == EPOCH_UNCHANGED;
     block_map_remove(&cache->map, place);
     switch (fleecing_cache_kind(cache, place)) {
     case PLACE_RAM:
@@ -268,6 +277,65 @@ uint32_t fleecing_cache_scan(const struct fleecing_cache *cache, uint32_t *at, u
     return PLACE_NONE;
 }
 
+/* ---- unchanged blocks ---- */
+
+bool fleecing_cache_has_spare(const struct fleecing_cache *cache)
+{
+    return cache->spare && !budget_is_short(cache->ram_budget, 0);
+}
+
+uint32_t fleecing_cache_kept(const struct fleecing_cache *cache, uint64_t block)
+{
+    if (cache->spare_blocks == 0)
+        return PLACE_NONE;
+    uint32_t place = block_map_first(&cache->map, block);
+    return place != PLACE_NONE && block_map_epoch(&cache->map, place) == EPOCH_UNCHANGED ? place : PLACE_NONE;
+}
+
+void fleecing_cache_date(struct fleecing_cache *cache, uint32_t place, uint32_t epoch)
+{
+    block_map_date(&cache->map, place, epoch);
+    cache->spare_blocks--;
+}
+
+/* Drops up to `count` unchanged blocks, the longest kept first; false: there were none. */
+static bool spare_drop(struct fleecing_cache *cache, uint32_t count)
+{
+    bool dropped = false;
+    while (count > 0 && cache->spare_listed > 0) {
+        uint32_t place = cache->spare[cache->spare_first];
+        cache->spare_first = (cache->spare_first + 1) % LIMIT_SPARE_BLOCKS;
+        cache->spare_listed--;
+        if (block_map_epoch(&cache->map, place) != EPOCH_UNCHANGED)
+            continue;
+        PROBE(spare_dropped);
+        fleecing_cache_free(cache, place);
+        dropped = true;
+        count--;
+    }
+    return dropped;
+}
+
+void fleecing_cache_keep(struct fleecing_cache *cache, uint64_t block, const struct iovec *iov, unsigned iov_count,
+                         size_t at, size_t length)
+{
+    uint32_t slot;
+    if (!fleecing_cache_has_spare(cache) || ram_tier_take(&cache->ram, 1, &slot) == 0)
+        return;
+    char *memory = ram_tier_memory(&cache->ram, slot);
+    iov_copy_out(iov, iov_count, at, memory, length);
+    memset(memory + length, 0, ((size_t)1 << cache->block_shift) - length);
+    if (memory_is_zero(memory, length)) {
+        ram_tier_give(&cache->ram, slot);
+        return;
+    }
+    if (cache->spare_listed == LIMIT_SPARE_BLOCKS)
+        spare_drop(cache, 1);
+    cache->spare[(cache->spare_first + cache->spare_listed++) % LIMIT_SPARE_BLOCKS] = slot;
+    cache->spare_blocks++;
+    block_map_insert(&cache->map, slot, block, EPOCH_UNCHANGED);
+}
+
 /* ---- from RAM to the file ---- */
 
 static void spill_settle(struct cache_spill *spilled, int status)
@@ -276,6 +344,8 @@ static void spill_settle(struct cache_spill *spilled, int status)
     const uint32_t per_segment = cache->ram.pool.slots_per_segment;
     for (uint32_t i = 0; i < per_segment && status == 0; i++) {
         uint32_t slot = spilled->segment * per_segment + i, place = spilled->spill.slots[i];
+        if (place == SLOT_NONE && block_map_epoch(&cache->map, slot) == EPOCH_UNCHANGED)
+            fleecing_cache_free(cache, slot); /* in the way of giving the segment back */
         if (place == SLOT_NONE)
             continue;
         if (cache->map.keys[slot] == spilled->keys[i] || MUTANT(spill_moves_what_is_gone)) {
@@ -315,8 +385,11 @@ static void spill_start(struct fleecing_cache *cache, uint32_t segment)
     struct cache_spill *spilled = cache->spills;
     while (spilled->busy)
         spilled++;
-    for (uint32_t i = 0; i < per_segment; i++)
-        spilled->keys[i] = cache->map.keys[segment * per_segment + i];
+    for (uint32_t i = 0; i < per_segment; i++) {
+        uint32_t slot = segment * per_segment + i;
+        bool spare = block_map_epoch(&cache->map, slot) == EPOCH_UNCHANGED && !MUTANT(spare_spilled);
+        spilled->keys[i] = spare ? 0 : cache->map.keys[slot];
+    }
     spilled->segment = segment;
     spilled->busy = true;
     spilled->spill.memory = ram_tier_memory(&cache->ram, segment * per_segment);
@@ -365,6 +438,8 @@ static bool spill_possible(const struct fleecing_cache *cache)
 static void spill_some(struct fleecing_cache *cache, bool partly_used)
 {
     uint32_t segment;
+    while (budget_is_short(cache->ram_budget, 0) && spare_drop(cache, LIMIT_SEGMENT_SLOTS))
+        ;
     while (spill_possible(cache) &&
            (partly_used || budget_is_short(cache->ram_budget, cache->spills_busy * cache->ram.segment_charge)) &&
            spill_choose(cache, partly_used, &segment)) {
@@ -379,6 +454,8 @@ uint32_t fleecing_cache_take(struct fleecing_cache *cache, uint32_t count, uint3
 {
     uint32_t segments = cache->ram.pool.segments_present;
     uint32_t taken = ram_tier_take(&cache->ram, count, first);
+    if (taken == 0 && spare_drop(cache, count))
+        taken = ram_tier_take(&cache->ram, count, first);
     if (cache->ram.pool.segments_present != segments)
         spill_some(cache, false);
     return taken;
@@ -401,6 +478,7 @@ void fleecing_cache_status(const struct fleecing_cache *cache, struct fleecing_c
     *status = (struct fleecing_cache_status){
         .ram_blocks = cache->ram.pool.slots_used,
         .zero_blocks = cache->marks.slots_used,
+        .spare_blocks = cache->spare_blocks,
         .spills_in_flight = cache->spills_busy,
     };
     if (!cache->disk.file)

@@ -29,10 +29,13 @@ struct fleecing_cache {
     struct ram_tier ram;
     struct disk_tier disk; /* .file NULL: there is none */
     struct slot_pool marks;
-    uint32_t disk_base, mark_base; /* places: RAM slots from 0, then the file's, then marks */
-    uint64_t disk_map_charge;      /* of the budget, for the map's share of the file's slots */
-    uint64_t debt;                 /* of that, not charged yet */
-    struct cache_spill *spills;    /* LIMIT_SPILLS */
+    uint32_t *spare; /* places of unchanged blocks, oldest first, a ring; some are not that any more. NULL: not kept */
+    uint32_t spare_first, spare_listed; /* of the ring */
+    uint32_t spare_blocks;              /* entries of EPOCH_UNCHANGED in the map */
+    uint32_t disk_base, mark_base;      /* places: RAM slots from 0, then the file's, then marks */
+    uint64_t disk_map_charge;           /* of the budget, for the map's share of the file's slots */
+    uint64_t debt;                      /* of that, not charged yet */
+    struct cache_spill *spills;         /* LIMIT_SPILLS */
     unsigned spills_busy;
     uint32_t spill_cursor;   /* segment to look at next */
     uint64_t spill_again_ns; /* after a failure: not before */
@@ -50,6 +53,7 @@ struct fleecing_cache_options {
     uint64_t segment_bytes, disk_bytes;
     struct node *file;          /* NULL: RAM only */
     struct budget *file_budget; /* bytes of cache files */
+    bool keep_unchanged;        /* blocks that were only read, in RAM that nobody else wants */
     void (*changed)(void *context);
     void *context;
 };
@@ -71,6 +75,15 @@ uint32_t fleecing_cache_take(struct fleecing_cache *cache, uint32_t count, uint3
 void fleecing_cache_give(struct fleecing_cache *cache, uint32_t slot);
 /* The slot holds the block as the points up to `epoch` need it. Blocks of zeroes become a mark, if there is room for one. */
 void fleecing_cache_insert(struct fleecing_cache *cache, uint32_t slot, uint64_t block, uint32_t epoch);
+/* Whether there is spare RAM for blocks that were only read. */
+bool fleecing_cache_has_spare(const struct fleecing_cache *cache);
+/* Keeps the block, which is unchanged on the disk, unless it is zeroes or RAM is short. It has no such entry yet. */
+void fleecing_cache_keep(struct fleecing_cache *cache, uint64_t block, const struct iovec *iov, unsigned iov_count,
+                         size_t at, size_t length);
+/* Where the unchanged block is; PLACE_NONE: it is not kept. */
+uint32_t fleecing_cache_kept(const struct fleecing_cache *cache, uint64_t block);
+/* The kept block at this place is about to be overwritten: it is preserved for the points up to `epoch` from now on. */
+void fleecing_cache_date(struct fleecing_cache *cache, uint32_t place, uint32_t epoch);
 /* The entry at this place is needed by nobody any more. */
 void fleecing_cache_free(struct fleecing_cache *cache, uint32_t place);
 /* The next place in use at or after `from`, looking at `*steps` places at most (counted down); PLACE_NONE with steps left:
@@ -88,6 +101,7 @@ int fleecing_cache_failure(const struct fleecing_cache *cache);
 
 struct fleecing_cache_status {
     uint64_t ram_blocks, file_blocks, zero_blocks;
+    uint64_t spare_blocks;  /* of those in RAM: unchanged ones */
     uint64_t file_bytes;    /* of segments that are in use */
     uint64_t spilled_bytes; /* ever */
     uint32_t spills_in_flight;

@@ -96,7 +96,8 @@ void point_go_live(struct point *point)
 
 void cbw_update_filter(struct copy_before_write *cbw)
 {
-    struct node *filter = cbw->newest_live || cbw_has_discards(cbw) || MUTANT(filter_stays) ? &cbw->node : NULL;
+    bool wanted = cbw->newest_live || cbw_has_discards(cbw) || cbw->cache.spare_blocks > 0 || MUTANT(filter_stays);
+    struct node *filter = wanted ? &cbw->node : NULL;
     if (cbw->disk->filter != filter)
         disk_set_filter(cbw->disk, filter);
 }
@@ -261,7 +262,7 @@ static bool cbw_is_busy(struct copy_before_write *cbw)
         cbw->quiet_awaited = true;
         fleecing_cache_when_quiet(&cbw->cache, cache_fell_quiet, cbw);
     }
-    return cbw->copies_in_flight > 0 || cbw->quiet_awaited || cbw_has_discards(cbw) ||
+    return cbw->copies_in_flight > 0 || cbw->reads_kept > 0 || cbw->quiet_awaited || cbw_has_discards(cbw) ||
            fleecing_cache_is_growing(&cbw->cache);
 }
 
@@ -311,6 +312,7 @@ static void cbw_sweep_step(struct io_task *task)
         }
         io_timer_cancel(cbw->node.io, &cbw->sweep_again);
         cbw->sweeping = false;
+        cbw_update_filter(cbw);
         cbw_room_came(cbw);
     }
     cbw_tell_waiters(cbw);

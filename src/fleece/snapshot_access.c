@@ -44,6 +44,7 @@ struct snapshot_read {
     struct block_extent extents[64];
     struct file_read file_reads[FILE_READS];
     unsigned files_out;
+    uint32_t epoch;   /* the newest live one when the disk was asked */
     uint64_t file_at; /* block: those before it that are in the file have been asked for */
     int status;
 };
@@ -114,18 +115,30 @@ static struct range block_part(const struct snapshot_access *access, uint64_t bl
     return part;
 }
 
+/* Whether the block must be read from the disk, or (kept) was only kept in RAM and may be dropped any time. */
+static bool is_unpreserved(const struct snapshot_access *access, uint64_t block, bool *kept)
+{
+    uint32_t place = point_place(access->point, block);
+    bool is_kept = place != PLACE_NONE && block_map_epoch(&access_cache(access)->map, place) == EPOCH_UNCHANGED;
+    *kept = *kept || is_kept;
+    return place == PLACE_NONE || (is_kept && !MUTANT(kept_block_relied_on));
+}
+
 /* What has to be read from the disk: from the first unpreserved block to the last one. Empty: nothing. */
 static struct range unpreserved_span(const struct snapshot_access *access, struct range range)
 {
     if (fleecing_cache_is_empty(access_cache(access)))
         return range;
     struct block_range blocks = range_to_blocks(range, access_shift(access));
-    uint64_t first = blocks.first, end = block_range_end(blocks);
-    while (first < end && point_place(access->point, first) != PLACE_NONE)
+    uint64_t first = blocks.first, end = block_range_end(blocks), missing = 0;
+    bool kept = false;
+    while (first < end && !is_unpreserved(access, first, &kept))
         first++;
-    while (end > first && point_place(access->point, end - 1) != PLACE_NONE)
+    while (end > first && !is_unpreserved(access, end - 1, &kept))
         end--;
-    if (first == end)
+    for (uint64_t block = first; kept && block < end; block++)
+        missing += point_place(access->point, block) == PLACE_NONE;
+    if (first == end || (kept && missing == 0)) /* all of it is here, and taken in this step */
         return (struct range){range.start, 0};
     uint64_t start = block_part(access, first, range).start;
     return (struct range){start, range_end(block_part(access, end - 1, range)) - start};
@@ -298,10 +311,13 @@ static void read_base_done(struct request *base, int status)
     int now = range_status(read->access, read->req->range);
     if (now < 0 && !MUTANT(state_not_looked_at_again))
         status = now;
-    if (status < 0)
+    if (status < 0) {
         read_finish(read, status);
-    else
-        read_settle(read);
+        return;
+    }
+    if (read->access->node.read_once == READ_MANY)
+        cbw_keep_read(read->access->point->cbw, base->range, base->iov, base->iov_count, read->epoch);
+    read_settle(read);
 }
 
 static void read_base_submit(struct snapshot_read *read, struct range span)
@@ -310,6 +326,7 @@ static void read_base_submit(struct snapshot_read *read, struct range span)
     base->kind = REQUEST_READ;
     base->range = span;
     base->done = read_base_done;
+    read->epoch = cbw_newest_live(read->access->point->cbw);
     if (span.length == req->range.length) {
         base->iov = req->iov;
         base->iov_count = req->iov_count;

@@ -33,7 +33,10 @@ static uint32_t place_flags(const struct walk *walk, uint64_t block)
     uint32_t place = point_place(walk->point, block);
     if (place == PLACE_NONE || MUTANT(status_ignores_cache))
         return 0;
-    switch (fleecing_cache_kind(cbw_cache(walk->point->cbw), place)) {
+    const struct fleecing_cache *cache = cbw_cache(walk->point->cbw);
+    if (block_map_epoch(&cache->map, place) == EPOCH_UNCHANGED)
+        return RESIDENCE_RAM;
+    switch (fleecing_cache_kind(cache, place)) {
     case PLACE_RAM:
         return RESIDENCE_CHANGED | RESIDENCE_RAM;
     case PLACE_FILE:

@@ -193,6 +193,7 @@ static void part_prepare(struct part *part)
                                         .file = vd->file,
                                         .file_budget = &vd->vm->file_budget,
                                         .timeout_ns = options->cbw_timeout_ns,
+                                        .copy_on_read = options->copy_on_read,
                                         .hooks = {vd, disk_is_full, disk_has_freed, disk_lost_data}};
         part->status = cbw_create(&cbw, &vd->cbw, &part->error);
     }

@@ -303,7 +303,8 @@ struct guest *sim_guest_of(struct sim *sim, const struct request *req)
 {
     for (unsigned i = 0; i < sim->disk_count; i++)
         for (unsigned k = 0; k < sim->disks[i].guest_count; k++)
-            if (req == &sim->disks[i].guests[k].req)
+            if (req == &sim->disks[i].guests[k].req ||
+                req->iov == sim->disks[i].guests[k].iov) /* or a filter's for it */
                 return &sim->disks[i].guests[k];
     return NULL;
 }
