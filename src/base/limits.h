@@ -224,6 +224,8 @@ enum {
 #define LIMIT_PUNCH_BYTES (64 * MIB)
 /* After a cache file has refused a segment, the next one is not tried for so long. */
 #define SPILL_RETRY_NS (100 * NS_PER_MS)
+/* A cache file may become so many times as large as its budget was when it was made: budgets grow while it lives. */
+#define CACHE_FILE_HEADROOM 4
 /* How long a guest's write may wait for room in the cache before the oldest snapshot pays, as in the peers' cbw-timeout. */
 #define CBW_TIMEOUT_DEFAULT_NS (10 * NS_PER_S)
 #define CBW_TIMEOUT_MAX_NS (3600 * NS_PER_S)

@@ -5,8 +5,8 @@
  * A crash at any moment must leave nothing that the next start can't recognise by its header (R7). So a file gets its
  * header first and its name last: it is made without a name (O_TMPFILE), locked, given its header and its size, made
  * durable, and only then linked into the folder. Where a file system has no unnamed files, it begins under a name of its
- * own kind, NAME.new, empty; it is renamed when it is complete. A crash may leave it empty there, or, when power is lost,
- * as zeroes: such a file of our own user, without a lock, is the one thing that goes without a header, as nothing can be
+ * own kind, NAME.new; it is renamed when it is complete. A crash may leave it there empty, or all zeroes: such a file of
+ * our own user, without a lock, is the one thing that goes without a header, as nothing can be
  * lost with it.
  *
  * Names are no proof, only a filter. What a left-over is, its header says: magic, sum, version and the VM's name; and the
@@ -51,6 +51,23 @@ static int open_new(const char *path, int flags)
     return fd < 0 ? -errno : fd;
 }
 
+/* How many segments the file has addresses for, with room to grow as far as the file system allows. */
+static int set_size(const struct cache_file_plan *plan, int fd, uint64_t *segments)
+{
+    uint64_t segment_bytes = cache_file_segment_bytes(plan->block_bytes);
+    for (uint64_t headroom = CACHE_FILE_HEADROOM; headroom > 0; headroom--) {
+        uint64_t bytes = plan->max_bytes * headroom;
+        if (bytes > FLEECE_DISK_CACHE_MAX)
+            bytes = FLEECE_DISK_CACHE_MAX;
+        *segments = (bytes - CACHE_HEADER_BYTES) / (CACHE_HEADER_BYTES + segment_bytes);
+        if (ftruncate(fd, (off_t)disk_tier_file_bytes(segment_bytes, *segments)) == 0)
+            return 0;
+        if (errno != EFBIG)
+            break;
+    }
+    return -errno;
+}
+
 static int write_header(const struct cache_file_plan *plan, uint64_t segments, int fd)
 {
     struct cache_file_header *header = aligned_alloc(CACHE_HEADER_BYTES, sizeof *header);
@@ -79,16 +96,16 @@ static int write_header(const struct cache_file_plan *plan, uint64_t segments, i
 /* Gives the file all that makes it one of ours; it has no name yet, or one that says that it is unfinished. */
 static int complete(const struct cache_file_plan *plan, struct cache_file *file)
 {
-    uint64_t segment_bytes = cache_file_segment_bytes(plan->block_bytes);
-    uint64_t segments = (plan->max_bytes - CACHE_HEADER_BYTES) / (CACHE_HEADER_BYTES + segment_bytes);
+    uint64_t segments;
     struct stat st;
     int status = take_lock(file->fd);
+    if (status == 0)
+        status = set_size(plan, file->fd, &segments);
     if (status == 0)
         status = write_header(plan, segments, file->fd);
     if (status < 0)
         return status;
-    if (ftruncate(file->fd, (off_t)disk_tier_file_bytes(segment_bytes, segments)) < 0 || fdatasync(file->fd) < 0 ||
-        fstat(file->fd, &st) < 0)
+    if (fdatasync(file->fd) < 0 || fstat(file->fd, &st) < 0)
         return -errno;
     file->device = st.st_dev;
     file->inode = st.st_ino;
@@ -287,13 +304,13 @@ static void sweep_name(int folder, const char *folder_name, const char *name, co
         log_info("removed the cache file %s/%s, left behind by a killed daemon", folder_name, name);
 }
 
-void cache_file_sweep(const char *folder, const char *vm, uint64_t patience_ns)
+void cache_file_sweep(const char *folder, const char *vm, uint64_t *patience_ns)
 {
     DIR *dir = opendir(folder);
     if (!dir)
         return; /* whoever needs the folder says so */
     for (const struct dirent *entry; (entry = readdir(dir));)
         if (name_fits(entry->d_name, vm))
-            sweep_name(dirfd(dir), folder, entry->d_name, vm, &patience_ns);
+            sweep_name(dirfd(dir), folder, entry->d_name, vm, patience_ns);
     closedir(dir);
 }

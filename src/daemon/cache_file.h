@@ -16,7 +16,7 @@
 
 struct cache_file_plan {
     const char *folder, *vm, *disk;
-    uint64_t max_bytes; /* of the file */
+    uint64_t max_bytes; /* the budget; the file gets addresses for more, see CACHE_FILE_HEADROOM */
     uint64_t block_bytes, disk_bytes, created_ns;
     uint8_t uuid[CACHE_UUID_BYTES];
     bool named_at_once; /* as where a file can't be made without a name; for tests */
@@ -35,7 +35,7 @@ struct cache_file {
 uint64_t cache_file_segment_bytes(uint64_t block_bytes);
 
 /*
- * Makes a file of at most max_bytes with its header, locked, under the first name of the folder that nobody has:
+ * Makes a sparse file with its header, locked, under the first name of the folder that nobody has:
  * VM.DISK.fleece-cache, then with -1, -2, … 0 or -errno with a sentence; nothing is left then.
  */
 int cache_file_make(const struct cache_file_plan *plan, struct cache_file *file, struct error *err);
@@ -44,9 +44,9 @@ int cache_file_unlink(const struct cache_file *file);
 
 /*
  * Removes what killed daemons of the VM have left in the folder: regular files with the name and the header of a cache
- * file of this VM, whose lock nobody holds; waits, patience_ns at most, for those whose last writes are landing. Everything
- * else stays.
+ * file of this VM, whose lock nobody holds; waits for those whose last writes are landing, and takes that off *patience_ns.
+ * Everything else stays.
  */
-void cache_file_sweep(const char *folder, const char *vm, uint64_t patience_ns);
+void cache_file_sweep(const char *folder, const char *vm, uint64_t *patience_ns);
 
 #endif

@@ -140,21 +140,37 @@ static uint64_t sum_of_disks(const struct caches *caches, struct node *const *le
     return sum < FLEECE_DISK_CACHE_MIN ? FLEECE_DISK_CACHE_MIN : sum;
 }
 
+/* Each folder once: there may be something in it that has to be waited for. */
+static void sweep_folder(const struct caches *caches, const char *folder, const char **swept, unsigned *count,
+                         uint64_t *patience_ns)
+{
+    for (unsigned i = 0; i < *count; i++)
+        if (strcmp(swept[i], folder) == 0)
+            return;
+    swept[(*count)++] = folder;
+    cache_file_sweep(folder, caches->options->vm, patience_ns);
+}
+
 /* Everywhere this start names, whether it wants cache files or not. */
 static void sweep(const struct caches *caches)
 {
     const struct options *options = caches->options;
+    const char *swept[LIMIT_DISKS + 2];
+    char *folders[LIMIT_DISKS];
+    uint64_t patience_ns = CACHE_FILE_WAIT_NS; /* for all together */
+    unsigned count = 0;
     bool is_device;
     if (options->cache_dir)
-        cache_file_sweep(options->cache_dir, options->vm, CACHE_FILE_WAIT_NS);
+        sweep_folder(caches, options->cache_dir, swept, &count, &patience_ns);
     if (options->state_dir)
-        cache_file_sweep(options->state_dir, options->vm, CACHE_FILE_WAIT_NS);
+        sweep_folder(caches, options->state_dir, swept, &count, &patience_ns);
     for (unsigned i = 0; i < options->disk_count; i++) {
-        char *folder = options->disks[i].path ? folder_of_image(options->disks[i].path, &is_device) : NULL;
-        if (folder && !is_device)
-            cache_file_sweep(folder[0] ? folder : "/", options->vm, CACHE_FILE_WAIT_NS);
-        free(folder);
+        folders[i] = options->disks[i].path ? folder_of_image(options->disks[i].path, &is_device) : NULL;
+        if (folders[i] && !is_device)
+            sweep_folder(caches, folders[i][0] ? folders[i] : "/", swept, &count, &patience_ns);
     }
+    for (unsigned i = 0; i < options->disk_count; i++)
+        free(folders[i]);
 }
 
 int caches_prepare(struct caches *caches, struct node *const *leaves, struct error *err)

@@ -40,6 +40,9 @@ int disk_tier_init(struct disk_tier *tier, struct io *io, const struct disk_tier
     assert(slots > 0 && slots <= LIMIT_SEGMENT_SLOTS);
     *tier = (struct disk_tier){
         .io = io, .file = options->file, .budget = options->budget, .block_shift = options->block_shift};
+    /* Through the page cache an error of writing back comes when nobody asks, and the block reads as something else. */
+    if (options->file->alignment_bytes == 1)
+        tier->write_flags = REQUEST_FUA;
     if (options->file->size_bytes < least)
         return error_set(err, EINVAL, "the cache file has %llu bytes, the least is %llu",
                          (unsigned long long)options->file->size_bytes, (unsigned long long)least);

@@ -35,6 +35,7 @@ struct disk_tier {
     uint64_t spilled_segments, punched_bytes; /* ever */
     uint64_t punches_failed;                  /* ever: what they were for stays used until the file goes */
     /* Private: */
+    uint32_t write_flags;        /* enum request_flags */
     struct index_set idle, kept; /* segments that hold nothing: to be punched; that cannot be */
     uint32_t idle_count, kept_count;
     void *sets;

@@ -190,8 +190,12 @@ static void write_done(struct request *req, int status)
 static void submit(struct spill_write *write, enum request_kind kind, struct range range, unsigned iov_count,
                    void (*done)(struct request *req, int status))
 {
-    write->request = (struct request){
-        .kind = kind, .range = range, .iov = write->iov, .iov_count = iov_count, .done = done};
+    write->request = (struct request){.kind = kind,
+                                      .flags = kind == REQUEST_WRITE ? write->spill->tier->write_flags : 0,
+                                      .range = range,
+                                      .iov = write->iov,
+                                      .iov_count = iov_count,
+                                      .done = done};
     write->under_way = true;
     write->spill->in_flight++;
     node_submit(write->spill->tier->file, &write->request);

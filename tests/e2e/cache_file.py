@@ -318,6 +318,16 @@ def test_places(t):
         guest.end()
         d.stop()
 
+    gone = t.path("gone")
+    gone.mkdir()
+    d = t.daemon({"vda": image}, "--fleece", f"ram=4M,dir={gone}")
+    gone.rmdir()
+    said = d.fleece("snapshot", "create", "s", status=1).stderr
+    assert f"for disk vda can be made in {gone}: No such file" in said and d.status()["snapshots"] == [], said
+    gone.mkdir()
+    d.fleece("snapshot", "create", "s")
+    d.stop()
+
     t.path("far").mkdir()
     image.rename(t.path("far/a.raw"))
     image.symlink_to("far/a.raw")

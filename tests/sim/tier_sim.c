@@ -65,6 +65,8 @@ struct scene {
 static int fault(void *context, const struct world_io *io)
 {
     struct scene *scene = context;
+    if (io->kind == WORLD_WRITE) /* this leaf is no direct I/O: only a stable write can't be lost silently */
+        assert_true(sim_leaf_request(io->op)->flags & REQUEST_FUA);
     if (scene->fail_number == 0 || io->number < scene->fail_number)
         return 0;
     if (io->number > scene->fail_number && !scene->fail_on)

@@ -100,7 +100,7 @@ static void test_header(void **state)
         assert_string_equal(file.path, path_of("web1.vda.fleece-cache"));
         assert_int_equal(entries(), 1);
         assert_int_equal(fstat(file.fd, &st), 0);
-        assert_int_equal(st.st_size, disk_tier_file_bytes(MIB, 9));
+        assert_int_equal(st.st_size, disk_tier_file_bytes(MIB, 39));
         assert_int_equal(st.st_mode & 0777, 0600);
         assert_true(st.st_blocks * 512 <= 8192); /* sparse */
         int fd = open(file.path, O_RDONLY);
@@ -109,7 +109,7 @@ static void test_header(void **state)
         assert_memory_equal(header.magic, CACHE_FILE_MAGIC, CACHE_MAGIC_BYTES);
         assert_int_equal(le32toh(header.crc), cache_header_crc(&header));
         assert_int_equal(le32toh(header.slots_per_segment), 256);
-        assert_int_equal(le32toh(header.segments_max), 9);
+        assert_int_equal(le32toh(header.segments_max), 39);
         assert_int_equal(le64toh(header.disk_bytes), 12345);
         assert_string_equal(header.vm, "web1");
         assert_string_equal(header.disk, "vda");
@@ -153,6 +153,12 @@ static void test_names(void **state)
     empty_folder();
 }
 
+static void sweep(const char *where)
+{
+    uint64_t patience_ns = 50 * NS_PER_MS;
+    cache_file_sweep(where, "web1", &patience_ns);
+}
+
 static void leave(const char *vm, const char *disk)
 {
     struct cache_file file;
@@ -190,15 +196,15 @@ static void test_sweep(void **state)
     leave("web1", "vdm");
     assert_int_equal(rename(path_of("web1.vdm.fleece-cache"), path_of("other-name")), 0);
     unsigned before = entries();
-    cache_file_sweep(folder, "web1", 50 * NS_PER_MS);
+    sweep(folder);
     assert_int_equal(entries(), before - 4);
     assert_false(exists("web1.vda.fleece-cache") || exists("web1.vda.fleece-cache-1") ||
                  exists("web1.old.fleece-cache.disk.fleece-cache") || exists("web1.vdh.fleece-cache.new"));
     close(used.fd);
-    cache_file_sweep(folder, "web1", 50 * NS_PER_MS);
+    sweep(folder);
     assert_int_equal(entries(), before - 5);
     assert_false(exists("web1.vdb.fleece-cache"));
-    cache_file_sweep("/nonexistent", "web1", 0);
+    sweep("/nonexistent");
     empty_folder();
 }
 
@@ -240,7 +246,7 @@ static void test_crash_at_every_moment(void **state)
             put("web1.vdb.fleece-cache", "stranger", 8);
             killed = killed_at(n, named);
             left += entries() > 1;
-            cache_file_sweep(folder, "web1", 50 * NS_PER_MS);
+            sweep(folder);
             assert_int_equal(entries(), 1);
             empty_folder();
         }
