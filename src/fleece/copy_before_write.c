@@ -92,7 +92,8 @@ static void cache_changed(void *context)
 
 bool cbw_squeeze(struct copy_before_write *cbw)
 {
-    bool hopeful = fleecing_cache_squeeze(&cbw->cache) || cbw->sweeping;
+    bool spills_later = cbw->copies_in_flight > 0 && cbw->cache.disk.file && !fleecing_cache_failure(&cbw->cache);
+    bool hopeful = fleecing_cache_squeeze(&cbw->cache) || cbw->sweeping || spills_later;
     uint64_t now = io_now_ns(cbw->node.io);
     list_each (link, &cbw->points) {
         const struct point *point = container_of(link, struct point, link);

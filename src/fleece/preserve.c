@@ -86,6 +86,8 @@ static void copy_finish(struct copy *copy, int status)
     if (!MUTANT(pool_wakes_nobody))
         disk_resubmit_all(cbw->disk, &cbw->for_copy);
     list_append(&cbw->idle_copies, &copy->link);
+    if (atomic_load(&cbw->ram_budget->wanted)) /* slots came back, or can be spilled now */
+        cbw_room_came(cbw);
     cbw_look_quiet(cbw);
 }
 

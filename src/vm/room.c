@@ -11,8 +11,9 @@
  *     BREAKING   on every disk the oldest point that an asking disk named breaks; each sweeps out what that freed
  *     RETRYING   every disk decides its waiting writes again
  *
- * If that was not enough the disk asks again and names the next point: nothing is broken that did not have to be. A disk
- * that lost old data starts a round, too: the points that need it are broken on all other disks.
+ * If that was not enough the disk asks again and names the next point: nothing is broken that did not have to be.
+ *
+ * A disk that has lost old data tells all other disks itself, and they break the points that needed it at once.
  *
  *     IDLE -> SQUEEZING -> IDLE (hopeful) | RETRYING -> IDLE
  *     IDLE -> BREAKING -> RETRYING -> IDLE (or straight into the next round, when somebody asked meanwhile)
@@ -39,8 +40,7 @@ struct room {
     bool asked_again, freed_again;
     bool in_vain; /* all have retried since the last squeeze that gave no hope */
     struct budget *ram_budget;
-    struct room_shortage shortage;  /* of this round; through_epoch 0: nobody is full */
-    uint32_t lost_first, lost_last; /* of this round */
+    struct room_shortage shortage; /* of this round; through_epoch 0: nobody is full */
     struct nudge ran_out;
     atomic_uint ran_out_through;
     atomic_bool ran_out_overdue;
@@ -120,8 +120,6 @@ static void order_break(struct io_message *message)
     if (full_epoch)
         cbw_break(cbw, MUTANT(newest_broken_first) ? full_epoch + 1 : 1,
                   MUTANT(newest_broken_first) ? UINT32_MAX : full_epoch);
-    if (room->lost_first && !MUTANT(other_disks_stay_whole))
-        cbw_break(cbw, room->lost_first, room->lost_last);
     disk->swept.swept_only = true;
     disk->swept.quiet = order_swept;
     cbw_when_quiet(cbw, &disk->swept);
@@ -159,10 +157,27 @@ void room_freed(struct room_disk *disk)
     nudge_send(&disk->freed, disk->room->io);
 }
 
+/* Not by a round: what one disk has lost must not be served by the others while a thread hangs that a round waits for. */
 void room_lost(struct room_disk *disk, uint32_t first_epoch, uint32_t last_epoch)
 {
-    losses_note(&disk->losses, first_epoch, last_epoch);
-    nudge_send(&disk->ask, disk->room->io);
+    struct room *room = disk->room;
+    for (unsigned i = 0; i < room->disk_count && !MUTANT(other_disks_stay_whole); i++) {
+        struct room_disk *other = room->disks[i];
+        if (other == disk)
+            continue;
+        losses_note(&other->losses, first_epoch, last_epoch);
+        nudge_send(&other->breaks, other->disk->node.io);
+    }
+}
+
+static void disk_told_break(struct io_message *message)
+{
+    struct room_disk *disk = container_of(message, struct room_disk, breaks.message);
+    uint32_t first, last;
+    room_freed(disk); /* first: while one of the two is on its way the room is not idle, and stays */
+    nudge_received(&disk->breaks);
+    if (losses_take(&disk->losses, &first, &last) && *disk->cbw)
+        cbw_break(*disk->cbw, first, last);
 }
 
 /* ---- on the room's reactor ---- */
@@ -182,10 +197,9 @@ static void room_gather(struct room *room)
 {
     struct room_shortage *shortage = &room->shortage;
     *shortage = (struct room_shortage){0};
-    room->lost_first = room->lost_last = 0;
     for (unsigned i = 0; i < room->disk_count; i++) {
         struct room_disk *disk = room->disks[i];
-        uint32_t full = atomic_exchange(&disk->full_epoch, 0), first, last;
+        uint32_t full = atomic_exchange(&disk->full_epoch, 0);
         bool overdue = atomic_exchange(&disk->overdue, false);
         if (full && (!shortage->through_epoch || full < shortage->through_epoch))
             shortage->through_epoch = full;
@@ -193,28 +207,20 @@ static void room_gather(struct room *room)
             shortage->overdue = shortage->overdue || overdue;
             shortage->failure = shortage->failure ? shortage->failure : atomic_load(&disk->failure);
         }
-        if (!losses_take(&disk->losses, &first, &last))
-            continue;
-        if (!room->lost_first || first < room->lost_first)
-            room->lost_first = first;
-        if (last > room->lost_last)
-            room->lost_last = last;
     }
 }
 
 static void room_break(struct room *room)
 {
     const struct room_shortage *shortage = &room->shortage;
-    if (shortage->through_epoch) {
-        PROBE(room_ran_out);
-        if (shortage->through_epoch > atomic_load(&room->ran_out_through)) {
-            atomic_store(&room->ran_out_overdue, shortage->overdue);
-            atomic_store(&room->ran_out_failure, shortage->failure);
-            atomic_store(&room->ran_out_through, shortage->through_epoch);
-        }
-        room->in_vain = false;
-        nudge_send(&room->ran_out, room->control);
+    PROBE(room_ran_out);
+    if (shortage->through_epoch > atomic_load(&room->ran_out_through)) {
+        atomic_store(&room->ran_out_overdue, shortage->overdue);
+        atomic_store(&room->ran_out_failure, shortage->failure);
+        atomic_store(&room->ran_out_through, shortage->through_epoch);
     }
+    room->in_vain = false;
+    nudge_send(&room->ran_out, room->control);
     room_send_orders(room, ROOM_BREAKING, order_break);
 }
 
@@ -224,7 +230,7 @@ static void room_begin(struct room *room)
     room_gather(room);
     if (room->shortage.through_epoch && (!room->shortage.overdue || MUTANT(overdue_ignored)) && !room->in_vain)
         room_send_orders(room, ROOM_SQUEEZING, order_squeeze);
-    else if (room->shortage.through_epoch || room->lost_first)
+    else if (room->shortage.through_epoch)
         room_break(room);
     else
         room_send_orders(room, ROOM_RETRYING, order_retry);
@@ -237,8 +243,11 @@ static void room_look_idle(struct room *room)
     if (!room->idle_wanted)
         return;
     bool asked = false;
-    for (unsigned i = 0; i < room->disk_count; i++)
-        asked = asked || atomic_load(&room->disks[i]->ask.on_its_way) || atomic_load(&room->disks[i]->freed.on_its_way);
+    for (unsigned i = 0; i < room->disk_count; i++) {
+        struct room_disk *disk = room->disks[i];
+        asked = asked || atomic_load(&disk->ask.on_its_way) || atomic_load(&disk->breaks.on_its_way) ||
+                atomic_load(&disk->freed.on_its_way); /* last: the answer to a break */
+    }
     if (room->state != ROOM_IDLE || (asked && !MUTANT(room_forgets_who_asked))) {
         PROBE(room_idle_awaited);
         return;
@@ -253,10 +262,7 @@ static void room_squeezed(struct room *room)
     bool hopeful = false;
     for (unsigned i = 0; i < room->disk_count; i++)
         hopeful = hopeful || room->disks[i]->hopeful;
-    room->shortage.through_epoch = 0;
-    if (room->lost_first) {
-        room_break(room);
-    } else if (hopeful) {
+    if (hopeful) {
         PROBE(room_waits);
         room->state = ROOM_IDLE;
     } else {
@@ -385,6 +391,7 @@ struct room *room_create(struct io *io, struct io *control, struct budget *ram_b
         disks[i]->ask.message.deliver = room_asked;
         disks[i]->retried.run = order_retried;
         disks[i]->freed.message.deliver = room_told_freed;
+        disks[i]->breaks.message.deliver = disk_told_break;
     }
     return room;
 }

@@ -39,6 +39,8 @@ struct room_disk { /* one disk's dealings with the room; part of struct vm_disk 
     atomic_uint full_epoch; /* the oldest point that would have to go; 0: none */
     atomic_bool overdue;    /* its writes have waited as long as they may */
     atomic_int failure;     /* of its cache file */
+    /* Other disks' reactors -> this one's: points of these epochs lost a block there. */
+    struct nudge breaks;
     struct losses losses;
     /* Room -> disk's reactor and back: */
     struct io_message order;
