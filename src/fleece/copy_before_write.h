@@ -34,6 +34,7 @@ struct point { /* one disk's part of a snapshot */
 enum cbw_loss {
     LOST_OLD_DATA, /* could not be read from the disk before a write */
     LOST_CACHED,   /* could not be read from the cache file */
+    LOST_TARGET,   /* could not be written to the target that takes it instead of the cache */
 };
 
 struct cbw_hooks { /* on the disk's reactor; they must not call back into the filter */
@@ -88,6 +89,15 @@ void point_free(struct point *point);
  * and what served them alone is freed at once. The range is LIMIT_NBD_RANGE_BYTES at most. 0; -ENOMEM: partly done.
  */
 int point_release(struct point *point, struct range range);
+
+/*
+ * Old data that only this point needs goes straight to `target` (a node of the disk's size, on its reactor) before the
+ * guest's write goes on: the blocks are released for the point when they are there. THROUGH_ALWAYS: for contrast, there is
+ * no cache; THROUGH_WHEN_FULL: where the cache has no room. A write waits for the target for the filter's time-out at most,
+ * then the point breaks (LOST_TARGET). Before the point goes live. 0 or -ENOMEM.
+ */
+enum through_mode { THROUGH_NEVER, THROUGH_ALWAYS, THROUGH_WHEN_FULL };
+int point_write_through(struct point *point, struct node *target, enum through_mode mode);
 
 /* Breaks the live points with first <= epoch <= last; prepared ones will go live broken. */
 void cbw_break(struct copy_before_write *cbw, uint32_t first_epoch, uint32_t last_epoch);

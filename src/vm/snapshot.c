@@ -758,6 +758,7 @@ void snapshots_lost(struct vm *vm, uint32_t first_epoch, uint32_t last_epoch, co
     const char *sentences[] = {
         [LOST_OLD_DATA] = "old data of disk %s could not be read before a guest write: %s",
         [LOST_CACHED] = "old data of disk %s could not be read from its cache file: %s",
+        [LOST_TARGET] = "old data of disk %s could not be written to the backup's target: %s",
     };
     list_each (link, &vm->snapshots) {
         struct snapshot *snapshot = container_of(link, struct snapshot, link);

@@ -73,6 +73,9 @@ struct snapshot_options {
     const void *lease;  /* whose end ends the snapshot (vm_lease_end); NULL: nobody's */
     const char *bitmap; /* only blocks that are set in this dirty bitmap of each disk are needed; NULL: all are */
     enum read_once read_once;
+    /* By disk: where old data goes instead of into the cache (point_write_through()); NULL: nowhere. */
+    struct node *const *through;
+    bool through_always; /* else only when the cache has no room */
 };
 
 /*
