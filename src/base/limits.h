@@ -232,6 +232,18 @@ enum {
 /* A consumer that has released nothing for so long makes no progress: nobody waits for it. */
 #define RELEASE_PATIENCE_NS (1 * NS_PER_S)
 
+/* Writes are remembered by windows of a minute: an estimate is of the last minutes. The clock is looked at so often. */
+#define SKETCH_WINDOW_NS (60 * NS_PER_S)
+#define SKETCH_LOOK_BYTES (4 * MIB)
+/* The fill of the cache is looked at so often while snapshots live: a full second's warning at 1 GiB/s. */
+#define FORECAST_SAMPLE_NS (500 * NS_PER_MS)
+/* Growth so long ago counts 1/e in the fill rate: a burst of a second does not make a trend. */
+#define FORECAST_DECAY_NS (5 * NS_PER_S)
+/* Points below a threshold after which it is told again: more than a segment or a batch of releases. */
+#define FORECAST_HYSTERESIS 10
+/* What a backup is taken to copy, in bytes a second, when nobody says: a gigabit network, or a busy disk. */
+#define BACKUP_SPEED_DEFAULT (100 * MIB)
+
 /* The cut: one attempt holds the guest's writes at most this long, all attempts together at most CUT_TOTAL_MAX. */
 #define CUT_ATTEMPT_NS (1 * NS_PER_S)
 #define CUT_TOTAL_MAX_NS (30 * NS_PER_S)

@@ -38,6 +38,9 @@ static void print_head(const json_t *status)
     if (number_of(cache, "file-bytes-max") > 0)
         printf("cache files: %s used, %s at their peak, %s at most\n", size_of(text[0], cache, "file-bytes"),
                size_of(text[1], cache, "file-bytes-peak"), size_of(text[2], cache, "file-bytes-max"));
+    if (number_of(cache, "fill-rate") > 0)
+        printf("the cache fills at %s/s and is full in %lld s\n", size_of(text[0], cache, "fill-rate"),
+               number_of(cache, "seconds-to-full"));
     size_t i;
     json_t *address, *reactor;
     json_array_foreach (json_object_get(status, "nbd"), i, address)

@@ -6,6 +6,7 @@
 
 #include "control/client.h"
 #include "control/describe.h"
+#include "vm/cache_watch.h"
 
 static void query_version(struct control_request *request)
 {
@@ -71,6 +72,9 @@ static void status_has_disks(void *argument, const struct vm_status *vm_status)
         (json_int_t)vm_status->cache_bytes_peak, "bytes-max", (json_int_t)vm_status->cache_bytes_max, "file-bytes",
         (json_int_t)vm_status->file_bytes_now, "file-bytes-peak", (json_int_t)vm_status->file_bytes_peak,
         "file-bytes-max", (json_int_t)vm_status->file_bytes_max);
+    struct vm_cache_fill fill;
+    vm_cache_fill(host->vm, &fill);
+    json_object_update_new(cache, describe_fill(&fill));
     request->partial = json_pack("{s:s, s:s, s:s, s:I, s:I, s:o, s:o, s:o, s:o}", "name", vm_name(host->vm), "version",
                                  FLEECE_VERSION, "status", "running", "pid", (json_int_t)getpid(), "rss-bytes",
                                  (json_int_t)host->rss_bytes(host->context), "nbd",

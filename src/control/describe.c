@@ -93,6 +93,15 @@ json_t *describe_snapshots(const struct vm *vm)
     return array;
 }
 
+json_t *describe_fill(const struct vm_cache_fill *fill)
+{
+    json_t *json = json_pack("{s:I, s:I, s:I}", "fill-bytes", (json_int_t)fill->bytes, "fill-bytes-max",
+                             (json_int_t)fill->bytes_max, "fill-rate", (json_int_t)fill->rate);
+    if (json && fill->seconds != UINT64_MAX)
+        json_object_set_new(json, "seconds-to-full", json_integer((json_int_t)fill->seconds));
+    return json;
+}
+
 /* QEMU's BlockDirtyInfo. */
 static json_t *describe_bitmaps(const struct vm_disk_status *disk)
 {

@@ -17,6 +17,8 @@ json_t *describe_snapshots(const struct vm *vm); /* all, in the order of their c
 json_t *describe_snapshot(const struct snapshot *snapshot);
 /* "off", "disconnect", "eager". False: it is none of them. */
 bool describe_read_once_parse(const char *name, enum read_once *read_once);
+/* {"fill-bytes", "fill-bytes-max", "fill-rate", "seconds-to-full"}, the last one only when it grows. */
+json_t *describe_fill(const struct vm_cache_fill *fill);
 json_t *describe_disk(const struct vm_disk_status *disk, const char *driver, const char *file);
 json_t *describe_export(const struct control_host *host, const struct nbd_export_status *export);
 /* Members of the NBD server's status. */

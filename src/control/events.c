@@ -1,7 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Events about snapshots. SHUTDOWN is sent by the server itself. */
+/* Events about snapshots and the cache. SHUTDOWN is sent by the server itself. */
 #include "control/client.h"
 #include "control/describe.h"
+
+void control_event_cache_threshold(struct control_server *server, unsigned percent, const struct vm_cache_fill *fill)
+{
+    json_t *data = describe_fill(fill);
+    json_object_set_new(data, "percent", json_integer(percent));
+    server_emit(server, "FLEECE_CACHE_THRESHOLD", data);
+}
 
 void control_event_snapshot_created(struct control_server *server, const struct snapshot *snapshot)
 {

@@ -43,6 +43,7 @@ void control_server_stop(struct control_server *server, const char *reason);
 void control_server_destroy(struct control_server *server, void (*done)(void *argument), void *argument);
 
 /* Events, to every client that has negotiated. */
+void control_event_cache_threshold(struct control_server *server, unsigned percent, const struct vm_cache_fill *fill);
 void control_event_snapshot_created(struct control_server *server, const struct snapshot *snapshot);
 void control_event_snapshot_broken(struct control_server *server, const struct snapshot *snapshot);
 void control_event_snapshot_deleted(struct control_server *server, const char *name, const char *uuid);

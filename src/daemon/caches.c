@@ -20,7 +20,7 @@
 #include "base/log.h"
 #include "daemon/cache_file.h"
 #include "driver/file.h"
-#include "fleece/disk_tier.h"
+#include "fleece/fleecing_cache.h"
 
 struct cache {
     struct list_node link; /* in caches->files */
@@ -259,6 +259,11 @@ static unsigned index_of(const struct caches *caches, const char *name)
     return i;
 }
 
+void caches_resize(struct caches *caches, uint64_t max_bytes)
+{
+    caches->max_bytes = max_bytes;
+}
+
 void caches_open(void *context, const struct disk *disk, uint64_t block_bytes,
                  void (*done)(void *argument, struct node *file, const struct error *err), void *argument)
 {
@@ -276,7 +281,7 @@ void caches_open(void *context, const struct disk *disk, uint64_t block_bytes,
         .folder = caches->folders[index_of(caches, disk->name)],
         .vm = caches->options->vm,
         .disk = disk->name,
-        .max_bytes = caches->max_bytes,
+        .max_bytes = fleecing_cache_file_growth_max(caches->max_bytes), /* the budget bounds it */
         .block_bytes = block_bytes,
         .disk_bytes = disk->node.size_bytes,
         .created_ns = io_wall_ns(caches->control),

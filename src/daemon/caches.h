@@ -31,6 +31,9 @@ void caches_fini(struct caches *caches);
 /* Nothing waits any more: takes the names of all files away at once. */
 void caches_give_up(struct caches *caches);
 
+/* Of files that are made from now on. */
+void caches_resize(struct caches *caches, uint64_t max_bytes);
+
 /* For struct vm_hooks; the context is the struct caches. A disk that nobody can write gets no file and no error. */
 void caches_open(void *context, const struct disk *disk, uint64_t block_bytes,
                  void (*done)(void *argument, struct node *file, const struct error *err), void *argument);

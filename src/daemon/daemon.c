@@ -32,6 +32,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/name.h"
 #include "control/server.h"
 #include "daemon/caches.h"
 #include "daemon/disks.h"
@@ -262,6 +263,21 @@ static void vm_cache_close(void *context, const struct disk *disk, struct node *
     caches_close(&daemon->caches, disk, file, done, argument);
 }
 
+static void vm_cache_threshold(void *context, unsigned percent, const struct vm_cache_fill *fill)
+{
+    struct daemon *daemon = context;
+    char used[16], max[16];
+    log_warning("the fleecing cache is %u %% full: %s of %s are used", percent, size_format(used, fill->bytes),
+                size_format(max, fill->bytes_max));
+    control_event_cache_threshold(daemon->control, percent, fill);
+}
+
+static void vm_cache_resized(void *context, uint64_t disk_bytes)
+{
+    struct daemon *daemon = context;
+    caches_resize(&daemon->caches, disk_bytes);
+}
+
 static void vm_snapshot_created(void *context, const struct snapshot *snapshot)
 {
     struct daemon *daemon = context;
@@ -347,6 +363,8 @@ static int daemon_make_vm(struct daemon *daemon, struct error *err)
                   .unpublish = vm_unpublish,
                   .cache_open = vm_cache_open,
                   .cache_close = vm_cache_close,
+                  .cache_threshold = vm_cache_threshold,
+                  .cache_resized = vm_cache_resized,
                   .snapshot_created = vm_snapshot_created,
                   .snapshot_broken = vm_snapshot_broken,
                   .snapshot_deleted = vm_snapshot_deleted},

@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 struct budget {
-    uint64_t max_bytes;
+    atomic_ullong max_bytes; /* may change at any time; never below what is in use when it does */
     atomic_ullong used_bytes, peak_bytes;
     atomic_bool wanted; /* somebody's writes wait for room: who gives some back tells it */
 };
@@ -18,7 +18,7 @@ static inline bool budget_take(struct budget *budget, uint64_t bytes)
 {
     unsigned long long used = atomic_load(&budget->used_bytes);
     do {
-        if (used + bytes > budget->max_bytes)
+        if (used + bytes > atomic_load(&budget->max_bytes))
             return false;
     } while (!atomic_compare_exchange_weak(&budget->used_bytes, &used, used + bytes));
     unsigned long long peak = atomic_load(&budget->peak_bytes);
@@ -30,7 +30,8 @@ static inline bool budget_take(struct budget *budget, uint64_t bytes)
 /* Whether more than three quarters of it are used, once `freeing` bytes have come back. */
 static inline bool budget_is_short(const struct budget *budget, uint64_t freeing)
 {
-    return atomic_load(&budget->used_bytes) > budget->max_bytes - budget->max_bytes / 4 + freeing;
+    const unsigned long long max_bytes = atomic_load(&budget->max_bytes);
+    return atomic_load(&budget->used_bytes) > max_bytes - max_bytes / 4 + freeing;
 }
 
 static inline void budget_give(struct budget *budget, uint64_t bytes)

@@ -36,7 +36,7 @@
 #include "base/zero.h"
 
 /* Addresses are reserved for budgets that grow while the daemon runs. */
-enum { GROWTH = 8 };
+enum { GROWTH = 8, FILE_GROWTH = 4 };
 static const uint64_t GROWTH_BYTES_MAX = 64 * GIB;
 
 static uint64_t map_share(const struct fleecing_cache *cache)
@@ -46,10 +46,20 @@ static uint64_t map_share(const struct fleecing_cache *cache)
 
 /* ---- life ---- */
 
-static uint32_t reserved_segments(uint64_t bytes, uint64_t charge)
+uint64_t fleecing_cache_growth_max(uint64_t bytes)
 {
     uint64_t most = bytes * GROWTH < GROWTH_BYTES_MAX ? bytes * GROWTH : GROWTH_BYTES_MAX;
-    return (uint32_t)((most > bytes ? most : bytes) / charge);
+    return most > bytes ? most : bytes;
+}
+
+uint64_t fleecing_cache_file_growth_max(uint64_t bytes)
+{
+    return bytes < FLEECE_DISK_CACHE_MAX / FILE_GROWTH ? bytes * FILE_GROWTH : FLEECE_DISK_CACHE_MAX;
+}
+
+static uint32_t reserved_segments(uint64_t bytes, uint64_t charge)
+{
+    return (uint32_t)(fleecing_cache_growth_max(bytes) / charge);
 }
 
 static int spills_create(struct fleecing_cache *cache)

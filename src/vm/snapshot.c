@@ -578,6 +578,7 @@ static void snapshot_begin(struct snapshot *snapshot)
         snapshot->parts_out++;
         hooks->cache_open(hooks->context, vd->disk, vd->block_bytes, file_opened, &snapshot->parts[i]);
     }
+    cache_watch_begin(vm);
     vm->filters = FILTERS_MADE;
     if (--snapshot->parts_out == 0)
         snapshot_prepare(snapshot);

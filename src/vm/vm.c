@@ -64,6 +64,8 @@ int vm_add_disk(struct vm *vm, const char *name, struct node *leaf, uint64_t blo
     vd->block_bytes = block_bytes ? block_bytes : vm->options.block_bytes;
     vd->room.disk = disk;
     dirty_bitmaps_init(&vd->bitmaps, disk);
+    write_sketch_begin(&vd->recent, disk,
+                       (unsigned)__builtin_ctzll(block_bytes ? block_bytes : vm->options.block_bytes));
     vd->room.cbw = &vd->cbw;
     vd->lost.message.deliver = vm_disk_lost;
     vm->room_disks[vm->disk_count++] = &vd->room;
@@ -76,7 +78,7 @@ static void vm_ran_out(void *context, struct room_shortage shortage)
 }
 
 /* One segment for each disk, its share of the map included, or nothing could ever be preserved. */
-static uint64_t least_ram(const struct vm *vm)
+uint64_t vm_least_ram(const struct vm *vm)
 {
     uint64_t least = 0;
     for (unsigned i = 0; i < vm->disk_count; i++) {
@@ -91,7 +93,7 @@ int vm_start(struct vm *vm, struct error *err)
 {
     assert(vm->disk_count > 0);
     char has[16], needs[16];
-    const uint64_t least = least_ram(vm);
+    const uint64_t least = vm_least_ram(vm);
     if (vm->ram_budget.max_bytes < least)
         return error_set(err, EINVAL, "%s of RAM for the fleecing cache is too little: %u disks need %s at least",
                          size_format(has, vm->ram_budget.max_bytes), vm->disk_count, size_format(needs, least));
@@ -137,6 +139,7 @@ static void disk_close(struct io_message *message)
     struct vm_disk *vd = container_of(message, struct vm_disk, closing);
     assert(!vd->cbw);
     dirty_bitmaps_fini(&vd->bitmaps);
+    write_sketch_end(&vd->recent);
     disk_destroy(vd->disk);
     message->deliver = disk_closed;
     io_post(vd->vm->io, message);
@@ -154,6 +157,7 @@ static void room_fell_idle(void *argument)
 
 static void vm_close_disks(struct vm *vm)
 {
+    cache_watch_end(vm);
     if (vm->room) {
         room_when_idle(vm->room, room_fell_idle, vm);
     } else if (vm->disk_count > 0) {

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "block/disk.h"
 #include "track/dirty_bitmap.h"
+#include "track/write_sketch.h"
 
 struct vm;
 struct snapshot;
@@ -20,6 +21,12 @@ enum snapshot_state {
 };
 
 /* How snapshots become visible (exports), and who is told. Set by the daemon; the simulation has its own. */
+struct vm_cache_fill { /* of the fleecing cache, both tiers together */
+    uint64_t bytes, bytes_max;
+    uint64_t rate;    /* net growth in bytes a second, of the last seconds */
+    uint64_t seconds; /* until it is full at this rate; UINT64_MAX: it does not grow */
+};
+
 struct vm_hooks {
     void *context;
     /* Makes a snapshot's node of one disk readable under "DISK@SNAPSHOT". Calls done(argument, status) later. */
@@ -36,6 +43,10 @@ struct vm_hooks {
                        void (*done)(void *argument, struct node *file, const struct error *err), void *argument);
     void (*cache_close)(void *context, const struct disk *disk, struct node *file, void (*done)(void *argument),
                         void *argument);
+    /* The fill has reached a threshold: 50, 75 or 90 per cent. May be NULL. */
+    void (*cache_threshold)(void *context, unsigned percent, const struct vm_cache_fill *fill);
+    /* The budget of cache files made from now on. May be NULL. */
+    void (*cache_resized)(void *context, uint64_t disk_bytes);
     void (*snapshot_created)(void *context, const struct snapshot *snapshot);
     void (*snapshot_broken)(void *context, const struct snapshot *snapshot);
     void (*snapshot_deleted)(void *context, const char *name, const char *uuid);
@@ -134,6 +145,7 @@ struct vm_disk_status {
     uint64_t file_bytes;      /* of its cache file, now in use */
     uint64_t spilled_bytes;   /* ever */
     uint64_t block_bytes;
+    struct write_sketch_answer recent; /* what the guest has written in the last minutes */
     unsigned bitmap_count;
     struct dirty_bitmap_status bitmaps[LIMIT_BITMAPS];
 };

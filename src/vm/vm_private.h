@@ -4,6 +4,8 @@
 #define FLEECE_VM_VM_PRIVATE_H
 
 #include "track/dirty_bitmap.h"
+#include "track/write_sketch.h"
+#include "vm/cache_forecast.h"
 #include "vm/room.h"
 #include "vm/vm.h"
 
@@ -18,6 +20,7 @@ struct vm_disk {
     struct copy_before_write *cbw;                                          /* NULL: no snapshot needs one */
     uint64_t preserved_before, released_before, cut_before, spilled_before; /* by earlier ones */
     struct dirty_bitmaps bitmaps;
+    struct write_sketch recent;
     struct room_disk room;
     /* Disk's reactor -> control: points of these epochs lost a block of this disk. */
     struct nudge lost;
@@ -44,7 +47,10 @@ struct vm {
     unsigned next_number;
     uint32_t last_epoch;
 
-    unsigned operations; /* on bitmaps, under way */
+    unsigned operations; /* on bitmaps and the cache, under way */
+    struct io_timer watch;
+    struct cache_forecast forecast;
+    uint64_t ram_growth_max; /* of what the filters have reserved */
     bool closing;
     unsigned disks_open;
     void (*destroyed)(void *argument);
@@ -60,6 +66,12 @@ void snapshots_lost(struct vm *vm, uint32_t first_epoch, uint32_t last_epoch, co
 bool snapshot_hold(struct snapshot *snapshot);
 void snapshot_let_go(struct snapshot *snapshot);
 
+/* cache_watch.c: when filters are made, if there are none; and before the VM is gone. */
+void cache_watch_begin(struct vm *vm);
+void cache_watch_end(struct vm *vm);
+
+/* vm.c: the least RAM budget with which every disk can preserve something. */
+uint64_t vm_least_ram(const struct vm *vm);
 /* vm.c: why a snapshot breaks when there is no room, as a sentence. */
 void vm_describe_shortage(const struct vm *vm, const struct room_shortage *shortage, char *text, size_t size);
 /* vm.c: something has ended. When the VM is closing and that was the last thing, its disks are closed. */

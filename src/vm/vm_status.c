@@ -39,7 +39,7 @@ static void status_answered(struct io_message *message)
 static void status_ask(struct io_message *message)
 {
     struct status_part *part = container_of(message, struct status_part, message);
-    const struct vm_disk *vd = part->vd;
+    struct vm_disk *vd = part->vd;
     struct vm_disk_status *status = part->status;
     struct cbw_status cbw = {0};
     if (vd->cbw)
@@ -62,6 +62,7 @@ static void status_ask(struct io_message *message)
         .file_bytes = cbw.cache.file_bytes,
         .spilled_bytes = vd->spilled_before + cbw.cache.spilled_bytes,
         .block_bytes = vd->block_bytes,
+        .recent = write_sketch_ask(&vd->recent),
     };
     list_each (link, &vd->disk->held)
         status->writes_held++;

@@ -149,7 +149,7 @@ def test_snapshots_and_their_events(t):
 
 def test_a_broken_snapshot_says_why(t):
     harness.need("qemu-io")
-    d = serve(t, "--fleece", "ram=4M", size=32 * MIB)
+    d = t.daemon({"vda": t.disk("a.raw", 32 * MIB, 1)}, "--fleece", "ram=4M")  # zeroes would take no room
     with d.qmp() as watcher, d.qmp() as q:
         made = q.execute("fleece-snapshot-create", name="tight")
         t.run("qemu-io", "-f", "raw", "-c", "write -P 1 0 16M", d.uri("vda"))

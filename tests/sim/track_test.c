@@ -14,6 +14,7 @@
 
 #include "driver/null.h"
 #include "track/bitmap_copy.h"
+#include "track/write_sketch.h"
 #include "world.h"
 
 enum { GRANULE = 4096 };
@@ -404,6 +405,64 @@ static void copied_without_memory(void **state)
     }
 }
 
+/* ---- the sketch of writes ---- */
+
+static void wait(struct scene *scene, uint64_t ns)
+{
+    world_act_as(scene->world, NULL);
+    world_run_for(scene->world, ns);
+    world_act_as(scene->world, scene->io);
+}
+
+/* Different blocks, whatever their number, to 10 % (three times the standard error). */
+static void sketch_counts_different_blocks(void **state)
+{
+    (void)state;
+    static struct write_sketch sketch;
+    for (uint64_t blocks = 1; blocks <= 300000; blocks = blocks * 3 + 1) {
+        struct scene scene;
+        scene_open(&scene, 1, 64 * GIB);
+        write_sketch_begin(&sketch, scene.disk, 12);
+        for (unsigned again = 0; again < 2; again++)
+            for (uint64_t block = 0; block < blocks; block++)
+                sketch.observer.written(&sketch.observer, (struct range){block * 40503 % (1 << 24) * 4096 + 100, 10});
+        wait(&scene, NS_PER_S);
+        struct write_sketch_answer answer = write_sketch_ask(&sketch);
+        assert_in_range(answer.distinct_bytes, blocks * 4096 * 9 / 10, blocks * 4096 * 11 / 10);
+        assert_in_range(answer.duration_ns, NS_PER_S, NS_PER_S + NS_PER_MS);
+        write_sketch_end(&sketch);
+        scene_close(&scene);
+    }
+}
+
+/* What was written more than some minutes ago is forgotten; the answer is never more than the disk. */
+static void sketch_forgets(void **state)
+{
+    (void)state;
+    static struct write_sketch sketch;
+    struct scene scene;
+    scene_open(&scene, 1, 2 * GIB);
+    write_sketch_begin(&sketch, scene.disk, 12);
+    submit(&scene, REQUEST_DISCARD, 0, GIB);
+    assert_in_range(write_sketch_ask(&sketch).distinct_bytes, GIB / 10 * 9, GIB / 10 * 11);
+    for (unsigned minute = 1; minute <= 4; minute++) {
+        wait(&scene, 61 * NS_PER_S);
+        submit(&scene, REQUEST_DISCARD, GIB, 64 * MIB);
+        submit(&scene, REQUEST_READ, 0, 512);
+        struct write_sketch_answer answer = write_sketch_ask(&sketch);
+        assert_in_range(answer.distinct_bytes, GIB / 10 * 9, GIB / 10 * 12);
+        assert_in_range(answer.duration_ns, minute * 61 * NS_PER_S, minute * 61 * NS_PER_S + NS_PER_S);
+    }
+    wait(&scene, 61 * NS_PER_S);
+    struct write_sketch_answer answer = write_sketch_ask(&sketch);
+    assert_in_range(answer.distinct_bytes, 57 * MIB, 71 * MIB);
+    assert_in_range(answer.duration_ns, 240 * NS_PER_S, 250 * NS_PER_S);
+    submit(&scene, REQUEST_DISCARD, 0, 2 * GIB);
+    assert_in_range(write_sketch_ask(&sketch).distinct_bytes, 2 * GIB / 10 * 9, 2 * GIB);
+    write_sketch_end(&sketch);
+    scene_close(&scene);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -415,6 +474,8 @@ int main(void)
         cmocka_unit_test(copied_at_any_granularity),
         cmocka_unit_test(copied_while_written),
         cmocka_unit_test(copied_without_memory),
+        cmocka_unit_test(sketch_counts_different_blocks),
+        cmocka_unit_test(sketch_forgets),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
