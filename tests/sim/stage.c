@@ -14,15 +14,33 @@
 
 /* ---- the disk's operations ---- */
 
+static bool is_of_cache(const struct stage *stage, const struct world_io *io)
+{
+    for (unsigned i = 0; i < stage->disk_count; i++)
+        if (io->file == stage->files[i])
+            return false;
+    return true;
+}
+
+static struct world_file *cache_file(const struct stage *stage, unsigned disk)
+{
+    char name[16];
+    snprintf(name, sizeof(name), "vd%c.cache", 'a' + disk);
+    return world_file_find(stage->world, name);
+}
+
 static bool is_held(const struct stage *stage, const struct world_io *io)
 {
-    return stage->holding && io->kind == stage->hold_kind && io->file == stage->files[stage->hold_disk];
+    if (!stage->holding || io->kind != stage->hold_kind)
+        return false;
+    return io->file == (stage->hold_cache ? cache_file(stage, stage->hold_disk) : stage->files[stage->hold_disk]);
 }
 
 static bool gate(void *context, const struct world_io *io)
 {
     struct stage *stage = context;
-    if (!is_held(stage, io) || stage->fail_with != 0)
+    bool faulty = is_of_cache(stage, io) && stage->cache_operations == stage->cache_fault_at;
+    if ((!is_held(stage, io) || stage->fail_with != 0) && (!faulty || stage->cache_fail_with != 0))
         return false;
     assert_true(stage->held_count < STAGE_HELD);
     stage->held[stage->held_count++] = io->number;
@@ -32,6 +50,8 @@ static bool gate(void *context, const struct world_io *io)
 static int fault(void *context, const struct world_io *io)
 {
     struct stage *stage = context;
+    if (is_of_cache(stage, io) && ++stage->cache_operations == stage->cache_fault_at && stage->cache_fail_with != 0)
+        return stage->cache_fail_with;
     return is_held(stage, io) ? stage->fail_with : 0;
 }
 
@@ -51,8 +71,15 @@ static uint64_t delay(void *context, struct io *from, struct io *to)
 void stage_hold(struct stage *stage, enum world_kind kind, unsigned disk)
 {
     stage->holding = true;
+    stage->hold_cache = false;
     stage->hold_kind = kind;
     stage->hold_disk = disk;
+}
+
+void stage_hold_cache(struct stage *stage, enum world_kind kind, unsigned disk)
+{
+    stage_hold(stage, kind, disk);
+    stage->hold_cache = true;
 }
 
 void stage_hold_no_more(struct stage *stage)
@@ -140,13 +167,88 @@ static void snapshot_broken(void *context, const struct snapshot *snapshot)
 {
     struct snapshot_info info;
     snapshot_info(snapshot, &info);
-    find_snapshot(context, info.name)->broken = true;
+    struct stage *stage = context;
+    struct stage_snapshot *mine = find_snapshot(stage, info.name);
+    mine->broken = true;
+    mine->broken_ns = world_now(stage->world);
+    snprintf(mine->reason, sizeof(mine->reason), "%s", info.reason != NULL ? info.reason : "");
 }
 
 static void snapshot_deleted(void *context, const char *name, const char *uuid)
 {
     (void)uuid;
     find_snapshot(context, name)->deleted = true;
+}
+
+/* ---- cache files ---- */
+
+struct cache_answer {
+    struct io_message message;
+    struct stage *stage;
+    struct node *file;
+    char name[LIMIT_NAME_BYTES + 8];
+    void (*opened)(void *argument, struct node *file, const struct error *err);
+    void (*closed)(void *argument);
+    void *argument;
+};
+
+static void cache_opened(struct io_message *message)
+{
+    struct cache_answer *answer = container_of(message, struct cache_answer, message);
+    answer->opened(answer->argument, answer->file, NULL);
+    free(answer);
+}
+
+static struct cache_answer *cache_answer_new(struct stage *stage, const struct disk *disk)
+{
+    struct cache_answer *answer = calloc(1, sizeof(*answer));
+    assert_non_null(answer);
+    answer->stage = stage;
+    snprintf(answer->name, sizeof(answer->name), "%s.cache", disk->name);
+    return answer;
+}
+
+static void cache_open(void *context, const struct disk *disk, uint64_t block_bytes,
+                       void (*done)(void *argument, struct node *file, const struct error *err), void *argument)
+{
+    struct stage *stage = context;
+    struct cache_answer *answer = cache_answer_new(stage, disk);
+    assert_int_equal(block_bytes, STAGE_BLOCK);
+    world_file_create(stage->world, answer->name, stage->cache_bytes, 512, false);
+    assert_int_equal(sim_leaf_open(disk->node.io, answer->name, &answer->file), 0);
+    stage->caches_open++;
+    answer->opened = done;
+    answer->argument = argument;
+    answer->message.deliver = cache_opened;
+    io_post(stage->control, &answer->message);
+}
+
+static void cache_closed(struct io_message *message)
+{
+    struct cache_answer *answer = container_of(message, struct cache_answer, message);
+    world_file_remove(answer->stage->world, answer->name);
+    answer->stage->caches_open--;
+    answer->closed(answer->argument);
+    free(answer);
+}
+
+static void cache_close_file(struct io_message *message)
+{
+    struct cache_answer *answer = container_of(message, struct cache_answer, message);
+    node_destroy(answer->file);
+    answer->message.deliver = cache_closed;
+    io_post(answer->stage->control, &answer->message);
+}
+
+static void cache_close(void *context, const struct disk *disk, struct node *file, void (*done)(void *argument),
+                        void *argument)
+{
+    struct cache_answer *answer = cache_answer_new(context, disk);
+    answer->file = file;
+    answer->closed = done;
+    answer->argument = argument;
+    answer->message.deliver = cache_close_file;
+    io_post(disk->node.io, &answer->message);
 }
 
 /* ---- life ---- */
@@ -190,14 +292,24 @@ static void stage_begin(struct stage *stage, const struct stage_options *options
     stage->control = world_reactor(stage->world, "control", 0);
     stage->disk_count = options->disk_count;
     uint64_t segment_bytes = 64 * STAGE_BLOCK;
+    uint64_t map_bytes = 64 * LIMIT_MAP_BYTES_PER_SLOT, charge = segment_bytes + map_bytes;
+    if (options->cache_segments > 0) { /* with its share of the map of the file */
+        charge += map_bytes;
+        stage->cache_bytes = 4096 + options->cache_segments * (segment_bytes + 4096);
+    }
     struct vm_options vm = {.name = "stage",
-                            .ram_bytes = (options->segments ? options->segments : 64) *
-                                         (segment_bytes + 64 * LIMIT_MAP_BYTES_PER_SLOT),
+                            .ram_bytes = (options->segments ? options->segments : 64) * charge +
+                                         options->cache_segments * map_bytes,
+                            .disk_bytes = stage->cache_bytes,
+                            .cbw_timeout_ns = options->cbw_timeout_ns,
+                            .copy_on_read = options->copy_on_read,
                             .block_bytes = STAGE_BLOCK,
                             .segment_bytes = segment_bytes,
                             .hooks = {.context = stage,
                                       .publish = publish,
                                       .unpublish = unpublish,
+                                      .cache_open = cache_open,
+                                      .cache_close = cache_close,
                                       .snapshot_created = snapshot_created,
                                       .snapshot_broken = snapshot_broken,
                                       .snapshot_deleted = snapshot_deleted}};
@@ -245,6 +357,7 @@ int stage_tear_down(void **state)
         stage_destroy_vm(stage);
     stage_settle(stage);
     assert_true(stage->gone);
+    assert_int_equal(stage->caches_open, 0);
     assert_int_equal(world_destroy(stage->world, stderr), 0);
     free(stage);
     return 0;
@@ -274,6 +387,7 @@ static void start(struct stage_request *request, struct node *node, enum request
     request->done = false;
     request->iov = (struct iovec){request->buffer, count * STAGE_BLOCK};
     request->req = (struct request){.kind = kind,
+                                    .flags = request->flags,
                                     .range = {block * STAGE_BLOCK, count * STAGE_BLOCK},
                                     .iov = &request->iov,
                                     .iov_count = 1,
@@ -334,6 +448,66 @@ void stage_overwrite(struct stage *stage, unsigned disk, uint64_t block, uint8_t
     stage_write(stage, &write, disk, block, 1, value);
     stage_settle(stage);
     assert_true(stage_succeeded(&write));
+}
+
+void stage_overwrite_all(struct stage *stage, unsigned disk, uint64_t first, uint64_t count, uint8_t value)
+{
+    struct stage_request *writes = calloc((count + 3) / 4, sizeof(*writes));
+    assert_non_null(writes);
+    for (uint64_t i = 0; i < count; i += 4)
+        stage_write(stage, &writes[i / 4], disk, first + i, count - i < 4 ? count - i : 4, value);
+    stage_settle(stage);
+    for (uint64_t i = 0; i < count; i += 4)
+        assert_true(stage_succeeded(&writes[i / 4]));
+    free(writes);
+}
+
+int stage_release(struct stage *stage, struct stage_snapshot *snapshot, unsigned disk, uint64_t block, uint64_t count)
+{
+    struct stage_request release = {0};
+    (void)stage;
+    start(&release, snapshot->views[disk], REQUEST_DISCARD, block, count);
+    world_run_for(stage->world, NS_PER_US);
+    assert_true(release.done);
+    return release.status;
+}
+
+uint32_t stage_residence(struct stage *stage, struct stage_snapshot *snapshot, unsigned disk, uint64_t block)
+{
+    struct stage_request status = {.flags = REQUEST_RESIDENCE};
+    start(&status, snapshot->views[disk], REQUEST_BLOCK_STATUS, block, 1);
+    world_run_for(stage->world, NS_PER_US);
+    assert_true(stage_succeeded(&status));
+    assert_int_equal(status.extents[0].length, STAGE_BLOCK);
+    return status.extents[0].flags;
+}
+
+struct status_answer {
+    struct stage *stage;
+    struct vm_status status;
+    bool known;
+};
+
+static void status_known(void *argument, const struct vm_status *status)
+{
+    struct status_answer *answer = argument;
+    answer->status = *status;
+    answer->known = true;
+}
+
+static void ask_status(void *argument)
+{
+    struct status_answer *answer = argument;
+    vm_status_query(answer->stage->vm, status_known, answer);
+}
+
+struct vm_status stage_status_of_vm(struct stage *stage)
+{
+    struct status_answer answer = {.stage = stage};
+    world_call(stage->control, ask_status, &answer);
+    stage_settle(stage);
+    assert_true(answer.known);
+    return answer.status;
 }
 
 int stage_value(struct stage *stage, struct stage_snapshot *snapshot, unsigned disk, uint64_t block)

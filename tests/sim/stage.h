@@ -20,6 +20,8 @@ struct stage_snapshot {
     bool answered, created, broken, deleted;
     int code; /* why it was not created */
     char text[LIMIT_ERROR_BYTES];
+    char reason[LIMIT_ERROR_BYTES]; /* why it is broken */
+    uint64_t broken_ns;
 };
 
 struct stage_answer { /* of a hook, later */
@@ -41,6 +43,7 @@ struct stage {
     bool holding;
     enum world_kind hold_kind;
     unsigned hold_disk;
+    bool hold_cache; /* of its cache file instead */
     uint64_t held[STAGE_HELD];
     unsigned held_count;
     int fail_with;       /* the operations that would be held fail with this instead */
@@ -48,6 +51,11 @@ struct stage {
     unsigned landed_count;
     struct io *slow_from, *slow_to; /* messages between these take a second longer */
     bool keep_exports;              /* unpublish waits for stage_withdraw() */
+    /* The cache files: operations so far; the one with this number fails, or (0) is held. */
+    uint64_t cache_operations, cache_fault_at;
+    int cache_fail_with;
+    unsigned caches_open;
+    uint64_t cache_bytes;
     struct stage_answer answers[64];
     unsigned answer_count, kept;
     bool gone;
@@ -58,6 +66,7 @@ struct stage_request {
     struct iovec iov;
     struct block_extent extents[4];
     uint8_t buffer[4 * STAGE_BLOCK];
+    uint32_t flags;
     bool done;
     int status;
     struct node *node;
@@ -65,8 +74,11 @@ struct stage_request {
 
 struct stage_options {
     unsigned disk_count;
-    unsigned segments;    /* of 64 blocks, that the cache may take; 0: many */
-    uint64_t tmpfs_bytes; /* 0: no limit */
+    unsigned segments;       /* of 64 blocks, that the cache may take; 0: many */
+    uint64_t tmpfs_bytes;    /* 0: no limit */
+    unsigned cache_segments; /* of the cache files; 0: there are none */
+    uint64_t cbw_timeout_ns; /* 0: default */
+    bool copy_on_read;
 };
 
 /* A test of cmocka's on a stage of its own, which is its state; the VM ends after it, and nothing may be left. */
@@ -82,6 +94,7 @@ void stage_destroy_vm(struct stage *stage); /* asks for the end of the VM, which
 uint8_t stage_first_value(unsigned disk, uint64_t block);
 
 void stage_hold(struct stage *stage, enum world_kind kind, unsigned disk);
+void stage_hold_cache(struct stage *stage, enum world_kind kind, unsigned disk); /* the same of its cache file */
 void stage_hold_no_more(struct stage *stage);
 void stage_let_go(struct stage *stage); /* all that is held */
 /* Long enough for everything that is not held and waits for no deadline. */
@@ -101,6 +114,14 @@ void stage_read_held(struct stage *stage, struct stage_request *request, struct 
 bool stage_succeeded(const struct stage_request *request); /* it is done */
 /* Writes one block, and waits until that is done. */
 void stage_overwrite(struct stage *stage, unsigned disk, uint64_t block, uint8_t value);
+/* Writes blocks [first, first + count) four at a time, and waits until that is done. */
+void stage_overwrite_all(struct stage *stage, unsigned disk, uint64_t first, uint64_t count, uint8_t value);
+/* The snapshot's consumer releases blocks; 0 or -errno, at once. */
+int stage_release(struct stage *stage, struct stage_snapshot *snapshot, unsigned disk, uint64_t block, uint64_t count);
+/* Where one block of a snapshot is: enum residence_flags, at once. */
+uint32_t stage_residence(struct stage *stage, struct stage_snapshot *snapshot, unsigned disk, uint64_t block);
+/* What the VM says of itself, at once. */
+struct vm_status stage_status_of_vm(struct stage *stage);
 /* Reads one block of a snapshot, at once: its value, or -errno. */
 int stage_value(struct stage *stage, struct stage_snapshot *snapshot, unsigned disk, uint64_t block);
 
