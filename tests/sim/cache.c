@@ -57,6 +57,11 @@ void cache_choose(struct sim *sim, uint64_t total_bytes)
     }
 }
 
+bool cache_is_sound(const struct sim *sim)
+{
+    return sim->cache.fail_per_1024 == 0 && sim->cache.fail_from == 0 && sim->cache.sticks_per_1024 == 0;
+}
+
 /* ---- opening and closing ---- */
 
 static void opened(struct io_message *message)

@@ -9,7 +9,6 @@
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
@@ -56,6 +55,7 @@ static void read_back(struct story *story, struct stage_snapshot *snapshot)
 {
     const unsigned index = (unsigned)(snapshot - story->stage->snapshots);
     struct stage_request *reads = story->reads[story->rounds++];
+    uint8_t block[STAGE_BLOCK];
     for (unsigned i = 0; i < READS; i++)
         stage_read(story->stage, &reads[i], snapshot->views[0], 4 * i, 4);
     stage_settle(story->stage);
@@ -67,14 +67,23 @@ static void read_back(struct story *story, struct stage_snapshot *snapshot)
         if (!reads[i].done)
             continue;
         if (reads[i].status < 0) {
-            assert_int_equal(reads[i].status, gone && !snapshot->broken ? -ENODATA : -EIO);
-            assert_true(gone || snapshot->broken);
+            assert_true((gone && reads[i].status == -ENODATA) || (snapshot->broken && reads[i].status == -EIO));
             continue;
         }
         assert_false(gone);
-        for (unsigned at = 0; at < 4 * STAGE_BLOCK; at++)
-            assert_int_equal(reads[i].buffer[at], story->expected[index][4 * i + at / STAGE_BLOCK]);
+        for (unsigned k = 0; k < 4; k++) {
+            memset(block, story->expected[index][4 * i + k], sizeof(block));
+            assert_memory_equal(reads[i].buffer + k * STAGE_BLOCK, block, sizeof(block));
+        }
     }
+}
+
+/* An export ends when its requests have. */
+static void end(struct story *story, struct stage_snapshot *snapshot)
+{
+    story->stage->keep_exports = story->stuck_reads > 0;
+    stage_delete(story->stage, snapshot);
+    stage_settle(story->stage);
 }
 
 static void tell(struct story *story)
@@ -89,18 +98,16 @@ static void tell(struct story *story)
     overwrite(story, 0, 250, 202);
     read_back(story, first);
     read_back(story, second);
-    stage_delete(story->stage, first);
-    stage_settle(story->stage);
+    end(story, first);
     overwrite(story, 100, 100, 203);
     read_back(story, second);
     overwrite(story, 0, 60, 204);
     for (unsigned i = 0; i < story->stage->snapshot_count; i++) {
         const struct stage_snapshot *snapshot = &story->stage->snapshots[i];
-        story->broken += snapshot->broken; if (snapshot->broken) fprintf(stderr,"%s %s ops %d\n",snapshot->name,snapshot->reason,(int)story->stage->cache_operations);
+        story->broken += snapshot->broken;
         assert_int_equal(snapshot->broken, snapshot->reason[0] != 0);
     }
-    stage_delete(story->stage, second);
-    stage_settle(story->stage);
+    end(story, second);
 }
 
 /* Tells the story with a fault at operation `number`; whether it was reached. */
@@ -119,6 +126,8 @@ static bool reached(uint64_t number, int fail_with, unsigned *broken, unsigned *
     bool was_reached = story->stage->cache_operations >= number;
     story->stage->cache_fault_at = 0;
     stage_let_go(story->stage);
+    stage_settle(story->stage);
+    stage_withdraw(story->stage);
     stage_settle(story->stage);
     for (unsigned i = 0; i < BLOCKS; i++)
         assert_int_equal(world_file_bytes(story->stage->files[0])[i * STAGE_BLOCK], story->disk[i]);

@@ -249,7 +249,7 @@ static void director_tick(struct io_timer *timer)
 {
     struct sim *sim = container_of(timer, struct sim, director);
     stick_or_not(sim);
-    cache_let_go(sim, sim->requests_left == 0);
+    cache_let_go(sim, sim->requests_left == 0 || sim_waits_for_last(sim));
     if (!sim->last_created)
         director_act(sim);
     io_timer_set(sim->control, timer,

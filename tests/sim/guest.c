@@ -299,6 +299,13 @@ static void guest_done(struct request *req, int status)
     guest_next(guest);
 }
 
+uint8_t *sim_buffer(struct sim *sim, uint64_t length, void **memory)
+{
+    if ((*memory = aligned_alloc(4096, round_up(length, 4096) + 4096)) == NULL)
+        abort();
+    return (uint8_t *)*memory + (sim_chance(sim, 512) ? 0 : 16 * sim_below(sim, 256));
+}
+
 struct guest *sim_guest_of(struct sim *sim, const struct request *req)
 {
     for (unsigned i = 0; i < sim->disk_count; i++)
@@ -315,8 +322,7 @@ void guests_create(struct sim_disk *disk)
     disk->guest_count = sim->many ? sim->guests_max : 2 + (unsigned)sim_below(sim, sim->guests_max - 1);
     for (unsigned i = 0; i < disk->guest_count; i++) {
         disk->guests[i].disk = disk;
-        if ((disk->guests[i].buffer = malloc(sim->longest)) == NULL)
-            abort();
+        disk->guests[i].buffer = sim_buffer(sim, sim->longest, &disk->guests[i].memory);
     }
 }
 
@@ -330,5 +336,5 @@ void guests_start(struct sim_disk *disk)
 void guests_destroy(struct sim_disk *disk)
 {
     for (unsigned i = 0; i < disk->guest_count; i++)
-        free(disk->guests[i].buffer);
+        free(disk->guests[i].memory);
 }

@@ -21,6 +21,7 @@ struct reader {
     struct iovec iov[3];
     struct block_extent extents[SIM_EXTENTS];
     uint8_t *buffer;
+    void *memory;
     uint64_t longest;
     bool busy;
     bool releases;     /* the view can */
@@ -225,7 +226,7 @@ static void check_success(struct reader *reader)
     const struct sim *sim = reader->sim;
     const struct sim_snapshot *snapshot = reader->snapshot;
     /* from the news of a break to the last disk that obeys: a round that is under way, messages, and threads that hang */
-    const uint64_t grace_ns = (sim->tight ? 260 : 20) * NS_PER_MS + 700 * sim->message_ns;
+    const uint64_t grace_ns = (sim->tight ? 260 : 40) * NS_PER_MS + 700 * sim->message_ns;
     if (reader->req.kind == REQUEST_DISCARD) {
         note_release(reader, part_of(reader)->released_ns);
         return;
@@ -353,8 +354,7 @@ struct readers *readers_create(struct sim *sim, struct sim_snapshot *snapshot, s
         reader->longest = sim->longest < disk->size ? sim->longest : disk->size;
         reader->releases = sim->releases && node->can_release;
         reader->consumes = i == 0 && reader->releases && sim_chance(sim, 512);
-        if ((reader->buffer = malloc(reader->longest)) == NULL)
-            abort();
+        reader->buffer = sim_buffer(sim, reader->longest, &reader->memory);
     }
     return readers;
 }
@@ -380,6 +380,6 @@ void readers_stop(struct readers *readers)
 void readers_free(struct readers *readers)
 {
     for (unsigned i = 0; i < readers->count; i++)
-        free(readers->each[i].buffer);
+        free(readers->each[i].memory);
     free(readers);
 }

@@ -174,11 +174,12 @@ static void choose_room(struct sim *sim, uint64_t total)
     uint64_t segments = sim->disk_count + (sim->tight ? 0 : sim_below(sim, 12));
     cache_choose(sim, total);
     sim->copy_on_read = sim_chance(sim, 300);
-    sim->cbw_timeout_ns = sim_chance(sim, 300) ? 0 : (1 + sim_below(sim, 20)) * NS_PER_MS;
+    sim->cbw_timeout_ns = !sim->tight && sim_chance(sim, 300) ? 0 : (1 + sim_below(sim, 20)) * NS_PER_MS;
     sim->ram_bytes = sim->plenty_of_ram ? 2 * SIM_ALIVE * total + 8 * MIB : segments * charge;
     if (sim->cache.plenty) /* the map of what is in the files is in RAM */
         sim->ram_bytes += sim->cache.max_bytes / sim->block_bytes * LIMIT_MAP_BYTES_PER_SLOT;
-    sim->patience_ns += sim->cbw_timeout_ns > 0 ? sim->cbw_timeout_ns : CBW_TIMEOUT_DEFAULT_NS;
+    if (!sim->plenty_of_ram && !(sim->cache.plenty && cache_is_sound(sim))) /* else nobody waits for long */
+        sim->patience_ns += sim->cbw_timeout_ns > 0 ? sim->cbw_timeout_ns : CBW_TIMEOUT_DEFAULT_NS;
     sim->may_break = !sim->plenty_of_ram && (!sim->cache.plenty || sim->cbw_timeout_ns > 0);
     if (sim->plenty_of_ram && sim_chance(sim, 64)) { /* the budget has room, and tmpfs has none */
         world_limit_shm(sim->world, sim->segment_bytes * (sim->disk_count + sim_below(sim, 8)));
@@ -377,9 +378,10 @@ static void clean_up(struct sim *sim)
 
 uint64_t sim_run(const struct sim_options *options)
 {
-    struct sim *sim = calloc(1, sizeof(*sim));
+    struct sim *sim = aligned_alloc(4096, round_up(sizeof(*sim), 4096)); /* the same alignment in every process */
     if (sim == NULL)
         abort();
+    memset(sim, 0, sizeof(*sim));
     sim->options = *options;
     if (sim->options.requests == 0)
         sim->options.requests = 2000;

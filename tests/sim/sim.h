@@ -45,6 +45,7 @@ struct guest { /* one request at a time */
     struct iovec iov[3];
     struct block_extent extents[SIM_EXTENTS];
     uint8_t *buffer;
+    void *memory;
     bool busy, submitting, raced; /* raced: another request touched the range meanwhile */
     bool raced_discard;           /* ... which was a discard */
     bool faulted;                 /* the disk below was made to fail it */
@@ -205,6 +206,8 @@ void guests_destroy(struct sim_disk *disk);
 struct range sim_random_place(struct sim *sim, const struct sim_disk *disk, uint64_t longest);
 struct range sim_random_range(struct sim *sim, uint64_t size, uint64_t longest);
 void sim_slice(struct sim *sim, struct iovec *iov, unsigned *iov_count, uint8_t *buffer, uint64_t length);
+/* Memory whose alignment is the seed's choice: what direct I/O does depends on it. Frees with free(*memory). */
+uint8_t *sim_buffer(struct sim *sim, uint64_t length, void **memory);
 /* Whether extents may describe these bytes, the whole of the disk's. */
 void sim_check_extents(const struct sim *sim, const struct request *req, const uint8_t *bytes, const char *whose);
 /* The guest whose request it is; NULL: it is not a guest's. */
@@ -234,6 +237,7 @@ void cache_open(void *context, const struct disk *disk, uint64_t block_bytes,
                 void (*done)(void *argument, struct node *file, const struct error *err), void *argument);
 void cache_close(void *context, const struct disk *disk, struct node *file, void (*done)(void *argument),
                  void *argument);
+bool cache_is_sound(const struct sim *sim); /* no device fails or gets stuck */
 bool cache_is_file(const struct sim *sim, const struct world_file *file);
 int cache_fault(struct sim *sim, const struct world_io *io);
 bool cache_gate(struct sim *sim, const struct world_io *io);

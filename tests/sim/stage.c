@@ -51,7 +51,7 @@ static int fault(void *context, const struct world_io *io)
 {
     struct stage *stage = context;
     if (is_of_cache(stage, io) && ++stage->cache_operations == stage->cache_fault_at && stage->cache_fail_with != 0)
-        return stage->cache_fail_with;
+        return io->kind == WORLD_READ ? -EIO : stage->cache_fail_with;
     return is_held(stage, io) ? stage->fail_with : 0;
 }
 
