@@ -54,7 +54,7 @@ static void sketch_written(struct write_observer *observer, struct range range)
 void write_sketch_begin(struct write_sketch *sketch, struct disk *disk, unsigned block_shift)
 {
     *sketch = (struct write_sketch){.observer.written = sketch_written, .disk = disk, .block_shift = block_shift};
-    sketch->windows[0].begun_ns = io_now_ns(disk->node.io);
+    sketch->begun_ns = sketch->windows[0].begun_ns = io_now_ns(disk->node.io);
     list_append(&disk->observers, &sketch->observer.link);
 }
 
@@ -80,14 +80,15 @@ static double count_distinct(const uint8_t registers[SKETCH_REGISTERS])
 struct write_sketch_answer write_sketch_ask(struct write_sketch *sketch)
 {
     const uint64_t now_ns = io_now_ns(sketch->disk->node.io), size_bytes = sketch->disk->node.size_bytes;
-    uint64_t begun_ns = now_ns;
+    const uint64_t span_ns = SKETCH_WINDOWS * SKETCH_WINDOW_NS, age_ns = now_ns - sketch->begun_ns;
     uint8_t together[SKETCH_REGISTERS] = {0};
+    uint64_t covered_ns = 0; /* by the windows that count */
     sketch_look(sketch);
     for (unsigned w = 0; w < SKETCH_WINDOWS; w++) {
-        if (!sketch->windows[w].begun_ns)
-            continue;
-        if (sketch->windows[w].begun_ns < begun_ns)
-            begun_ns = sketch->windows[w].begun_ns;
+        if (!sketch->windows[w].begun_ns || now_ns - sketch->windows[w].begun_ns > span_ns)
+            continue; /* a disk that is nearly idle has windows of hours, with next to nothing in them */
+        if (now_ns - sketch->windows[w].begun_ns > covered_ns)
+            covered_ns = now_ns - sketch->windows[w].begun_ns;
         for (unsigned i = 0; i < SKETCH_REGISTERS; i++)
             if (sketch->windows[w].registers[i] > together[i])
                 together[i] = sketch->windows[w].registers[i];
@@ -95,6 +96,8 @@ struct write_sketch_answer write_sketch_ask(struct write_sketch *sketch)
     double bytes = count_distinct(together) * (double)(UINT64_C(1) << sketch->block_shift);
     return (struct write_sketch_answer){
         .distinct_bytes = bytes < (double)size_bytes ? (uint64_t)bytes : size_bytes,
-        .duration_ns = now_ns - begun_ns,
+        .duration_ns = covered_ns >= span_ns - SKETCH_WINDOW_NS ? covered_ns
+                       : age_ns < span_ns                       ? age_ns
+                                                                : span_ns,
     };
 }

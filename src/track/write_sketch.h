@@ -14,6 +14,7 @@ struct write_sketch {
     struct write_observer observer;
     struct disk *disk;
     unsigned block_shift;
+    uint64_t begun_ns;
     unsigned window;   /* the one that is being filled; the others are older ones, round the ring */
     uint64_t unlooked; /* bytes written since the clock was looked at */
     struct {

@@ -23,8 +23,8 @@ uint64_t cache_forecast_rate(const struct cache_forecast *forecast);
 /* Seconds until `used_bytes` have grown to `max_bytes` at this rate; UINT64_MAX: it does not grow. */
 uint64_t cache_forecast_seconds(const struct cache_forecast *forecast, uint64_t used_bytes, uint64_t max_bytes);
 /*
- * A threshold in per cent (50, 75, 90) that the fill has reached since it was last asked; 0: none. When it has passed several at
- * once, the highest. One that was told is told again only after the fill has been 10 points below it.
+ * A threshold in per cent (50, 75, 90) that the fill has reached since it was last asked; 0: none. When it has passed
+ * several at once, the highest. One that was told is told again only after the fill has been 10 points below it.
  */
 unsigned cache_forecast_crossed(struct cache_forecast *forecast, uint64_t used_bytes, uint64_t max_bytes);
 
@@ -35,8 +35,8 @@ struct backup_plan { /* of one disk */
 };
 
 /*
- * How much cache a backup at `speed` bytes a second may need for the disk, at most at one time. `seconds` is how long the backup
- * of all disks takes. With a consumer that releases what it has copied, and with one that does not.
+ * How much cache a backup may need for the disk, at most at one time. `seconds` is how long the backup of all disks
+ * takes. With a consumer that releases what it has copied, and with one that does not.
  */
 uint64_t backup_needs(const struct backup_plan *plan, double seconds, bool releases);
 

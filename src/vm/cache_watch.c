@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The fleecing cache as the operator sees it: how full it is, how fast it fills, when it will be full; and its budgets, which
- * may be changed while snapshots live.
+ * The fleecing cache as the operator sees it: how full it is, how fast it fills, when it will be full; and its budgets,
+ * which may be changed while snapshots live.
  *
  * While there are filters a timer on the control thread looks at the two budgets, which are shared words, twice a second;
  * no reactor is asked, and without a snapshot there is no timer. "Full" is both tiers together: RAM alone is always

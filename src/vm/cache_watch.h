@@ -9,8 +9,8 @@
 void vm_cache_fill(const struct vm *vm, struct vm_cache_fill *fill);
 
 /*
- * Changes the budgets of the cache, both or none; 0: stays as it is. Writes that wait for room go on when they find some. `done`
- * is called later, or at once when it is refused: EINVAL (out of bounds, or more than what has been reserved while
+ * Changes the budgets of the cache, both or none; 0: stays as it is. Writes that wait for room go on when they find some.
+ * `done` is called later, or at once when it is refused: EINVAL (out of bounds, or more than what has been reserved while
  * snapshots live), EBUSY (less than what is in use), ESHUTDOWN, ENOMEM.
  */
 void vm_cache_resize(struct vm *vm, uint64_t ram_bytes, uint64_t file_bytes,

@@ -342,7 +342,8 @@ static void while_the_guest_writes(void **state)
     assert_in_range(outside, 500, 120 * DISKS * BLOCKS - 1500);
 }
 
-/* The first observer is the VM's sketch of writes, the second one the bitmap. Until the copy of vda's bitmap, which is empty, has been read, and is an observer. False: the cut was faster. */
+/* Until the copy of vda's bitmap, which is empty, has been read, and is an observer: the third one, behind the VM's sketch
+ * of writes and the bitmap. False: the cut was faster. */
 static bool until_prepared(struct scene *scene)
 {
     const struct disk *disk = scene->sides[0].disk;
