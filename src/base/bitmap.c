@@ -189,9 +189,11 @@ static uint64_t chunk_next(const struct bitmap_chunk *chunk, uint64_t from, bool
     return index * WORD_BITS + (uint64_t)__builtin_ctzll(word);
 }
 
-uint64_t bitmap_next(const struct bitmap *bitmap, uint64_t from, bool value)
+uint64_t bitmap_next_before(const struct bitmap *bitmap, uint64_t from, uint64_t end, bool value)
 {
-    while (from < bitmap->bit_count) {
+    if (end > bitmap->bit_count)
+        end = bitmap->bit_count;
+    while (from < end) {
         uint64_t index = from / BITMAP_CHUNK_BITS, start = index * BITMAP_CHUNK_BITS;
         const struct bitmap_chunk *chunk = bitmap->chunks[index];
         if (!chunk_mixed(chunk) && value == (chunk != NULL))
@@ -199,9 +201,14 @@ uint64_t bitmap_next(const struct bitmap *bitmap, uint64_t from, bool value)
         uint64_t next = chunk_mixed(chunk) ? chunk_next(chunk, from - start, value) : BITMAP_CHUNK_BITS;
         from = start + next;
         if (next < BITMAP_CHUNK_BITS)
-            return from; /* at most bit_count: of the bits beyond, all zero, that is the first */
+            return from < end ? from : end; /* of the bits beyond bit_count, all zero, the first may be found */
     }
-    return bitmap->bit_count;
+    return end;
+}
+
+uint64_t bitmap_next(const struct bitmap *bitmap, uint64_t from, bool value)
+{
+    return bitmap_next_before(bitmap, from, bitmap->bit_count, value);
 }
 
 static int chunk_merge(struct bitmap *into, uint64_t index, const struct bitmap_chunk *from)

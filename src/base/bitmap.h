@@ -28,6 +28,8 @@ bool bitmap_get(const struct bitmap *bitmap, uint64_t bit);
 int bitmap_assign(struct bitmap *bitmap, uint64_t first, uint64_t count, bool value);
 /* The first bit at or after `from` that is `value`; bit_count: there is none. Skips equal chunks at once. */
 uint64_t bitmap_next(const struct bitmap *bitmap, uint64_t from, bool value);
+/* The same, but looks no further than `end`, which is the answer when there is none before it. */
+uint64_t bitmap_next_before(const struct bitmap *bitmap, uint64_t from, uint64_t end, bool value);
 /* into |= from; of the same bit_count. 0 or -ENOMEM: partly done. */
 int bitmap_merge(struct bitmap *into, const struct bitmap *from);
 /* The same for bits [first, first + count): `first` is a multiple of BITMAP_CHUNK_BITS, and so is count, but for the end. */

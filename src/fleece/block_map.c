@@ -8,6 +8,10 @@
  * Neighbouring blocks lie in neighbouring buckets, 64 at a time, because what is written together is looked up together;
  * the groups of 64 are scattered, because guests like powers of two.
  *
+ * Who wants to know where something is preserved at all passes over what has nothing: a group of 16 blocks has a bit, set
+ * with its first entry and cleared when its region of 64 groups has none left. (Without groups the map of a 1 TiB disk with
+ * 10,000 preserved blocks, each in a region of its own, took ten million look-ups: a second.)
+ *
  * All arrays are in one mapping, not calloc(): once the heap has such blocks to reuse, calloc() clears them, all megabytes
  * of them, on the disk's reactor while a snapshot is prepared (measured: 8 ms for each disk at 1 GiB of cache). Nothing
  * here survives a crash.
@@ -32,14 +36,15 @@ int block_map_init(struct block_map *map, uint32_t places_max, uint64_t blocks)
     uint64_t regions = blocks / MAP_REGION_BLOCKS + 1;
     *map = (struct block_map){.places_max = places_max, .region_count = regions};
     map->bytes = places_max * (sizeof *map->keys + sizeof *map->chains) + buckets * sizeof *map->buckets +
-                 regions * sizeof *map->regions;
+                 regions * (sizeof *map->regions + sizeof *map->groups);
     void *memory = mmap(NULL, map->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) {
         *map = (struct block_map){0};
         return -ENOMEM;
     }
     map->keys = memory;
-    map->chains = (uint32_t *)(map->keys + places_max);
+    map->groups = map->keys + places_max;
+    map->chains = (uint32_t *)(map->groups + regions);
     map->buckets = map->chains + places_max;
     map->regions = map->buckets + buckets;
     map->bucket_count = BUCKETS_MIN;
@@ -84,9 +89,14 @@ static uint32_t chain_seek(const struct block_map *map, uint32_t link, uint64_t 
     return link;
 }
 
+static uint64_t group_bit(uint64_t block)
+{
+    return UINT64_C(1) << (block % MAP_REGION_BLOCKS / MAP_GROUP_BLOCKS);
+}
+
 static uint32_t chain_of(const struct block_map *map, uint64_t block)
 {
-    if (map->regions[block / MAP_REGION_BLOCKS] == 0)
+    if (!(map->groups[block / MAP_REGION_BLOCKS] & group_bit(block)))
         return 0;
     return chain_seek(map, map->buckets[bucket_of(map, block)], block);
 }
@@ -114,6 +124,7 @@ void block_map_insert(struct block_map *map, uint32_t place, uint64_t block, uin
     assert(!map->keys[place]);
     map->keys[place] = block << EPOCH_BITS | epoch;
     map->regions[block / MAP_REGION_BLOCKS]++;
+    map->groups[block / MAP_REGION_BLOCKS] |= group_bit(block);
     if (++map->entries > map->bucket_count && map->bucket_count < map->places_max)
         map_grow(map);
     uint32_t *bucket = &map->buckets[bucket_of(map, block)];
@@ -135,8 +146,10 @@ static uint32_t *link_to(struct block_map *map, uint32_t place)
 void block_map_remove(struct block_map *map, uint32_t place)
 {
     uint32_t *link = link_to(map, place);
+    uint64_t region = block_map_block(map, place) / MAP_REGION_BLOCKS;
     *link = map->chains[place];
-    map->regions[block_map_block(map, place) / MAP_REGION_BLOCKS]--;
+    if (--map->regions[region] == 0)
+        map->groups[region] = 0;
     map->entries--;
     map->keys[place] = 0;
     map->chains[place] = 0;
@@ -191,7 +204,13 @@ uint32_t block_map_older(const struct block_map *map, uint32_t place)
 
 uint64_t block_map_next(const struct block_map *map, uint64_t from, uint64_t end)
 {
-    while (from < end && map->regions[from / MAP_REGION_BLOCKS] == 0)
-        from = (from / MAP_REGION_BLOCKS + 1) * MAP_REGION_BLOCKS;
-    return from < end ? from : end;
+    while (from < end) {
+        uint64_t group = from / MAP_GROUP_BLOCKS, region = from / MAP_REGION_BLOCKS;
+        uint64_t here_and_later = map->groups[region] >> group % 64;
+        if (here_and_later & 1)
+            return from;
+        from = here_and_later ? (group + (uint64_t)__builtin_ctzll(here_and_later)) * MAP_GROUP_BLOCKS
+                              : (region + 1) * MAP_REGION_BLOCKS;
+    }
+    return end;
 }

@@ -17,14 +17,15 @@ struct block_map {
     uint64_t *keys;    /* by place: block << EPOCH_BITS | epoch; 0: not in the map (epoch 0 does not exist) */
     uint32_t *chains;  /* by place: the next place of its bucket, +1; newer entries of a block come first */
     uint32_t *buckets; /* first place, +1 */
-    uint32_t *regions; /* entries of each run of MAP_REGION_BLOCKS blocks: what has none is passed over at once */
+    uint32_t *regions; /* entries of each run of MAP_REGION_BLOCKS blocks */
+    uint64_t *groups;  /* by region: a bit for each of its 64 groups of blocks that may have entries; see below */
     uint64_t region_count;
     uint32_t places_max, bucket_count, bucket_mask; /* see block_map.c */
     uint32_t entries;
     uint64_t bytes; /* of the one mapping that they are in */
 };
 
-enum { EPOCH_BITS = 28, MAP_REGION_BLOCKS = 1024 };
+enum { EPOCH_BITS = 28, MAP_GROUP_BLOCKS = 16, MAP_REGION_BLOCKS = 64 * MAP_GROUP_BLOCKS };
 /* Newer than every point: the block as it is on the disk now, kept though nobody has overwritten it. */
 #define EPOCH_UNCHANGED ((UINT32_C(1) << EPOCH_BITS) - 1)
 

@@ -94,7 +94,8 @@ static int range_status(const struct snapshot_access *access, struct range range
 {
     int status = access_status(access);
     struct block_range blocks = range_to_blocks(range, access_shift(access));
-    if (status == 0 && bitmap_next(&access->point->needed, blocks.first, false) < block_range_end(blocks) &&
+    uint64_t end = block_range_end(blocks);
+    if (status == 0 && bitmap_next_before(&access->point->needed, blocks.first, end, false) < end &&
         !MUTANT(released_block_served)) {
         PROBE(read_of_released_block);
         status = -ENODATA;

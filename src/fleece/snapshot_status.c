@@ -56,11 +56,10 @@ static uint64_t next_run(struct walk *walk, struct range range, uint32_t *flags)
     uint64_t block = blocks.first, end = block_range_end(blocks), run_end;
     if (!bitmap_get(needed, block)) {
         *flags = RESIDENCE_RELEASED;
-        run_end = bitmap_next(needed, block, true);
+        run_end = bitmap_next_before(needed, block, end, true);
     } else if ((run_end = block_map_next(map, block, end)) > block) {
         *flags = 0;
-        uint64_t released = bitmap_next(needed, block, false);
-        run_end = released < run_end ? released : run_end;
+        run_end = bitmap_next_before(needed, block, run_end, false);
     } else {
         *flags = place_flags(walk, block);
         run_end = block + 1;

@@ -187,6 +187,11 @@ static void large_and_empty(void **state)
     assert_int_equal(bitmap_next(&bitmap, 1, false), size);
     assert_int_equal(bitmap_assign(&bitmap, size - 1, 1, false), 0);
     assert_int_equal(bitmap_next(&bitmap, 1, false), size - 1);
+    assert_int_equal(bitmap_next_before(&bitmap, 1, size, false), size - 1);
+    assert_int_equal(bitmap_next_before(&bitmap, 1, size - 1, false), size - 1);
+    assert_int_equal(bitmap_next_before(&bitmap, 1, 5 * BITMAP_CHUNK_BITS, false), 5 * BITMAP_CHUNK_BITS);
+    assert_int_equal(bitmap_next_before(&bitmap, 0, 1, true), 1);
+    assert_int_equal(bitmap_next_before(&bitmap, 0, 2, true), 1);
     bitmap_fini(&bitmap);
 }
 

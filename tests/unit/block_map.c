@@ -45,7 +45,11 @@ static void check(const struct block_map *map, const struct model *model, uint32
 {
     for (unsigned i = 0; i < BLOCKS; i++) {
         uint64_t block = block_number(i);
-        assert_int_equal(block_map_newest(map, block), model_last_before(model, block, UINT32_MAX));
+        uint32_t newest = model_last_before(model, block, UINT32_MAX);
+        assert_int_equal(block_map_newest(map, block), newest);
+        if (newest) /* no walk passes over it, wherever it starts */
+            for (uint64_t before = 0; before <= block && before < 5000; before += 700)
+                assert_true(block_map_next(map, block - before, block + 1) <= block);
         for (uint32_t epoch = 1; epoch <= newest_epoch + 1; epoch += 3)
             assert_int_equal(block_map_find(map, block, epoch), model_find(model, block, epoch));
     }
@@ -82,6 +86,16 @@ static void against_model(void **state)
             check(&map, &model, epoch);
     }
     check(&map, &model, epoch);
+    for (uint32_t slot = 0; slot < SLOTS; slot++)
+        if (model.epoch[slot])
+            block_map_remove(&map, slot);
+    const uint64_t end = (uint64_t)BLOCKS << 20;
+    assert_int_equal(block_map_next(&map, 0, end), end);
+    block_map_insert(&map, 3, 5 * MAP_REGION_BLOCKS + 100, epoch);
+    uint64_t first = 5 * MAP_REGION_BLOCKS + 100 / MAP_GROUP_BLOCKS * MAP_GROUP_BLOCKS;
+    assert_int_equal(block_map_next(&map, 7, end), first);
+    assert_int_equal(block_map_next(&map, first + MAP_GROUP_BLOCKS, end), end);
+    assert_int_equal(block_map_next(&map, 7, first - 3), first - 3);
     block_map_fini(&map);
 }
 
