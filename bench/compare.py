@@ -12,6 +12,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 
@@ -29,16 +30,21 @@ def with_spread(values):
     return f"{number(middle)} ({number(low)}..{number(high)})"
 
 
-class Report:
-    """The cells of one row of the table, printed as they come and kept as JSON."""
+def commit():
+    return subprocess.run(["git", "-C", RESULTS.parent, "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
+                          check=False).stdout.strip()
 
-    def __init__(self, row, title, pairs, versions):
-        self.row, self.pairs, self.cells = row, pairs, []
+
+class Report:
+    """The cells of one row of the table, printed as they come and kept as JSON. After `deadline` (of time.monotonic()) no
+    further pair is begun, but each cell gets one."""
+
+    def __init__(self, row, title, pairs, versions, deadline=float("inf")):
+        self.row, self.pairs, self.deadline, self.cells = row, pairs, deadline, []
         self.head = {
             "row": row, "title": title, "pairs": pairs, "versions": versions, "cpus": os.cpu_count(),
             "kernel": platform.release(), "started": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
-            "commit": subprocess.run(["git", "-C", RESULTS.parent, "rev-parse", "--short", "HEAD"], capture_output=True,
-                                     text=True, check=False).stdout.strip()}
+            "commit": commit()}
         print(f"\n{row}: {title}")
         sys.stdout.flush()
 
@@ -49,6 +55,8 @@ class Report:
         runs = {name: [] for name in names}
         loads = []
         for pair in range(self.pairs):
+            if pair > 0 and time.monotonic() > self.deadline:
+                break
             turn = pair % len(names)
             for name in names[turn:] + names[:turn]:
                 runs[name].append(candidates[name]())
@@ -61,7 +69,7 @@ class Report:
                 if not values:
                     continue
                 line = f"    {metric:<20} {name:<14} {with_spread(values):>36}"
-                if direction and name != names[0] and len(values) == self.pairs:
+                if direction and name != names[0] and len(values) == len(loads):
                     pairs = [ours[metric] / theirs[metric] if direction == "more" else theirs[metric] / ours[metric]
                              for ours, theirs in zip(runs[names[0]], runs[name]) if ours[metric] and theirs[metric]]
                     if pairs:
@@ -72,9 +80,9 @@ class Report:
         self.cells.append({"cell": cell, "runs": runs, "load": loads,
                            "ratios": [{"metric": m, "to": n, "ratio": r} for (m, n), r in ratios.items()]})
 
-    def save(self):
-        """Raw figures of the row so far."""
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{self.row.lower()}.json"
+    def save(self, folder=RESULTS):
+        """Raw figures of the row."""
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{self.row.lower()}.json"
         path.write_text(json.dumps({**self.head, "cells": self.cells}, indent=1) + "\n")
         print(f"  raw figures: {path}")

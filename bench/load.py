@@ -8,14 +8,15 @@ import threading
 import time
 
 
-def fio(kind, queue, seconds, ramp, uri=None, path=None):
-    """4 KiB random I/O; {"iops", "p50_us", "p99_us", "requests"}. kind: randread, randwrite, or randrw: half reads, half
-    writes, of which the writes are told. With `path`: plain fio on the file, O_DIRECT and io_uring. The clients of both
-    sides are the same."""
+def fio(kind, queue, seconds, ramp, uri=None, path=None, options=()):
+    """4 KiB random I/O; {"iops", "p50_us", "p99_us", "p999_us", "requests"}. kind: randread, randwrite, or randrw: half
+    reads, half writes, of which the writes are told. With `path`: plain fio on the file, O_DIRECT and io_uring. The
+    clients of both sides are the same. seconds None: until the options say that it is done."""
     where = ["--ioengine=nbd", f"--uri={uri}"] if uri else ["--ioengine=io_uring", f"--filename={path}", "--direct=1"]
+    times = ["--time_based", f"--runtime={seconds * 1000:.0f}ms", f"--ramp_time={ramp * 1000:.0f}ms"] if seconds else []
     done = subprocess.run(
-        ["fio", "--name=b", *where, f"--rw={kind}", "--bs=4k", f"--iodepth={queue}", "--time_based",
-         f"--runtime={seconds}", f"--ramp_time={ramp}", "--randrepeat=0", "--output-format=json"],
+        ["fio", "--name=b", "--thread", *where, f"--rw={kind}", "--bs=4k", f"--iodepth={queue}", *times, "--randrepeat=0",
+         "--output-format=json", *options],
         capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"fio failed: {done.stderr}{done.stdout[-2000:]}")
@@ -25,7 +26,8 @@ def fio(kind, queue, seconds, ramp, uri=None, path=None):
     side = job["read" if kind == "randread" else "write"]
     percentiles = side["clat_ns"].get("percentile", {})
     return {"iops": side["iops"], "requests": side["total_ios"],
-            "p50_us": percentiles.get("50.000000", 0) / 1000, "p99_us": percentiles.get("99.000000", 0) / 1000}
+            **{f"{name}_us": percentiles.get(percent, 0) / 1000
+               for name, percent in (("p50", "50.000000"), ("p99", "99.000000"), ("p999", "99.900000"))}}
 
 
 def floor(kind, queue, seconds, path, null_uri):

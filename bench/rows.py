@@ -11,6 +11,7 @@ from load import Puller, fio, floor, make_disk, timed
 from servers import BUILD, Fleece, Nbdkit, Qsd
 
 GIB = 1 << 30
+SPEED = {"iops": "more", "p50_us": "less", "p99_us": "less", "p999_us": "less"}
 
 
 def peers(bench, disks, threads=True, **options):
@@ -45,7 +46,7 @@ def b1(bench):
             candidates = {name: lambda m=make: measure(m, kind, queue) for name, make in servers.items()}
             candidates["plain fio"] = lambda: fio(kind, queue, bench.seconds, bench.ramp, path=bench.disk)
             candidates["floor"] = lambda: floor_of(bench, kind, queue)
-            bench.report.compare(f"{kind}, QD{queue}", candidates, {"iops": "more", "p50_us": "less", "p99_us": "less"})
+            bench.report.compare(f"{kind}, QD{queue}", candidates, SPEED)
 
 
 def snapshot_servers(bench):
@@ -67,7 +68,7 @@ def b2(bench):
         candidates["plain fio"] = lambda: fio("randwrite", queue, bench.seconds, 0, path=bench.disk)
         # old data is read, new data is written
         candidates["floor"] = lambda: floor_of(bench, "randrw", queue)
-        bench.report.compare(f"first writes, QD{queue}", candidates, {"iops": "more", "p50_us": "less", "p99_us": "less"})
+        bench.report.compare(f"first writes, QD{queue}", candidates, SPEED)
 
 
 def b3(bench):
@@ -83,7 +84,7 @@ def b3(bench):
     for queue in (1, 32):
         candidates = {name: lambda m=make: measure(m, queue) for name, make in snapshot_servers(bench).items()}
         bench.report.compare(f"pulled, QD{queue}", candidates,
-                             {"iops": "more", "p50_us": "less", "p99_us": "less", "pull_gib_s": "more"})
+                             {**SPEED, "pull_gib_s": "more"})
 
 
 def b5(bench):
@@ -234,7 +235,7 @@ def b10(bench):
     for kind in ("randwrite", "randread"):
         for queue in (1, 32):
             candidates = {name: lambda m=make: measure(m, kind, queue) for name, make in servers.items()}
-            bench.report.compare(f"null, {kind}, QD{queue}", candidates, {"iops": "more", "cpu_us": "less"})
+            bench.report.compare(f"null, {kind}, QD{queue}", candidates, {**SPEED, "cpu_us": "less"})
 
 
 ROWS = {"B1": b1, "B2": b2, "B3": b3, "B5": b5, "B8": b8, "B10": b10}

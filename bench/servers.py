@@ -110,6 +110,12 @@ class Server:
     def uri(self, export):
         return f"nbd+unix:///{export}?socket={self.dir}/n"
 
+    def rss_bytes(self):
+        """Resident memory without shared memory, which is where our RAM tier lies."""
+        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
+        kib = {line.split(":")[0]: int(line.split()[1]) for line in status.splitlines() if line.endswith(" kB")}
+        return (kib["RssAnon"] + kib["RssFile"]) << 10
+
     def cpu_seconds(self):
         """User and system time of the process so far."""
         fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -119,9 +125,11 @@ class Server:
 class Fleece(Server):
     kind = "fleece"
 
-    def __init__(self, work, disks, ram="256M", options=(), name=None):
+    def __init__(self, work, disks, ram="256M", disk_tier="", options=(), name=None):
+        """disk_tier: the size of cache files, in the work folder; none by default."""
         super().__init__(work, disks, name)
-        self.ram, self.options = ram, options
+        self.cache = f"ram={ram}" + (f",max={disk_tier},dir={work}" if disk_tier else "")
+        self.options = options
 
     @staticmethod
     def version():
@@ -129,7 +137,7 @@ class Fleece(Server):
 
     def start(self):
         arguments = [BUILD / "fleeced", "--name", f"bench-{os.getpid()}", "--nbd", f"unix:{self.dir}/n", "--control",
-                     f"{self.dir}/c", "--fleece", f"ram={self.ram}", *self.options]
+                     f"{self.dir}/c", "--fleece", self.cache, *self.options]
         for name, path in self.disks.items():
             arguments += ["--disk", f"{name}={',driver=null,size=4G' if path is None else path}"]
         self.spawn(*arguments)
@@ -150,6 +158,14 @@ class Fleece(Server):
 
     def snapshot_delete(self, name):
         self.qmp("fleece-snapshot-delete", {"name": name})
+
+    def track(self, disk, granularity):
+        """A dirty bitmap."""
+        self.qmp("block-dirty-bitmap-add", {"node": disk, "name": "b0", "granularity": granularity})
+
+    def spilled_bytes(self):
+        """What the cache files take on the disk now."""
+        return sum(path.stat().st_blocks * 512 for path in self.work.glob("*.fleece-cache"))
 
 
 class Qsd(Server):
@@ -221,6 +237,10 @@ class Qsd(Server):
         self.qmp("blockdev-add", {"driver": "snapshot-access", "node-name": "snap", "file": "cbw"})
         self.export(f"{disk}@{name}", "snap", False)
 
+    def track(self, disk, granularity):
+        """A dirty bitmap."""
+        self.qmp("block-dirty-bitmap-add", {"node": f"{disk}-live", "name": "b0", "granularity": granularity})
+
     def backup_transaction(self):
         """Snapshots of all disks at one instant, with backup jobs that only preserve: the way before copy-before-write
         could be inserted by hand. The targets are made before."""
@@ -255,6 +275,20 @@ class Qsd(Server):
         if "error" in job:
             raise SystemExit(f"{self.name}: backup: {job['error']}")
         self.qmp("job-dismiss", {"id": "full"})
+
+
+class SlowTarget(Server):
+    """nbdkit with so much memory, far away and behind a narrow line: the target of a backup."""
+    kind = "target"
+
+    def __init__(self, work, size, rate="80M", delay="50ms"):
+        super().__init__(work, {})
+        self.arguments = ["--filter=delay", "--filter=rate", "memory", str(size), f"rate={rate}", f"rdelay={delay}",
+                          f"wdelay={delay}"]
+
+    def start(self):
+        self.spawn("nbdkit", "-f", "-U", f"{self.dir}/n", *self.arguments)
+        self.wait_for_socket(self.dir / "n")
 
 
 class Nbdkit(Server):

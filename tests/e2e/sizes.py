@@ -153,8 +153,7 @@ def test_read_only_source(t):
 
 
 def test_sparse_sources_stay_sparse(t):
-    """P12: holes of the disk at the cut are holes of the snapshot, and data stays data whatever the guest does since; what it
-    has discarded costs no space as marks of zeroes, once preserved."""
+    """P12: holes of the disk at the cut are holes of the snapshot, and preserving them takes marks, not data."""
     harness.need("nbdcopy", "nbdinfo")
     image = t.disk("a.raw", 64 * MIB)
     with open(image, "r+b") as f:
