@@ -14,7 +14,10 @@ struct caches {
     const struct options *options;
     char *folders[LIMIT_DISKS]; /* of the disks; NULL: the disk needs none, as nobody can write it */
     uint64_t max_bytes;         /* of all files together; 0: there is no disk tier */
-    struct list files;          /* made, being made or being taken away */
+    struct list files;          /* of struct cache: made, being made or being taken away */
+    unsigned freeing;           /* of them, those whose space is being given back */
+    void (*idle)(void *argument);
+    void *idle_argument;
 };
 
 void caches_init(struct caches *caches, struct io *control, const struct options *options);
@@ -26,7 +29,11 @@ int caches_choose(struct caches *caches, struct error *err);
 /* After the disks were opened, with their sizes: how much there may be, and away with what a killed daemon left.
  * Likewise. */
 int caches_prepare(struct caches *caches, struct node *const *leaves, struct error *err);
-/* No file is there any more. */
+/* Whether no file is there and none's space is being given back. */
+bool caches_are_idle(const struct caches *caches);
+/* Calls idle(argument) later, when they are; nothing is opened any more. */
+void caches_when_idle(struct caches *caches, void (*idle)(void *argument), void *argument);
+/* They are idle, or the process ends. */
 void caches_fini(struct caches *caches);
 /* Nothing waits any more: takes the names of all files away at once. */
 void caches_give_up(struct caches *caches);
@@ -34,7 +41,10 @@ void caches_give_up(struct caches *caches);
 /* Of files that are made from now on. */
 void caches_resize(struct caches *caches, uint64_t max_bytes);
 
-/* For struct vm_hooks; the context is the struct caches. A disk that nobody can write gets no file and no error. */
+/*
+ * For struct vm_hooks; the context is the struct caches. A disk that nobody can write gets no file and no error. A file is
+ * closed when its name is gone; its space is given back after that, and the next file is made when it has been.
+ */
 void caches_open(void *context, const struct disk *disk, uint64_t block_bytes,
                  void (*done)(void *argument, struct node *file, const struct error *err), void *argument);
 void caches_close(void *context, const struct disk *disk, struct node *file, void (*done)(void *argument),

@@ -9,7 +9,7 @@
  *   then, after a signal, `quit` or a failure at any point, whatever exists ends in the opposite order:
  *   UNEXPORT connections end with ESHUTDOWN
  *   CLOSE    snapshots are deleted, disks are closed
- *   HANG_UP  control clients get what is queued for them
+ *   HANG_UP  control clients get what is queued for them; the space of cache files is given back
  *   ENDED    reactors stop, the folder and its sockets are removed
  *
  * Everything that ends must have ended on its reactor before the reactor stops, so each step starts in the completion of
@@ -137,6 +137,10 @@ static void daemon_end_next(void *argument)
             control_server_destroy(daemon->control, daemon_end_next, daemon);
             return;
         }
+    }
+    if (!caches_are_idle(&daemon->caches)) {
+        caches_when_idle(&daemon->caches, daemon_end_next, daemon);
+        return;
     }
     daemon_move(daemon, DAEMON_ENDED);
     if (daemon->signal_waiting)

@@ -11,8 +11,9 @@
  * Present segments that hold nothing are closed in the pool. The budget is charged for exactly the present segments, from
  * before the first byte is written until the punch has completed: so the space that the file takes never passes it.
  *
- * LIMIT_PUNCHES pieces are under way at most; what becomes idle meanwhile is merged into the next ones. A punch that never
- * comes back holds its own segments, nothing else.
+ * One piece at a time is punched: the kernel would not do two of one file at once anyway. What becomes idle meanwhile is
+ * merged into the next piece, as long as pieces do not hold up reads and spills of the file: their length follows from
+ * how long they take. A punch that never comes back holds its own segments; those that are idle can still be used.
  *
  * Crash: nothing here is adopted; the whole file is a left-over, and goes by its header.
  */
@@ -38,8 +39,11 @@ int disk_tier_init(struct disk_tier *tier, struct io *io, const struct disk_tier
     uint64_t slots = options->segment_bytes >> options->block_shift;
     uint64_t least = disk_tier_file_bytes(options->segment_bytes, 1);
     assert(slots > 0 && slots <= LIMIT_SEGMENT_SLOTS);
-    *tier = (struct disk_tier){
-        .io = io, .file = options->file, .budget = options->budget, .block_shift = options->block_shift};
+    *tier = (struct disk_tier){.io = io,
+                               .file = options->file,
+                               .budget = options->budget,
+                               .block_shift = options->block_shift,
+                               .punch_bytes = PUNCH_FIRST_BYTES};
     /* Through the page cache an error of writing back comes when nobody asks, and the block reads as something else. */
     if (options->file->alignment_bytes == 1)
         tier->write_flags = REQUEST_FUA;
@@ -93,9 +97,7 @@ uint32_t disk_tier_slots_max(const struct disk_tier *tier)
 bool disk_tier_has_room(const struct disk_tier *tier, uint32_t slots)
 {
     const struct slot_pool *pool = &tier->pool;
-    uint32_t segment, empty = tier->idle_count + tier->kept_count;
-    for (unsigned i = 0; i < LIMIT_PUNCHES; i++)
-        empty += tier->punch[i].count;
+    uint32_t segment, empty = tier->idle_count + tier->kept_count + tier->punch.count;
     if (tier->idle_count + tier->kept_count > 0)
         return true;
     if (slot_pool_next_absent(pool, &segment) &&
@@ -135,7 +137,12 @@ static void start_quiet(struct disk_tier *tier);
 static void punch_done(struct request *req, int status)
 {
     struct punch *punch = container_of(req, struct punch, request);
-    struct disk_tier *tier = punch->tier;
+    struct disk_tier *tier = container_of(punch, struct disk_tier, punch);
+    uint64_t took_ns = io_now_ns(tier->io) - punch->since_ns;
+    if (took_ns > PUNCH_LONG_NS)
+        tier->punch_bytes = req->range.length / 2;
+    else if (took_ns < PUNCH_SHORT_NS)
+        tier->punch_bytes = tier->punch_bytes < LIMIT_PUNCH_BYTES / 2 ? tier->punch_bytes * 2 : LIMIT_PUNCH_BYTES;
     for (uint32_t i = punch->first; i < punch->first + punch->count; i++) {
         if (status == 0) {
             slot_pool_drop(&tier->pool, i);
@@ -156,9 +163,9 @@ static void punch_done(struct request *req, int status)
 }
 
 /* The lowest run of idle segments, as far as one piece goes. */
-static void punch_begin(struct disk_tier *tier, struct punch *punch)
+static void punch_begin(struct disk_tier *tier)
 {
-    uint64_t longest = LIMIT_PUNCH_BYTES / segment_file_bytes(tier);
+    uint64_t longest = tier->punch_bytes / segment_file_bytes(tier);
     uint32_t first, count = 0;
     if (!index_set_lowest(&tier->idle, &first))
         return;
@@ -167,26 +174,24 @@ static void punch_begin(struct disk_tier *tier, struct punch *punch)
     } while (count < longest && first + count < tier->pool.segments_end && index_set_has(&tier->idle, first + count));
     tier->idle_count -= count;
     tier->punches++;
-    *punch = (struct punch){
-        .tier = tier,
+    tier->punch = (struct punch){
         .first = first,
         .count = count,
+        .since_ns = io_now_ns(tier->io),
         .request = {.kind = REQUEST_DISCARD,
                     .range = {disk_tier_segment_offset(tier, first), count * segment_file_bytes(tier)},
                     .done = punch_done},
     };
-    node_submit(tier->file, &punch->request);
+    node_submit(tier->file, &tier->punch.request);
 }
 
 void disk_tier_settle(struct disk_tier *tier)
 {
-    if (tier->quiet) {
+    bool about_to_go = tier->quiet && tier->pool.slots_used == 0; /* the file: all of it at once */
+    if (tier->punches == 0 && !about_to_go)
+        punch_begin(tier);
+    if (tier->quiet)
         start_quiet(tier);
-        return;
-    }
-    for (unsigned i = 0; i < LIMIT_PUNCHES && tier->idle_count > 0; i++)
-        if (tier->punch[i].count == 0)
-            punch_begin(tier, &tier->punch[i]);
 }
 
 void disk_tier_give(struct disk_tier *tier, uint32_t slot)

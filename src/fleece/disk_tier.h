@@ -15,12 +15,10 @@
 #include "fleece/budget.h"
 #include "fleece/slot_pool.h"
 
-struct disk_tier;
-
 struct punch { /* a piece of the file on its way out */
     struct request request;
-    struct disk_tier *tier;
     uint32_t first, count; /* segments; count 0: not under way */
+    uint64_t since_ns;
 };
 
 struct disk_tier {
@@ -30,7 +28,7 @@ struct disk_tier {
     unsigned block_shift;
     struct slot_pool pool;                    /* a segment is present as long as it has a share of the budget */
     uint64_t sequence;                        /* of the next segment header */
-    unsigned writes, punches;                 /* spills and punches under way */
+    unsigned writes, punches;                 /* spills and punches (one at most) under way */
     int failure;                              /* -errno of the last spill that failed; 0: the last one succeeded */
     uint64_t spilled_segments, punched_bytes; /* ever */
     uint64_t punches_failed;                  /* ever: what they were for stays used until the file goes */
@@ -40,7 +38,8 @@ struct disk_tier {
     uint32_t idle_count, kept_count;
     void *sets;
     size_t sets_bytes;
-    struct punch punch[LIMIT_PUNCHES];
+    struct punch punch;
+    uint64_t punch_bytes; /* the longest piece now */
     void (*quiet)(void *context);
     void *quiet_context;
     struct io_task quiet_task;
@@ -107,8 +106,8 @@ void disk_tier_give(struct disk_tier *tier, uint32_t slot);
 /* Where the slot's block is in the file. */
 uint64_t disk_tier_offset(const struct disk_tier *tier, uint32_t slot);
 uint32_t disk_tier_slots_max(const struct disk_tier *tier);
-/* Calls quiet(context) later, once no spill and no punch is under way. No punch begins meanwhile: the file is about to go.
- * One caller at a time. */
+/* Calls quiet(context) later, once no spill and no punch is under way. While no slot is taken, what is idle is not punched
+ * any more: the file is about to go. One caller at a time. */
 void disk_tier_when_quiet(struct disk_tier *tier, void (*quiet)(void *context), void *context);
 
 /* Bytes of a cache file with so many segments. */
