@@ -29,7 +29,7 @@
 #include "base/log.h"
 #include "daemon/cache_file.h"
 #include "driver/file.h"
-#include "fleece/fleecing_cache.h"
+#include "fleece/disk_tier.h"
 
 struct cache {
     struct list_node link; /* in caches->files */
@@ -312,7 +312,7 @@ void caches_open(void *context, const struct disk *disk, uint64_t block_bytes,
         .folder = caches->folders[index_of(caches, disk->name)],
         .vm = caches->options->vm,
         .disk = disk->name,
-        .max_bytes = fleecing_cache_file_growth_max(caches->max_bytes), /* the budget bounds it */
+        .max_bytes = caches->max_bytes,
         .block_bytes = block_bytes,
         .disk_bytes = disk->node.size_bytes,
         .created_ns = io_wall_ns(caches->control),

@@ -36,7 +36,7 @@
 #include "base/zero.h"
 
 /* Addresses are reserved for budgets that grow while the daemon runs. */
-enum { GROWTH = 8, FILE_GROWTH = 4 };
+enum { GROWTH = 8 };
 static const uint64_t GROWTH_BYTES_MAX = 64 * GIB;
 
 static uint64_t map_share(const struct fleecing_cache *cache)
@@ -50,11 +50,6 @@ uint64_t fleecing_cache_growth_max(uint64_t bytes)
 {
     uint64_t most = bytes * GROWTH < GROWTH_BYTES_MAX ? bytes * GROWTH : GROWTH_BYTES_MAX;
     return most > bytes ? most : bytes;
-}
-
-uint64_t fleecing_cache_file_growth_max(uint64_t bytes)
-{
-    return bytes < FLEECE_DISK_CACHE_MAX / FILE_GROWTH ? bytes * FILE_GROWTH : FLEECE_DISK_CACHE_MAX;
 }
 
 static uint32_t reserved_segments(uint64_t bytes, uint64_t charge)

@@ -60,8 +60,6 @@ struct fleecing_cache_options {
 
 /* The largest RAM budget that a cache made with `bytes` can use: so far its budget may grow while it lives. */
 uint64_t fleecing_cache_growth_max(uint64_t bytes);
-/* The same for the size of a cache file. */
-uint64_t fleecing_cache_file_growth_max(uint64_t bytes);
 /* Reserves addresses, takes no memory for blocks yet. 0 or -errno with a sentence. */
 int fleecing_cache_init(struct fleecing_cache *cache, const struct fleecing_cache_options *options, struct error *err);
 /* It is empty and quiet. */
