@@ -121,6 +121,9 @@ enum {
     /* Events that libfleece keeps for a caller that does not ask for them. */
     LIMIT_CLIENT_EVENTS = 1024,
 
+    /* Copies of one disk that go straight to a target instead of into the cache; a further one waits. Each has a buffer of
+     * 256 KiB, or of one block when that is longer. */
+    LIMIT_THROUGH_COPIES = 8,
     /* Blocks of one copy: longer runs are copied by several at once. */
     LIMIT_COPY_BLOCKS = 64,
     /* Reads and status queries under way on one view of a snapshot; further ones park. */
@@ -157,6 +160,7 @@ enum {
 
 /* Longest single request the block layer takes; longer transfers are cut up by the exports (bounds buffers). */
 #define LIMIT_REQUEST_BYTES (1 * MIB)
+#define THROUGH_BUFFER_BYTES (256 * KIB)
 /* What a small bounce buffer holds: most guest requests. */
 #define BOUNCE_SMALL_BYTES (64 * KIB)
 /* Largest disk: 36 bits of an entry of the cache's map name a 4 KiB block. */

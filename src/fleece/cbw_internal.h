@@ -13,8 +13,13 @@ struct copy {              /* of neighbouring old blocks, on their way into the 
     struct range range;    /* the same in bytes, ending with the disk */
     uint64_t filled_bytes; /* of the range: a large block is read in several requests */
     struct request read;
-    struct list parked; /* writes that wait for it */
-    uint64_t stale;     /* by block: a write may have passed while it was read, so its data belongs to no point */
+    struct list parked;     /* writes that wait for it */
+    uint32_t through_epoch; /* of the point whose target takes the data; 0: it goes into the cache */
+    char *buffer;           /* of such a copy, in place of slots */
+    uint64_t torn;          /* its blocks that were stale when they had been read */
+    uint64_t written_bytes; /* of the range, or passed over */
+    uint64_t begun_ns;
+    uint64_t stale; /* by block: a write may have passed while it was read, so its data belongs to no point */
     uint32_t slots[LIMIT_COPY_BLOCKS];
     struct iovec iov[LIMIT_COPY_BLOCKS];
 };
@@ -24,6 +29,15 @@ struct discard_run { /* a deferred discard that is under way */
     struct request req;
     bool busy;
     struct list parked; /* the guest's writes to the same range */
+};
+
+struct through_copies { /* that go straight to a target */
+    char *buffers;      /* LIMIT_THROUGH_COPIES of buffer_bytes; NULL: no point wants any */
+    size_t buffer_bytes;
+    uint32_t busy; /* a bit for each */
+    unsigned under_way;
+    struct io_timer overdue;
+    uint64_t blocks; /* that went there; ever */
 };
 
 struct deferred_discards {
@@ -66,6 +80,7 @@ struct copy_before_write {
     struct io_timer room_timer; /* armed while writes wait for room */
 
     struct deferred_discards discards;
+    struct through_copies through;
 
     bool copy_on_read;
     struct kept_read reads[LIMIT_KEPT_READS];
@@ -90,13 +105,25 @@ void cbw_sweep_fini(struct copy_before_write *cbw);
 /* Something that a waiter may wait for is over. */
 void cbw_look_quiet(struct copy_before_write *cbw);
 
-/* preserve.c: starts to preserve the blocks; fewer when there is not room for all, NULL when there is none. A copy must be
- * idle. */
-struct copy *cbw_copy_start(struct copy_before_write *cbw, struct block_range blocks);
+/* preserve.c: starts to preserve the blocks; fewer when there is not room for all; NULL and in which queue to wait when
+ * there is none. A copy must be idle. */
+struct copy *cbw_copy_start(struct copy_before_write *cbw, struct block_range blocks, struct list **queue);
+/* The copy has ended, with this status of its read, or of its write. */
+void cbw_copy_finish(struct copy *copy, int status);
 /* The copy under way that covers the block, or NULL and where the next one begins (at most *end). */
 struct copy *cbw_copy_at(const struct copy_before_write *cbw, uint64_t block, uint64_t *end);
 /* After points died or blocks were released: what is read of those that nobody needs any more is no point's data. */
 void cbw_abandon_unneeded_copies(struct copy_before_write *cbw);
+
+/* write_through.c: the point whose target takes the block's old data, because nobody else needs it; NULL: the cache does. */
+const struct point *cbw_through_point(const struct copy_before_write *cbw, uint64_t block, bool full);
+/* Gives the copy a buffer for a run of blocks that the point alone needs; returns how many, 0: no buffer is free. */
+uint32_t cbw_through_prepare(struct copy *copy, const struct point *point, struct block_range blocks);
+/* The data of such a copy is here: on to the target, or nobody needs it any more. */
+void cbw_through_write(struct copy *copy);
+void cbw_through_done(struct copy *copy);
+void cbw_through_init(struct copy_before_write *cbw);
+void cbw_through_fini(struct copy_before_write *cbw);
 
 /* deferred_discards.c: puts a discard of the guest off, which completes it. */
 void cbw_defer_discard(struct copy_before_write *cbw, struct request *req);

@@ -138,11 +138,13 @@ static bool cbw_preserve(struct copy_before_write *cbw, struct request *req)
                 last++;
             if (list_empty(&cbw->idle_copies) || must_queue(&cbw->for_copy, req))
                 queue = &cbw->for_copy;
-            else if (must_queue(&cbw->for_room, req) ||
-                     !(copy = cbw_copy_start(cbw, (struct block_range){block, last - block})))
+            else if (must_queue(&cbw->for_room, req))
                 queue = &cbw->for_room;
+            else
+                copy = cbw_copy_start(cbw, (struct block_range){block, last - block}, &queue);
         }
         if (copy) {
+            queue = NULL;
             wait_for = MUTANT(write_passes_copy) ? wait_for : copy;
             block = block_range_end(copy->blocks);
         }
@@ -245,6 +247,7 @@ int cbw_create(const struct cbw_options *options, struct copy_before_write **cre
     cbw->room_timer.fire = cbw_room_timer;
     cbw_sweep_init(cbw);
     cbw_discards_init(cbw);
+    cbw_through_init(cbw);
     cbw_init_lists(cbw);
     cbw_reads_init(cbw, options->copy_on_read);
     read_gate_init(&cbw->gate, disk, &cbw->copies_in_flight, options->segment_bytes);
@@ -277,6 +280,7 @@ void cbw_destroy(struct copy_before_write *cbw)
     io_timer_cancel(cbw->node.io, &cbw->room_timer);
     cbw_sweep_fini(cbw);
     cbw_discards_fini(cbw);
+    cbw_through_fini(cbw);
     read_gate_fini(&cbw->gate);
     fleecing_cache_fini(&cbw->cache);
     free(cbw);

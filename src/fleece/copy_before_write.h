@@ -21,6 +21,8 @@ enum point_state {
     POINT_DELETED,  /* reads fail; waits to be freed */
 };
 
+enum through_mode { THROUGH_NEVER, THROUGH_ALWAYS, THROUGH_WHEN_FULL };
+
 struct point { /* one disk's part of a snapshot */
     struct list_node link;
     struct copy_before_write *cbw;
@@ -29,6 +31,8 @@ struct point { /* one disk's part of a snapshot */
     bool broken_early;    /* another disk, cut earlier, lost a block of it before this disk heard of the cut */
     struct bitmap needed; /* by block: what a reader may still ask for */
     uint64_t released_ns; /* when a consumer last released something; 0: never */
+    struct node *through; /* see point_write_through() */
+    enum through_mode through_mode;
 };
 
 enum cbw_loss {
@@ -96,7 +100,6 @@ int point_release(struct point *point, struct range range);
  * no cache; THROUGH_WHEN_FULL: where the cache has no room. A write waits for the target for the filter's time-out at most,
  * then the point breaks (LOST_TARGET). Before the point goes live. 0 or -ENOMEM.
  */
-enum through_mode { THROUGH_NEVER, THROUGH_ALWAYS, THROUGH_WHEN_FULL };
 int point_write_through(struct point *point, struct node *target, enum through_mode mode);
 
 /* Breaks the live points with first <= epoch <= last; prepared ones will go live broken. */

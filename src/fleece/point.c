@@ -112,10 +112,10 @@ static void points_died(struct copy_before_write *cbw)
             newest = point->epoch;
     }
     cbw->newest_live = newest;
-    if (!newest) {
+    if (!newest || cbw->through.under_way > 0)
         disk_resubmit_all(cbw->disk, &cbw->for_copy);
+    if (!newest)
         disk_resubmit_all(cbw->disk, &cbw->for_room);
-    }
     cbw_update_filter(cbw);
     cbw_look_at_discards(cbw, (struct range){0, cbw->node.size_bytes});
     cbw_abandon_unneeded_copies(cbw);
@@ -276,7 +276,7 @@ static void cbw_tell_waiters(struct copy_before_write *cbw)
     list_take_all(&waiters, &cbw->waiters);
     for (struct list_node *link; (link = list_take_first(&waiters));) {
         struct cbw_waiter *waiter = container_of(link, struct cbw_waiter, link);
-        if (busy && !waiter->swept_only)
+        if ((busy || cbw->through.under_way > 0) && !waiter->swept_only)
             list_append(&cbw->waiters, &waiter->link);
         else
             waiter->quiet(waiter);

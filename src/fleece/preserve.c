@@ -9,6 +9,8 @@
  * the block's next older entry (C5). So a block is preserved at most once between two points (R3). A copy under way during
  * a cut serves the new point, too: its write is still parked.
  *
+ * For a point that has no cache, or whose cache is full, the data goes on from a buffer to the target (write_through.c).
+ *
  * What cannot be read is lost: the points that needed it break, and the write goes on (R2, R4). A crash loses everything.
  */
 #include <string.h>
@@ -40,6 +42,9 @@ void cbw_abandon_unneeded_copies(struct copy_before_write *cbw)
                 copy->stale |= UINT64_C(1) << i;
             }
         }
+        if (copy->buffer &&
+            copy->stale == UINT64_MAX >> (64 - copy->blocks.count)) /* nobody waits for a target in vain */
+            disk_resubmit_all(cbw->disk, &copy->parked);
     }
 }
 
@@ -63,13 +68,15 @@ static void copy_lost(struct copy *copy, int status)
     cbw->hooks.lost(cbw->hooks.context, oldest + 1, last, LOST_OLD_DATA, status);
 }
 
-static void copy_finish(struct copy *copy, int status)
+void cbw_copy_finish(struct copy *copy, int status)
 {
     struct copy_before_write *cbw = copy->cbw;
     bool here = status == 0 || MUTANT(copy_error_taken_for_data);
     list_remove(&copy->link);
     cbw->copies_in_flight--;
-    for (uint32_t i = 0; i < copy->blocks.count; i++) {
+    if (copy->buffer)
+        cbw_through_done(copy);
+    for (uint32_t i = 0; i < copy->blocks.count && !copy->through_epoch; i++) {
         uint64_t block = copy->blocks.first + i;
         if (here && !(copy->stale >> i & 1) && cbw_block_needed(cbw, block)) {
             fleecing_cache_insert(&cbw->cache, copy->slots[i], block, cbw->newest_live);
@@ -99,8 +106,10 @@ static void copy_read_done(struct request *read, int status)
     copy->filled_bytes += read->range.length;
     if (status == 0 && copy->filled_bytes < copy->range.length)
         copy_read_on(copy);
+    else if (status == 0 && copy->through_epoch)
+        cbw_through_write(copy);
     else
-        copy_finish(copy, status);
+        cbw_copy_finish(copy, status);
 }
 
 /* Reads the next part: all of it, but for a block that is longer than a request may be. */
@@ -112,7 +121,7 @@ static void copy_read_on(struct copy *copy)
         length = LIMIT_REQUEST_BYTES;
     }
     if (copy->range.length > LIMIT_REQUEST_BYTES) { /* one block: one piece of memory */
-        char *slot = ram_tier_memory(&copy->cbw->cache.ram, copy->slots[0]);
+        char *slot = copy->buffer ? copy->buffer : ram_tier_memory(&copy->cbw->cache.ram, copy->slots[0]);
         copy->iov[0] = (struct iovec){slot + copy->filled_bytes, length};
         copy->read.iov_count = 1;
     }
@@ -146,12 +155,29 @@ static uint32_t copy_take_slots(struct copy *copy, uint64_t count)
     return taken;
 }
 
-struct copy *cbw_copy_start(struct copy_before_write *cbw, struct block_range blocks)
+/* Memory for the blocks: a buffer, when they go straight to a target; else slots. Returns for how many, or (0) the queue. */
+static uint32_t copy_take_memory(struct copy *copy, struct block_range blocks, struct list **queue)
+{
+    struct copy_before_write *cbw = copy->cbw;
+    copy->buffer = NULL;
+    copy->through_epoch = 0;
+    const struct point *through = cbw_through_point(cbw, blocks.first, false);
+    uint32_t taken = through ? 0 : copy_take_slots(copy, blocks.count);
+    if (taken == 0 && !through)
+        through = cbw_through_point(cbw, blocks.first, true);
+    if (through)
+        taken = cbw_through_prepare(copy, through, blocks);
+    *queue = through ? &cbw->for_copy : &cbw->for_room;
+    return taken;
+}
+
+struct copy *cbw_copy_start(struct copy_before_write *cbw, struct block_range blocks, struct list **queue)
 {
     struct copy *copy = list_first(&cbw->idle_copies, struct copy, link);
-    copy->blocks = (struct block_range){blocks.first, copy_take_slots(copy, blocks.count)};
+    copy->blocks = (struct block_range){blocks.first, copy_take_memory(copy, blocks, queue)};
     if (copy->blocks.count == 0)
         return NULL;
+    copy->begun_ns = io_now_ns(cbw->node.io);
     copy->stale = 0;
     copy->filled_bytes = 0;
     list_remove(&copy->link);

@@ -44,7 +44,7 @@ struct part { /* of a snapshot, on one disk */
     struct vm_disk *vd;
     void (*work)(struct part *part); /* on the disk's reactor; calls part_back() when it is done, then or later */
     struct point *point;
-    struct node *view;
+    struct node *view, *through;
     struct cbw_waiter quiet;
     struct bitmap_copy needed; /* of the dirty bitmap that the snapshot is limited to, until the cut */
     bool published;
@@ -61,6 +61,7 @@ struct snapshot {
     bool broken, doomed;
     const void *lease;
     enum read_once read_once;
+    enum through_mode through_mode;
     char bitmap[LIMIT_NAME_BYTES + 1]; /* that it is limited to; "": it is not */
     uint32_t epoch;
     uint64_t created_wall_ns, hold_ns, drain_ns, give_up_ns;
@@ -202,7 +203,8 @@ static void part_prepare(struct part *part)
         part->view = part->point ? snapshot_access_create(part->point) : NULL;
         if (part->view)
             part->view->read_once = part->snapshot->read_once;
-        else
+        if (!part->view ||
+            (part->through && point_write_through(part->point, part->through, part->snapshot->through_mode) < 0))
             part->status = error_set(&part->error, ENOMEM, "no memory for a snapshot of disk %s", vd->disk->name);
     }
     if (part->status < 0 || !part->snapshot->bitmap[0])
@@ -626,6 +628,7 @@ static struct snapshot *snapshot_make(struct vm *vm, const struct snapshot_optio
     snapshot->vm = vm;
     snapshot->lease = options->lease;
     snapshot->read_once = options->read_once;
+    snapshot->through_mode = options->through_always ? THROUGH_ALWAYS : THROUGH_WHEN_FULL;
     if (options->bitmap)
         memccpy(snapshot->bitmap, options->bitmap, 0, sizeof snapshot->bitmap - 1);
     snapshot->drain_ns = options->drain_ns ? options->drain_ns : CUT_ATTEMPT_NS;
@@ -638,6 +641,7 @@ static struct snapshot *snapshot_make(struct vm *vm, const struct snapshot_optio
         struct part *part = &snapshot->parts[i];
         part->snapshot = snapshot;
         part->vd = &vm->disks[i];
+        part->through = options->through ? options->through[i] : NULL;
         snprintf(part->export_name, sizeof part->export_name, "%s@%s", part->vd->disk->name, snapshot->name);
         snapshot->cut_disks[i].disk = part->vd->disk;
         snapshot->cut_disks[i].context = part;

@@ -129,6 +129,13 @@ static void create(struct sim *sim)
         if (sim_chance(sim, 700))
             options.total_ns = options.drain_ns + sim_below(sim, 4) * NS_PER_MS;
     }
+    struct node *targets[SIM_DISKS];
+    if (sim_chance(sim, 160)) {
+        for (unsigned i = 0; i < sim->disk_count; i++)
+            targets[i] = target_create(snapshot, &sim->disks[i]);
+        options.through = targets;
+        options.through_always = sim_chance(sim, 512);
+    }
     chains_note_first(sim, snapshot);
     sim->creating++;
     sim->attempts += !duplicate;

@@ -128,6 +128,7 @@ void oracle_take_images(struct sim *sim, struct sim_snapshot *snapshot)
 void oracle_free_images(struct sim_snapshot *snapshot)
 {
     for (unsigned i = 0; i < SIM_DISKS; i++) {
+        target_destroy(snapshot->parts[i].target);
         free(snapshot->parts[i].image);
         free(snapshot->parts[i].asked_ns);
         free(snapshot->parts[i].released_ns);

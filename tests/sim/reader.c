@@ -91,7 +91,7 @@ static bool was_gone(const struct reader *reader, uint64_t block)
 }
 static bool may_be_gone(const struct reader *reader, uint64_t block)
 {
-    return part_of(reader)->asked_ns[block] != 0;
+    return part_of(reader)->asked_ns[block] != 0 || target_has(part_of(reader)->target, block);
 }
 
 static bool any_block(const struct reader *reader, bool (*is)(const struct reader *reader, uint64_t block))

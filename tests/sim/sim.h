@@ -83,6 +83,7 @@ struct sim_part { /* of a snapshot, on one disk */
     uint32_t cut; /* the disk's number of cuts, its own included */
     /* By block, 0: never. From the moment when its release is asked for it may be gone; when that is done it is gone. */
     uint64_t *asked_ns, *released_ns;
+    struct sim_target *target; /* that takes old data; NULL: the cache does */
 };
 
 struct sim_snapshot {
@@ -252,6 +253,12 @@ void director_stick_no_more(struct sim *sim); /* what is stuck in a disk comes b
 void director_delete_all(struct sim *sim);
 struct sim_snapshot *sim_snapshot_find(struct sim *sim, const char *name);
 void sim_snapshot_ended(struct sim_snapshot *snapshot);
+
+/* target.c */
+struct node *target_create(struct sim_snapshot *snapshot, struct sim_disk *disk);
+void target_destroy(struct sim_target *target);
+/* Whether the block may be there instead of in the view. */
+bool target_has(const struct sim_target *target, uint64_t block);
 
 /* oracle.c */
 void oracle_touch(struct sim_disk *disk, struct range range);
