@@ -64,16 +64,18 @@ def record(bench, make, calm_s):
     start_ms = begin * 1000 - calm_s * 1000
     phases = {"before": (0, calm_s), "during": (calm_s, calm_s + end - begin),
               "after": (calm_s + end - begin, 2 * calm_s + end - begin)}
-    result = {"phases": {}, "pull_complete": complete, "pull_gib_s": bench.latency_size / GIB / (end - begin) if complete else None}
+    result = {"phases": {}, "pull_complete": complete,
+              "pull_gib_s": bench.latency_size / GIB / (end - begin) if complete else None}
     for name, (first, last) in phases.items():
         inside = [took for at, took in entries if first <= (at - start_ms) / 1000 < last]
         result["phases"][name] = {"from_s": first, "to_s": last, **figures(inside, last - first)}
     buckets = {}
     for at, took in entries:
         buckets.setdefault(int((at - start_ms) // BUCKET_MS), []).append(took)
-    result["buckets"] = [{"at_s": i * BUCKET_MS / 1000, "writes": len(b), **{k: v for k, v in figures(b, 1).items() if k != "iops"}}
-                         for i, b in sorted(buckets.items()) if 0 <= i * BUCKET_MS / 1000 < phases["after"][1]]
-    return {**result, **{key: value for key, value in result["phases"]["during"].items() if key.endswith("_us") or key == "iops"},
+    result["buckets"] = [{"at_s": i * BUCKET_MS / 1000, **figures(bucket, BUCKET_MS / 1000)}
+                         for i, bucket in sorted(buckets.items()) if 0 <= i * BUCKET_MS / 1000 < phases["after"][1]]
+    during = {key: value for key, value in result["phases"]["during"].items() if not key.endswith("_s")}
+    return {**result, **during,
             "p99_before_us": result["phases"]["before"]["p99_us"], "p99_after_us": result["phases"]["after"]["p99_us"]}
 
 

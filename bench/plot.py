@@ -14,13 +14,15 @@ def duration(us):
     for limit, unit, name in ((1000, 1, "µs"), (1e6, 1e3, "ms"), (math.inf, 1e6, "s")):
         if us < limit:
             value = us / unit
-            return f"{value:.0f} {name}" if value >= 10 or value == int(value) or unit == 1 else f"{value:.1f} {name}"
+            whole = value >= 10 or value == int(value) or unit == 1
+            return f"{value:.0f} {name}" if whole else f"{value:.1f} {name}"
     raise AssertionError
 
 
 def text(x, y, words, size=12, color=INK, anchor="start", weight="400"):
     words = words.replace("&", "&amp;").replace("<", "&lt;")
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{color}" text-anchor="{anchor}" font-weight="{weight}">{words}</text>'
+    return (f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{color}" text-anchor="{anchor}" '
+            f'font-weight="{weight}">{words}</text>')
 
 
 def line(x1, y1, x2, y2, color, width=1.0, dash=""):
@@ -47,8 +49,8 @@ def panel(x0, width, run, title, scale, first):
 
     out = [text(x0, TOP - 42, title, 14, INK, weight="600")]
     during = run["phases"]["during"]
-    out.append(f'<rect x="{x_of(during["from_s"]):.1f}" y="{TOP}" width="{x_of(during["to_s"]) - x_of(during["from_s"]):.1f}" '
-               f'height="{height}" fill="{BAND}"/>')
+    begin, end = x_of(during["from_s"]), x_of(during["to_s"])
+    out.append(f'<rect x="{begin:.1f}" y="{TOP}" width="{end - begin:.1f}" height="{height}" fill="{BAND}"/>')
     decade = low
     while decade <= high * 1.001:
         y = y_of(decade)
@@ -97,11 +99,13 @@ def write_plot(row, path):
     runs = {name: cell["runs"][name][chosen] for name in names}
     scale = scale_of(runs.values())
     width = (WIDTH - LEFT - RIGHT - GAP * (len(names) - 1)) / len(names)
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" {FONT}>',
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
+           f'height="{HEIGHT}" {FONT}>',
            f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
            text(LEFT, 30, "What the guest's writes take while its disk is backed up", 19, INK, weight="700"),
-           text(LEFT, 52, f"4 KiB random writes at {about['rate']:,} a second to a disk of {about['size_bytes'] / 2**30:.3g} GiB over "
-                f"NBD; the snapshot is pulled by nbdcopy at full speed. Each point: {about['bucket_ms']} ms.", 12, SOFT)]
+           text(LEFT, 52, f"4 KiB random writes at {about['rate']:,} a second to a disk of "
+                f"{about['size_bytes'] / 2**30:.3g} GiB over NBD; the snapshot is pulled by nbdcopy at full speed. "
+                f"Each point: {about['bucket_ms']} ms.", 12, SOFT)]
     for i, (color, name) in enumerate((LINES["p50_us"], LINES["p99_us"])):
         x = WIDTH - RIGHT - 130 + i * 70
         out += [line(x, 26, x + 22, 26, color, 2.5), text(x + 28, 30, name, 13)]

@@ -3,7 +3,9 @@
 """The peer check: one seeded trace of guest writes, zeroes and discards goes through QEMU's copy-before-write
 (qemu-storage-daemon: copy-before-write with snapshot-access beside it) and through Fleece, on two copies of one image.
 Snapshots are taken at the same places of the trace, several live at once; what both show must be byte-equal, and equal to
-a model of the disk at the cut: read piece by piece between the requests of the trace, beside it, and at its end.
+a model of the disk at the cut: read piece by piece between the requests of the trace, beside it, and at its end. What was
+discarded and not written since is anybody's choice (ours waits with discards while a snapshot needs the blocks), but a
+snapshot shows the same of it at all times.
 
 QEMU's side is read one cluster at a time, and its map is not asked for: in 7.2 a read over a border between preserved and
 other clusters gives bytes of the live disk, and the map is the live disk's: it calls what the guest has discarded since
@@ -144,14 +146,35 @@ def apply(handle, kind, offset, content):
         handle.zero(len(content), offset, nbd.CMD_FLAG_NO_HOLE if kind == "zero with data" else 0)
 
 
-def first_difference(a, b):
-    return next(i for i, (x, y) in enumerate(zip(a, b)) if x != y)
+class Content:
+    """Bytes, some of which may be anything (`known` is 0 there, else 255)."""
 
+    def __init__(self, data):
+        self.data, self.known = bytearray(data), bytearray(b"\xff" * len(data))
 
-def must_be(what, seen, model):
-    assert len(seen) == len(model), f"{what}: {len(seen)} bytes, not {len(model)}"
-    if seen != model:
-        raise AssertionError(f"{what}: differs at byte {first_difference(seen, model)} of {len(model)}")
+    def write(self, offset, content):
+        self.data[offset:offset + len(content)] = content
+        self.known[offset:offset + len(content)] = b"\xff" * len(content)
+
+    def discard(self, offset, length):
+        self.known[offset:offset + length] = bytes(length)
+
+    def copy(self):
+        copy = Content(self.data)
+        copy.known = bytearray(self.known)
+        return copy
+
+    def must_be_in(self, what, seen):
+        assert len(seen) == len(self.data), f"{what}: {len(seen)} bytes, not {len(self.data)}"
+        wanted, at = bytearray(self.data), self.known.find(0)
+        while at >= 0:
+            end = self.known.find(255, at)
+            end = len(seen) if end < 0 else end
+            wanted[at:end] = seen[at:end]
+            at = self.known.find(0, end)
+        if wanted != seen:
+            first = next(i for i, (x, y) in enumerate(zip(wanted, seen)) if x != y)
+            raise AssertionError(f"{what}: differs at byte {first} of {len(seen)}")
 
 
 def whole(handle, piece):
@@ -170,20 +193,21 @@ def whole(handle, piece):
 class Reader:
     """Reads a snapshot piece by piece, so that requests of the guest come between."""
 
-    def __init__(self, what, server, name, model):
-        self.what, self.piece, self.model, self.seen = what, server.piece, model, bytearray()
+    def __init__(self, who, name, server, size):
+        self.who, self.name, self.piece, self.size, self.seen = who, name, server.piece, size, bytearray()
         self.handle = connect(server, f"vda@{name}")
 
     def step(self):
-        length = min(self.piece, len(self.model) - len(self.seen))
+        length = min(self.piece, self.size - len(self.seen))
         if length:
             self.seen += self.handle.pread(length, len(self.seen))
 
     def end(self):
-        while len(self.seen) < len(self.model):
+        """What it has read."""
+        while len(self.seen) < self.size:
             self.step()
         self.handle.shutdown()
-        must_be(self.what, self.seen, self.model)
+        return bytes(self.seen)
 
 
 class Trace:
@@ -193,57 +217,57 @@ class Trace:
         self.t, self.seed, self.chance = t, seed, random.Random(seed)
         size = SIZES[seed % len(SIZES)]
         image, copy = sparse_image(t, "qemu.raw", size, self.chance), t.path("fleece.raw")
-        self.model = bytearray(image.read_bytes())
+        self.model, self.size = Content(image.read_bytes()), size
         if thick:  # the same bytes, all of them allocated
-            copy.write_bytes(self.model)
+            copy.write_bytes(self.model.data)
         else:
             t.run("cp", "--sparse=always", image, copy)
         self.servers = {"QEMU": Qemu(t, image), "Fleece": Fleece(t, f"{copy}{disk_options}", *options)}
         self.guests = {name: connect(server, "vda") for name, server in self.servers.items()}
         self.operations = operations(self.chance, size)
         self.snapshots, self.readers, self.pulls = {}, [], []
+        self.shown = {}  # what a snapshot of ours has shown at first
 
-    def must_be(self, what, seen, model):
-        must_be(f"seed {self.seed}: {what}", seen, model)
+    def judge_view(self, who, name, how, seen):
+        what = f"seed {self.seed}: {name} of {who}, {how}"
+        self.snapshots[name].must_be_in(what, seen)
+        assert who == "QEMU" or self.shown.setdefault(name, seen) == seen, f"{what}: not what it showed before"
 
     def go_on(self, count):
         for _ in range(count):
             kind, offset, length, content = next(self.operations)
             for guest in self.guests.values():
                 apply(guest, kind, offset, content)
-                if kind == "trim":  # what a part of a block holds after it is anybody's choice
-                    guest.zero(min(4096 - offset % 4096, length), offset)
-                    tail = min((offset + length) % 4096, length)
-                    if tail:
-                        guest.zero(tail, offset + length - tail)
-            self.model[offset:offset + length] = content
+            if kind == "trim":
+                self.model.discard(offset, length)
+            else:
+                self.model.write(offset, content)
             for reader in self.readers:
                 reader.step()
 
     def create(self, name):
         for server in self.servers.values():
             server.create(name)
-        self.snapshots[name] = bytes(self.model)
+        self.snapshots[name] = self.model.copy()
 
     def read_beside(self, name):
         """Readers of one snapshot, while the trace goes on."""
-        self.readers = [Reader(f"seed {self.seed}: {name} of {who} piece by piece", server, name, self.snapshots[name])
-                        for who, server in self.servers.items()]
+        self.readers = [Reader(who, name, server, self.size) for who, server in self.servers.items()]
         copy = self.t.path(f"pulled-{name}")
         self.pulls.append((copy, name, self.t.spawn("nbdcopy", self.servers["Fleece"].uri(f"vda@{name}"), copy)))
 
     def judge(self):
         """Every snapshot that is live, from both, and what was read beside the trace."""
         for reader in self.readers:
-            reader.end()
+            self.judge_view(reader.who, reader.name, "piece by piece", reader.end())
         for copy, name, process in self.pulls:
             assert process.wait(60 * harness.FACTOR) == 0, name
-            self.must_be(f"{name} pulled from Fleece", copy.read_bytes(), self.snapshots[name])
+            self.judge_view("Fleece", name, "pulled", copy.read_bytes())
         self.readers, self.pulls = [], []
-        for name, model in self.snapshots.items():
+        for name in self.snapshots:
             for who, server in self.servers.items():
                 handle = connect(server, f"vda@{name}")
-                self.must_be(f"{name} of {who}", whole(handle, server.piece), model)
+                self.judge_view(who, name, "whole", whole(handle, server.piece))
                 handle.shutdown()
 
     def delete_newest(self):
@@ -258,10 +282,10 @@ class Trace:
             self.judge()
             self.delete_newest()
         for who, guest in self.guests.items():
-            self.must_be(f"the disk of {who}", whole(guest, self.servers[who].piece), self.model)
+            self.model.must_be_in(f"seed {self.seed}: the disk of {who}", whole(guest, self.servers[who].piece))
             guest.shutdown()
             self.servers[who].end()
-            self.must_be(f"the file of {who}", self.t.path(f"{who.lower()}.raw").read_bytes(), self.model)
+            self.model.must_be_in(f"seed {self.seed}: the file of {who}", self.t.path(f"{who.lower()}.raw").read_bytes())
 
 
 def run(t, seed, *options, **about):
