@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The parts of a snapshot: what its steps do on the reactor of each disk. A step goes out as one message per disk and comes
+ * back when its work is done, then or later; snapshot.c goes on when all are back. Here are also the ears of the
+ * filter: what a disk has to say about room and losses goes to the room, and to the control thread, which finds the words.
+ */
+#include <assert.h>
+#include <errno.h>
+
+#include "base/probe.h"
+#include "vm/snapshot_internal.h"
+
+static void part_returned(struct io_message *message)
+{
+    struct snapshot *snapshot = container_of(message, struct part, message)->snapshot;
+    assert(snapshot->parts_out > 0);
+    if (--snapshot->parts_out == 0)
+        snapshot->parts_done(snapshot);
+}
+
+static void part_back(struct part *part)
+{
+    part->message.deliver = part_returned;
+    io_post(part->snapshot->vm->io, &part->message);
+}
+
+static void part_run(struct io_message *message)
+{
+    struct part *part = container_of(message, struct part, message);
+    part->work(part);
+}
+
+void parts_send(struct snapshot *snapshot, void (*work)(struct part *part), void (*done)(struct snapshot *snapshot))
+{
+    assert(snapshot->parts_out == 0);
+    snapshot->parts_out = snapshot->vm->disk_count;
+    snapshot->parts_done = done;
+    for (unsigned i = 0; i < snapshot->vm->disk_count; i++) {
+        struct part *part = &snapshot->parts[i];
+        part->work = work;
+        part->message.deliver = part_run;
+        io_post(part->vd->disk->node.io, &part->message);
+    }
+}
+
+static void disk_is_full(void *context, uint32_t oldest_live_epoch, bool overdue, int failure)
+{
+    struct vm_disk *vd = context;
+    room_full(&vd->room, oldest_live_epoch, overdue, failure);
+}
+
+static void disk_has_freed(void *context)
+{
+    struct vm_disk *vd = context;
+    room_freed(&vd->room);
+}
+
+static void disk_lost_data(void *context, uint32_t first_epoch, uint32_t last_epoch, enum cbw_loss loss, int status)
+{
+    struct vm_disk *vd = context;
+    room_lost(&vd->room, first_epoch, last_epoch);
+    atomic_store(&vd->lost_status, status);
+    atomic_store(&vd->lost_how, (int)loss);
+    losses_note(&vd->losses, first_epoch, last_epoch);
+    nudge_send(&vd->lost, vd->vm->io);
+}
+
+static void part_needed_found(struct bitmap_copy *needed)
+{
+    struct part *part = container_of(needed, struct part, needed);
+    if (needed->status < 0)
+        part->status = error_set(&part->error, ENOMEM, "no memory for the blocks that snapshot '%s' needs of disk %s",
+                                 part->snapshot->name, part->vd->disk->name);
+    part_back(part);
+}
+
+/* The needed set is copied from the dirty bitmap, in steps. */
+static void part_find_needed(struct part *part)
+{
+    struct vm_disk *vd = part->vd;
+    struct dirty_bitmap *bitmap;
+    part->status = dirty_bitmap_find(&vd->bitmaps, part->snapshot->bitmap, &bitmap, &part->error);
+    if (part->status == 0) {
+        bitmap_copy_start(&part->needed, vd->disk, bitmap, cbw_block_shift(vd->cbw), part_needed_found);
+        return;
+    }
+    error_prefix(&part->error, "snapshot '%s' can't be limited to what is dirty", part->snapshot->name);
+    part->error.code = EINVAL; /* it is the bitmap that was not found, no snapshot or disk */
+    part_back(part);
+}
+
+void part_prepare(struct part *part)
+{
+    struct vm_disk *vd = part->vd;
+    const struct vm_options *options = &vd->vm->options;
+    part->status = 0;
+    if (!vd->cbw) {
+        const struct cbw_options cbw = {.disk = vd->disk,
+                                        .ram_budget = &vd->vm->ram_budget,
+                                        .block_bytes = vd->block_bytes,
+                                        .segment_bytes = options->segment_bytes,
+                                        .file = vd->file,
+                                        .file_budget = &vd->vm->file_budget,
+                                        .timeout_ns = options->cbw_timeout_ns,
+                                        .copy_on_read = options->copy_on_read,
+                                        .hooks = {vd, disk_is_full, disk_has_freed, disk_lost_data}};
+        part->status = cbw_create(&cbw, &vd->cbw, &part->error);
+    }
+    if (part->status == 0) {
+        part->point = point_create(vd->cbw, part->snapshot->epoch, NULL);
+        part->view = part->point ? snapshot_access_create(part->point) : NULL;
+        if (part->view)
+            part->view->read_once = part->snapshot->read_once;
+        if (!part->view ||
+            (part->through && point_write_through(part->point, part->through, part->snapshot->through_mode) < 0))
+            part->status = error_set(&part->error, ENOMEM, "no memory for a snapshot of disk %s", vd->disk->name);
+    }
+    if (part->status < 0 || !part->snapshot->bitmap[0])
+        part_back(part);
+    else
+        part_find_needed(part);
+}
+
+void part_cut(struct cut_disk *cut_disk)
+{
+    struct part *part = cut_disk->context;
+    if (part->snapshot->bitmap[0]) {
+        bitmap_copy_end(&part->needed);
+        if (part->needed.status == 0)
+            point_limit(part->point, &part->needed.blocks);
+    }
+    point_go_live(part->point);
+}
+
+void part_end(struct part *part)
+{
+    point_end(part->point);
+    part_back(part);
+}
+
+static void part_quiet(struct cbw_waiter *waiter)
+{
+    part_back(container_of(waiter, struct part, quiet));
+}
+
+/* The last snapshot is gone: so is the filter. */
+void part_close(struct part *part)
+{
+    struct vm_disk *vd = part->vd;
+    if (vd->cbw && !MUTANT(cache_left_behind)) {
+        struct cbw_status status;
+        cbw_status(vd->cbw, &status);
+        vd->preserved_before += status.blocks_preserved;
+        vd->released_before += status.blocks_released;
+        vd->cut_before += status.blocks_cut;
+        vd->spilled_before += status.cache.spilled_bytes;
+        cbw_destroy(vd->cbw);
+        vd->cbw = NULL;
+    }
+    part_back(part);
+}
+
+void part_free(struct part *part)
+{
+    if (part->view)
+        node_destroy(part->view);
+    if (part->point)
+        point_free(part->point);
+    part->view = NULL;
+    part->point = NULL;
+    bitmap_copy_end(&part->needed);
+    bitmap_fini(&part->needed.blocks);
+    if (!part->vd->cbw) {
+        part_back(part);
+        return;
+    }
+    part->quiet.quiet = part_quiet;
+    cbw_when_quiet(part->vd->cbw, &part->quiet);
+}
