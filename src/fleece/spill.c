@@ -107,6 +107,7 @@ static bool place_in_gaps(struct spill *spill)
     for (uint32_t i = 0; i < spill->count; i = group_after(spill, i))
         slot_pool_close(pool, segment_of(spill, i));
     spill->fresh = false;
+    PROBE(spill_into_gaps);
     return true;
 }
 
@@ -138,6 +139,7 @@ static void spill_end(struct spill *spill)
     struct disk_tier *tier = spill->tier;
     leave_places(spill);
     if (spill->status == -ENOSPC && spill->fresh && place_in_gaps(spill)) {
+        PROBE(spill_into_gaps_after_all);
         spill->status = 0;
         spill->group_end = 0;
         group_begin(spill);
@@ -182,8 +184,10 @@ static void write_done(struct request *req, int status)
     spill->in_flight--;
     if (status < 0 && spill->status == 0 && !MUTANT(failed_spill_taken))
         spill->status = status;
-    if (status < 0 && write->is_header)
+    if (status < 0 && write->is_header) {
+        PROBE(spill_header_lost);
         spill->header_lost = true;
+    }
     pump(spill);
 }
 
@@ -307,6 +311,7 @@ static void header_read(struct request *req, int status)
         group_write(spill);
         return;
     }
+    PROBE(spill_header_unreadable);
     spill->status = status < 0 ? status : -EIO;
     spill->header_lost = true;
     spill_end(spill);
@@ -373,6 +378,7 @@ void disk_tier_spill(struct disk_tier *tier, struct spill *spill)
         io_work(tier->io, &spill->summing, sum_slots, spill);
         return;
     }
+    PROBE(spill_without_place);
     spill->status = spill->count > 0 ? -ENOSPC : 0;
     spill_move(spill, SPILL_FAILING);
     spill->task.run = end_without_io;
