@@ -195,6 +195,44 @@ def held_at(t, d, name, size):
     return [(e["offset"], e["length"]) for e in extents if not e["type"] & 16]
 
 
+def test_bitmaps_outlive_backups(t):
+    """P11: whatever becomes of a backup (success, failure, cancel, a snapshot that breaks), bitmaps hold what was written."""
+    harness.need("qemu-io")
+    size = 32 * MIB
+    d = t.daemon({"vda": t.disk("a.raw", size, 3)}, "--fleece", "ram=4M")
+    written = set()
+
+    def write(start, length):
+        io(t, d, f"write {start} {length}")
+        written.update(range(start // 4096, (start + length - 1) // 4096 + 1))
+
+    def check(q, what):
+        blocks = {b for offset, length in ranges(q, "day") for b in range(offset // 4096, (offset + length) // 4096)}
+        assert blocks == written, f"after {what}: {len(blocks - written)} too many, {len(written - blocks)} missed"
+
+    with d.qmp() as q:
+        q.execute("block-dirty-bitmap-add", node="vda", name="day")
+        write(MIB, 8192)
+        d.fleece("backup", t.path("set"))
+        write(2 * MIB, 512)
+        check(q, "a backup")
+        d.fleece("backup", t.path("missing") / "set", status=1)
+        write(3 * MIB, 4096)
+        check(q, "a backup that failed")
+        with d.qmp() as client:
+            client.execute("fleece-snapshot-create", name="leased", bitmap="day", lease=True)
+            write(3 * MIB, 65536)
+        harness.wait_for("the lease has ended", lambda: q.execute("fleece-query-snapshots") == [])
+        check(q, "a client that vanished")
+        q.execute("fleece-snapshot-create", name="tight")
+        write(8 * MIB, 16 * MIB)
+        assert q.event("FLEECE_SNAPSHOT_BROKEN")["data"]["name"] == "tight"
+        write(30 * MIB + 100, 5000)
+        check(q, "a snapshot that broke")
+        q.execute("fleece-snapshot-delete", name="tight")
+        check(q, "its end")
+
+
 def test_the_bits_of_qemu(t):
     """The same requests to qemu-storage-daemon: its bitmap has the same ranges dirty."""
     harness.need("qemu-storage-daemon", "qemu-io", "nbdinfo")

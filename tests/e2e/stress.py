@@ -139,13 +139,19 @@ def twice_read(s):
         second.shutdown()
 
 
+def differ(got, expected, undefined):
+    """Whether bytes differ where the mask is 0."""
+    got, expected, undefined = (int.from_bytes(b, "little") for b in (got, expected, undefined))
+    return (got ^ expected) & ~undefined != 0
+
+
 def modelled(s, disk, state):
     """Writes, zeroes, trims and reads of every alignment on a region of one disk, which must behave like memory."""
     start, length = MODEL
     if not state:
         state["handle"] = connect(s.daemon.uri(disk))
-        state["model"] = bytearray(length)
-    handle, model = state["handle"], state["model"]
+        state["model"], state["undefined"] = bytearray(length), bytearray(length)
+    handle, model, undefined = state["handle"], state["model"], state["undefined"]
     at = random.randrange(length)
     piece = min(random.choice([512, 4096, random.randint(1, 20000), 300000]), length - at)
     kind = random.choice(["write", "write", "zero", "trim", "read", "read", "flush"])
@@ -153,16 +159,16 @@ def modelled(s, disk, state):
         data = random.randbytes(piece)
         handle.pwrite(data, start + at)
         model[at:at + piece] = data
+        undefined[at:at + piece] = bytes(piece)
     elif kind == "zero":
         handle.zero(piece, start + at, random.choice([0, nbd.CMD_FLAG_NO_HOLE]))
-        model[at:at + piece] = bytes(piece)
+        model[at:at + piece] = undefined[at:at + piece] = bytes(piece)
     elif kind == "trim":
         handle.trim(piece, start + at)
-        got = handle.pread(piece, start + at)  # undefined, but from now on the same
-        model[at:at + piece] = got
+        undefined[at:at + piece] = b"\xff" * piece  # until it is written: a snapshot may put the discard off
     elif kind == "flush":
         handle.flush()
-    elif handle.pread(piece, start + at) != model[at:at + piece]:
+    elif differ(handle.pread(piece, start + at), model[at:at + piece], undefined[at:at + piece]):
         raise AssertionError(f"{disk}: {piece} bytes at {start + at} are not what was written")
     s.count("modelled requests")
 
@@ -196,6 +202,72 @@ def passer_by(s):
     s.end.wait(0.02)
 
 
+def held_extents(handle):
+    """(offset, length) of what a snapshot can give: all that is not released, or outside of what it was limited to."""
+    extents, seen = [], [0]
+
+    def note(_, offset, entries, __):
+        for length, flags in zip(entries[::2], entries[1::2]):
+            if not flags & 16:
+                extents.append((offset, length))
+            offset += length
+        seen[0] = offset
+
+    while seen[0] < SIZE:
+        handle.block_status(SIZE - seen[0], seen[0], note)
+    return extents
+
+
+def incremental(s, state):
+    """A chain of snapshots that are limited to what was written since the one before, laid over each other in files: after
+    each of them the files show one instant of every group of writers."""
+    number = state["number"] = state.get("number", -1) + 1
+    name, last = f"inc{number}", f"inc{number - 1}"
+    s.daemon.fleece("bitmap", "add", name)  # before the snapshot, so that nothing falls between the two
+    before = time.monotonic_ns()
+    s.daemon.fleece("snapshot", "create", name, *(["--bitmap", last] if number else []))
+    after = time.monotonic_ns()
+    files = [s.t.path(f"{disk}.inc") for disk in DISKS]
+    for disk, file in zip(DISKS, files):
+        handle = nbd.NBD()
+        handle.add_meta_context("fleece:residence")
+        handle.connect_uri(s.daemon.uri(f"{disk}@{name}"))
+        with open(file, "r+b" if number else "wb") as out:
+            for offset, length in held_extents(handle):
+                for start in range(offset, offset + length, MIB):
+                    out.seek(start)
+                    out.write(handle.pread(min(MIB, offset + length - start), start))
+                    s.count("incremental pieces")
+            out.truncate(SIZE)
+        handle.shutdown()
+    s.daemon.fleece("snapshot", "delete", name)
+    if number:
+        s.daemon.fleece("bitmap", "remove", last)
+    for group in GROUPS:
+        verdict = s.t.run(s.stamp, "check", *files, "--log", s.t.path(f"{group}.log"), "--before", before, "--after",
+                          after, status=None)
+        if verdict.returncode != 0:
+            raise AssertionError(f"{name}, {group}:\n{verdict.stdout}{verdict.stderr}")
+    s.count("incrementals")
+
+
+def bitmaps(s):
+    """Bitmaps that come and go on all disks, merged across reactors."""
+    with s.daemon.qmp() as qmp:
+        for disk in DISKS:
+            qmp.execute("block-dirty-bitmap-add", node=disk, name="side", granularity=random.choice([512, 4096, 65536]))
+        for _ in range(10):
+            sources = [{"node": disk, "name": "side"} for disk in random.sample(DISKS, 2)]
+            qmp.execute("block-dirty-bitmap-merge", node=random.choice(DISKS), target="side", bitmaps=sources)
+            qmp.execute("fleece-query-dirty-ranges", node=random.choice(DISKS), name="side")
+            qmp.execute("fleece-estimate-backup")
+            qmp.execute("block-dirty-bitmap-clear", node=random.choice(DISKS), name="side")
+            s.count("merges")
+            s.end.wait(0.01)
+        for disk in DISKS:
+            qmp.execute("block-dirty-bitmap-remove", node=disk, name="side")
+
+
 def status(s):
     assert s.daemon.status()
     s.count("status queries")
@@ -209,7 +281,7 @@ def everybody(may_break):
 
 def test_cuts_under_load(t):
     stress = Stress(t, "--fleece", "ram=512M")
-    stress.run(*everybody(False))
+    stress.run(*everybody(False), (incremental, {}), (bitmaps,))
     assert stress.counts.get("judgements"), "no snapshot was judged: the time is too short for this machine"
 
 
