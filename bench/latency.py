@@ -38,7 +38,7 @@ def record(bench, make, calm_s):
     log = bench.work / "guest"
     with make() as server:
         guest = subprocess.Popen(
-            ["fio", "--name=guest", "--ioengine=nbd", f"--uri={server.uri('vda')}", "--rw=randwrite", "--bs=4k",
+            ["fio", "--name=guest", "--thread", "--ioengine=nbd", f"--uri={server.uri('vda')}", "--rw=randwrite", "--bs=4k",
              f"--iodepth={QUEUE}", f"--rate_iops={RATE}", "--time_based", "--runtime=3600", "--randrepeat=0",
              f"--write_lat_log={log}", "--per_job_logs=0", "--log_unix_epoch=1", "--output=/dev/null"],
             stdin=subprocess.DEVNULL)

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Rows about the fleecing cache: a target that is slow and far away, and a disk tier that spills."""
 import contextlib
+import signal
 import subprocess
+import time
 
 import nbd
 
-from load import fio
-from rows import SPEED, peers, ram_for
+from load import fio, make_disk
+from rows import GIB, SPEED, peers, ram_for
 from servers import Fleece, SlowTarget
 
 MIB = 1 << 20
@@ -27,6 +29,23 @@ def pull_to(uri, target_uri):
         process.stderr.close()
 
 
+@contextlib.contextmanager
+def steady_writer(uri, rate):
+    """4 KiB random writes at that rate, all over the disk."""
+    process = subprocess.Popen(
+        ["fio", "--name=guest", "--thread", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite", "--bs=4k", "--iodepth=16",
+         f"--rate_iops={rate}", "--time_based", "--runtime=3600", "--randrepeat=0", "--output=/dev/null"],
+        stdin=subprocess.DEVNULL)
+    try:
+        time.sleep(0.5)
+        yield
+        if process.poll() is not None:
+            raise SystemExit("the guest ended early")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+
+
 def overwrite(uri, size):
     """Each block once."""
     handle = nbd.NBD()
@@ -39,24 +58,40 @@ def overwrite(uri, size):
 def b4(bench):
     """the snapshot goes to a target that takes 10 MB/s and is 50 ms away; the blocks written to are preserved already"""
     disks = {"vda": bench.disk}
-    servers = {"fleece": lambda: Fleece(bench.work, disks, ram=ram_for(bench.size)),
-               **dict(list(peers(bench, disks).items())[:1])}
+    def servers(threads):
+        return {"fleece": lambda: Fleece(bench.work, disks, ram=ram_for(bench.size)),
+                **dict(list(peers(bench, disks, threads=threads).items())[:1])}
 
-    def measure(make, queue, backup):
-        with make() as server, contextlib.ExitStack() as stack:
-            if backup:
-                target = stack.enter_context(SlowTarget(bench.work, bench.size))
-                server.snapshot("s")
-                stack.enter_context(pull_to(server.uri("vda@s"), target.uri("")))
-            overwrite(server.uri("vda"), REGION)
-            return fio("randwrite", queue, bench.seconds, 0, uri=server.uri("vda"), options=[f"--size={REGION}"])
+    def guest(server, queue):
+        overwrite(server.uri("vda"), REGION)
+        return fio("randwrite", queue, bench.seconds, 0, uri=server.uri("vda"), options=[f"--size={REGION}"])
 
-    for queue in (1, 32):
-        candidates = {}
-        for name, make in servers.items():
-            candidates[name] = lambda m=make: measure(m, queue, True)
-            candidates[f"{name}, no backup"] = lambda m=make: measure(m, queue, False)
-        bench.report.compare(f"pulled to a slow target, QD{queue}", candidates, SPEED)
+    def alone(make, queue):
+        with make() as server:
+            return guest(server, queue)
+
+    def pulled(make, queue):
+        with SlowTarget(bench.work, bench.size) as target, make() as server:
+            server.snapshot("s")
+            with pull_to(server.uri("vda@s"), target.uri("")):
+                return guest(server, queue)
+
+    def pushed(make, queue):
+        with SlowTarget(bench.work, bench.size) as target, make() as server:
+            server.begin_backup(target)
+            try:
+                return guest(server, queue)
+            finally:
+                server.end_backup()
+
+    # QEMU's job without an iothread: see b8.
+    for how, measure, threads in (("pulled", pulled, True), ("pushed", pushed, False)):
+        for queue in (1, 32):
+            candidates = {}
+            for name, make in servers(threads).items():
+                candidates[name] = lambda m=make: measure(m, queue)
+                candidates[f"{name}, no backup"] = lambda m=make: alone(m, queue)
+            bench.report.compare(f"{how} to a slow target, QD{queue}", candidates, SPEED)
 
 
 def spill(bench):
@@ -78,4 +113,24 @@ def spill(bench):
                              {**SPEED, "spilled_mib": None})
 
 
-ROWS = {"B4": b4, "spill": spill}
+def advice(bench):
+    """the peak of the fleecing cache while a busy disk is pushed, with and without advice and release"""
+    size = min(bench.size, GIB)
+    disk = make_disk(bench.work / f"disk-{size >> 20}m.raw", size)
+
+    def measure(*options):
+        with SlowTarget(bench.work, size, rate="1G", delay="1ms") as target, \
+                Fleece(bench.work, {"vda": disk}, ram="16M", disk_tier="4G") as server, \
+                steady_writer(server.uri("vda"), 4000):
+            started = time.monotonic()
+            server.push(target, *options)
+            took = time.monotonic() - started
+            return {"peak_mib": server.cache_peak_bytes() / MIB, "gib_s": size / GIB / took}
+
+    bench.report.compare("a guest of 4,000 writes/s, a target of 1 Gbit/s",
+                         {"fleece": measure, "fleece, no advice": lambda: measure("--no-advice"),
+                          "fleece, neither": lambda: measure("--no-advice", "--no-release")},
+                         {"peak_mib": "less", "gib_s": "more"})
+
+
+ROWS = {"B4": b4, "spill": spill, "advice": advice}

@@ -87,6 +87,8 @@ class Server:
                 self.process.kill()
                 self.process.wait()
         self.log.close()
+        if self.process and self.qmp and self.process.returncode not in (0, -signal.SIGTERM):
+            print(f"{self.name} ended with {self.process.returncode}:\n{(self.dir / 'log').read_text()[-2000:]}")
         for path in self.dir.iterdir():
             path.unlink()
         self.dir.rmdir()
@@ -159,9 +161,28 @@ class Fleece(Server):
     def snapshot_delete(self, name):
         self.qmp("fleece-snapshot-delete", {"name": name})
 
+    def push(self, target, *options):
+        """The whole disk by a job of the daemon, into a new file or to SlowTarget; returns when it is done."""
+        (disk, _), = self.disks.items()
+        self.cli("push", "--to", f"{disk}={target.uri('') if isinstance(target, SlowTarget) else target}", *options)
+
+    def begin_backup(self, target):
+        """The same, but returns at once."""
+        (disk, _), = self.disks.items()
+        self.qmp("fleece-push", {"job-id": "full", "targets": [{"disk": disk, "target": target.uri("")}]})
+
+    def end_backup(self):
+        """Long before it is done."""
+        self.qmp("block-job-cancel", {"device": "full", "force": True})
+
     def track(self, disk, granularity):
         """A dirty bitmap."""
         self.qmp("block-dirty-bitmap-add", {"node": disk, "name": "b0", "granularity": granularity})
+
+    def cache_peak_bytes(self):
+        """Of both tiers."""
+        cache = self.qmp("fleece-query-status")["cache"]
+        return cache["bytes-peak"] + cache.get("file-bytes-peak", 0)
 
     def spilled_bytes(self):
         """What the cache files take on the disk now."""
@@ -259,14 +280,26 @@ class Qsd(Server):
         for name in self.disks:
             self.qmp("blockdev-del", {"node-name": f"{name}-temp"})
 
-    def full_backup(self, target):
-        """A push of the whole disk into a raw file by QEMU's job; returns when it is done."""
+    def begin_backup(self, target):
+        """A push of the whole disk by QEMU's job, into a raw file or to SlowTarget."""
         (disk, path), = self.disks.items()
-        with open(target, "wb") as f:
-            f.truncate(os.path.getsize(path))
-        self.add_file("full", target)
+        if isinstance(target, SlowTarget):
+            self.qmp("blockdev-add", {"driver": "nbd", "node-name": "full",
+                                      "server": {"type": "unix", "path": f"{target.dir}/n"}})
+        else:
+            with open(target, "wb") as f:
+                f.truncate(os.path.getsize(path))
+            self.add_file("full", target)
         self.qmp("blockdev-backup", {"job-id": "full", "device": f"{disk}-live", "target": "full", "sync": "full",
                                      "auto-dismiss": False})
+
+    def end_backup(self):
+        """Long before it is done."""
+        self.qmp("job-cancel", {"id": "full"})
+
+    def full_backup(self, target):
+        """Into a raw file; returns when it is done."""
+        self.begin_backup(target)
         while True:
             job, = self.qmp("query-jobs")
             if job["status"] == "concluded":
@@ -282,6 +315,7 @@ class SlowTarget(Server):
     kind = "target"
 
     def __init__(self, work, size, rate="80M", delay="50ms"):
+        """rate: bits a second."""
         super().__init__(work, {})
         self.arguments = ["--filter=delay", "--filter=rate", "memory", str(size), f"rate={rate}", f"rdelay={delay}",
                           f"wdelay={delay}"]
