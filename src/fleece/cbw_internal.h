@@ -98,6 +98,9 @@ struct copy_before_write {
 
 /* point.c: whether a live point with after < epoch <= last needs the block. */
 bool cbw_needed_between(const struct copy_before_write *cbw, uint64_t block, uint32_t after, uint32_t last);
+/* Widens [*first, *last] (0: empty yet) to the epochs of the live points with after < epoch <= end that need the block. */
+void cbw_add_needers(const struct copy_before_write *cbw, uint64_t block, uint32_t after, uint32_t end,
+                     uint32_t *first_epoch, uint32_t *last_epoch);
 /* Whether a live point needs the block as it is on the disk now. */
 bool cbw_block_needed(const struct copy_before_write *cbw, uint64_t block);
 void cbw_sweep_init(struct copy_before_write *cbw);

@@ -40,7 +40,7 @@ static void cbw_ask_for_room(struct copy_before_write *cbw)
     cbw->full_reported = true;
     list_each (link, &cbw->points) {
         const struct point *point = container_of(link, struct point, link);
-        if (point->state == POINT_LIVE) {
+        if (point->state == POINT_LIVE && point->needed.set_count > 0) { /* else its end frees nothing */
             if (overdue)
                 PROBE(room_overdue);
             cbw->hooks.full(cbw->hooks.context, point->epoch, overdue, fleecing_cache_failure(&cbw->cache));

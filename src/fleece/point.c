@@ -39,6 +39,21 @@ bool cbw_needed_between(const struct copy_before_write *cbw, uint64_t block, uin
     return false;
 }
 
+void cbw_add_needers(const struct copy_before_write *cbw, uint64_t block, uint32_t after, uint32_t end,
+                     uint32_t *first_epoch, uint32_t *last_epoch)
+{
+    list_each (link, &cbw->points) {
+        const struct point *point = container_of(link, const struct point, link);
+        if (point->state != POINT_LIVE || point->epoch <= after || point->epoch > end ||
+            !bitmap_get(&point->needed, block))
+            continue;
+        if (!*first_epoch || point->epoch < *first_epoch)
+            *first_epoch = point->epoch;
+        if (point->epoch > *last_epoch)
+            *last_epoch = point->epoch;
+    }
+}
+
 bool cbw_block_needed(const struct copy_before_write *cbw, uint64_t block)
 {
     uint32_t newest = block_map_newest(&cbw->cache.map, block);
@@ -174,23 +189,21 @@ uint32_t point_place(const struct point *point, uint64_t block)
 void point_lost_cached(struct point *point, struct block_range blocks, int status)
 {
     struct copy_before_write *cbw = point->cbw;
-    uint32_t oldest = UINT32_MAX, newest = 0;
+    const struct block_map *map = &cbw->cache.map;
+    uint32_t first = 0, last = 0;
     if (point->state != POINT_LIVE)
         return;
     for (uint64_t block = blocks.first; block < block_range_end(blocks); block++) {
         uint32_t place = point_place(point, block);
-        if (place == PLACE_NONE || fleecing_cache_kind(&cbw->cache, place) != PLACE_FILE)
-            continue;
-        uint32_t older = block_map_older(&cbw->cache.map, place), epoch = block_map_epoch(&cbw->cache.map, place);
-        oldest = older < oldest ? older : oldest;
-        newest = epoch > newest ? epoch : newest;
+        if (place != PLACE_NONE && fleecing_cache_kind(&cbw->cache, place) == PLACE_FILE)
+            cbw_add_needers(cbw, block, block_map_older(map, place), block_map_epoch(map, place), &first, &last);
     }
-    if (newest == 0)
+    if (first == 0)
         return;
     PROBE(cached_block_lost);
-    cbw_break(cbw, oldest + 1, newest);
+    cbw_break(cbw, first, last);
     if (!MUTANT(lost_in_the_file_stays_here))
-        cbw->hooks.lost(cbw->hooks.context, oldest + 1, newest, LOST_CACHED, status);
+        cbw->hooks.lost(cbw->hooks.context, first, last, LOST_CACHED, status);
 }
 
 /* ---- release ---- */

@@ -52,20 +52,17 @@ void cbw_abandon_unneeded_copies(struct copy_before_write *cbw)
 static void copy_lost(struct copy *copy, int status)
 {
     struct copy_before_write *cbw = copy->cbw;
-    uint32_t oldest = UINT32_MAX;
+    uint32_t first = 0, last = 0;
     for (uint32_t i = 0; i < copy->blocks.count; i++) {
         uint64_t block = copy->blocks.first + i;
-        if ((copy->stale >> i & 1) || !cbw_block_needed(cbw, block))
-            continue;
-        uint32_t newest = block_map_newest(&cbw->cache.map, block);
-        oldest = newest < oldest ? newest : oldest;
+        if (!(copy->stale >> i & 1))
+            cbw_add_needers(cbw, block, block_map_newest(&cbw->cache.map, block), cbw->newest_live, &first, &last);
     }
-    if (oldest == UINT32_MAX)
+    if (first == 0)
         return;
     PROBE(copy_lost);
-    uint32_t last = cbw->newest_live;
-    cbw_break(cbw, oldest + 1, last);
-    cbw->hooks.lost(cbw->hooks.context, oldest + 1, last, LOST_OLD_DATA, status);
+    cbw_break(cbw, first, last);
+    cbw->hooks.lost(cbw->hooks.context, first, last, LOST_OLD_DATA, status);
 }
 
 void cbw_copy_finish(struct copy *copy, int status)
