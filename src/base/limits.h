@@ -281,10 +281,14 @@ enum {
 #define COPY_RELEASE_NS (500 * NS_PER_MS)
 /* Progress of a copy is reported this often: smooth for the eye, nothing for the processor. */
 #define COPY_PROGRESS_NS (100 * NS_PER_MS)
+/* A read of a snapshot failed: word that it broke is at most this long behind. */
+#define PUSH_VERDICT_NS (100 * NS_PER_MS)
 /* After an interruption, a server that does not answer is hung up on after this time. */
 #define TRANSFER_PATIENCE_NS (2 * NS_PER_S)
 /* An NBD server that has not finished its handshake by then is taken for dead. */
 #define NBD_CONNECT_NS (10 * NS_PER_S)
+/* ... and whether anybody still wants it is looked at this often. */
+#define NBD_STOP_POLL_NS (100 * NS_PER_MS)
 
 /* The lock of a VM's name is waited for as long as a killed daemon may take to exit, and looked at this often. */
 #define CLAIM_WAIT_NS (1 * NS_PER_S)

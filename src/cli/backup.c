@@ -23,7 +23,7 @@
 #include <jansson.h>
 
 #include "base/name.h"
-#include "cli/image.h"
+#include "job/image.h"
 #include "cli/transfer.h"
 #include "driver/nbd.h"
 #include "fleece/fleece.h"

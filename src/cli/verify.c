@@ -13,7 +13,7 @@
 #include <jansson.h>
 
 #include "base/name.h"
-#include "cli/image.h"
+#include "job/image.h"
 #include "cli/set_argument.h"
 #include "cli/transfer.h"
 

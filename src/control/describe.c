@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "base/limits.h"
+#include "vm/push.h"
 
 json_t *describe_text(const char *text)
 {
@@ -203,4 +204,33 @@ json_t *describe_export(const struct control_host *host, const struct nbd_export
     return json_pack("{s:s, s:I, s:b, s:I, s:o}", "name", export->name, "size", (json_int_t) export->size_bytes,
                      "read-only", export->read_only, "connections", (json_int_t) export->connections, "uri",
                      describe_uri(host, export->name));
+}
+
+json_t *describe_job(const struct job *job)
+{
+    json_t *json = json_pack("{s:s, s:s, s:s, s:I, s:I}", "id", job->id, "type", job->ops->type, "status",
+                             job_state_name(job->state), "current-progress", (json_int_t)job->done_bytes,
+                             "total-progress", (json_int_t)job->total_bytes);
+    if (json && job->ended && job->status < 0)
+        json_object_set_new(json, "error", describe_text(job->err.text));
+    return json;
+}
+
+json_t *describe_block_job(const struct job *job)
+{
+    struct push_disk_info info;
+    json_t *disks = json_array();
+    for (unsigned i = 0; push_disk_info(job, i, &info); i++)
+        json_array_append_new(disks, json_pack("{s:s, s:o, s:I, s:I, s:I}", "disk", info.disk, "target",
+                                               describe_text(info.target), "offset", (json_int_t)info.done_bytes, "len",
+                                               (json_int_t)info.total_bytes, "data", (json_int_t)info.data_bytes));
+    json_t *json = json_pack("{s:s, s:s, s:I, s:I, s:b, s:b, s:I, s:s, s:b, s:s, s:b, s:b, s:o}", "type",
+                             job->ops->type, "device", job->id, "len", (json_int_t)job->total_bytes, "offset",
+                             (json_int_t)job->done_bytes, "busy", job->state == JOB_RUNNING, "paused", job->user_paused,
+                             "speed", (json_int_t)job->speed, "io-status", "ok", "ready", 0, "status",
+                             job_state_name(job->state), "auto-finalize", job->auto_finalize, "auto-dismiss",
+                             job->auto_dismiss, "disks", disks);
+    if (json && job->ended && job->status < 0)
+        json_object_set_new(json, "error", describe_text(job->err.text));
+    return json;
 }

@@ -6,6 +6,7 @@
 #include <jansson.h>
 
 #include "control/server.h"
+#include "job/job.h"
 
 /* Any bytes as a JSON string: those that are not UTF-8 become '?'. */
 json_t *describe_text(const char *text);
@@ -23,6 +24,8 @@ json_t *describe_disk(const struct vm_disk_status *disk, const char *driver, con
 json_t *describe_export(const struct control_host *host, const struct nbd_export_status *export);
 /* Members of the NBD server's status. */
 json_t *describe_read_once(const struct nbd_server_status *server);
+json_t *describe_job(const struct job *job);       /* as query-jobs shows it */
+json_t *describe_block_job(const struct job *job); /* as query-block-jobs shows it, and the disks */
 /* The NBD URI of an export at the first address, or null when the server listens nowhere. */
 json_t *describe_uri(const struct control_host *host, const char *export_name);
 

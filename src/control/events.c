@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Events about snapshots and the cache. SHUTDOWN is sent by the server itself. */
+/* Events about snapshots, the cache and jobs. SHUTDOWN is sent by the server itself. */
 #include "control/client.h"
 #include "control/describe.h"
 
@@ -31,4 +31,43 @@ void control_event_snapshot_broken(struct control_server *server, const struct s
 void control_event_snapshot_deleted(struct control_server *server, const char *name, const char *uuid)
 {
     server_emit(server, "FLEECE_SNAPSHOT_DELETED", json_pack("{s:s, s:s}", "name", name, "uuid", uuid));
+}
+
+/* ---- jobs: QEMU's events, in QEMU's order ---- */
+
+static void job_status_changed(void *context, const struct job *job)
+{
+    server_emit(context, "JOB_STATUS_CHANGE",
+                json_pack("{s:s, s:s}", "id", job->id, "status", job_state_name(job->state)));
+}
+
+static void job_pending(void *context, const struct job *job)
+{
+    server_emit(context, "BLOCK_JOB_PENDING", json_pack("{s:s, s:s}", "type", job->ops->type, "id", job->id));
+}
+
+static void job_finished(void *context, const struct job *job)
+{
+    json_t *data = json_pack("{s:s, s:s, s:I, s:I, s:I}", "type", job->ops->type, "device", job->id, "len",
+                             (json_int_t)job->total_bytes, "offset", (json_int_t)job->done_bytes, "speed",
+                             (json_int_t)job->speed);
+    if (data && job->status < 0 && !job->cancelled)
+        json_object_set_new(data, "error", describe_text(job->err.text));
+    server_emit(context, job->cancelled ? "BLOCK_JOB_CANCELLED" : "BLOCK_JOB_COMPLETED", data);
+}
+
+static void job_has_io_error(void *context, const struct job *job, bool read)
+{
+    server_emit(
+        context, "BLOCK_JOB_ERROR",
+        json_pack("{s:s, s:s, s:s}", "device", job->id, "operation", read ? "read" : "write", "action", "report"));
+}
+
+struct job_hooks control_job_hooks(struct control_server *server)
+{
+    return (struct job_hooks){.context = server,
+                              .status_changed = job_status_changed,
+                              .pending = job_pending,
+                              .finished = job_finished,
+                              .io_error = job_has_io_error};
 }

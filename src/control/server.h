@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "export/nbd/server.h"
+#include "job/job.h"
 #include "vm/vm.h"
 
 struct control_server;
@@ -16,6 +17,7 @@ struct control_server;
 struct control_host {
     void *context;
     struct vm *vm;
+    struct job_table *jobs;
     const char *const *nbd_addresses; /* "unix:/ABSOLUTE", "tcp:HOST:PORT" */
     unsigned nbd_address_count;
     const char *const *disk_files; /* what each disk of the VM was opened from; NULL in it: nothing */
@@ -42,6 +44,8 @@ void control_server_stop(struct control_server *server, const char *reason);
  * moment, hangs up, stops listening; calls done(argument), after which the server is gone. */
 void control_server_destroy(struct control_server *server, void (*done)(void *argument), void *argument);
 
+/* Events of jobs, for job_table->hooks. */
+struct job_hooks control_job_hooks(struct control_server *server);
 /* Events, to every client that has negotiated. */
 void control_event_cache_threshold(struct control_server *server, unsigned percent, const struct vm_cache_fill *fill);
 void control_event_snapshot_created(struct control_server *server, const struct snapshot *snapshot);

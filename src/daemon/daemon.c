@@ -7,6 +7,7 @@
  *   EXPORT   the NBD server: from here on the guest is served
  *   SERVE    the control socket, and "ready"
  *   then, after a signal, `quit` or a failure at any point, whatever exists ends in the opposite order:
+ *   END_JOBS jobs are cancelled by force: nobody waits for a target
  *   UNEXPORT connections end with ESHUTDOWN
  *   CLOSE    snapshots are deleted, disks are closed
  *   HANG_UP  control clients get what is queued for them; the space of cache files is given back
@@ -48,6 +49,7 @@ enum state {
     DAEMON_OPEN,
     DAEMON_EXPORT,
     DAEMON_SERVE,
+    DAEMON_END_JOBS,
     DAEMON_UNEXPORT,
     DAEMON_CLOSE,
     DAEMON_HANG_UP,
@@ -69,6 +71,7 @@ struct daemon {
     struct caches caches;
     struct io_op open;
     struct vm *vm;
+    struct job_table jobs;
     struct exports *exports;
     struct control_server *control;
     int signal_fd;
@@ -87,10 +90,11 @@ static void daemon_end_next(void *argument);
 static void daemon_move(struct daemon *daemon, enum state to)
 {
     static const char allowed[][DAEMON_ENDED + 1] = {
-        [DAEMON_CLAIM] = {[DAEMON_OPEN] = 1, [DAEMON_UNEXPORT] = 1},
-        [DAEMON_OPEN] = {[DAEMON_EXPORT] = 1, [DAEMON_UNEXPORT] = 1},
-        [DAEMON_EXPORT] = {[DAEMON_SERVE] = 1, [DAEMON_UNEXPORT] = 1},
-        [DAEMON_SERVE] = {[DAEMON_UNEXPORT] = 1},
+        [DAEMON_CLAIM] = {[DAEMON_OPEN] = 1, [DAEMON_END_JOBS] = 1},
+        [DAEMON_OPEN] = {[DAEMON_EXPORT] = 1, [DAEMON_END_JOBS] = 1},
+        [DAEMON_EXPORT] = {[DAEMON_SERVE] = 1, [DAEMON_END_JOBS] = 1},
+        [DAEMON_SERVE] = {[DAEMON_END_JOBS] = 1},
+        [DAEMON_END_JOBS] = {[DAEMON_UNEXPORT] = 1},
         [DAEMON_UNEXPORT] = {[DAEMON_CLOSE] = 1},
         [DAEMON_CLOSE] = {[DAEMON_HANG_UP] = 1},
         [DAEMON_HANG_UP] = {[DAEMON_ENDED] = 1},
@@ -108,22 +112,26 @@ static bool is_starting(const struct daemon *daemon)
 
 static void daemon_end(struct daemon *daemon, const char *reason)
 {
-    if (daemon->state >= DAEMON_UNEXPORT)
+    if (daemon->state >= DAEMON_END_JOBS)
         return;
     notify_send("STOPPING=1");
-    daemon_move(daemon, DAEMON_UNEXPORT);
+    daemon_move(daemon, DAEMON_END_JOBS);
     if (daemon->control)
         control_server_stop(daemon->control, reason);
-    if (daemon->exports)
-        exports_stop(daemon->exports, daemon_end_next, daemon);
-    else
-        daemon_end_next(daemon);
+    job_table_end(&daemon->jobs, daemon_end_next, daemon);
 }
 
 /* One step has ended: the next one. */
 static void daemon_end_next(void *argument)
 {
     struct daemon *daemon = argument;
+    if (daemon->state == DAEMON_END_JOBS) {
+        daemon_move(daemon, DAEMON_UNEXPORT);
+        if (daemon->exports) {
+            exports_stop(daemon->exports, daemon_end_next, daemon);
+            return;
+        }
+    }
     if (daemon->state == DAEMON_UNEXPORT) {
         daemon_move(daemon, DAEMON_CLOSE);
         if (daemon->vm) {
@@ -184,7 +192,7 @@ static void signal_arrived(struct io_op *op, int64_t result)
         signals_wait(daemon);
         return;
     }
-    if (daemon->state == DAEMON_OPEN || daemon->state >= DAEMON_UNEXPORT || daemon->end_wanted)
+    if (daemon->state == DAEMON_OPEN || daemon->state >= DAEMON_END_JOBS || daemon->end_wanted)
         daemon_give_up(daemon);
     log_info("ending: signal %s", strsignal((int)daemon->signal.ssi_signo));
     if (is_starting(daemon)) {
@@ -392,6 +400,7 @@ static int daemon_make_servers(struct daemon *daemon, struct error *err)
     struct control_host host = {
         .context = daemon,
         .vm = daemon->vm,
+        .jobs = &daemon->jobs,
         .nbd_addresses = daemon->nbd,
         .nbd_address_count = daemon->nbd_count,
         .disk_files = daemon->disk_files,
@@ -403,6 +412,8 @@ static int daemon_make_servers(struct daemon *daemon, struct error *err)
     };
     daemon->exports = exports_create(daemon->control_io, daemon->reactors[0]);
     daemon->control = control_server_create(daemon->control_io, &host);
+    if (daemon->control)
+        daemon->jobs.hooks = control_job_hooks(daemon->control);
     return daemon->exports && daemon->control ? 0 : error_set(err, ENOMEM, "no memory for the servers");
 }
 
@@ -523,6 +534,7 @@ int daemon_run(const struct options *options)
         return EXIT_FAILED;
     }
     daemon->options = options;
+    job_table_init(&daemon->jobs);
     daemon->signal_fd = daemon->runtime.lock_fd = -1;
     if (ring_create(&daemon->control_io, &err) < 0) {
         log_error("%s", err.text);

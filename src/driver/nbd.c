@@ -391,7 +391,8 @@ static int refuse_connection(const char *uri, int code, const char *why, struct 
     return error_set(err, code > 0 ? code : EIO, "can't connect to NBD export %s: %s", uri, why);
 }
 
-static int connect_handle(struct io *io, struct nbd_handle *handle, const char *uri, struct error *err)
+static int connect_handle(struct io *io, struct nbd_handle *handle, const char *uri, const atomic_bool *stop,
+                          struct error *err)
 {
     uint64_t deadline_ns = io_now_ns(io) + NBD_CONNECT_NS;
     /* libnbd would refuse to send TRIM to an export that is read-only but for what is released. */
@@ -404,7 +405,10 @@ static int connect_handle(struct io *io, struct nbd_handle *handle, const char *
         uint64_t now_ns = io_now_ns(io);
         if (now_ns >= deadline_ns)
             return refuse_connection(uri, ETIMEDOUT, "the server does not answer", err);
-        if (nbd_poll(handle, (int)((deadline_ns - now_ns) / NS_PER_MS) + 1) < 0)
+        if (stop && atomic_load(stop))
+            return refuse_connection(uri, ECANCELED, "it was cancelled", err);
+        uint64_t wait_ns = deadline_ns - now_ns < NBD_STOP_POLL_NS ? deadline_ns - now_ns : NBD_STOP_POLL_NS;
+        if (nbd_poll(handle, (int)(wait_ns / NS_PER_MS) + 1) < 0)
             return refuse_connection(uri, nbd_get_errno(), reason(), err);
     }
     if (nbd_aio_is_ready(handle) != 1)
@@ -455,6 +459,12 @@ static const struct node_ops nbd_ops = {.driver = "nbd", .submit = nbd_submit, .
 
 int nbd_node_open(struct io *io, const char *uri, bool read_only, struct node **node, struct error *err)
 {
+    return nbd_node_open_until(io, uri, read_only, NULL, node, err);
+}
+
+int nbd_node_open_until(struct io *io, const char *uri, bool read_only, const atomic_bool *stop, struct node **node,
+                        struct error *err)
+{
     struct nbd_node *nbd = calloc(1, sizeof *nbd);
     struct nbd_handle *handle = nbd ? nbd_create() : NULL;
     if (!handle) {
@@ -466,7 +476,7 @@ int nbd_node_open(struct io *io, const char *uri, bool read_only, struct node **
     nbd->node.io = io;
     nbd->readable.nbd = nbd->writable.nbd = nbd;
     list_init(&nbd->settled);
-    int status = connect_handle(io, handle, uri, err);
+    int status = connect_handle(io, handle, uri, stop, err);
     if (status == 0)
         status = take_facts(nbd, uri, read_only, err);
     if (status < 0) {

@@ -7,11 +7,16 @@
 #ifndef FLEECE_DRIVER_NBD_H
 #define FLEECE_DRIVER_NBD_H
 
+#include <stdatomic.h>
+
 #include "block/node.h"
 
 /* Connects and negotiates; blocks, for NBD_CONNECT_NS at most. uri: "nbd+unix:///vda@snap?socket=/path",
  * "nbd://127.0.0.1:10809/vda". */
 int nbd_node_open(struct io *io, const char *uri, bool read_only, struct node **node, struct error *err);
+/* The same, given up soon after *stop has become true, with -ECANCELED. */
+int nbd_node_open_until(struct io *io, const char *uri, bool read_only, const atomic_bool *stop, struct node **node,
+                        struct error *err);
 
 /* Hangs up without waiting for a server that may not answer any more: what is under way fails soon with -ENOTCONN, and
  * so does everything after it. Owner thread; the node stays until it is destroyed. */

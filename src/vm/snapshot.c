@@ -238,11 +238,13 @@ static void snapshot_publish(struct snapshot *snapshot)
 {
     struct vm *vm = snapshot->vm;
     step_move(snapshot, PUBLISHING);
-    snapshot->parts_out = vm->disk_count;
-    for (unsigned i = 0; i < vm->disk_count; i++) {
+    snapshot->parts_out = snapshot->no_export ? 0 : vm->disk_count;
+    for (unsigned i = 0; i < vm->disk_count && !snapshot->no_export; i++) {
         struct part *part = &snapshot->parts[i];
         vm->options.hooks.publish(vm->options.hooks.context, part->export_name, part->view, part_published, part);
     }
+    if (snapshot->no_export)
+        snapshot_published(snapshot);
 }
 
 static void cut_attempt(struct snapshot *snapshot);
@@ -411,6 +413,7 @@ static struct snapshot *snapshot_make(struct vm *vm, const struct snapshot_optio
     snapshot->through_mode = options->through_always ? THROUGH_ALWAYS : THROUGH_WHEN_FULL;
     if (options->bitmap)
         memccpy(snapshot->bitmap, options->bitmap, 0, sizeof snapshot->bitmap - 1);
+    snapshot->no_export = options->no_export;
     snapshot->drain_ns = options->drain_ns ? options->drain_ns : CUT_ATTEMPT_NS;
     uint64_t total_ns = options->total_ns ? options->total_ns : CUT_TOTAL_MAX_NS;
     snapshot->give_up_ns = total_ns < CUT_TOTAL_MAX_NS ? total_ns : CUT_TOTAL_MAX_NS; /* from its beginning */

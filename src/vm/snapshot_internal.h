@@ -30,7 +30,7 @@ struct snapshot {
     struct vm *vm;
     enum snapshot_step step;
     char name[LIMIT_NAME_BYTES + 1], uuid[37], reason[LIMIT_ERROR_BYTES];
-    bool broken, doomed;
+    bool broken, doomed, no_export;
     const void *lease;
     enum read_once read_once;
     enum through_mode through_mode;

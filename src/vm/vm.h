@@ -87,6 +87,7 @@ struct snapshot_options {
     /* By disk: where old data goes instead of into the cache (point_write_through()); NULL: nowhere. */
     struct node *const *through;
     bool through_always; /* else only when the cache has no room */
+    bool no_export;      /* its views are its maker's alone */
 };
 
 /*

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Raw images as nodes on the command's own reactor. */
-#ifndef FLEECE_CLI_IMAGE_H
-#define FLEECE_CLI_IMAGE_H
+/* Raw images as nodes: what a copy reads or writes. All functions block for a moment. */
+#ifndef FLEECE_JOB_IMAGE_H
+#define FLEECE_JOB_IMAGE_H
 
 #include "block/node.h"
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#include "cli/image.h"
+#include "job/image.h"
 
 #include <errno.h>
 #include <unistd.h>

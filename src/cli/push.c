@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * fleece push: a job of the daemon's that copies disks to files or NBD exports, started, watched and, on an interruption,
+ * cancelled from here. The job is the daemon's: it goes on when this process is killed, and its end shows in events.
+ *
+ * The job gets its name here, so that it can be cancelled even when the answer to the command that starts it has not come.
+ */
+#include "cli/command.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "base/name.h"
+#include "cli/reply.h"
+#include "cli/transfer.h"
+#include "fleece/fleece.h"
+
+#define PUSH_POLL_MS 200 /* between two looks at the job: smooth for the eye */
+
+struct push {
+    struct cli *cli;
+    struct fleece *fleece;
+    struct transfer transfer;
+    struct progress progress;
+    json_t *arguments, *disks; /* disks: as query-block-jobs showed them last */
+    char job[LIMIT_NAME_BYTES + 1], label[LIMIT_NAME_BYTES + 1];
+    bool cancelling, over, cancelled;
+    char error[LIMIT_ERROR_BYTES]; /* empty: it went well */
+    uint64_t done_bytes, total_bytes, data_bytes, started_ns;
+};
+
+struct execution { /* of the command that starts it, on a helper thread */
+    struct push *push;
+    char *arguments, *reply;
+    char error[FLEECE_ERROR_BYTES];
+};
+
+static int64_t start_blocking(void *argument)
+{
+    struct execution *execution = argument;
+    execution->reply = fleece_execute(execution->push->fleece, "fleece-push", execution->arguments, execution->error);
+    return 0;
+}
+
+/* NULL: no such job any more, or the connection is gone. */
+static json_t *execute(struct push *push, const char *command, json_t *arguments)
+{
+    char error[FLEECE_ERROR_BYTES];
+    char *text = arguments ? json_dumps(arguments, JSON_COMPACT) : NULL;
+    char *reply = fleece_execute(push->fleece, command, text, error);
+    json_t *result = reply ? json_loads(reply, JSON_DECODE_ANY, NULL) : NULL;
+    json_decref(arguments);
+    free(text);
+    free(reply);
+    return result;
+}
+
+static void cancel(struct push *push)
+{
+    push->cancelling = true;
+    json_decref(execute(push, "job-cancel", json_pack("{s:s}", "id", push->job)));
+}
+
+static bool job_is_there(struct push *push)
+{
+    json_t *jobs = execute(push, "query-jobs", NULL), *job;
+    bool found = false;
+    size_t i;
+    json_array_foreach (jobs, i, job)
+        found |= strcmp(cli_text(job, "id"), push->job) == 0;
+    json_decref(jobs);
+    return found;
+}
+
+/* How far the job is. */
+static void look(struct push *push)
+{
+    json_t *jobs = execute(push, "query-block-jobs", NULL), *job, *disk;
+    size_t i, k;
+    json_array_foreach (jobs, i, job) {
+        if (strcmp(cli_text(job, "device"), push->job) != 0)
+            continue;
+        json_decref(push->disks);
+        push->disks = json_incref(json_object_get(job, "disks"));
+        push->done_bytes = (uint64_t)json_integer_value(json_object_get(job, "offset"));
+        push->total_bytes = (uint64_t)json_integer_value(json_object_get(job, "len"));
+        push->data_bytes = 0;
+        json_array_foreach (push->disks, k, disk)
+            push->data_bytes += (uint64_t)json_integer_value(json_object_get(disk, "data"));
+        progress_show(&push->progress, io_now_ns(push->transfer.io), push->done_bytes, push->total_bytes,
+                      push->data_bytes);
+    }
+    json_decref(jobs);
+}
+
+static void take_event(struct push *push, const json_t *event)
+{
+    const json_t *data = json_object_get(event, "data");
+    const char *name = cli_text(event, "event");
+    bool completed = strcmp(name, "BLOCK_JOB_COMPLETED") == 0, cancelled = strcmp(name, "BLOCK_JOB_CANCELLED") == 0;
+    if ((!completed && !cancelled) || strcmp(cli_text(data, "device"), push->job) != 0)
+        return;
+    push->over = true;
+    push->cancelled = cancelled;
+    push->done_bytes = (uint64_t)json_integer_value(json_object_get(data, "offset"));
+    if (json_object_get(data, "error"))
+        snprintf(push->error, sizeof push->error, "%s", cli_text(data, "error"));
+    else if (cancelled)
+        snprintf(push->error, sizeof push->error, "job '%s' was cancelled", push->job);
+}
+
+static void take_events(struct push *push)
+{
+    char error[FLEECE_ERROR_BYTES] = "";
+    char *text;
+    while (!push->over && (text = fleece_event(push->fleece, 0, error)) != NULL) {
+        json_t *event = json_loads(text, 0, NULL);
+        take_event(push, event);
+        json_decref(event);
+        free(text);
+    }
+    if (!push->over && error[0]) {
+        push->over = true;
+        snprintf(push->error, sizeof push->error, "%s", error);
+    }
+}
+
+static void watch(struct push *push)
+{
+    struct pollfd fds[] = {{.fd = fleece_descriptor(push->fleece), .events = POLLIN},
+                           {.fd = push->transfer.signal_fd, .events = POLLIN}};
+    progress_begin(&push->progress, push->cli->json, NULL, push->label, io_now_ns(push->transfer.io));
+    for (look(push); !push->over; look(push)) {
+        take_events(push);
+        if (push->over)
+            break;
+        poll(fds, 2, PUSH_POLL_MS);
+        if (!push->cancelling && transfer_interrupted(&push->transfer))
+            cancel(push);
+    }
+    progress_end(&push->progress);
+}
+
+/* The command that starts the job; on an interruption it is cancelled by its name, on a connection of its own. */
+static int start(struct push *push)
+{
+    struct execution execution = {.push = push, .arguments = json_dumps(push->arguments, JSON_COMPACT)};
+    transfer_block(&push->transfer, start_blocking, &execution, fleece_descriptor(push->fleece));
+    free(execution.arguments);
+    bool began = execution.reply != NULL;
+    free(execution.reply);
+    if (!transfer_interrupted(&push->transfer))
+        return began ? CLI_DONE : cli_fail("%s", execution.error);
+    fleece_close(push->fleece); /* the interruption has shut it down */
+    push->fleece = NULL;
+    if (cli_connect(push->cli, &push->fleece) == CLI_DONE) {
+        cancel(push);
+        for (unsigned i = 0; i < TRANSFER_PATIENCE_NS / NS_PER_MS / PUSH_POLL_MS && job_is_there(push); i++)
+            poll(NULL, 0, PUSH_POLL_MS);
+    }
+    cli_fail("interrupted: the push was cancelled");
+    return CLI_INTERRUPTED;
+}
+
+static int report(struct push *push)
+{
+    char text[16];
+    double seconds = (double)(io_now_ns(push->transfer.io) - push->started_ns) / (double)NS_PER_S;
+    if (push->cancelled && push->cancelling) {
+        cli_fail("interrupted: the push was cancelled");
+        return CLI_INTERRUPTED;
+    }
+    if (push->error[0])
+        return cli_fail("%s", push->error);
+    if (push->cli->json) {
+        json_t *line = json_pack("{s:s, s:s, s:f, s:I}", "event", "done", "job", push->job, "seconds", seconds, "size",
+                                 (json_int_t)push->done_bytes);
+        cli_print_json(line);
+        json_decref(line);
+    } else
+        printf("pushed %s: %s, in %.1f s\n", push->label, size_format(text, push->done_bytes), seconds);
+    return CLI_DONE;
+}
+
+/* --- the command line */
+
+/* "DISK=FILE|URI" becomes a member of "targets"; files are meant from here, and the daemon may run elsewhere. */
+static int take_target(struct push *push, const char *text)
+{
+    const char *equals = strchr(text, '=');
+    char disk[LIMIT_NAME_BYTES + 1], where[8192], here[4096];
+    struct error err;
+    if (!equals || equals == text || !equals[1] || (size_t)(equals - text) > LIMIT_NAME_BYTES)
+        return cli_usage(push->cli, "--to '%s' is not right: DISK=FILE or DISK=NBD-URI", text);
+    snprintf(disk, sizeof disk, "%.*s", (int)(equals - text), text);
+    if (name_check("disk name", disk, &err) < 0)
+        return cli_usage(push->cli, "%s", err.text);
+    bool as_it_is = equals[1] == '/' || strstr(equals + 1, "://");
+    if (!as_it_is && !getcwd(here, sizeof here))
+        return cli_fail("the current folder can't be named: %s", error_name(errno));
+    snprintf(where, sizeof where, "%s%s%s", as_it_is ? "" : here, as_it_is ? "" : "/", equals + 1);
+    json_t *target = json_pack("{s:s, s:s}", "disk", disk, "target", where);
+    if (!target)
+        return cli_usage(push->cli, "--to '%s' is not UTF-8", text);
+    json_t *targets = json_object_get(push->arguments, "targets");
+    json_array_append_new(targets, target);
+    if (json_array_size(targets) == 1)
+        snprintf(push->label, sizeof push->label, "%s", disk);
+    else
+        snprintf(push->label, sizeof push->label, "%zu disks", json_array_size(targets));
+    return CLI_DONE;
+}
+
+static int take_options(struct push *push, int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"to", required_argument, NULL, 't'},     {"speed", required_argument, NULL, 's'},
+        {"bitmap", required_argument, NULL, 'b'}, {"job", required_argument, NULL, 'j'},
+        {"force", no_argument, NULL, 'f'},        {"no-advice", no_argument, NULL, 'a'},
+        {"no-release", no_argument, NULL, 'r'},   {NULL, 0, NULL, 0}};
+    struct error err;
+    uint64_t speed;
+    int option, code = CLI_DONE;
+    optind = 0;
+    while (code == CLI_DONE && (option = getopt_long(argc, argv, ":", options, NULL)) != -1) {
+        if (option == 't')
+            code = take_target(push, optarg);
+        else if (option == 's' && (size_parse("--speed", optarg, &speed, &err) < 0 || speed > THROTTLE_RATE_MAX))
+            code = cli_usage(push->cli, "--speed '%s' is not right: bytes a second, from 1 to 1T", optarg);
+        else if (option == 's')
+            json_object_set_new(push->arguments, "speed", json_integer((json_int_t)speed));
+        else if ((option == 'b' || option == 'j') &&
+                 name_check(option == 'b' ? "name of a dirty bitmap" : "job name", optarg, &err) < 0)
+            code = cli_usage(push->cli, "%s", err.text);
+        else if (option == 'b')
+            json_object_set_new(push->arguments, "bitmap", json_string(optarg));
+        else if (option == 'j')
+            snprintf(push->job, sizeof push->job, "%s", optarg);
+        else if (option == 'f')
+            json_object_set_new(push->arguments, "force", json_true());
+        else if (option == 'a' || option == 'r')
+            json_object_set_new(push->arguments, option == 'a' ? "advice" : "release", json_false());
+        else
+            code = cli_usage_option(push->cli, option, argv);
+    }
+    if (code == CLI_DONE && optind < argc)
+        code = cli_usage(push->cli, "push takes no argument: '%s'; say --to DISK=FILE", argv[optind]);
+    if (code == CLI_DONE && json_array_size(json_object_get(push->arguments, "targets")) == 0)
+        code = cli_usage(push->cli, "say where to: --to DISK=FILE or --to DISK=NBD-URI");
+    return code;
+}
+
+static int choose_job(struct push *push)
+{
+    uint32_t number = 0;
+    if (!push->job[0]) {
+        if (getrandom(&number, sizeof number, 0) != sizeof number)
+            return cli_fail("no random number for the name of the job");
+        snprintf(push->job, sizeof push->job, "push-%08" PRIx32, number);
+    }
+    json_object_set_new(push->arguments, "job-id", json_string(push->job));
+    return CLI_DONE;
+}
+
+static int push_go(struct push *push)
+{
+    struct error err;
+    int code = cli_connect(push->cli, &push->fleece);
+    if (code != CLI_DONE)
+        return code;
+    if (transfer_open(&push->transfer, push->cli->json, &err) < 0) {
+        code = cli_fail("%s", err.text);
+    } else {
+        push->started_ns = io_now_ns(push->transfer.io);
+        code = start(push);
+        if (code == CLI_DONE) {
+            watch(push);
+            code = report(push);
+        }
+        transfer_close(&push->transfer);
+    }
+    if (push->fleece)
+        fleece_close(push->fleece);
+    return code;
+}
+
+static int push_run(struct cli *cli, int argc, char **argv)
+{
+    struct push push = {.cli = cli, .arguments = json_pack("{s:[]}", "targets")};
+    int code = take_options(&push, argc, argv);
+    if (code == CLI_DONE)
+        code = choose_job(&push);
+    if (code == CLI_DONE)
+        code = push_go(&push);
+    json_decref(push.arguments);
+    json_decref(push.disks);
+    return code;
+}
+
+const struct cli_command cli_push = {
+    .name = "push",
+    .arguments = "--to DISK=FILE|NBD-URI … [--speed BYTES] [--bitmap NAME] [--force] [--job NAME] [--no-advice] "
+                 "[--no-release]",
+    .summary = "have the daemon copy disks, as they are at one instant, to files or NBD exports",
+    .run = push_run,
+};

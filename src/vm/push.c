@@ -1,0 +1,573 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The life of a push, on the control thread:
+ *
+ *     OPENING   the targets, on a helper thread, since that may block
+ *     CUTTING   the snapshot of the VM; when it is there the job runs, and whoever asked for it hears so
+ *     COPYING   one engine for each disk, on its reactor (push_disk.c)
+ *     VERDICT   a read failed: for a moment, to learn whether the snapshot broke: then that is the reason
+ *     ENDING    the snapshot is let go and deleted
+ *     CLOSING   the targets, on their reactors
+ *     KEEPING   names of new files are made durable, on a helper thread
+ *     OVER      the job has ended; when it is certain that it failed, files that it made are removed
+ *
+ * A failure or a cancelling leads from each step on through the later ones, so that nothing is left behind (R7). The
+ * snapshot is leased to the push and has no export: nobody else can release or delete blocks of it unseen. A target that
+ * does not answer is hung up on, at once when the cancelling is by force, else after TRANSFER_PATIENCE. The guest never
+ * waits for a target here, in no step (R2).
+ *
+ * A crash ends the job with its snapshot; the file that it was writing stays, and nobody was told that it is whole.
+ */
+#include "vm/push.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "vm/push_disk.h"
+#include "vm/vm_private.h"
+
+enum push_step {
+    PUSH_OPENING,
+    PUSH_CUTTING,
+    PUSH_COPYING,
+    PUSH_VERDICT,
+    PUSH_ENDING,
+    PUSH_CLOSING,
+    PUSH_KEEPING,
+    PUSH_OVER
+};
+
+struct push {
+    struct job job; /* first: what the table knows */
+    struct vm *vm;
+    struct push_options options; /* without targets and texts */
+    char *bitmap;
+    enum push_step step;
+    bool started; /* the job is running, and whoever asked knows */
+    void (*begun)(void *argument, const struct job *job, const struct error *err);
+    void *argument;
+    struct snapshot *snapshot; /* held */
+    uint64_t hold_ns;
+    int status; /* the first failure */
+    struct error err;
+    struct io_op work; /* on a helper thread */
+    atomic_bool stop;  /* tells it */
+    struct io_timer timer;
+    unsigned out; /* disks whose answer is awaited */
+    unsigned disk_count;
+    struct push_disk disks[];
+};
+
+static struct push *push_of(const struct job *job)
+{
+    return container_of((struct job *)(uintptr_t)job, struct push, job);
+}
+
+static void push_move(struct push *push, enum push_step to)
+{
+    static const unsigned allowed[] = {
+        [PUSH_OPENING] = 1 << PUSH_CUTTING | 1 << PUSH_CLOSING,
+        [PUSH_CUTTING] = 1 << PUSH_COPYING | 1 << PUSH_ENDING | 1 << PUSH_CLOSING,
+        [PUSH_COPYING] = 1 << PUSH_VERDICT | 1 << PUSH_ENDING,
+        [PUSH_VERDICT] = 1 << PUSH_ENDING,
+        [PUSH_ENDING] = 1 << PUSH_CLOSING,
+        [PUSH_CLOSING] = 1 << PUSH_KEEPING | 1 << PUSH_OVER,
+        [PUSH_KEEPING] = 1 << PUSH_OVER,
+        [PUSH_OVER] = 0,
+    };
+    assert(allowed[push->step] & 1U << to);
+    push->step = to;
+}
+
+/* Keeps the first failure. */
+static void push_fail(struct push *push, const struct error *err)
+{
+    if (push->status == 0) {
+        push->status = -err->code;
+        push->err = *err;
+    }
+}
+
+static void push_fail_cancelled(struct push *push)
+{
+    struct error err;
+    error_set(&err, ECANCELED, "job '%s' was cancelled", push->job.id);
+    push_fail(push, &err);
+}
+
+/* ---- OVER, KEEPING, CLOSING ---- */
+
+static void push_free(struct job *job)
+{
+    struct push *push = push_of(job);
+    for (unsigned i = 0; i < push->disk_count; i++) {
+        free(push->disks[i].where);
+        target_fini(&push->disks[i].target);
+    }
+    free(push->bitmap);
+    free(push);
+}
+
+/* On a helper thread. */
+static int64_t remove_targets(void *argument)
+{
+    struct push *push = argument;
+    for (unsigned i = 0; i < push->disk_count; i++)
+        target_remove(&push->disks[i].target);
+    return 0;
+}
+
+static void targets_removed(struct io_op *op, int64_t result)
+{
+    (void)result;
+    job_settled(&container_of(op, struct push, work)->job);
+}
+
+static void push_settle(struct job *job)
+{
+    struct push *push = push_of(job);
+    if (job->status == 0) {
+        job_settled(job);
+        return;
+    }
+    push->work.done = targets_removed;
+    io_work(push->vm->io, &push->work, remove_targets, push);
+}
+
+/* It never ran: whoever asked for it hears why, and the job is gone, or (cancelled) ends like others. */
+static void push_forgotten(struct io_op *op, int64_t result)
+{
+    struct push *push = container_of(op, struct push, work);
+    (void)result;
+    push->begun(push->argument, NULL, &push->err);
+    if (push->job.cancelled)
+        job_ended(&push->job, push->status, &push->err);
+    else
+        job_forget(&push->job);
+}
+
+static void push_over(struct push *push)
+{
+    push_move(push, PUSH_OVER);
+    if (push->started) {
+        job_ended(&push->job, push->status, &push->err);
+        return;
+    }
+    push->work.done = push_forgotten;
+    io_work(push->vm->io, &push->work, remove_targets, push);
+}
+
+static int64_t keep_targets(void *argument)
+{
+    struct push *push = argument;
+    struct error err;
+    for (unsigned i = 0; i < push->disk_count; i++)
+        if (target_keep(&push->disks[i].target, &err) < 0)
+            push_fail(push, &err);
+    return 0;
+}
+
+static void targets_kept(struct io_op *op, int64_t result)
+{
+    (void)result;
+    push_over(container_of(op, struct push, work));
+}
+
+static void push_disk_closed(struct push_disk *disk)
+{
+    struct push *push = disk->context;
+    if (--push->out > 0)
+        return;
+    if (push->status < 0) {
+        push_over(push);
+        return;
+    }
+    push_move(push, PUSH_KEEPING);
+    push->work.done = targets_kept;
+    io_work(push->vm->io, &push->work, keep_targets, push);
+}
+
+static void push_close(struct push *push)
+{
+    push_move(push, PUSH_CLOSING);
+    push->out = push->disk_count;
+    for (unsigned i = 0; i < push->disk_count; i++)
+        push_disk_close(&push->disks[i]);
+}
+
+/* ---- ENDING, VERDICT ---- */
+
+static void snapshot_deleted(void *argument, const struct error *err)
+{
+    (void)err; /* deleted by somebody else, or by the end of the VM: gone all the same */
+    push_close(argument);
+}
+
+static void push_end(struct push *push)
+{
+    struct snapshot *snapshot = push->snapshot;
+    struct snapshot_info info;
+    push_move(push, PUSH_ENDING);
+    io_timer_cancel(push->vm->io, &push->timer);
+    push->snapshot = NULL;
+    snapshot_info(snapshot, &info);
+    if (info.state == SNAPSHOT_LIVE || info.state == SNAPSHOT_BROKEN) {
+        snapshot_let_go(snapshot);
+        vm_snapshot_delete(push->vm, info.name, snapshot_deleted, push);
+    } else {
+        snapshot_let_go(snapshot);
+        snapshot_deleted(push, NULL);
+    }
+}
+
+/* Why its reads failed, if the snapshot knows. */
+static bool push_find_cause(struct push *push)
+{
+    struct snapshot_info info;
+    snapshot_info(push->snapshot, &info);
+    if (info.reason)
+        push->status = error_set(&push->err, EIO, "the snapshot of job '%s' broke: %s", push->job.id, info.reason);
+    else if (info.state == SNAPSHOT_DELETING)
+        push->status = error_set(&push->err, ECANCELED, "the snapshot of job '%s' was deleted", push->job.id);
+    return info.reason || info.state == SNAPSHOT_DELETING;
+}
+
+static bool push_failed_reading(const struct push *push)
+{
+    for (unsigned i = 0; i < push->disk_count; i++)
+        if (push->disks[i].failed_io && push->disks[i].failed_reading)
+            return true;
+    return false;
+}
+
+static void push_verdict_due(struct io_timer *timer)
+{
+    struct push *push = container_of(timer, struct push, timer);
+    push_find_cause(push);
+    push_end(push);
+}
+
+static void push_copied(struct push *push)
+{
+    io_timer_cancel(push->vm->io, &push->timer);
+    if (push->status == 0 || push->job.cancelled || !push_failed_reading(push) || push_find_cause(push)) {
+        push_end(push);
+        return;
+    }
+    push_move(push, PUSH_VERDICT);
+    push->timer.fire = push_verdict_due;
+    io_timer_set(push->vm->io, &push->timer, io_now_ns(push->vm->io) + PUSH_VERDICT_NS);
+}
+
+/* ---- COPYING ---- */
+
+/* Hangs up on targets that have not come back in time. */
+static void push_lose_patience(struct io_timer *timer)
+{
+    struct push *push = container_of(timer, struct push, timer);
+    for (unsigned i = 0; i < push->disk_count; i++) {
+        atomic_store(&push->disks[i].wishes.hang_up, true);
+        push_disk_nudge(&push->disks[i]);
+    }
+}
+
+/* Ends the engines: those whose target does not answer by hanging up, at once or after a while. */
+static void push_stop(struct push *push, bool at_once)
+{
+    for (unsigned i = 0; i < push->disk_count; i++) {
+        atomic_store(&push->disks[i].wishes.cancel, true);
+        push_disk_nudge(&push->disks[i]);
+    }
+    push->timer.fire = push_lose_patience;
+    if (at_once)
+        push_lose_patience(&push->timer);
+    else if (!io_timer_armed(&push->timer))
+        io_timer_set(push->vm->io, &push->timer, io_now_ns(push->vm->io) + TRANSFER_PATIENCE_NS);
+}
+
+/* The limit is for the job: its disks share it, and what ends leaves its part to the others. */
+static void push_share_speed(struct push *push)
+{
+    unsigned running = 0;
+    for (unsigned i = 0; i < push->disk_count; i++)
+        running += push->disks[i].running && push->disks[i].where;
+    for (unsigned i = 0; i < push->disk_count; i++) {
+        uint64_t share = running ? push->job.speed / running : push->job.speed;
+        atomic_store(&push->disks[i].wishes.speed, push->job.speed && share == 0 ? 1 : share);
+        push_disk_nudge(&push->disks[i]);
+    }
+}
+
+static void push_check_paused(struct push *push)
+{
+    bool any = false;
+    for (unsigned i = 0; i < push->disk_count; i++) {
+        const struct push_disk *disk = &push->disks[i];
+        if (!disk->running || !disk->where)
+            continue;
+        any = true;
+        if (atomic_load(&disk->paused_number) != atomic_load(&disk->wishes.pause_number))
+            return;
+    }
+    if (any)
+        job_paused(&push->job);
+}
+
+/* Whether the copy is all that may still keep a snapshot from breaking. */
+static bool room_is_short(const struct vm *vm)
+{
+    return budget_is_short(vm->options.disk_bytes ? &vm->file_budget : &vm->ram_budget, 0);
+}
+
+static void push_disk_news(struct push_disk *disk)
+{
+    struct push *push = disk->context;
+    bool hurry = room_is_short(push->vm);
+    push->job.done_bytes = 0;
+    for (unsigned i = 0; i < push->disk_count; i++) {
+        struct push_disk *each = &push->disks[i];
+        push->job.done_bytes += atomic_load(&each->done_bytes);
+        if (atomic_exchange(&each->wishes.hurry, hurry) != hurry)
+            push_disk_nudge(each);
+    }
+    if (push->job.user_paused)
+        push_check_paused(push);
+}
+
+static void push_disk_ended(struct push_disk *disk)
+{
+    struct push *push = disk->context;
+    if (disk->status < 0 && push->status == 0) {
+        push_fail(push, &disk->err);
+        if (disk->failed_io && !push->job.cancelled)
+            job_io_error(&push->job, disk->failed_reading);
+        push_stop(push, false);
+    }
+    push_disk_news(disk);
+    push->out--;
+    if (push->out == 0)
+        push_copied(push);
+    else if (push->status == 0)
+        push_share_speed(push);
+}
+
+/* From the job's verbs. */
+static void push_begin(struct job *job)
+{
+    struct push *push = push_of(job);
+    push_move(push, PUSH_COPYING);
+    push->out = push->disk_count;
+    for (unsigned i = 0; i < push->disk_count; i++)
+        push_disk_begin(&push->disks[i]);
+    push_share_speed(push);
+}
+
+static void push_cancel(struct job *job, bool force)
+{
+    struct push *push = push_of(job);
+    atomic_store(&push->stop, true);
+    push_fail_cancelled(push);
+    if (push->step == PUSH_CUTTING)
+        vm_lease_end(push->vm, push);
+    else if (push->step == PUSH_COPYING)
+        push_stop(push, force);
+}
+
+static void push_pause(struct job *job)
+{
+    struct push *push = push_of(job);
+    for (unsigned i = 0; i < push->disk_count; i++) {
+        atomic_fetch_add(&push->disks[i].wishes.pause_number, 1);
+        atomic_store(&push->disks[i].wishes.pause, true);
+        push_disk_nudge(&push->disks[i]);
+    }
+}
+
+static void push_resume(struct job *job)
+{
+    struct push *push = push_of(job);
+    for (unsigned i = 0; i < push->disk_count; i++) {
+        atomic_store(&push->disks[i].wishes.pause, false);
+        push_disk_nudge(&push->disks[i]);
+    }
+}
+
+static void push_set_speed(struct job *job, uint64_t speed)
+{
+    (void)speed; /* job->speed */
+    push_share_speed(push_of(job));
+}
+
+static const struct job_ops push_ops = {
+    .type = "backup",
+    .start = push_begin,
+    .cancel = push_cancel,
+    .pause = push_pause,
+    .resume = push_resume,
+    .set_speed = push_set_speed,
+    .settle = push_settle,
+    .free = push_free,
+};
+
+/* ---- CUTTING, OPENING ---- */
+
+static void push_has_snapshot(void *argument, struct snapshot *snapshot, const struct error *err)
+{
+    struct push *push = argument;
+    struct snapshot_info info;
+    if (!snapshot) {
+        push_fail(push, err);
+        push_close(push);
+        return;
+    }
+    bool held = snapshot_hold(snapshot);
+    assert(held);
+    (void)held;
+    snapshot_info(snapshot, &info);
+    push->snapshot = snapshot;
+    push->hold_ns = info.hold_ns;
+    if (push->job.cancelled) {
+        push_end(push);
+        return;
+    }
+    for (unsigned i = 0; i < push->disk_count; i++)
+        push->disks[i].view = snapshot_view(snapshot, i);
+    push->started = true;
+    job_start(&push->job);
+    push->begun(push->argument, &push->job, NULL);
+}
+
+/* On a helper thread; the push is only read. */
+static int64_t open_targets(void *argument)
+{
+    struct push *push = argument;
+    int status = 0;
+    for (unsigned i = 0; i < push->disk_count && status == 0; i++) {
+        struct push_disk *disk = &push->disks[i];
+        if (!disk->where)
+            continue;
+        const struct target_options options = {.where = disk->where,
+                                               .size_bytes = disk->disk->node.size_bytes,
+                                               .existing = push->bitmap != NULL,
+                                               .force = push->options.force,
+                                               .stop = &push->stop};
+        status = atomic_load(&push->stop) ? error_set(&disk->err, ECANCELED, "job '%s' was cancelled", push->job.id)
+                                          : target_open(disk->disk->node.io, &options, &disk->target, &disk->err);
+        disk->status = status;
+    }
+    return 0;
+}
+
+static void targets_opened(struct io_op *op, int64_t result)
+{
+    struct push *push = container_of(op, struct push, work);
+    (void)result;
+    for (unsigned i = 0; i < push->disk_count; i++)
+        if (push->disks[i].status < 0)
+            push_fail(push, &push->disks[i].err);
+    if (push->status < 0) {
+        push_close(push);
+        return;
+    }
+    push_move(push, PUSH_CUTTING);
+    const struct snapshot_options options = {
+        .name = push->job.id, .lease = push, .bitmap = push->bitmap, .no_export = true};
+    vm_snapshot_create(push->vm, &options, push_has_snapshot, push);
+}
+
+/* Where each disk of the VM goes, and that each target is meant once. */
+static int push_take_targets(struct push *push, const struct push_options *options, struct error *err)
+{
+    for (unsigned i = 0; i < options->target_count; i++) {
+        const struct push_target *target = &options->targets[i];
+        unsigned index = 0;
+        while (index < push->disk_count && strcmp(push->disks[index].disk->name, target->disk) != 0)
+            index++;
+        if (index == push->disk_count)
+            return error_set(err, ENOENT, "there is no disk '%.80s'", target->disk);
+        if (push->disks[index].where)
+            return error_set(err, EINVAL, "disk '%s' has two targets: one job copies it once", target->disk);
+        for (unsigned k = 0; k < i; k++)
+            if (strcmp(options->targets[k].where, target->where) == 0)
+                return error_set(err, EINVAL, "target '%.300s' is named for two disks", target->where);
+        if (target_check(target->where, err) < 0)
+            return -err->code;
+        push->disks[index].where = strdup(target->where);
+        if (!push->disks[index].where)
+            return error_set(err, ENOMEM, "no memory for a job");
+        push->job.total_bytes += push->disks[index].disk->node.size_bytes;
+    }
+    return options->target_count ? 0 : error_set(err, EINVAL, "no target is named: which disk goes where?");
+}
+
+static struct push *push_make(struct vm *vm, const struct push_options *options)
+{
+    struct push *push = calloc(1, sizeof *push + vm->disk_count * sizeof push->disks[0]);
+    if (!push)
+        return NULL;
+    push->vm = vm;
+    push->options = *options;
+    push->disk_count = vm->disk_count;
+    push->job.ops = &push_ops;
+    push->job.auto_dismiss = !options->keep_concluded;
+    push->job.auto_finalize = !options->wait_to_finalize;
+    push->job.speed = options->speed;
+    for (unsigned i = 0; i < vm->disk_count; i++) {
+        struct push_disk *disk = &push->disks[i];
+        disk->context = push;
+        disk->control = vm->io;
+        disk->hooks = (struct push_disk_hooks){push_disk_news, push_disk_ended, push_disk_closed};
+        disk->disk = vm->disks[i].disk;
+        disk->options = (struct push_disk_options){
+            .advice = !options->no_advice, .release = !options->no_release, .needed_only = options->bitmap != NULL};
+        snprintf(disk->source_name, sizeof disk->source_name, "disk %s", disk->disk->name);
+    }
+    return push;
+}
+
+void push_start(struct vm *vm, struct job_table *jobs, const struct push_options *options,
+                void (*begun)(void *argument, const struct job *job, const struct error *err), void *argument)
+{
+    struct error err = {0};
+    struct push *push = push_make(vm, options);
+    int status = push ? push_take_targets(push, options, &err) : error_set(&err, ENOMEM, "no memory for a job");
+    if (status == 0 && options->bitmap && !(push->bitmap = strdup(options->bitmap)))
+        status = error_set(&err, ENOMEM, "no memory for a job");
+    if (status == 0)
+        status = job_create(jobs, &push->job, options->job_id, &err);
+    if (status < 0) {
+        if (push)
+            push_free(&push->job);
+        begun(argument, NULL, &err);
+        return;
+    }
+    push->begun = begun;
+    push->argument = argument;
+    push->work.done = targets_opened;
+    io_work(vm->io, &push->work, open_targets, push);
+}
+
+bool push_disk_info(const struct job *job, unsigned index, struct push_disk_info *info)
+{
+    const struct push *push = push_of(job);
+    for (unsigned i = 0; i < push->disk_count; i++) {
+        const struct push_disk *disk = &push->disks[i];
+        if (!disk->where || index-- > 0)
+            continue;
+        *info = (struct push_disk_info){.disk = disk->disk->name,
+                                        .target = disk->where,
+                                        .done_bytes = atomic_load(&disk->done_bytes),
+                                        .total_bytes = disk->disk->node.size_bytes,
+                                        .data_bytes = atomic_load(&disk->data_bytes)};
+        return true;
+    }
+    return false;
+}
+
+uint64_t push_hold_ns(const struct job *job)
+{
+    return push_of(job)->hold_ns;
+}

@@ -1,0 +1,170 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Pushes to targets that are slow, stop or fail: the guest does not feel them, and nothing but the job suffers."""
+import signal
+import time
+
+import harness
+from slow_kit import KIB, MIB, Guest, content, stop, target
+
+
+def begin(q, uri, **options):
+    """A job to that target; its id."""
+    return q.execute("fleece-push", targets=[{"disk": "vda", "target": uri}], **options)["job-id"]
+
+
+def finished(q, job, timeout=30):
+    """BLOCK_JOB_COMPLETED or _CANCELLED of the job, when it is gone."""
+    harness.wait_for("the job is gone", lambda: all(j["device"] != job for j in q.execute("query-block-jobs")), timeout)
+    q.execute("query-status")
+    found = [e for e in q.events if e["event"] in ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
+             and e["data"]["device"] == job]
+    assert len(found) == 1, q.events
+    return found[0]
+
+
+def nothing_left(d):
+    status = d.status()
+    assert status["snapshots"] == [] and status["cache"]["bytes"] == 0, status
+
+
+def test_a_slow_target_and_a_guest_that_writes(t):
+    """N9, N27: 16 Mbit/s and 10 ms away; the guest overwrites the whole disk meanwhile, at local speed."""
+    harness.need("nbdkit")
+    image = t.disk("a.raw", 8 * MIB + 512, fill=1)
+    d = t.daemon({"vda": image})
+    guest = Guest(d, image)
+    was = bytes(guest.model)
+    server, uri = target(t, "slow", len(was), "rate", "delay", rate="16M", delay_write="10ms")
+    alone = guest.write_for(0.5)
+    was = bytes(guest.model)
+    with d.qmp() as q:
+        job = begin(q, uri)
+        guest.begin()
+        places = list(range(0, 8 * MIB, 32 * KIB))
+        guest.chance.shuffle(places)
+        for place in places:
+            guest.write(place, 32 * KIB)
+        shown, = q.execute("query-block-jobs")
+        assert shown["offset"] < shown["len"], "the target is not slow"
+        print(f"p99 of the guest: alone {alone * 1000:.1f} ms, with the push {guest.p99() * 1000:.1f} ms", flush=True)
+        assert guest.p99() < 2 * alone + 0.1 * harness.FACTOR, sorted(guest.took)[-5:]
+        assert finished(q, job)["event"] == "BLOCK_JOB_COMPLETED"
+    assert content(uri) == was
+    nothing_left(d)
+    guest.end()
+    stop(t, server)
+    d.stop()
+    assert image.read_bytes() == guest.model
+
+
+def test_a_target_that_stops(t):
+    """P3: the guest's writes go on; the job can be cancelled, by force at once, else after a moment; the daemon can end."""
+    harness.need("nbdkit")
+    image = t.disk("a.raw", 16 * MIB, fill=2)
+    d = t.daemon({"vda": image})
+    guest = Guest(d, image)
+    server, uri = target(t, "stopped", 16 * MIB, "delay", delay_write="200ms")
+    with d.qmp() as q:
+        for command in ("block-job-cancel", "job-cancel", None):
+            job = begin(q, uri)
+            harness.wait_for("data is on its way", lambda: q.execute("query-block-jobs"))
+            server.send_signal(signal.SIGSTOP)
+            guest.begin()
+            for place in range(0, 8 * MIB, 64 * KIB):
+                guest.write(place, 64 * KIB)
+            assert max(guest.took) < 1 * harness.FACTOR, sorted(guest.took)[-5:]
+            shown, = q.execute("query-block-jobs")
+            assert shown["offset"] < shown["len"] and shown["status"] == "running", shown
+            if not command:
+                break
+            started = time.monotonic()
+            q.execute(command, **{"id" if command == "job-cancel" else "device": job})
+            assert finished(q, job)["event"] == "BLOCK_JOB_CANCELLED"
+            took = time.monotonic() - started
+            print(f"{command}: {took:.2f} s", flush=True)
+            assert took < (1 if command == "job-cancel" else 5) * harness.FACTOR, took
+            nothing_left(d)
+            server.send_signal(signal.SIGCONT)
+    guest.end()
+    started = time.monotonic()
+    d.stop()
+    assert time.monotonic() - started < 5 * harness.FACTOR
+    stop(t, server)
+
+
+def test_a_target_that_does_not_even_answer(t):
+    """It is stopped before the handshake: meanwhile the daemon serves others, and the job can be cancelled."""
+    harness.need("nbdkit")
+    d = t.daemon({"vda": t.disk("a.raw", MIB, fill=2)})
+    server, uri = target(t, "dead", MIB)
+    server.send_signal(signal.SIGSTOP)
+    with d.qmp() as q, d.qmp() as other:
+        q.send("fleece-push", targets=[{"disk": "vda", "target": uri}], job_id="j")
+        shown = harness.wait_for("the job is there", lambda: other.execute("query-jobs"))
+        assert (shown[0]["id"], shown[0]["status"]) == ("j", "created"), shown
+        other.execute("job-cancel", id="j")
+        started = time.monotonic()
+        try:
+            q.receive()
+            raise AssertionError("it was pushed")
+        except harness.QmpError as error:
+            assert "cancelled" in error.text, error.text
+        assert time.monotonic() - started < 2 * harness.FACTOR
+        assert other.execute("query-jobs") == []
+    stop(t, server)
+    nothing_left(d)
+    d.stop()
+
+
+def test_a_target_that_fails(t):
+    """A write fails, or the server dies: the job fails with the place and the reason, the guest goes on."""
+    harness.need("nbdkit")
+    image = t.disk("a.raw", 8 * MIB, fill=3)
+    d = t.daemon({"vda": image})
+    guest = Guest(d, image)
+    bad, uri = target(t, "bad", 8 * MIB, "error", error_pwrite="ENOSPC", error_pwrite_rate="100%")
+    with d.qmp() as q:
+        job = begin(q, uri)
+        event = finished(q, job)
+        assert event["event"] == "BLOCK_JOB_COMPLETED" and "No space left" in event["data"]["error"], event
+        error, = [e["data"] for e in q.events if e["event"] == "BLOCK_JOB_ERROR"]
+        assert error == {"device": job, "operation": "write", "action": "report"}, error
+        nothing_left(d)
+        dying, uri = target(t, "dying", 8 * MIB, "delay", delay_write="100ms")
+        job = begin(q, uri)
+        stop(t, dying)
+        guest.write(0, 64 * KIB)
+        assert "error" in finished(q, job)["data"]
+    nothing_left(d)
+    guest.end()
+    stop(t, bad)
+    d.stop()
+
+
+def test_a_snapshot_that_breaks_gives_its_reason(t):
+    """RAM for the cache runs out, since the target takes nothing and nothing can be released."""
+    harness.need("nbdkit")
+    image = t.disk("a.raw", 32 * MIB, fill=4)
+    d = t.daemon({"vda": image}, "--fleece", "ram=4M")
+    guest = Guest(d, image)
+    server, uri = target(t, "stuck", 32 * MIB)
+    with d.qmp() as q:
+        job = begin(q, uri, speed=4 * MIB)
+        harness.wait_for("data is on its way", lambda: q.execute("query-block-jobs"))
+        server.send_signal(signal.SIGSTOP)
+        for place in range(0, 32 * MIB, 64 * KIB):
+            guest.write(place, 64 * KIB)
+        server.send_signal(signal.SIGCONT)
+        event = finished(q, job)
+        assert "the snapshot of job" in event["data"]["error"] and "cache is full" in event["data"]["error"], event
+        errors = [e["data"]["operation"] for e in q.events if e["event"] == "BLOCK_JOB_ERROR"]
+        assert errors == ["read"], errors
+        assert max(guest.took) < 3 * harness.FACTOR, max(guest.took)
+    nothing_left(d)
+    guest.end()
+    stop(t, server)
+    d.stop()
+
+
+harness.main()
