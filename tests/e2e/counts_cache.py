@@ -1,0 +1,151 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the cache saves, counted exactly: copy-on-read, discards that wait, status of a large disk."""
+import os
+import time
+
+import nbd
+
+import harness
+from slow_kit import KIB, MIB, Guest, content
+
+BLOCK = 4 * KIB
+
+
+def disk_read(d):
+    """Bytes that the daemon has had the kernel read from disks."""
+    with open(f"/proc/{d.pid}/io", encoding="ascii") as f:
+        return int(dict(line.split(": ") for line in f.read().splitlines())["read_bytes"])
+
+
+def connect(d, export):
+    handle = nbd.NBD()
+    handle.connect_uri(d.uri(export))
+    return handle
+
+
+class Counted:
+    """What steps cost: bytes read from the disk and blocks preserved."""
+
+    def __init__(self, t, *options, size=32 * MIB):
+        self.image = t.disk("a.raw", size, fill=1)
+        self.d = t.daemon({"vda": self.image}, *options)
+        self.guest = Guest(self.d, self.image)
+        self.was = bytes(self.guest.model)
+        self.d.fleece("snapshot", "create", "s")
+        self.view = connect(self.d, "vda@s")
+
+    def cost(self, step, *arguments):
+        before = disk_read(self.d), self.status()["blocks-preserved"]
+        result = step(*arguments)
+        if isinstance(result, (bytes, bytearray)):
+            at = arguments[1]
+            assert result == self.guest.model[at:at + len(result)] or result == self.was[at:at + len(result)], at
+        return disk_read(self.d) - before[0], self.status()["blocks-preserved"] - before[1]
+
+    def status(self):
+        return self.d.status()["disks"][0]
+
+    def end(self):
+        assert content(self.d.uri("vda@s")) == self.was
+        self.view.shutdown()
+        self.guest.end()
+        self.d.stop()
+        assert self.image.read_bytes() == self.guest.model
+
+
+def test_what_was_read_is_not_read_again(t):
+    """N13: reads of a block that is kept, the guest's and the snapshot's, skip the disk; N12: so does preserving it."""
+    c = Counted(t, "--fleece", "ram=16M,copy-on-read=on")
+    guest, view = c.guest.handle, c.view
+    assert c.cost(view.pread, BLOCK, MIB) == (BLOCK, 0)
+    assert c.cost(view.pread, BLOCK, MIB) == (0, 0)
+    assert c.cost(guest.pread, BLOCK, MIB) == (0, 0)
+    assert c.cost(guest.pread, 16 * BLOCK, 2 * MIB) == (16 * BLOCK, 0)
+    assert c.cost(view.pread, 16 * BLOCK, 2 * MIB) == (0, 0)
+    assert c.cost(c.guest.write, 2 * MIB, 4 * BLOCK) == (0, 4), "a kept block was read to preserve it"
+    assert c.cost(c.guest.write, 3 * MIB, BLOCK) == (BLOCK, 1)
+    c.end()
+
+
+def test_without_the_option_nothing_is_kept(t):
+    c = Counted(t, "--fleece", "ram=16M")
+    assert c.cost(c.view.pread, BLOCK, MIB) == c.cost(c.view.pread, BLOCK, MIB) == (BLOCK, 0)
+    assert c.d.status()["cache"]["bytes"] < MIB
+    c.end()
+
+
+def test_what_was_read_goes_first(t):
+    """N12, N14: kept blocks are in memory only, never in the cache file, and make room for preserved ones: nothing is
+    spilled or broken on their account."""
+    c = Counted(t, "--fleece", f"ram=8M,max=64M,dir={t.dir},copy-on-read=on")
+    for at in range(0, 30 * MIB, MIB):
+        c.view.pread(MIB, at)
+    cache = c.d.status()["cache"]
+    assert MIB <= cache["bytes"] <= 8 * MIB and cache["file-bytes"] == 0, cache
+    for at in range(0, 4 * MIB, MIB):
+        c.guest.write(at, MIB)
+    status = c.d.status()
+    assert status["cache"]["file-bytes"] == 0, status["cache"]
+    assert status["snapshots"][0]["state"] == "live" and status["disks"][0]["blocks-preserved"] == 4 * MIB // BLOCK
+    c.end()
+
+
+def test_discards_of_needed_blocks_wait(t):
+    """N16: a discard preserves nothing and reads nothing while the snapshot lives; a write cancels its part; the rest is
+    done when the snapshot is gone."""
+    c = Counted(t, "--fleece", "ram=16M")
+    allocated = os.stat(c.image).st_blocks * 512
+    assert c.cost(c.guest.handle.trim, 8 * MIB, 8 * MIB) == (0, 0)
+    assert c.status()["cache-blocks"] == 0 and os.stat(c.image).st_blocks * 512 == allocated
+    c.guest.write(10 * MIB, MIB)
+    assert content(c.d.uri("vda@s")) == c.was
+    c.view.shutdown()
+    c.d.fleece("snapshot", "delete", "s")
+    harness.wait_for("the discard has run", lambda: os.stat(c.image).st_blocks * 512 <= allocated - 7 * MIB)
+    assert c.guest.handle.pread(MIB, 10 * MIB) == c.guest.model[10 * MIB:11 * MIB], "a later write was discarded"
+    assert os.stat(c.image).st_blocks * 512 >= allocated - 7 * MIB
+    assert not any(c.guest.handle.pread(2 * MIB, 8 * MIB)) and not any(c.guest.handle.pread(5 * MIB, 11 * MIB))
+    c.guest.end()
+    c.d.stop()
+
+
+def test_status_of_a_large_disk_is_cheap(t):
+    """N23: 1 TiB, sparse, with 2,000 blocks preserved all over it: the whole map of where they are takes as many steps as
+    there are extents, not blocks; the guest's writes go on beside it."""
+    size, places = 1 << 40, range(5 * MIB, 1 << 40, (1 << 40) // 2000)
+    image = t.disk("a.raw", size)
+    d = t.daemon({"vda": image})
+    d.fleece("snapshot", "create", "s")
+    guest = connect(d, "vda")
+    for at in places:
+        guest.pwrite(bytes(BLOCK), at // BLOCK * BLOCK)
+    for context, most in (("fleece:residence", 1), ("base:allocation", 4)):
+        handle, changed, at, slowest = nbd.NBD(), 0, 0, 0
+        handle.add_meta_context(context)
+        handle.connect_uri(d.uri("vda@s"))
+        started = time.monotonic()
+        while at < size:
+            found = []
+            handle.block_status(min(size - at, 4 * (MIB << 10) - 65536), at, lambda *reply: found.extend(reply[2]))
+            at += sum(found[::2])
+            changed += sum(flags & 1 for flags in found[1::2])
+            if at % 8 == 0:
+                asked = time.monotonic()
+                guest.pwrite(b"x", 0)
+                slowest = max(slowest, time.monotonic() - asked)
+        took = time.monotonic() - started
+        handle.shutdown()
+        print(f"{context}: {took * 1000:.0f} ms, a write beside it {slowest * 1000:.1f} ms at most", flush=True)
+        assert took < most * harness.FACTOR, took
+        assert slowest < 0.5 * harness.FACTOR, slowest
+        assert context != "fleece:residence" or changed in (len(places), len(places) + 1), changed
+    started = time.monotonic()
+    with d.qmp() as q:
+        q.execute("fleece-query-status")
+    assert time.monotonic() - started < 0.3 * harness.FACTOR
+    guest.shutdown()
+    d.stop()
+
+
+harness.main()
