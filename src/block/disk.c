@@ -47,7 +47,7 @@ void disk_issue(struct disk *disk, struct request *req)
         req->in_flight = true;
         disk->writes_in_flight++;
     }
-    if (request_is_write(req))
+    if (request_is_write(req) && !(req->kind == REQUEST_WRITE_ZEROES && MUTANT(bitmap_misses_zeroes)))
         disk_tell_observers(disk, req->range);
     node_submit(disk->leaf, req);
 }

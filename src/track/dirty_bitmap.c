@@ -18,10 +18,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/probe.h"
+
 static void bitmap_written(struct write_observer *observer, struct range range)
 {
     struct dirty_bitmap *bitmap = container_of(observer, struct dirty_bitmap, observer);
     struct block_range granules = range_to_blocks(range, bitmap->granularity_shift);
+    if (granules.count > 1 && MUTANT(bitmap_misses_the_last))
+        granules.count--;
     if (bitmap->inconsistent || bitmap_assign(&bitmap->bits, granules.first, granules.count, true) == 0)
         return;
     bitmap->inconsistent = true;
@@ -158,7 +162,7 @@ int dirty_bitmap_clear(struct dirty_bitmaps *bitmaps, const char *name, struct e
 {
     struct dirty_bitmap *bitmap;
     int status = bitmap_to_change(bitmaps, name, &bitmap, err);
-    if (status == 0) /* whole chunks: takes no memory */
+    if (status == 0 && !MUTANT(bitmap_not_cleared)) /* whole chunks: takes no memory */
         status = bitmap_assign(&bitmap->bits, 0, bitmap->bits.bit_count, false);
     return status;
 }

@@ -126,7 +126,7 @@ void part_cut(struct cut_disk *cut_disk)
     struct part *part = cut_disk->context;
     if (part->snapshot->bitmap[0]) {
         bitmap_copy_end(&part->needed);
-        if (part->needed.status == 0)
+        if (part->needed.status == 0 && !MUTANT(snapshot_not_limited))
             point_limit(part->point, &part->needed.blocks);
     }
     point_go_live(part->point);

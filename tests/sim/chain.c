@@ -23,6 +23,7 @@ static void chain_write(struct chain *chain)
                                   .iov_count = 1,
                                   .done = chain_done};
     chain->issued[chain->side] = chain->number;
+    chain->issued_ns = world_now(chain->sim->world);
     oracle_touch(disk, chain->req.range);
     node_submit(&disk->disk->node, &chain->req);
 }
@@ -59,6 +60,7 @@ static void chain_done(struct request *req, int status)
     if (memcmp(world_file_bytes(disk->file) + chain->offset, chain->sector, sizeof(chain->sector)) != 0)
         sim_fail(chain->sim, "%s: a dependent write was acknowledged and is not on the disk", disk->name);
     memcpy(disk->model + chain->offset, chain->sector, sizeof(chain->sector));
+    bitmaps_written(disk, chain->req.range, chain->issued_ns);
     disk->counters.writes++;
     disk->counters.written_bytes += sizeof(chain->sector);
     chain->acknowledged[chain->side] = chain->number;

@@ -56,6 +56,8 @@ static bool may_be_refused(const struct sim_snapshot *snapshot, int code)
         return snapshot->may_time_out || snapshot->ending; /* told of the one or the other */
     case EACCES:                                           /* of a cache file */
         return sim->cache.refused > 0;
+    case EINVAL:
+        return snapshot->no_bitmap;
     case ENOSPC:
         return sim->may_break || sim->cache.refused > 0;
     case EADDRINUSE:
@@ -88,6 +90,7 @@ static void create_done(void *argument, struct snapshot *created, const struct e
         sim_fail(sim, "the creation of %s was answered twice", snapshot->name);
     snapshot->answered = true;
     sim->creating--;
+    bitmaps_limited(sim, snapshot);
     sim_trace(sim, "create %s: %s", snapshot->name, created != NULL ? "done" : err->text);
     if (created == NULL) {
         if (err->text[0] == 0 || !may_be_refused(snapshot, err->code))
@@ -136,6 +139,8 @@ static void create(struct sim *sim)
         options.through = targets;
         options.through_always = sim_chance(sim, 512);
     }
+    if (!duplicate && sim_chance(sim, 200))
+        options.bitmap = bitmaps_limit(sim, snapshot);
     chains_note_first(sim, snapshot);
     sim->creating++;
     sim->attempts += !duplicate;
@@ -246,7 +251,9 @@ static void director_act(struct sim *sim)
         end_lease(sim, random_snapshot(sim));
     } else if (dice < 46) {
         vm_status_query(sim->vm, status_ignored, sim);
-    } else if (dice < 48) {
+    } else if (dice < 56) {
+        bitmaps_act(sim);
+    } else if (dice < 58) {
         if (sim->stalls)
             stall_somebody(sim);
     }

@@ -21,7 +21,7 @@ struct range sim_random_range(struct sim *sim, uint64_t size, uint64_t longest)
     uint64_t length = 1 + sim_below(sim, most), start;
     dice = sim_below(sim, 16);
     if (dice < 6) /* a hot spot */
-        start = first + sim_below(sim, 16 * block);
+        start = first + sim_below(sim, 16 * block < size - first ? 16 * block : size - first);
     else
         start = first + sim_below(sim, size - first);
     start = round_down(start, unit);
@@ -226,6 +226,10 @@ static void settle_write(struct guest *guest, int status)
     const uint8_t *truth = world_file_bytes(disk->file) + range.start;
     bool certain = status == 0 && !guest->raced && guest->req.kind != REQUEST_DISCARD;
     settle_loose(guest, status);
+    if (status == 0 && guest->req.kind != REQUEST_DISCARD)
+        bitmaps_written(disk, range, guest->issued_at);
+    else if (guest->req.kind == REQUEST_DISCARD)
+        bitmaps_issued(disk, range); /* it may be done at any time from now on */
     if (!certain) {
         memcpy(model, truth, range.length);
         return;

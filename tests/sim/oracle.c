@@ -26,7 +26,7 @@ static bool somebody_needs(const struct sim_disk *disk, uint64_t block)
     list_each (link, &disk->sim->snapshots) {
         const struct sim_snapshot *snapshot = container_of(link, struct sim_snapshot, link);
         const struct sim_part *part = &snapshot->parts[disk->index];
-        if (snapshot->images_taken && part->released_ns[block] == 0)
+        if (snapshot->images_taken && part->released_ns[block] == 0 && part->needs[block] != SIM_OUTSIDE)
             return true;
     }
     return false;
@@ -36,6 +36,7 @@ void oracle_touch(struct sim_disk *disk, struct range range)
 {
     unsigned shift = (unsigned)__builtin_ctzll(disk->sim->block_bytes);
     struct block_range blocks = range_to_blocks(range, shift);
+    bitmaps_issued(disk, range);
     for (uint64_t block = blocks.first; block < block_range_end(blocks); block++) {
         disk->touched[block] = disk->cuts + 1;
         if (disk->preserved[block] != disk->cuts + 1 && somebody_needs(disk, block)) {
@@ -101,6 +102,7 @@ void __wrap_disk_release(struct disk *disk)
         memcpy(mine->captured, world_file_bytes(mine->file), mine->size);
         mine->cuts++;
         touch_again(mine);
+        bitmaps_at_cut(mine);
     }
     __real_disk_release(disk);
 }
@@ -122,6 +124,7 @@ void oracle_take_images(struct sim *sim, struct sim_snapshot *snapshot)
         if (part->asked_ns == NULL || part->released_ns == NULL)
             abort();
         disk->captured = NULL;
+        bitmaps_take_needs(snapshot, disk);
     }
 }
 
@@ -131,6 +134,7 @@ void oracle_free_images(struct sim_snapshot *snapshot)
         target_destroy(snapshot->parts[i].target);
         free(snapshot->parts[i].image);
         free(snapshot->parts[i].asked_ns);
+        free(snapshot->parts[i].needs);
         free(snapshot->parts[i].released_ns);
     }
 }

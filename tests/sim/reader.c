@@ -87,11 +87,12 @@ static struct block_range blocks_of(const struct reader *reader)
 static bool was_gone(const struct reader *reader, uint64_t block)
 {
     uint64_t released_ns = part_of(reader)->released_ns[block];
-    return released_ns != 0 && released_ns < reader->issued_at;
+    return (released_ns != 0 && released_ns < reader->issued_at) || part_of(reader)->needs[block] == SIM_OUTSIDE;
 }
 static bool may_be_gone(const struct reader *reader, uint64_t block)
 {
-    return part_of(reader)->asked_ns[block] != 0 || target_has(part_of(reader)->target, block);
+    const struct sim_part *part = part_of(reader);
+    return part->asked_ns[block] != 0 || part->needs[block] != SIM_NEEDED || target_has(part->target, block);
 }
 
 static bool any_block(const struct reader *reader, bool (*is)(const struct reader *reader, uint64_t block))

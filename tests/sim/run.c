@@ -99,7 +99,7 @@ static void disk_create_content(struct sim_disk *disk)
         abort();
     for (uint64_t at = SIM_RESERVED; at < disk->size; at += 16 * KIB) {
         uint64_t length = disk->size - at < 16 * KIB ? disk->size - at : 16 * KIB;
-        if (sim_chance(sim, 512))
+        if (sim_chance(sim, sim->huge ? 4 : 512)) /* else its block status would end after a few extents */
             continue;
         memset(disk->model + at, (int)(1 + sim_below(sim, 255)), length);
         world_file_fill(disk->file, at, disk->model + at, length);
@@ -136,6 +136,7 @@ static void disk_create_one(struct sim *sim, unsigned index, uint64_t size)
         abort();
     disk_open_leaf(disk);
     guests_create(disk);
+    bitmaps_create(disk);
 }
 
 /*
@@ -145,20 +146,27 @@ static void disk_create_one(struct sim *sim, unsigned index, uint64_t size)
 static uint64_t choose_sizes(struct sim *sim)
 {
     uint64_t special = sim->options.seed % 1000, dice = sim_below(sim, 8);
-    bool huge = special == 9;
+    sim->huge = special == 9;
+    sim->coarse = special == 6;
     sim->many = sim->options.seed % 500 == 8;
     sim->large = special == 7 || sim->many;
-    sim->block_bytes = sim->large || huge ? 512 : dice == 0 ? 4096 : dice < 4 ? 1024 : 512;
+    sim->block_bytes = sim->large || sim->huge ? 512 : dice == 0 ? 4096 : dice < 4 ? 1024 : 512;
+    if (sim->coarse) /* longer than a request may be */
+        sim->block_bytes = 2 * MIB;
     sim->longest = sim->many                 ? 256 * KIB
                    : sim->large              ? 192 * KIB
+                   : sim->coarse             ? 64 * KIB
                    : sim->block_bytes == 512 ? 12 * KIB
                                              : 8 * sim->block_bytes;
     sim->readers_max = sim_chance(sim, 64) ? SIM_READERS : 4;
     sim->guests_max = sim->many ? SIM_GUESTS : sim_chance(sim, 256) ? 24 : 9;
-    sim->disk_count = sim->large || huge ? 2 : 2 + (unsigned)sim_below(sim, SIM_DISKS - 1);
+    sim->disk_count = sim->large || sim->huge ? 2 : 2 + (unsigned)sim_below(sim, SIM_DISKS - 1);
     uint64_t total = 0;
     for (unsigned i = 0; i < sim->disk_count; i++) {
-        uint64_t size = huge ? 9 * MIB : sim->many ? 6 * MIB : sim->large ? 3 * MIB : 32 * KIB << sim_below(sim, 3);
+        uint64_t size = sim->huge || sim->coarse ? 9 * MIB
+                        : sim->many              ? 6 * MIB
+                        : sim->large             ? 3 * MIB
+                                                 : 32 * KIB << sim_below(sim, 3);
         size += sim_chance(sim, 512) ? 0 : sim_chance(sim, 512) ? 512 * sim_below(sim, 128) : sim_below(sim, 64 * KIB);
         total += round_up(size, 64 * KIB);
         disk_create_one(sim, i, size);
@@ -169,7 +177,7 @@ static uint64_t choose_sizes(struct sim *sim)
 /* How much the cache may take, and what happens when that is not enough. */
 static void choose_room(struct sim *sim, uint64_t total)
 {
-    sim->segment_bytes = 64 * sim->block_bytes;
+    sim->segment_bytes = (sim->coarse ? 2 : 64) * sim->block_bytes;
     uint64_t charge = sim->segment_bytes + 2 * 64 * LIMIT_MAP_BYTES_PER_SLOT;
     uint64_t segments = sim->disk_count + (sim->tight ? 0 : sim_below(sim, 12));
     cache_choose(sim, total);
@@ -197,7 +205,7 @@ static void choose_character(struct sim *sim)
     /* how long a request may take: a slow disk, copies of old blocks, the hold of a cut; three times what was seen */
     sim->patience_ns = (60 + (sim->sticks ? 80 : 0) + (sim->stalls ? 120 : 0)) * NS_PER_MS + 3000 * sim->message_ns;
     sim->impatient = !sim->large && sim_chance(sim, 256);
-    sim->plenty_of_ram = sim->large || (!sim->tight && sim_chance(sim, 512));
+    sim->plenty_of_ram = sim->large || sim->coarse || (!sim->tight && sim_chance(sim, 512));
     sim->releases = sim_chance(sim, 400);
     sim->residence = sim_chance(sim, 512);
     choose_room(sim, total);
@@ -368,6 +376,7 @@ static void clean_up(struct sim *sim)
 {
     for (unsigned i = 0; i < sim->disk_count; i++) {
         guests_destroy(&sim->disks[i]);
+        bitmaps_destroy(&sim->disks[i]);
         free(sim->disks[i].model);
         free(sim->disks[i].captured);
         free(sim->disks[i].touched);

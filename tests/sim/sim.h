@@ -33,7 +33,8 @@ enum {
     SIM_READERS = 48,    /* of one view */
     SIM_ALIVE = 5,       /* snapshots at once */
     SIM_RESERVED = 4096, /* bytes at the start of each disk: the chains' */
-    SIM_EXTENTS = 8,
+    SIM_EXTENTS = 32,
+    SIM_BITMAPS = 3,
     SIM_STUCK = 16, /* operations of cache files that are held at once */
 };
 
@@ -53,6 +54,22 @@ struct guest { /* one request at a time */
     uint64_t issued_at;
     struct io_timer pause;
 };
+
+struct sim_bitmap { /* a dirty bitmap of one disk, as the model has it; see bitmaps.c */
+    struct sim_disk *disk;
+    unsigned index;
+    bool exists, enabled, may_record;
+    uint64_t granularity;
+    uint64_t records_since_ns; /* for certain; 0: it does not, or may not */
+    uint8_t *must, *may;       /* by block */
+    uint8_t *fresh;            /* `may` after the clear that is under way */
+    uint8_t *pending, *merged; /* of the operation that is under way */
+};
+
+enum sim_bitmap_act { BITMAP_ADD, BITMAP_REMOVE, BITMAP_CLEAR, BITMAP_ENABLE, BITMAP_MERGE, BITMAP_RANGES };
+
+/* What a snapshot needs of a block, by the dirty bitmap that it is limited to. */
+enum sim_need { SIM_OUTSIDE, SIM_MAY_BE_NEEDED, SIM_NEEDED };
 
 struct sim_disk {
     struct sim *sim;
@@ -76,6 +93,8 @@ struct sim_disk {
     uint32_t *preserved; /* the same, of writes that found somebody who needed the block: for R3 */
     uint64_t preserved_max;
     struct disk_counters counters;
+    struct sim_bitmap bitmaps[SIM_BITMAPS];
+    uint8_t *captured_needs[SIM_BITMAPS]; /* at the last successful cut, of snapshots limited to each */
 };
 
 struct sim_part { /* of a snapshot, on one disk */
@@ -84,6 +103,7 @@ struct sim_part { /* of a snapshot, on one disk */
     /* By block, 0: never. From the moment when its release is asked for it may be gone; when that is done it is gone. */
     uint64_t *asked_ns, *released_ns;
     struct sim_target *target; /* that takes old data; NULL: the cache does */
+    uint8_t *needs; /* by block: enum sim_need */
 };
 
 struct sim_snapshot {
@@ -93,6 +113,9 @@ struct sim_snapshot {
     struct sim_part parts[SIM_DISKS];
     bool answered, live, broken, ending, ended; /* ending: somebody asked for its end */
     bool leased, may_time_out, publish_failed, duplicate;
+    bool no_bitmap;                /* limited to one that is not there */
+    unsigned limit;                /* 1 + number of the dirty bitmap that it is limited to; 0: none */
+    uint64_t limit_acts;           /* operations on that when its creation was asked for */
     uint64_t broken_at, failed_at; /* said to be broken; a read failed first, though the disk did not */
     uint64_t first[SIM_CHAINS][2], last[SIM_CHAINS][2]; /* acknowledged before the call; issued before its return */
     unsigned views;
@@ -103,7 +126,7 @@ struct chain { /* n to one disk, wait, n to the other */
     struct sim *sim;
     struct sim_disk *disks[2];
     unsigned side;
-    uint64_t number, issued[2], acknowledged[2];
+    uint64_t number, issued[2], acknowledged[2], issued_ns;
     uint64_t offset;
     bool busy;
     uint8_t sector[512];
@@ -144,7 +167,7 @@ struct sim {
     unsigned chain_count;
     uint64_t block_bytes;
     /* the character of this run */
-    bool plenty_of_ram, faults, sticks, stalls, impatient, large, many, tight, file_driver;
+    bool plenty_of_ram, faults, sticks, stalls, impatient, large, huge, coarse, many, tight, file_driver;
     bool releases, residence; /* readers release what they have read; they ask where blocks are */
     bool copy_on_read;
     struct sim_cache cache;
@@ -168,6 +191,13 @@ struct sim {
     bool stick_next;
     enum world_kind stick_kind;
     bool last_created; /* tight: the snapshot in whose first moments the guests come to their end */
+    /* The operation on dirty bitmaps that is under way. */
+    enum sim_bitmap_act bitmap_act;
+    unsigned bitmaps_out, bitmap_of_act, bitmap_source; /* disks on which it is under way */
+    uint64_t bitmap_granularity;
+    bool bitmap_enable, limited_meanwhile; /* a snapshot that is limited to it was being made meanwhile */
+    uint64_t bitmap_acts[SIM_BITMAPS];
+    unsigned limiting[SIM_BITMAPS]; /* snapshots in the making that are limited to it */
     bool status_known;
     struct vm_status status;
 };
@@ -245,6 +275,18 @@ bool cache_gate(struct sim *sim, const struct world_io *io);
 /* What has been stuck for long enough comes back; all: everything does, and nothing gets stuck any more. */
 void cache_let_go(struct sim *sim, bool all);
 void cache_check(struct sim *sim); /* after a write to one of them */
+
+/* bitmaps.c */
+void bitmaps_create(struct sim_disk *disk);
+void bitmaps_destroy(struct sim_disk *disk);
+void bitmaps_act(struct sim *sim);
+void bitmaps_issued(struct sim_disk *disk, struct range range);
+void bitmaps_written(struct sim_disk *disk, struct range range, uint64_t issued_ns); /* done, without an error */
+/* The name of a dirty bitmap that the snapshot is to be limited to, or NULL; its creation has been answered. */
+const char *bitmaps_limit(struct sim *sim, struct sim_snapshot *snapshot);
+void bitmaps_limited(struct sim *sim, struct sim_snapshot *snapshot);
+void bitmaps_at_cut(struct sim_disk *disk);
+void bitmaps_take_needs(struct sim_snapshot *snapshot, struct sim_disk *disk);
 
 /* director.c */
 void director_start(struct sim *sim); /* on the control reactor, as all of these */
