@@ -99,6 +99,8 @@ int snapshot_allocation(const struct point *point, struct request *req, const st
             uint32_t says = flags == 0               ? base->extents[i].flags
                             : flags & RESIDENCE_ZERO ? (uint32_t)(EXTENT_HOLE | EXTENT_ZERO)
                                                      : 0;
+            if (walk.looks == 0)
+                PROBE(status_clipped);
             if (walk.looks == 0 || !extent_append(req, length, says))
                 return 0;
             rest = (struct range){rest.start + length, rest.length - length};

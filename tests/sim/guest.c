@@ -16,7 +16,7 @@ struct range sim_random_range(struct sim *sim, uint64_t size, uint64_t longest)
     uint64_t unit = dice < 8 ? 512 : dice < 12 ? block : 1;
     dice = sim_below(sim, 16);
     uint64_t most = dice < 9 ? 2 * block : dice < 14 ? 8 * block : longest;
-    if (most > longest || (sim->large && (sim->many || (dice & 1) != 0)))
+    if (most > longest || ((sim->large || sim->huge) && (sim->many || (dice & 1) != 0)))
         most = longest;
     uint64_t length = 1 + sim_below(sim, most), start;
     dice = sim_below(sim, 16);
@@ -71,6 +71,8 @@ static void fill(struct sim *sim, uint8_t *buffer, uint64_t length)
 static enum request_kind random_kind(struct sim *sim)
 {
     uint64_t dice = sim->many ? 10 + sim_below(sim, 54) : sim_below(sim, 64);
+    if (sim->huge && dice >= 48 && dice < 58) /* a disk without holes: its status is one long extent */
+        dice = 47;
     return dice < 16   ? REQUEST_READ
            : dice < 48 ? REQUEST_WRITE
            : dice < 54 ? REQUEST_WRITE_ZEROES
@@ -137,7 +139,7 @@ static void guest_issue(struct guest *guest)
         sim_slice(sim, guest->iov, &req->iov_count, guest->buffer, req->range.length);
         req->iov = guest->iov;
     }
-    if (kind == REQUEST_WRITE && sim_chance(sim, 100))
+    if (kind == REQUEST_WRITE && sim_chance(sim, sim->huge ? 0 : 100))
         memset(guest->buffer, 0, req->range.length);
     else if (kind == REQUEST_WRITE)
         fill(sim, guest->buffer, req->range.length);

@@ -99,7 +99,7 @@ static void disk_create_content(struct sim_disk *disk)
         abort();
     for (uint64_t at = SIM_RESERVED; at < disk->size; at += 16 * KIB) {
         uint64_t length = disk->size - at < 16 * KIB ? disk->size - at : 16 * KIB;
-        if (sim_chance(sim, sim->huge ? 4 : 512)) /* else its block status would end after a few extents */
+        if (!sim->huge && sim_chance(sim, 512))
             continue;
         memset(disk->model + at, (int)(1 + sim_below(sim, 255)), length);
         world_file_fill(disk->file, at, disk->model + at, length);
@@ -146,7 +146,7 @@ static void disk_create_one(struct sim *sim, unsigned index, uint64_t size)
 static uint64_t choose_sizes(struct sim *sim)
 {
     uint64_t special = sim->options.seed % 1000, dice = sim_below(sim, 8);
-    sim->huge = special == 9;
+    sim->huge = sim->options.seed % 500 == 9;
     sim->coarse = special == 6;
     sim->many = sim->options.seed % 500 == 8;
     sim->large = special == 7 || sim->many;
@@ -154,7 +154,7 @@ static uint64_t choose_sizes(struct sim *sim)
     if (sim->coarse) /* longer than a request may be */
         sim->block_bytes = 2 * MIB;
     sim->longest = sim->many                 ? 256 * KIB
-                   : sim->large              ? 192 * KIB
+                   : sim->large || sim->huge ? 192 * KIB
                    : sim->coarse             ? 64 * KIB
                    : sim->block_bytes == 512 ? 12 * KIB
                                              : 8 * sim->block_bytes;
@@ -205,8 +205,8 @@ static void choose_character(struct sim *sim)
     /* how long a request may take: a slow disk, copies of old blocks, the hold of a cut; three times what was seen */
     sim->patience_ns = (60 + (sim->sticks ? 80 : 0) + (sim->stalls ? 120 : 0)) * NS_PER_MS + 3000 * sim->message_ns;
     sim->impatient = !sim->large && sim_chance(sim, 256);
-    sim->plenty_of_ram = sim->large || sim->coarse || (!sim->tight && sim_chance(sim, 512));
-    sim->releases = sim_chance(sim, 400);
+    sim->plenty_of_ram = sim->large || sim->huge || sim->coarse || (!sim->tight && sim_chance(sim, 512));
+    sim->releases = !sim->huge && sim_chance(sim, 400);
     sim->residence = sim_chance(sim, 512);
     choose_room(sim, total);
     world_act_as(sim->world, sim->control);

@@ -103,7 +103,7 @@ struct sim_part { /* of a snapshot, on one disk */
     /* By block, 0: never. From the moment when its release is asked for it may be gone; when that is done it is gone. */
     uint64_t *asked_ns, *released_ns;
     struct sim_target *target; /* that takes old data; NULL: the cache does */
-    uint8_t *needs; /* by block: enum sim_need */
+    uint8_t *needs;            /* by block: enum sim_need */
 };
 
 struct sim_snapshot {
