@@ -202,6 +202,33 @@ def test_block_sizes(t):
         assert caches(t.dir) == []
 
 
+def test_deleting_merges_nothing_and_takes_no_time(t):
+    """However much was preserved, and while the guest writes: the disk is not touched, and nobody waits for the space."""
+    image = t.disk("a.raw", 24 * MIB, fill=1)
+    d = t.daemon({"vda": image}, "--fleece", "ram=4M,max=96M")
+    guest = Guest(d, image)
+    took = []
+    for blocks in (1, 3000, 3000):
+        d.fleece("snapshot", "create", "s")
+        guest.dirty(blocks)
+        status = settled(d)
+        assert status["disks"][0]["cache-blocks"] == blocks and (blocks == 1 or status["cache"]["file-bytes"] > 4 * MIB)
+        with open(f"/proc/{d.pid}/io", encoding="ascii") as f:
+            before = f.read()
+        start = time.monotonic()
+        d.fleece("snapshot", "delete", "s")
+        took.append(time.monotonic() - start)
+        with open(f"/proc/{d.pid}/io", encoding="ascii") as f:
+            written = [int(re.search(r"^write_bytes: (\d+)", text, re.M)[1]) for text in (before, f.read())]
+        assert written[1] - written[0] < MIB, "something was copied"
+        status = d.status()
+        assert caches(t.dir) == [] and status["cache"]["file-bytes"] == 0 and not status["disks"][0]["copy-before-write"]
+    assert max(took) < 1 * harness.FACTOR, took
+    guest.end()
+    d.stop()
+    assert image.read_bytes() == guest.content
+
+
 def test_gone_whatever_the_end(t):
     """Success, failure and cancel of a backup, a broken snapshot, SIGTERM: the folder is as it was."""
     image, target = t.disk("a.raw", 16 * MIB, fill=1), t.path("set")
