@@ -10,7 +10,9 @@
  * started in a tick than the ring has entries, the full ring is submitted at once and reused. Completions are
  * moved from the ring to the list `ready` and delivered from there, at the beginning of a tick only; so
  * done() is never called inside the call that started the operation, even when that call had to enter the
- * kernel.
+ * kernel. Sends are the exception to the submission entry: they are tried at once (ring_socket.c). A tick that has such
+ * completions for the next one does not enter the kernel at its end, but no two in a row; so a request of a lone client
+ * costs one send and one wait.
  *
  * Helper threads and other reactors reach us through the mailbox. An eventfd is written only by the sender
  * that finds us asleep (see mailbox.c); a read on it is always under way, so a wake-up is one more
@@ -259,7 +261,7 @@ static void ring_deliver(struct ring *ring)
 
 static void ring_fire(struct ring *ring)
 {
-    if (ring->timers.count == 0)
+    if (ring->timers.count == 0 || ring->skipped)
         return;
     uint64_t now_ns = io_now_ns(&ring->io);
     struct io_timer *timer;
@@ -297,6 +299,11 @@ static uint64_t ring_wait_ns(struct ring *ring)
 
 static void ring_submit(struct ring *ring)
 {
+    if (!list_empty(&ring->ready) && !ring->skipped) { /* what was begun may wait until these are seen to */
+        ring->skipped = true;
+        return;
+    }
+    ring->skipped = false;
     uint64_t wait_ns = ring_wait_ns(ring);
     int result;
     if (wait_ns == 0) {

@@ -20,6 +20,7 @@ struct ring {
     pthread_t owner;
     bool has_thread;   /* made by ring_start() */
     struct list ready; /* of io_op: completed, done() not called yet */
+    bool skipped;      /* the last tick did not enter the kernel */
     struct list tasks; /* of io_task */
     struct timer_heap timers;
     struct mailbox mailbox;
