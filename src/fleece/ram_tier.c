@@ -8,14 +8,14 @@
  * while it is there. The shared memory has no name: a crash leaves nothing.
  *
  * To grow a segment and to clear its pages takes as long as ten guest writes (0.1 ms and 0.3 ms a MiB). So the next one is
- * made ahead, by a helper thread, as soon as the one before it comes into use:
+ * made ahead, by a helper thread, when less than half a segment is free:
  *
  *     NONE -> GROWING -> READY -> NONE (it goes into the pool, or is given back)
  *
  * The spare is charged, is in no pool, and while it grows nobody but the helper touches it: who needs a segment then grows
  * another one himself. Above three quarters of the budget none is made ahead, but a segment that empties may stay as the
- * spare. Spares never count against others: ram_tier_trim() gives them back when anybody is short, and a spare that is
- * growing is room that comes soon.
+ * spare; so blocks of zeroes, whose slots come back at once, do not grow and punch a segment each. Spares never count
+ * against others: ram_tier_trim() gives them back when anybody is short, and a spare that is growing is room that comes.
  */
 #include "fleece/ram_tier.h"
 
@@ -69,8 +69,11 @@ static int64_t spare_grow(void *argument)
 
 static void spare_prepare(struct ram_tier *tier)
 {
-    if (tier->spare != SPARE_NONE || budget_is_short(tier->budget, 0) ||
-        !slot_pool_next_absent(&tier->pool, &tier->spare_segment) || !budget_take(tier->budget, tier->segment_charge))
+    const uint32_t per_segment = tier->pool.slots_per_segment;
+    const uint32_t slots_free = tier->pool.segments_present * per_segment - tier->pool.slots_used;
+    if (tier->spare != SPARE_NONE || 2 * slots_free > per_segment || tier->refused ||
+        budget_is_short(tier->budget, 0) || !slot_pool_next_absent(&tier->pool, &tier->spare_segment) ||
+        !budget_take(tier->budget, tier->segment_charge))
         return;
     tier->spare = SPARE_GROWING;
     io_work(tier->io, &tier->growth, spare_grow, tier);
@@ -83,12 +86,11 @@ static void spare_grown(struct io_op *op, int64_t result)
     if (result < 0) {
         PROBE(ram_tier_spare_refused);
         tier->spare = SPARE_NONE;
+        tier->refused = true;
         if (!MUTANT(spare_stays_charged))
             budget_give(tier->budget, tier->segment_charge);
     } else {
         tier->spare = SPARE_READY;
-        if (tier->pool.segments_present == 0)
-            ram_tier_trim(tier); /* all that was preserved is gone again */
     }
     tier->grown(tier->context);
 }
@@ -138,6 +140,7 @@ static bool segment_grow(struct ram_tier *tier)
     if (segment < tier->pool.segments_end)
         PROBE(ram_tier_segment_reused);
     slot_pool_add(&tier->pool, segment);
+    tier->refused = false;
     return true;
 }
 
@@ -148,17 +151,15 @@ static bool segment_add(struct ram_tier *tier)
         PROBE(ram_tier_spare_used);
         tier->spare = SPARE_NONE;
         slot_pool_add(&tier->pool, tier->spare_segment);
-    } else if (!segment_grow(tier)) {
-        return false;
+        return true;
     }
-    spare_prepare(tier);
-    return true;
+    return segment_grow(tier);
 }
 
 static void segment_drop(struct ram_tier *tier, uint32_t segment)
 {
     slot_pool_drop(&tier->pool, segment);
-    if (tier->spare == SPARE_NONE && tier->pool.segments_present > 0 && !atomic_load(&tier->budget->wanted)) {
+    if (tier->spare == SPARE_NONE && !atomic_load(&tier->budget->wanted)) {
         PROBE(ram_tier_spare_kept);
         tier->spare = SPARE_READY;
         tier->spare_segment = segment;
@@ -166,8 +167,6 @@ static void segment_drop(struct ram_tier *tier, uint32_t segment)
     }
     io_shm_punch(tier->io, &tier->shm, segment_range(tier, segment));
     budget_give(tier->budget, tier->segment_charge);
-    if (tier->pool.segments_present == 0)
-        ram_tier_trim(tier);
 }
 
 uint32_t ram_tier_take(struct ram_tier *tier, uint32_t count, uint32_t *first)
@@ -175,6 +174,8 @@ uint32_t ram_tier_take(struct ram_tier *tier, uint32_t count, uint32_t *first)
     uint32_t taken = slot_pool_take(&tier->pool, count, first);
     if (taken == 0 && segment_add(tier))
         taken = slot_pool_take(&tier->pool, count, first);
+    if (taken > 0)
+        spare_prepare(tier);
     return taken;
 }
 

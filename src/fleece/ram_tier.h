@@ -22,6 +22,7 @@ struct ram_tier {
     struct slot_pool pool;
     enum ram_spare spare; /* a segment ahead of need: charged, but not in the pool */
     uint32_t spare_segment;
+    bool refused;        /* tmpfs had no room for a spare; until it has room for a segment */
     struct io_op growth; /* of the spare; while that is under way it belongs to a helper thread */
     void (*grown)(void *context);
     void *context;
