@@ -88,7 +88,8 @@ class Server:
                 self.process.wait()
         self.log.close()
         if self.process and self.qmp and self.process.returncode not in (0, -signal.SIGTERM):
-            print(f"{self.name} ended with {self.process.returncode}:\n{(self.dir / 'log').read_text()[-2000:]}")
+            last = (self.dir / "log").read_text().strip().splitlines()[-1:]
+            print(f"  {self.name} ended with {self.process.returncode}: {last}")
         for path in self.dir.iterdir():
             path.unlink()
         self.dir.rmdir()

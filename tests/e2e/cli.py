@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The client `fleece`: what it prints, its sentences and exit codes."""
 import json
+import re
 import socket
 import threading
 
@@ -123,6 +124,19 @@ def test_output_that_cannot_be_written(t):
         process = t.spawn(t.program("fleece"), "--control", d.control, "status", stdout=full, stderr=-1)
         said = process.communicate(timeout=20)[1].decode()
     assert process.returncode == 1 and "can't write the output: No space left on device" in said, said
+
+
+def test_every_option_is_in_the_manual(t):
+    """What the programs take is what --help and the manual page name, and nothing else: no knob is hidden in the interface,
+    and none is promised that is not there (P20)."""
+    for program, page in (("fleece", "fleece.1"), ("fleeced", "fleeced.8")):
+        text = (harness.ROOT / "docs/man" / page).read_text()
+        text = re.sub(r"\\f[BIR]", " ", text).replace("\\", "")  # without the markup
+        manual = set(re.findall(r"--[a-z]+(?:-[a-z]+)*", text))
+        shown = set(re.findall(r"--[a-z]+(?:-[a-z]+)*", t.run(t.program(program), "--help").stdout))
+        assert manual == shown | {"--help", "--version"}, f"{page}: {sorted(manual ^ shown)}"
+        said = t.run(t.program(program), "--no-such-knob", status=2).stderr
+        assert "--no-such-knob" in said or "no-such-knob" in said, said
 
 
 harness.main()

@@ -7,7 +7,7 @@ import time
 import nbd
 
 import harness
-from slow_kit import KIB, MIB, Guest, content
+from slow_kit import KIB, MIB, Guest, content, stop, target
 
 BLOCK = 4 * KIB
 
@@ -146,6 +146,28 @@ def test_status_of_a_large_disk_is_cheap(t):
     assert time.monotonic() - started < 0.3 * harness.FACTOR
     guest.shutdown()
     d.stop()
+
+
+def test_push_and_pull_share_what_is_preserved(t):
+    """N5: a push under way and a snapshot that is pulled need the same blocks: each is preserved once, for both."""
+    harness.need("nbdkit", "nbdcopy")
+    c = Counted(t, "--fleece", "ram=32M", size=8 * MIB)
+    c.guest.write(0, MIB)  # the two cuts differ in this
+    server, uri = target(t, "target", 8 * MIB, "rate", rate="20M")
+    with c.d.qmp() as q:
+        job = q.execute("fleece-push", targets=[{"disk": "vda", "target": uri}])["job-id"]
+        pushed = bytes(c.guest.model)
+        places = [7 * MIB - i * 5 * BLOCK for i in range(100)]
+        read, preserved = c.cost(lambda: [c.guest.write(at, BLOCK) for at in places] and None)
+        assert q.execute("query-block-jobs")[0]["device"] == job, "the push was too quick"
+        assert preserved == 100, preserved
+        copy = t.path("pulled.raw")
+        t.run("nbdcopy", c.d.uri("vda@s"), copy)
+        harness.wait_for("the push is done", lambda: not q.execute("query-block-jobs"), 30)
+    assert copy.read_bytes() == c.was
+    assert content(uri) == pushed
+    stop(t, server)
+    c.end()
 
 
 harness.main()
