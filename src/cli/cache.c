@@ -63,7 +63,7 @@ static void print_estimate(const json_t *estimate)
     printf("a backup of %s at %s/s takes about %" PRIu64 " s\n", size_format(text[0], number_of(estimate, "size")),
            size_format(text[1], number_of(estimate, "speed")), number_of(estimate, "seconds"));
     printf("the guest has written %s/s of different blocks in the last %" PRIu64 " s\n",
-           size_format(text[0], number_of(estimate, "write-rate")), number_of(estimate, "observed-seconds"));
+           size_format(text[0], number_of(estimate, "write-rate")), number_of(estimate, "observed-ms") / 1000);
     printf("cache needed at most: %s when what was copied is released, %s\n",
            size_format(text[0], number_of(estimate, "bytes")), fits_of(estimate, "fits"));
     printf("                      %s when it is not, %s\n",

@@ -49,15 +49,15 @@ static void estimate_done(void *argument, const struct vm_status *status)
         control_return(request, NULL);
         return;
     }
-    vm_estimate_backup(status, speed ? speed : BACKUP_SPEED_DEFAULT, &estimate);
-    control_return(request, json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:b}", "size",
-                                      (json_int_t)estimate.size_bytes, "speed", (json_int_t)estimate.speed, "seconds",
-                                      (json_int_t)estimate.seconds, "write-rate", (json_int_t)estimate.write_rate,
-                                      "observed-seconds", (json_int_t)(estimate.observed_ns / NS_PER_S), "bytes",
-                                      (json_int_t)estimate.bytes, "bytes-unreleased",
-                                      (json_int_t)estimate.bytes_unreleased, "bytes-free",
-                                      (json_int_t)estimate.bytes_free, "fits", estimate.bytes <= estimate.bytes_free,
-                                      "fits-unreleased", estimate.bytes_unreleased <= estimate.bytes_free));
+    vm_estimate_backup(request->server->host.vm, status, speed ? speed : BACKUP_SPEED_DEFAULT, &estimate);
+    control_return(request,
+                   json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:b}", "size",
+                             (json_int_t)estimate.size_bytes, "speed", (json_int_t)estimate.speed, "seconds",
+                             (json_int_t)estimate.seconds, "write-rate", (json_int_t)estimate.write_rate, "observed-ms",
+                             (json_int_t)(estimate.observed_ns / NS_PER_MS), "bytes", (json_int_t)estimate.bytes,
+                             "bytes-unreleased", (json_int_t)estimate.bytes_unreleased, "bytes-free",
+                             (json_int_t)estimate.bytes_free, "fits", estimate.bytes <= estimate.bytes_free,
+                             "fits-unreleased", estimate.bytes_unreleased <= estimate.bytes_free));
 }
 
 static void estimate_backup(struct control_request *request)

@@ -28,6 +28,7 @@
 
 #include "base/log.h"
 #include "daemon/cache_file.h"
+#include "daemon/space.h"
 #include "driver/file.h"
 #include "fleece/disk_tier.h"
 
@@ -56,7 +57,7 @@ void caches_init(struct caches *caches, struct io *control, const struct options
 
 bool caches_are_idle(const struct caches *caches)
 {
-    return list_empty(&caches->files);
+    return list_empty(&caches->files) && !caches->looking;
 }
 
 void caches_when_idle(struct caches *caches, void (*idle)(void *argument), void *argument)
@@ -210,7 +211,34 @@ int caches_prepare(struct caches *caches, struct node *const *leaves, struct err
     if (caches->max_bytes < least)
         return error_set(err, EINVAL, "--fleece: max=%llu is not right: these disks need %llu bytes at least",
                          (unsigned long long)caches->max_bytes, (unsigned long long)least);
+    caches->space = space_free(caches->folders, options->disk_count);
     return 0;
+}
+
+static int64_t look(void *argument) /* on a helper thread */
+{
+    struct caches *caches = argument;
+    uint64_t bytes = space_free(caches->folders, caches->options->disk_count);
+    return bytes < INT64_MAX ? (int64_t)bytes : INT64_MAX;
+}
+
+static void looked(struct io_op *op, int64_t result)
+{
+    struct caches *caches = container_of(op, struct caches, look);
+    caches->looking = false;
+    caches->space = (uint64_t)result;
+    if (caches_are_idle(caches) && caches->idle)
+        caches->idle(caches->idle_argument);
+}
+
+uint64_t caches_space(struct caches *caches)
+{
+    if (!caches->looking) {
+        caches->looking = true;
+        caches->look.done = looked;
+        io_work(caches->control, &caches->look, look, caches);
+    }
+    return caches->space;
 }
 
 /* --- making */

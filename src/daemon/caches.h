@@ -16,6 +16,9 @@ struct caches {
     uint64_t max_bytes;         /* of all files together; 0: there is no disk tier */
     struct list files;          /* of struct cache: made, being made or being taken away */
     unsigned freeing;           /* of them, those whose space is being given back */
+    uint64_t space;             /* free in the folders, when it was last looked at */
+    struct io_op look;
+    bool looking;
     void (*idle)(void *argument);
     void *idle_argument;
 };
@@ -40,6 +43,9 @@ void caches_give_up(struct caches *caches);
 
 /* Of files that are made from now on. */
 void caches_resize(struct caches *caches, uint64_t max_bytes);
+
+/* Bytes that are free for more cache files, as they were when it was last asked; asks anew, on a helper thread. */
+uint64_t caches_space(struct caches *caches);
 
 /*
  * For struct vm_hooks; the context is the struct caches. A disk that nobody can write gets no file and no error. A file is

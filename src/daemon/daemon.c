@@ -284,6 +284,12 @@ static void vm_cache_threshold(void *context, unsigned percent, const struct vm_
     control_event_cache_threshold(daemon->control, percent, fill);
 }
 
+static uint64_t vm_cache_space(void *context)
+{
+    struct daemon *daemon = context;
+    return caches_space(&daemon->caches);
+}
+
 static void vm_cache_resized(void *context, uint64_t disk_bytes)
 {
     struct daemon *daemon = context;
@@ -377,6 +383,7 @@ static int daemon_make_vm(struct daemon *daemon, struct error *err)
                   .cache_close = vm_cache_close,
                   .cache_threshold = vm_cache_threshold,
                   .cache_resized = vm_cache_resized,
+                  .cache_space = vm_cache_space,
                   .snapshot_created = vm_snapshot_created,
                   .snapshot_broken = vm_snapshot_broken,
                   .snapshot_deleted = vm_snapshot_deleted},

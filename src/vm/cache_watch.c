@@ -3,6 +3,8 @@
  * The fleecing cache as the operator sees it: how full it is, how fast it fills, when it will be full; and its budgets,
  * which may be changed while snapshots live.
  *
+ * What the cache may hold is bounded by its budgets, and by the space that the file systems of the cache files have left.
+ *
  * While there are filters a timer on the control thread looks at the two budgets, which are shared words, twice a second;
  * no reactor is asked, and without a snapshot there is no timer. "Full" is both tiers together: RAM alone is always
  * spilled from three quarters on, which is no news.
@@ -21,8 +23,16 @@
 
 void vm_cache_fill(const struct vm *vm, struct vm_cache_fill *fill)
 {
-    fill->bytes = atomic_load(&vm->ram_budget.used_bytes) + atomic_load(&vm->file_budget.used_bytes);
-    fill->bytes_max = atomic_load(&vm->ram_budget.max_bytes) + atomic_load(&vm->file_budget.max_bytes);
+    const struct vm_hooks *hooks = &vm->options.hooks;
+    const uint64_t file_used = atomic_load(&vm->file_budget.used_bytes);
+    uint64_t file_max = atomic_load(&vm->file_budget.max_bytes);
+    if (file_max && hooks->cache_space && !vm->closing) {
+        uint64_t space = hooks->cache_space(hooks->context);
+        if (space < file_max && file_used + space < file_max)
+            file_max = file_used + space;
+    }
+    fill->bytes = atomic_load(&vm->ram_budget.used_bytes) + file_used;
+    fill->bytes_max = atomic_load(&vm->ram_budget.max_bytes) + file_max;
     fill->rate = cache_forecast_rate(&vm->forecast);
     fill->seconds = cache_forecast_seconds(&vm->forecast, fill->bytes, fill->bytes_max);
 }
@@ -192,8 +202,11 @@ void vm_cache_resize(struct vm *vm, uint64_t ram_bytes, uint64_t file_bytes,
 
 /* ---- before a backup ---- */
 
-void vm_estimate_backup(const struct vm_status *status, uint64_t speed, struct vm_backup_estimate *estimate)
+void vm_estimate_backup(const struct vm *vm, const struct vm_status *status, uint64_t speed,
+                        struct vm_backup_estimate *estimate)
 {
+    struct vm_cache_fill fill;
+    vm_cache_fill(vm, &fill);
     *estimate = (struct vm_backup_estimate){.speed = speed};
     for (unsigned i = 0; i < status->disk_count; i++)
         estimate->size_bytes += status->disks[i].size_bytes;
@@ -210,7 +223,5 @@ void vm_estimate_backup(const struct vm_status *status, uint64_t speed, struct v
         estimate->bytes += backup_needs(&plan, seconds, true);
         estimate->bytes_unreleased += backup_needs(&plan, seconds, false);
     }
-    const uint64_t max = status->cache_bytes_max + status->file_bytes_max;
-    const uint64_t used = status->cache_bytes_now + status->file_bytes_now;
-    estimate->bytes_free = max > used ? max - used : 0;
+    estimate->bytes_free = fill.bytes_max > fill.bytes ? fill.bytes_max - fill.bytes : 0;
 }

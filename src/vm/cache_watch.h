@@ -22,9 +22,10 @@ struct vm_backup_estimate {
     uint64_t observed_ns;                /* how long those were; little says little */
     uint64_t bytes;            /* of cache that it may need at most at one time, when it releases what it has copied */
     uint64_t bytes_unreleased; /* ... when it does not */
-    uint64_t bytes_free;       /* of the cache's budgets now */
+    uint64_t bytes_free;       /* of the cache now: of its budgets, and of the space for files */
 };
 /* What a backup of all disks would need that began now. */
-void vm_estimate_backup(const struct vm_status *status, uint64_t speed, struct vm_backup_estimate *estimate);
+void vm_estimate_backup(const struct vm *vm, const struct vm_status *status, uint64_t speed,
+                        struct vm_backup_estimate *estimate);
 
 #endif

@@ -22,7 +22,7 @@ enum snapshot_state {
 
 /* How snapshots become visible (exports), and who is told. Set by the daemon; the simulation has its own. */
 struct vm_cache_fill { /* of the fleecing cache, both tiers together */
-    uint64_t bytes, bytes_max;
+    uint64_t bytes, bytes_max; /* what the budgets allow, and the space that is free for cache files */
     uint64_t rate;    /* net growth in bytes a second, of the last seconds */
     uint64_t seconds; /* until it is full at this rate; UINT64_MAX: it does not grow */
 };
@@ -47,6 +47,8 @@ struct vm_hooks {
     void (*cache_threshold)(void *context, unsigned percent, const struct vm_cache_fill *fill);
     /* The budget of cache files made from now on. May be NULL. */
     void (*cache_resized)(void *context, uint64_t disk_bytes);
+    /* Bytes that the file systems of the cache files have left; a moment ago is good enough. NULL: more than the budget. */
+    uint64_t (*cache_space)(void *context);
     void (*snapshot_created)(void *context, const struct snapshot *snapshot);
     void (*snapshot_broken)(void *context, const struct snapshot *snapshot);
     void (*snapshot_deleted)(void *context, const char *name, const char *uuid);
