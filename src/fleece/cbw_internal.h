@@ -122,6 +122,8 @@ void cbw_abandon_unneeded_copies(struct copy_before_write *cbw);
 const struct point *cbw_through_point(const struct copy_before_write *cbw, uint64_t block, bool full);
 /* Gives the copy a buffer for a run of blocks that the point alone needs; returns how many, 0: no buffer is free. */
 uint32_t cbw_through_prepare(struct copy *copy, const struct point *point, struct block_range blocks);
+/* Whether the point of such a copy still lives. */
+bool cbw_through_wanted(const struct copy *copy);
 /* The data of such a copy is here: on to the target, or nobody needs it any more. */
 void cbw_through_write(struct copy *copy);
 void cbw_through_done(struct copy *copy);

@@ -36,8 +36,9 @@ void cbw_abandon_unneeded_copies(struct copy_before_write *cbw)
 {
     list_each (link, &cbw->copies) {
         struct copy *copy = container_of(link, struct copy, link);
+        bool in_vain = copy->buffer && !cbw_through_wanted(copy); /* though a newer point may need its blocks */
         for (uint32_t i = 0; i < copy->blocks.count; i++) {
-            if (!cbw_block_needed(cbw, copy->blocks.first + i) && !MUTANT(stale_copy_kept)) {
+            if ((in_vain || !cbw_block_needed(cbw, copy->blocks.first + i)) && !MUTANT(stale_copy_kept)) {
                 PROBE(copy_abandoned);
                 copy->stale |= UINT64_C(1) << i;
             }

@@ -156,6 +156,11 @@ static void through_write_on(struct copy *copy)
     node_submit(point->through, &copy->read);
 }
 
+bool cbw_through_wanted(const struct copy *copy)
+{
+    return point_of(copy->cbw, copy->through_epoch) || MUTANT(hung_target_waited_for);
+}
+
 void cbw_through_write(struct copy *copy)
 {
     copy->torn = MUTANT(through_writes_torn) ? 0 : copy->stale;

@@ -134,6 +134,9 @@ static void create(struct sim *sim)
     }
     struct node *targets[SIM_DISKS];
     if (sim_chance(sim, 160)) {
+        if (!sim->waits_for_targets) /* as long as a write may wait at all */
+            sim->patience_ns += sim->cbw_timeout_ns > 0 ? sim->cbw_timeout_ns : CBW_TIMEOUT_DEFAULT_NS;
+        sim->waits_for_targets = true;
         for (unsigned i = 0; i < sim->disk_count; i++)
             targets[i] = target_create(snapshot, &sim->disks[i]);
         options.through = targets;

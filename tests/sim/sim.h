@@ -169,7 +169,7 @@ struct sim {
     /* the character of this run */
     bool plenty_of_ram, faults, sticks, stalls, impatient, large, huge, coarse, many, tight, file_driver;
     bool releases, residence; /* readers release what they have read; they ask where blocks are */
-    bool copy_on_read;
+    bool copy_on_read, waits_for_targets;
     struct sim_cache cache;
     uint64_t ram_bytes, segment_bytes, cbw_timeout_ns;
     unsigned guests_max;
