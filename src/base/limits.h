@@ -130,7 +130,7 @@ enum {
     LIMIT_SNAPSHOT_READS = 32,
     /* Blocks of a snapshot that one status query looks at (64 MiB, about 200 us); the client asks on from there. */
     LIMIT_STATUS_BLOCKS = 16384,
-    /* Such queries in one question of the control socket: 64 GiB of 4 KiB blocks, a fifth of a second at most, in slices. */
+    /* Such queries in one question of the control socket: a fifth of a second at most, in slices. */
     LIMIT_RESIDENCE_ROUNDS = 1024,
     /* Bytes of the cache's map for one slot: key 8, chain 4, bucket 4. */
     LIMIT_MAP_BYTES_PER_SLOT = 16,

@@ -67,12 +67,16 @@ static void test_c9_an_orderly_end_releases_what_was_read(void **state)
     struct scene *scene = *state;
     for (uint64_t seed = 1; seed <= SEEDS; seed++) {
         scene_begin_view(scene, seed, true, READ_ONCE);
-        struct client *client = &scene->clients[0];
+        struct client *client = &scene->clients[0], *idle = &scene->clients[1];
+        connect_client(scene, idle);
+        world_run_for(scene->world, 20 * NS_PER_MS);
+        assert_true(read_once_is_idle(scene)); /* nothing read, nothing remembered */
         size_t bytes = say_pieces(client);
         connect_client(scene, client);
         world_run_for(scene->world, 100 * NS_PER_MS);
         assert_true(has_replies(client, PIECES, bytes));
         assert_int_equal(released_count(scene), 0);
+        assert_false(read_once_is_idle(scene));
         say_command(client, NBD_CMD_DISC, 0, 0, 0, 0);
         send_on(scene, client);
         if (seed % 2) { /* at once, as clients do */

@@ -58,19 +58,22 @@ static void once_free(struct nbd_read_once *once)
     nbd_home_check(home);
 }
 
-struct nbd_read_once *nbd_read_once_create(struct nbd_home *home)
+static struct nbd_read_once *once_create(struct nbd_home *home)
 {
     const struct node *node = home->node;
-    if (node->read_once == READ_MANY || !node->can_release)
+    assert(node->can_release && node->block_bytes > 0);
+    uint64_t blocks = (node->size_bytes + node->block_bytes - 1) / node->block_bytes;
+    uint64_t memory = sizeof(struct nbd_read_once) + blocks / BITMAP_CHUNK_BITS * sizeof(void *);
+    if (atomic_load(&home->read_once_totals->memory_bytes) + memory > LIMIT_NBD_READ_ONCE_BYTES)
         return NULL;
-    assert(node->block_bytes > 0);
     struct nbd_read_once *once = calloc(1, sizeof *once);
     if (!once)
         return NULL;
     once->home = home;
     once->block_bytes = node->block_bytes;
     once->eager = node->read_once == READ_ONCE_EAGER;
-    if (bitmap_init(&once->blocks, (node->size_bytes + node->block_bytes - 1) / node->block_bytes, false) < 0) {
+    once->stopped = home->removed;
+    if (bitmap_init(&once->blocks, blocks, false) < 0) {
         free(once);
         return NULL;
     }
@@ -151,9 +154,9 @@ void nbd_read_once_stop(struct nbd_home *home)
 
 /* ---- noting */
 
-static void forget(struct nbd_read_once *once, uint64_t bytes)
+static void forget(struct nbd_home *home, uint64_t bytes)
 {
-    atomic_fetch_add(&once->home->read_once_totals->forgotten_bytes, bytes);
+    atomic_fetch_add(&home->read_once_totals->forgotten_bytes, bytes);
 }
 
 /* At most two chunks of the bitmap become mixed by it. */
@@ -193,27 +196,26 @@ static void note_part(struct nbd_read_once *once, struct range range)
     }
     if (range.length == block.length) {
         if (!note_blocks(once, (struct block_range){block.start / once->block_bytes, 1}))
-            forget(once, block.length);
+            forget(once->home, block.length);
         return;
     }
     struct range *place = &once->parts[once->next_part]; /* the oldest one is forgotten */
-    forget(once, place->length);
+    forget(once->home, place->length);
     *place = range;
     once->next_part = (once->next_part + 1) % LIMIT_NBD_READ_PARTS;
 }
 
-void nbd_read_once_note(struct nbd_read_once *once, struct range range)
+static void note_range(struct nbd_read_once *once, struct range range)
 {
     const uint64_t size = once->home->node->size_bytes, unit = once->block_bytes;
     assert(!once->over && range.length > 0);
-    atomic_fetch_add(&once->home->read_once_totals->sent_bytes, range.length);
     uint64_t end = range_end(range), first = (range.start + unit - 1) / unit;
     uint64_t last = end == size ? (size + unit - 1) / unit : end / unit;
     if (first > last) { /* inside one block */
         note_part(once, range);
     } else {
         if (first < last && !note_blocks(once, (struct block_range){first, last - first}))
-            forget(once, (last - first) * unit);
+            forget(once->home, (last - first) * unit);
         if (range.start < first * unit)
             note_part(once, (struct range){range.start, first * unit - range.start});
         if (end > last * unit)
@@ -221,4 +223,17 @@ void nbd_read_once_note(struct nbd_read_once *once, struct range range)
     }
     if (once->eager && !once->releasing && !once->stopped)
         release_step(once);
+}
+
+void nbd_read_once_note(struct nbd_home *home, struct nbd_read_once **once, struct range range)
+{
+    if (home->node->read_once == READ_MANY)
+        return;
+    atomic_fetch_add(&home->read_once_totals->sent_bytes, range.length);
+    if (!*once)
+        *once = once_create(home);
+    if (*once)
+        note_range(*once, range);
+    else
+        forget(home, range.length);
 }

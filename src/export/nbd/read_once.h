@@ -20,10 +20,11 @@ struct nbd_read_once_totals {      /* of a server; any thread */
     atomic_ullong memory_bytes;    /* that remembering takes now */
 };
 
-/* NULL: the export is no such snapshot, or there is no memory: then nothing that the connection reads is released. */
-struct nbd_read_once *nbd_read_once_create(struct nbd_home *home);
-/* The whole reply to a READ of that range has left. */
-void nbd_read_once_note(struct nbd_read_once *once, struct range range);
+/*
+ * The whole reply to a READ of that range has left. `once` is the connection's, NULL before its first: so one that reads
+ * nothing costs nothing. It stays NULL when the export is no such snapshot, or when there is no memory.
+ */
+void nbd_read_once_note(struct nbd_home *home, struct nbd_read_once **once, struct range range);
 /* The connection is over; goodbye: in good order, its client has all that it was sent. Frees itself when it is through. */
 void nbd_read_once_end(struct nbd_read_once *once, bool goodbye);
 /* The export goes: nothing more is released. */

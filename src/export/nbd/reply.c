@@ -223,8 +223,9 @@ static void take_sent(struct nbd_session *session, uint64_t bytes)
             break;
         bytes -= length;
         list_remove(&request->link);
-        if (session->read_once && reply_ends_read(request))
-            nbd_read_once_note(session->read_once, (struct range){request->command.offset, request->command.length});
+        if (reply_ends_read(request))
+            nbd_read_once_note(session->home, &session->read_once,
+                               (struct range){request->command.offset, request->command.length});
         nbd_request_put(request);
     }
     session->sent = (uint32_t)bytes;

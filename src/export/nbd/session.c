@@ -275,7 +275,6 @@ static void barrier_passed(struct io_op *op, int64_t result)
 void nbd_session_begin(struct nbd_session *session)
 {
     session_move(session, NBD_SESSION_SERVING);
-    session->read_once = nbd_read_once_create(session->home);
     if (session->half_closed)
         nbd_home_depart(session);
     nbd_session_wake(session);
