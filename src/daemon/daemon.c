@@ -279,8 +279,9 @@ static void vm_cache_threshold(void *context, unsigned percent, const struct vm_
 {
     struct daemon *daemon = context;
     char used[16], max[16];
-    log_warning("the fleecing cache is %u %% full: %s of %s are used", percent, size_format(used, fill->bytes),
-                size_format(max, fill->bytes_max));
+    if (percent > 50) /* half full is nothing to worry about */
+        log_warning("the fleecing cache is %u %% full: %s of %s are used", percent, size_format(used, fill->bytes),
+                    size_format(max, fill->bytes_max));
     control_event_cache_threshold(daemon->control, percent, fill);
 }
 

@@ -21,10 +21,10 @@ enum snapshot_state {
 };
 
 /* How snapshots become visible (exports), and who is told. Set by the daemon; the simulation has its own. */
-struct vm_cache_fill { /* of the fleecing cache, both tiers together */
+struct vm_cache_fill {         /* of the fleecing cache, both tiers together */
     uint64_t bytes, bytes_max; /* what the budgets allow, and the space that is free for cache files */
-    uint64_t rate;    /* net growth in bytes a second, of the last seconds */
-    uint64_t seconds; /* until it is full at this rate; UINT64_MAX: it does not grow */
+    uint64_t rate;             /* net growth in bytes a second, of the last seconds */
+    uint64_t seconds;          /* until it is full at this rate; UINT64_MAX: it does not grow */
 };
 
 struct vm_hooks {

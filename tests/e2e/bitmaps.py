@@ -196,7 +196,7 @@ def held_at(t, d, name, size):
 
 
 def test_bitmaps_outlive_backups(t):
-    """P11: whatever becomes of a backup (success, failure, cancel, a snapshot that breaks), bitmaps hold what was written."""
+    """P11: whatever becomes of a backup (success, failure, cancel, a broken snapshot), bitmaps hold what was written."""
     harness.need("qemu-io")
     size = 32 * MIB
     d = t.daemon({"vda": t.disk("a.raw", size, 3)}, "--fleece", "ram=4M")
