@@ -270,7 +270,8 @@ static bool is_unfinished(int fd, const char *name, const struct stat *st)
            (st->st_size <= bytes || st->st_blocks * 512 <= (blkcnt_t)sizeof block);
 }
 
-static enum kind recognise(int folder, const char *name, const char *vm, struct stat *st)
+/* A left-over's descriptor stays open in *opened. */
+static enum kind recognise(int folder, const char *name, const char *vm, int *opened, struct stat *st)
 {
     enum kind kind = STRANGERS;
     if (fstatat(folder, name, st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISREG(st->st_mode))
@@ -280,37 +281,56 @@ static enum kind recognise(int folder, const char *name, const char *vm, struct 
         return STRANGERS;
     if (fstat(fd, st) == 0 && S_ISREG(st->st_mode) && (has_our_header(fd, vm) || is_unfinished(fd, name, st)))
         kind = is_locked(fd) ? IN_USE : LEFT_OVER;
-    close(fd);
+    if (kind == LEFT_OVER)
+        *opened = fd;
+    else
+        close(fd);
     return kind;
 }
 
-static void sweep_name(int folder, const char *folder_name, const char *name, const char *vm, uint64_t *patience_ns)
+/* 0, or -errno: it is not gone. */
+static int remove_name(int folder, const char *name, const struct stat *st)
 {
-    struct stat st, now;
+    struct stat now;
+    if (fstatat(folder, name, &now, AT_SYMLINK_NOFOLLOW) < 0)
+        return -errno;
+    if (now.st_dev != st->st_dev || now.st_ino != st->st_ino)
+        return -ESTALE; /* somebody has put another one there */
+    return unlinkat(folder, name, 0) < 0 ? -errno : 0;
+}
+
+static void sweep_name(struct cache_sweep *sweep, int folder, const char *folder_name, const char *name)
+{
+    struct stat st;
     enum kind kind;
-    while ((kind = recognise(folder, name, vm, &st)) == IN_USE && *patience_ns >= LOCK_POLL_NS) {
+    int fd = -1;
+    while ((kind = recognise(folder, name, sweep->vm, &fd, &st)) == IN_USE && sweep->patience_ns >= LOCK_POLL_NS) {
         nanosleep(&(struct timespec){.tv_nsec = (long)LOCK_POLL_NS}, NULL);
-        *patience_ns -= LOCK_POLL_NS;
+        sweep->patience_ns -= LOCK_POLL_NS;
     }
     if (kind == IN_USE)
         log_warning("cache file %s/%s stays: another process uses it", folder_name, name);
-    if (kind != LEFT_OVER || fstatat(folder, name, &now, AT_SYMLINK_NOFOLLOW) < 0 || now.st_dev != st.st_dev ||
-        now.st_ino != st.st_ino)
+    if (kind != LEFT_OVER)
         return;
-    if (unlinkat(folder, name, 0) < 0)
+    int status = remove_name(folder, name, &st);
+    if (status < 0)
         log_warning("cache file %s/%s, left behind by a killed daemon, can't be removed: %s", folder_name, name,
-                    error_name(errno));
+                    error_name(status));
     else
         log_info("removed the cache file %s/%s, left behind by a killed daemon", folder_name, name);
+    if (status == 0 && sweep->removed_count < LIMIT_DISKS)
+        sweep->removed[sweep->removed_count++] = fd;
+    else
+        close(fd);
 }
 
-void cache_file_sweep(const char *folder, const char *vm, uint64_t *patience_ns)
+void cache_file_sweep(struct cache_sweep *sweep, const char *folder)
 {
     DIR *dir = opendir(folder);
     if (!dir)
         return; /* whoever needs the folder says so */
     for (const struct dirent *entry; (entry = readdir(dir));)
-        if (name_fits(entry->d_name, vm))
-            sweep_name(dirfd(dir), folder, entry->d_name, vm, patience_ns);
+        if (name_fits(entry->d_name, sweep->vm))
+            sweep_name(sweep, dirfd(dir), folder, entry->d_name);
     closedir(dir);
 }

@@ -42,11 +42,18 @@ int cache_file_make(const struct cache_file_plan *plan, struct cache_file *file,
 /* Takes its name away, if it is still the file's. -errno: it is still there. */
 int cache_file_unlink(const struct cache_file *file);
 
+struct cache_sweep {
+    const char *vm;
+    uint64_t patience_ns; /* for files that are in use: the last writes of a killed daemon may be landing */
+    /* Of removed files, still open: the last close gives back the space, which may take many seconds. */
+    int removed[LIMIT_DISKS];
+    unsigned removed_count;
+};
+
 /*
  * Removes what killed daemons of the VM have left in the folder: regular files with the name and the header of a cache
- * file of this VM, whose lock nobody holds; waits for those whose last writes are landing, and takes that off *patience_ns.
- * Everything else stays.
+ * file of this VM, whose lock nobody holds. Everything else stays. May be called for several folders in turn.
  */
-void cache_file_sweep(const char *folder, const char *vm, uint64_t *patience_ns);
+void cache_file_sweep(struct cache_sweep *sweep, const char *folder);
 
 #endif

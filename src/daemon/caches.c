@@ -27,7 +27,6 @@
 #include <unistd.h>
 
 #include "base/log.h"
-#include "daemon/cache_file.h"
 #include "daemon/space.h"
 #include "driver/file.h"
 #include "fleece/disk_tier.h"
@@ -163,33 +162,32 @@ static uint64_t sum_of_disks(const struct caches *caches, struct node *const *le
 }
 
 /* Each folder once: there may be something in it that has to be waited for. */
-static void sweep_folder(const struct caches *caches, const char *folder, const char **swept, unsigned *count,
-                         uint64_t *patience_ns)
+static void sweep_folder(struct caches *caches, const char *folder, const char **seen, unsigned *count)
 {
     for (unsigned i = 0; i < *count; i++)
-        if (strcmp(swept[i], folder) == 0)
+        if (strcmp(seen[i], folder) == 0)
             return;
-    swept[(*count)++] = folder;
-    cache_file_sweep(folder, caches->options->vm, patience_ns);
+    seen[(*count)++] = folder;
+    cache_file_sweep(&caches->swept, folder);
 }
 
 /* Everywhere this start names, whether it wants cache files or not. */
-static void sweep(const struct caches *caches)
+static void sweep(struct caches *caches)
 {
     const struct options *options = caches->options;
-    const char *swept[LIMIT_DISKS + 2];
+    const char *seen[LIMIT_DISKS + 2];
     char *folders[LIMIT_DISKS];
-    uint64_t patience_ns = CACHE_FILE_WAIT_NS; /* for all together */
     unsigned count = 0;
     bool is_device;
+    caches->swept = (struct cache_sweep){.vm = options->vm, .patience_ns = CACHE_FILE_WAIT_NS};
     if (options->cache_dir)
-        sweep_folder(caches, options->cache_dir, swept, &count, &patience_ns);
+        sweep_folder(caches, options->cache_dir, seen, &count);
     if (options->state_dir)
-        sweep_folder(caches, options->state_dir, swept, &count, &patience_ns);
+        sweep_folder(caches, options->state_dir, seen, &count);
     for (unsigned i = 0; i < options->disk_count; i++) {
         folders[i] = options->disks[i].path ? folder_of_image(options->disks[i].path, &is_device) : NULL;
         if (folders[i] && !is_device)
-            sweep_folder(caches, folders[i][0] ? folders[i] : "/", swept, &count, &patience_ns);
+            sweep_folder(caches, folders[i][0] ? folders[i] : "/", seen, &count);
     }
     for (unsigned i = 0; i < options->disk_count; i++)
         free(folders[i]);
@@ -388,6 +386,26 @@ static void node_closed(struct io_message *message)
     cache->closed(cache->argument);
 }
 
+static int64_t free_left_overs(void *argument) /* on a helper thread */
+{
+    struct cache_sweep *swept = &((struct cache *)argument)->caches->swept;
+    while (swept->removed_count > 0)
+        close(swept->removed[--swept->removed_count]);
+    return 0;
+}
+
+void caches_free_left_overs(struct caches *caches)
+{
+    struct cache *cache = caches->swept.removed_count > 0 ? calloc(1, sizeof *cache) : NULL;
+    if (!cache)
+        return; /* nothing to do, or no memory: the end of the process does it */
+    *cache = (struct cache){.caches = caches, .state = FREEING, .spare_fd = -1};
+    cache->op.done = freed;
+    list_append(&caches->files, &cache->link);
+    caches->freeing++;
+    io_work(caches->control, &cache->op, free_left_overs, cache);
+}
+
 static void close_node(struct io_message *message) /* on the disk's reactor */
 {
     struct cache *cache = container_of(message, struct cache, message);
@@ -433,7 +451,7 @@ void caches_give_up(struct caches *caches)
 {
     list_each (link, &caches->files) {
         const struct cache *cache = container_of(link, struct cache, link);
-        if (cache->state >= OPEN)
+        if (cache->state == OPEN || cache->state == UNLINKING)
             cache_file_unlink(&cache->file);
     }
 }

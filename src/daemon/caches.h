@@ -7,6 +7,7 @@
 #define FLEECE_DAEMON_CACHES_H
 
 #include "block/disk.h"
+#include "daemon/cache_file.h"
 #include "daemon/options.h"
 
 struct caches {
@@ -16,6 +17,7 @@ struct caches {
     uint64_t max_bytes;         /* of all files together; 0: there is no disk tier */
     struct list files;          /* of struct cache: made, being made or being taken away */
     unsigned freeing;           /* of them, those whose space is being given back */
+    struct cache_sweep swept;   /* what a killed daemon left */
     uint64_t space;             /* free in the folders, when it was last looked at */
     struct io_op look;
     bool looking;
@@ -32,6 +34,8 @@ int caches_choose(struct caches *caches, struct error *err);
 /* After the disks were opened, with their sizes: how much there may be, and away with what a killed daemon left.
  * Likewise. */
 int caches_prepare(struct caches *caches, struct node *const *leaves, struct error *err);
+/* When the guest is served: gives back the space of what a killed daemon left. */
+void caches_free_left_overs(struct caches *caches);
 /* Whether no file is there and none's space is being given back. */
 bool caches_are_idle(const struct caches *caches);
 /* Calls idle(argument) later, when they are; nothing is opened any more. */

@@ -365,6 +365,7 @@ static void daemon_exported(void *argument, const struct error *failure)
     }
     record_sockets(daemon);
     daemon_move(daemon, DAEMON_SERVE);
+    caches_free_left_overs(&daemon->caches);
     say_ready(daemon);
 }
 

@@ -153,10 +153,14 @@ static void test_names(void **state)
     empty_folder();
 }
 
-static void sweep(const char *where)
+/* Returns how many were removed. */
+static unsigned sweep(const char *where)
 {
-    uint64_t patience_ns = 50 * NS_PER_MS;
-    cache_file_sweep(where, "web1", &patience_ns);
+    struct cache_sweep sweep = {.vm = "web1", .patience_ns = 50 * NS_PER_MS};
+    cache_file_sweep(&sweep, where);
+    for (unsigned i = 0; i < sweep.removed_count; i++)
+        assert_int_equal(close(sweep.removed[i]), 0);
+    return sweep.removed_count;
 }
 
 static void leave(const char *vm, const char *disk)
@@ -196,7 +200,7 @@ static void test_sweep(void **state)
     leave("web1", "vdm");
     assert_int_equal(rename(path_of("web1.vdm.fleece-cache"), path_of("other-name")), 0);
     unsigned before = entries();
-    sweep(folder);
+    assert_int_equal(sweep(folder), 4);
     assert_int_equal(entries(), before - 4);
     assert_false(exists("web1.vda.fleece-cache") || exists("web1.vda.fleece-cache-1") ||
                  exists("web1.old.fleece-cache.disk.fleece-cache") || exists("web1.vdh.fleece-cache.new"));
@@ -204,7 +208,7 @@ static void test_sweep(void **state)
     sweep(folder);
     assert_int_equal(entries(), before - 5);
     assert_false(exists("web1.vdb.fleece-cache"));
-    sweep("/nonexistent");
+    assert_int_equal(sweep("/nonexistent"), 0);
     empty_folder();
 }
 
