@@ -98,9 +98,10 @@ struct copy_before_write {
 
 /* point.c: whether a live point with after < epoch <= last needs the block. */
 bool cbw_needed_between(const struct copy_before_write *cbw, uint64_t block, uint32_t after, uint32_t last);
-/* Widens [*first, *last] (0: empty yet) to the epochs of the live points with after < epoch <= end that need the block. */
-void cbw_add_needers(const struct copy_before_write *cbw, uint64_t block, uint32_t after, uint32_t end,
-                     uint32_t *first_epoch, uint32_t *last_epoch);
+/* The block is lost: marks the live points with after < epoch <= last that need it. */
+void cbw_mark_losers(const struct copy_before_write *cbw, uint64_t block, uint32_t after, uint32_t last);
+/* Breaks those that are marked, and no others; the other disks are told. false: there were none. */
+bool cbw_break_losers(struct copy_before_write *cbw, enum cbw_loss loss, int status);
 /* Whether a live point needs the block as it is on the disk now. */
 bool cbw_block_needed(const struct copy_before_write *cbw, uint64_t block);
 void cbw_sweep_init(struct copy_before_write *cbw);

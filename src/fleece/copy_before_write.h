@@ -30,6 +30,7 @@ struct point { /* one disk's part of a snapshot */
     enum point_state state;
     bool broken_early;    /* another disk, cut earlier, lost a block of it before this disk heard of the cut */
     struct bitmap needed; /* by block: what a reader may still ask for */
+    bool loses;           /* a block that it needs; it breaks in the same step */
     uint64_t released_ns; /* when a consumer last released something; 0: never */
     struct node *through; /* see point_write_through() */
     enum through_mode through_mode;
@@ -50,8 +51,8 @@ struct cbw_hooks { /* on the disk's reactor; they must not call back into the fi
     void (*full)(void *context, uint32_t oldest_live_epoch, bool overdue, int failure);
     /* Room of the budget came back while somebody wanted it (budget->wanted). */
     void (*freed)(void *context);
-    /* These points have been broken here; the other disks must follow. */
-    void (*lost)(void *context, uint32_t first_epoch, uint32_t last_epoch, enum cbw_loss loss, int status);
+    /* This point has been broken here; the other disks must follow. */
+    void (*lost)(void *context, uint32_t epoch, enum cbw_loss loss, int status);
 };
 
 struct cbw_waiter {

@@ -39,18 +39,13 @@ bool cbw_needed_between(const struct copy_before_write *cbw, uint64_t block, uin
     return false;
 }
 
-void cbw_add_needers(const struct copy_before_write *cbw, uint64_t block, uint32_t after, uint32_t end,
-                     uint32_t *first_epoch, uint32_t *last_epoch)
+void cbw_mark_losers(const struct copy_before_write *cbw, uint64_t block, uint32_t after, uint32_t last)
 {
     list_each (link, &cbw->points) {
-        const struct point *point = container_of(link, const struct point, link);
-        if (point->state != POINT_LIVE || point->epoch <= after || point->epoch > end ||
-            !bitmap_get(&point->needed, block))
-            continue;
-        if (!*first_epoch || point->epoch < *first_epoch)
-            *first_epoch = point->epoch;
-        if (point->epoch > *last_epoch)
-            *last_epoch = point->epoch;
+        struct point *point = container_of(link, struct point, link);
+        if (point->state == POINT_LIVE && point->epoch > after && point->epoch <= last &&
+            bitmap_get(&point->needed, block))
+            point->loses = true;
     }
 }
 
@@ -176,6 +171,25 @@ void cbw_break(struct copy_before_write *cbw, uint32_t first_epoch, uint32_t las
         points_died(cbw);
 }
 
+bool cbw_break_losers(struct copy_before_write *cbw, enum cbw_loss loss, int status)
+{
+    bool died = false;
+    list_each (link, &cbw->points) {
+        struct point *point = container_of(link, struct point, link);
+        if (!point->loses)
+            continue;
+        PROBE(point_loses);
+        point->loses = false;
+        point->state = POINT_BROKEN;
+        died = true;
+        if (loss != LOST_CACHED || !MUTANT(lost_in_the_file_stays_here))
+            cbw->hooks.lost(cbw->hooks.context, point->epoch, loss, status);
+    }
+    if (died)
+        points_died(cbw);
+    return died;
+}
+
 bool cbw_has_points(const struct copy_before_write *cbw)
 {
     return !list_empty(&cbw->prepared) || !list_empty(&cbw->points);
@@ -190,20 +204,15 @@ void point_lost_cached(struct point *point, struct block_range blocks, int statu
 {
     struct copy_before_write *cbw = point->cbw;
     const struct block_map *map = &cbw->cache.map;
-    uint32_t first = 0, last = 0;
     if (point->state != POINT_LIVE)
         return;
     for (uint64_t block = blocks.first; block < block_range_end(blocks); block++) {
         uint32_t place = point_place(point, block);
         if (place != PLACE_NONE && fleecing_cache_kind(&cbw->cache, place) == PLACE_FILE)
-            cbw_add_needers(cbw, block, block_map_older(map, place), block_map_epoch(map, place), &first, &last);
+            cbw_mark_losers(cbw, block, block_map_older(map, place), block_map_epoch(map, place));
     }
-    if (first == 0)
-        return;
-    PROBE(cached_block_lost);
-    cbw_break(cbw, first, last);
-    if (!MUTANT(lost_in_the_file_stays_here))
-        cbw->hooks.lost(cbw->hooks.context, first, last, LOST_CACHED, status);
+    if (cbw_break_losers(cbw, LOST_CACHED, status))
+        PROBE(cached_block_lost);
 }
 
 /* ---- release ---- */

@@ -53,17 +53,13 @@ void cbw_abandon_unneeded_copies(struct copy_before_write *cbw)
 static void copy_lost(struct copy *copy, int status)
 {
     struct copy_before_write *cbw = copy->cbw;
-    uint32_t first = 0, last = 0;
     for (uint32_t i = 0; i < copy->blocks.count; i++) {
         uint64_t block = copy->blocks.first + i;
         if (!(copy->stale >> i & 1))
-            cbw_add_needers(cbw, block, block_map_newest(&cbw->cache.map, block), cbw->newest_live, &first, &last);
+            cbw_mark_losers(cbw, block, block_map_newest(&cbw->cache.map, block), cbw->newest_live);
     }
-    if (first == 0)
-        return;
-    PROBE(copy_lost);
-    cbw_break(cbw, first, last);
-    cbw->hooks.lost(cbw->hooks.context, first, last, LOST_OLD_DATA, status);
+    if (cbw_break_losers(cbw, LOST_OLD_DATA, status))
+        PROBE(copy_lost);
 }
 
 void cbw_copy_finish(struct copy *copy, int status)

@@ -94,10 +94,9 @@ uint32_t cbw_through_prepare(struct copy *copy, const struct point *point, struc
 static void point_lost_target(struct point *point, int status)
 {
     struct copy_before_write *cbw = point->cbw;
-    const uint32_t epoch = point->epoch;
     PROBE(through_lost);
-    cbw_break(cbw, epoch, epoch);
-    cbw->hooks.lost(cbw->hooks.context, epoch, epoch, LOST_TARGET, status);
+    point->loses = true;
+    cbw_break_losers(cbw, LOST_TARGET, status);
 }
 
 /* The next run of whole data, and where it begins in the range; length 0: there is none. */

@@ -63,26 +63,37 @@ void nudge_received(struct nudge *nudge)
     atomic_store(&nudge->on_its_way, false);
 }
 
-void losses_note(struct losses *losses, uint32_t first_epoch, uint32_t last_epoch)
+static unsigned long long loss_pack(struct loss loss)
 {
-    unsigned long long before = atomic_load(&losses->first_and_last), after;
-    do {
-        uint32_t first = first_epoch, last = last_epoch;
-        if (before && (uint32_t)(before >> 32) < first)
-            first = (uint32_t)(before >> 32);
-        if ((uint32_t)before >
-            last) /* those in between have died by then: a loss reaches up to the newest live point */
-            last = (uint32_t)before;
-        after = (unsigned long long)first << 32 | last;
-    } while (!atomic_compare_exchange_weak(&losses->first_and_last, &before, after));
+    return (unsigned long long)-loss.status << 32 | (unsigned long long)loss.how << EPOCH_BITS | loss.epoch;
 }
 
-bool losses_take(struct losses *losses, uint32_t *first_epoch, uint32_t *last_epoch)
+static struct loss loss_unpack(unsigned long long word)
 {
-    unsigned long long taken = atomic_exchange(&losses->first_and_last, 0);
-    *first_epoch = (uint32_t)(taken >> 32);
-    *last_epoch = (uint32_t)taken;
-    return taken != 0;
+    const uint32_t low = (uint32_t)word;
+    return (struct loss){low & ((UINT32_C(1) << EPOCH_BITS) - 1), low >> EPOCH_BITS, -(int)(word >> 32)};
+}
+
+void losses_note(struct losses *losses, struct loss loss)
+{
+    for (unsigned i = 0; i < 2 * LIMIT_SNAPSHOTS; i++) {
+        unsigned long long before = 0;
+        if (atomic_compare_exchange_strong(&losses->places[i], &before, loss_pack(loss)) ||
+            loss_unpack(before).epoch == loss.epoch)
+            return;
+    }
+    abort(); /* better than a broken snapshot that is served */
+}
+
+bool losses_take(struct losses *losses, struct loss *loss)
+{
+    for (unsigned i = 0; i < 2 * LIMIT_SNAPSHOTS; i++) {
+        unsigned long long taken = atomic_exchange(&losses->places[i], 0);
+        *loss = loss_unpack(taken);
+        if (taken)
+            return true;
+    }
+    return false;
 }
 
 /* ---- on the disk's reactor ---- */
@@ -158,14 +169,14 @@ void room_freed(struct room_disk *disk)
 }
 
 /* Not by a round: what one disk has lost must not be served by the others while a thread hangs that a round waits for. */
-void room_lost(struct room_disk *disk, uint32_t first_epoch, uint32_t last_epoch)
+void room_lost(struct room_disk *disk, struct loss loss)
 {
     struct room *room = disk->room;
     for (unsigned i = 0; i < room->disk_count && !MUTANT(other_disks_stay_whole); i++) {
         struct room_disk *other = room->disks[i];
         if (other == disk)
             continue;
-        losses_note(&other->losses, first_epoch, last_epoch);
+        losses_note(&other->losses, loss);
         nudge_send(&other->breaks, other->disk->node.io);
     }
 }
@@ -173,11 +184,12 @@ void room_lost(struct room_disk *disk, uint32_t first_epoch, uint32_t last_epoch
 static void disk_told_break(struct io_message *message)
 {
     struct room_disk *disk = container_of(message, struct room_disk, breaks.message);
-    uint32_t first, last;
+    struct loss loss;
     room_freed(disk); /* first: while one of the two is on its way the room is not idle, and stays */
     nudge_received(&disk->breaks);
-    if (losses_take(&disk->losses, &first, &last) && *disk->cbw)
-        cbw_break(*disk->cbw, first, last);
+    while (losses_take(&disk->losses, &loss))
+        if (*disk->cbw)
+            cbw_break(*disk->cbw, loss.epoch, loss.epoch);
 }
 
 /* ---- on the room's reactor ---- */
@@ -228,6 +240,8 @@ static void room_begin(struct room *room)
 {
     room->asked_again = false;
     room_gather(room);
+    if (room->shortage.through_epoch) /* again: the last round may have ended while it was asked */
+        atomic_store(&room->ram_budget->wanted, true);
     if (room->shortage.through_epoch && (!room->shortage.overdue || MUTANT(overdue_ignored)) && !room->in_vain)
         room_send_orders(room, ROOM_SQUEEZING, order_squeeze);
     else if (room->shortage.through_epoch)

@@ -22,13 +22,20 @@ void nudge_send(struct nudge *nudge, struct io *to);
 /* At the beginning of deliver(): from here on it can be sent again. */
 void nudge_received(struct nudge *nudge);
 
-/* Epochs of the points that lost a block since somebody looked: several losses are one from the first to the last. */
-struct losses {
-    atomic_ullong first_and_last; /* first << 32 | last; 0: none */
+struct loss { /* of a point: by its epoch */
+    uint32_t epoch;
+    unsigned how; /* enum cbw_loss */
+    int status;
 };
-void losses_note(struct losses *losses, uint32_t first_epoch, uint32_t last_epoch);
-/* False: none. Forgets them. */
-bool losses_take(struct losses *losses, uint32_t *first_epoch, uint32_t *last_epoch);
+
+/* Points that lost a block and have not been asked about yet, each once, with its first loss. As many as there can be: no
+ * snapshot comes or goes past a thread that does not ask. From any thread, and any thread asks. */
+struct losses {
+    atomic_ullong places[2 * LIMIT_SNAPSHOTS]; /* 0: free */
+};
+void losses_note(struct losses *losses, struct loss loss);
+/* One of them, and forgets it. False: there is none. */
+bool losses_take(struct losses *losses, struct loss *loss);
 
 struct room_disk { /* one disk's dealings with the room; part of struct vm_disk */
     struct room *room;
@@ -39,7 +46,7 @@ struct room_disk { /* one disk's dealings with the room; part of struct vm_disk 
     atomic_uint full_epoch; /* the oldest point that would have to go; 0: none */
     atomic_bool overdue;    /* its writes have waited as long as they may */
     atomic_int failure;     /* of its cache file */
-    /* Other disks' reactors -> this one's: points of these epochs lost a block there. */
+    /* Other disks' reactors -> this one's: points that lost a block there. */
     struct nudge breaks;
     struct losses losses;
     /* Room -> disk's reactor and back: */
@@ -70,6 +77,6 @@ void room_destroy(struct room *room);
 /* On the disk's reactor: the hooks of its copy-before-write. */
 void room_full(struct room_disk *disk, uint32_t oldest_live_epoch, bool overdue, int failure);
 void room_freed(struct room_disk *disk);
-void room_lost(struct room_disk *disk, uint32_t first_epoch, uint32_t last_epoch);
+void room_lost(struct room_disk *disk, struct loss loss);
 
 #endif

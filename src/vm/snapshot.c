@@ -541,7 +541,7 @@ void snapshots_ran_out(struct vm *vm, struct room_shortage shortage)
     }
 }
 
-void snapshots_lost(struct vm *vm, uint32_t first_epoch, uint32_t last_epoch, const struct vm_disk *vd)
+void snapshots_lost(struct vm *vm, struct loss loss, const struct vm_disk *vd)
 {
     const char *sentences[] = {
         [LOST_OLD_DATA] = "old data of disk %s could not be read before a guest write: %s",
@@ -550,10 +550,10 @@ void snapshots_lost(struct vm *vm, uint32_t first_epoch, uint32_t last_epoch, co
     };
     list_each (link, &vm->snapshots) {
         struct snapshot *snapshot = container_of(link, struct snapshot, link);
-        if (snapshot->epoch < first_epoch || snapshot->epoch > last_epoch || snapshot->broken)
+        if (snapshot->epoch != loss.epoch || snapshot->broken)
             continue;
-        snprintf(snapshot->reason, sizeof snapshot->reason, sentences[atomic_load(&vd->lost_how)], vd->disk->name,
-                 error_name(atomic_load(&vd->lost_status)));
+        snprintf(snapshot->reason, sizeof snapshot->reason, sentences[loss.how], vd->disk->name,
+                 error_name(loss.status));
         snapshot_broke(snapshot);
     }
 }

@@ -55,13 +55,12 @@ static void disk_has_freed(void *context)
     room_freed(&vd->room);
 }
 
-static void disk_lost_data(void *context, uint32_t first_epoch, uint32_t last_epoch, enum cbw_loss loss, int status)
+static void disk_lost_data(void *context, uint32_t epoch, enum cbw_loss how, int status)
 {
     struct vm_disk *vd = context;
-    room_lost(&vd->room, first_epoch, last_epoch);
-    atomic_store(&vd->lost_status, status);
-    atomic_store(&vd->lost_how, (int)loss);
-    losses_note(&vd->losses, first_epoch, last_epoch);
+    const struct loss loss = {epoch, how, status};
+    room_lost(&vd->room, loss);
+    losses_note(&vd->losses, loss);
     nudge_send(&vd->lost, vd->vm->io);
 }
 

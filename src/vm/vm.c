@@ -40,9 +40,9 @@ static void vm_disk_lost(struct io_message *message)
 {
     struct vm_disk *vd = container_of(message, struct vm_disk, lost.message);
     nudge_received(&vd->lost);
-    uint32_t first, last;
-    if (losses_take(&vd->losses, &first, &last))
-        snapshots_lost(vd->vm, first, last, vd);
+    struct loss loss;
+    while (losses_take(&vd->losses, &loss))
+        snapshots_lost(vd->vm, loss, vd);
 }
 
 int vm_add_disk(struct vm *vm, const char *name, struct node *leaf, uint64_t block_bytes, struct error *err)

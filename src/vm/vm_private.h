@@ -22,11 +22,9 @@ struct vm_disk {
     struct dirty_bitmaps bitmaps;
     struct write_sketch recent;
     struct room_disk room;
-    /* Disk's reactor -> control: points of these epochs lost a block of this disk. */
+    /* Disk's reactor -> control: points that lost a block of this disk. */
     struct nudge lost;
     struct losses losses;
-    atomic_int lost_status;
-    atomic_int lost_how; /* enum cbw_loss */
     struct io_message closing;
 };
 
@@ -60,7 +58,7 @@ struct vm {
 /* snapshot.c */
 void snapshots_end_all(struct vm *vm);
 void snapshots_ran_out(struct vm *vm, struct room_shortage shortage);
-void snapshots_lost(struct vm *vm, uint32_t first_epoch, uint32_t last_epoch, const struct vm_disk *vd);
+void snapshots_lost(struct vm *vm, struct loss loss, const struct vm_disk *vd);
 
 /* Keeps the views of a live snapshot until it is let go, also when it ends meanwhile. False: it is not live. */
 bool snapshot_hold(struct snapshot *snapshot);

@@ -153,6 +153,59 @@ static void c6_block_status_looks_again(void **state)
     assert_int_equal(stage_value(stage, snapshot, 0, 4), stage_first_value(0, 4));
 }
 
+/* ---- R4 ---- */
+
+/* Two losses while the other threads hang, one of the oldest point and one of the newest: the point between them had
+ * released both blocks, and needs none of them. It goes on, on every disk, and each of the two says its own reason. */
+static void r4_only_who_needed_it_breaks(void **state)
+{
+    struct stage *stage = *state;
+    struct stage_request writes[2] = {0};
+    struct stage_snapshot *s[3];
+    for (unsigned i = 0; i < 3; i++)
+        s[i] = stage_snapshot(stage, (const char *[]){"s1", "s2", "s3"}[i]);
+    assert_int_equal(stage_release(stage, s[0], 1, 9, 1), 0);
+    assert_int_equal(stage_release(stage, s[1], 1, 5, 1), 0);
+    assert_int_equal(stage_release(stage, s[1], 1, 9, 1), 0);
+    assert_int_equal(stage_release(stage, s[2], 1, 5, 1), 0);
+    world_stall(stage->control, world_now(stage->world) + 20 * NS_PER_MS);
+    world_stall(stage->io[0], world_now(stage->world) + 20 * NS_PER_MS);
+    stage_hold(stage, WORLD_READ, 1);
+    stage->fail_with = -EIO;
+    stage_write(stage, &writes[0], 1, 5, 1, 200);
+    stage_write(stage, &writes[1], 1, 9, 1, 200);
+    world_run_for(stage->world, 10 * NS_PER_MS);
+    stage_hold_no_more(stage);
+    stage_settle(stage);
+    assert_true(stage_succeeded(&writes[0]) && stage_succeeded(&writes[1]));
+    assert_true(s[0]->broken && s[2]->broken);
+    assert_false(s[1]->broken);
+    for (unsigned disk = 0; disk < 2; disk++) {
+        assert_int_equal(stage_value(stage, s[0], disk, 4), -EIO);
+        assert_int_equal(stage_value(stage, s[1], disk, 4), stage_first_value(disk, 4));
+        assert_int_equal(stage_value(stage, s[2], disk, 4), -EIO);
+    }
+}
+
+/* One block is lost that the oldest and the newest point need. */
+static void r4_a_loss_passes_over_who_released_the_block(void **state)
+{
+    struct stage *stage = *state;
+    struct stage_snapshot *s[3];
+    for (unsigned i = 0; i < 3; i++)
+        s[i] = stage_snapshot(stage, (const char *[]){"s1", "s2", "s3"}[i]);
+    assert_int_equal(stage_release(stage, s[1], 1, 5, 1), 0);
+    stage_hold(stage, WORLD_READ, 1);
+    stage->fail_with = -EIO;
+    stage_overwrite(stage, 1, 5, 200);
+    stage_hold_no_more(stage);
+    stage_settle(stage);
+    assert_true(s[0]->broken && s[2]->broken);
+    assert_false(s[1]->broken);
+    for (unsigned disk = 0; disk < 2; disk++)
+        assert_int_equal(stage_value(stage, s[1], disk, 4), stage_first_value(disk, 4));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -163,6 +216,8 @@ int main(void)
         STAGE_TEST(c6_a_point_that_breaks_during_the_read_fails_it, .disk_count = 1),
         STAGE_TEST(c6_a_point_deleted_during_the_read_fails_it, .disk_count = 1),
         STAGE_TEST(c6_block_status_looks_again, .disk_count = 1),
+        STAGE_TEST(r4_only_who_needed_it_breaks, .disk_count = 2),
+        STAGE_TEST(r4_a_loss_passes_over_who_released_the_block, .disk_count = 2),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
