@@ -24,7 +24,7 @@ static void c8_first_parked_first_served(void **state)
     struct stage_request stuck = {0}, first = {0}, second = {0};
     stage_snapshot(stage, "s1");
     stage_overwrite(stage, 0, 9, 199); /* preserved: the next write of it goes straight to the disk */
-    stage_hold(stage, WORLD_WRITE, 0);
+    stage_hold(stage, WORLD_SYNC, 0);
     stage_write(stage, &stuck, 0, 9, 1, 200);
     stage_hold(stage, WORLD_READ, 0);
     stage_write(stage, &first, 0, 4, 1, 201); /* parks on its copy */
@@ -105,6 +105,29 @@ static void c13_a_segment_in_use_is_not_punched(void **state)
     assert_null(stage->disks[0]->filter);
 }
 
+/* ---- L14 ---- */
+
+/* Neither the disk nor the cache file is synced for the guest's writes, however many go through both tiers: every sync would
+ * be held for ever here. */
+static void l14_no_write_waits_for_a_sync(void **state)
+{
+    struct stage *stage = *state;
+    struct stage_snapshot *snapshots[2];
+    for (unsigned i = 0; i < 2; i++) {
+        snapshots[i] = stage_snapshot(stage, i == 0 ? "disk" : "cache");
+        if (i == 0)
+            stage_hold(stage, WORLD_SYNC, 0);
+        else
+            stage_hold_cache(stage, WORLD_SYNC, 0);
+        stage_overwrite_all(stage, 0, 0, 200, (uint8_t)(200 + i));
+        assert_int_equal(stage->held_count, 0);
+        stage_hold_no_more(stage);
+    }
+    assert_true(stage->cache_operations > 0);
+    assert_int_equal(stage_value(stage, snapshots[0], 0, 199), stage_first_value(0, 199));
+    assert_int_equal(stage_value(stage, snapshots[1], 0, 199), 200);
+}
+
 /* ---- R7 ---- */
 
 /* A disk has lost data and told the room; the news is slower than the end of the last snapshot: the VM waits for it. */
@@ -136,6 +159,7 @@ int main(void)
         STAGE_TEST(c8_room_is_given_in_order, .disk_count = 2, .segments = 2),
         STAGE_TEST(c13_a_full_tmpfs_breaks_the_snapshot, .disk_count = 1, .tmpfs_bytes = 64 * STAGE_BLOCK),
         STAGE_TEST(c13_a_segment_in_use_is_not_punched, .disk_count = 1),
+        STAGE_TEST(l14_no_write_waits_for_a_sync, .disk_count = 1, .segments = 2, .cache_segments = 16),
         STAGE_TEST(r7_the_vm_waits_for_what_was_asked, .disk_count = 2),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
