@@ -31,7 +31,7 @@ def test_readme_snapshot(t):
     said = t.run("sh", "-ec", block("README.md"), cwd=t.dir).stdout
     assert "VM web1" in said and "no snapshots" in said, said
     d.stop()
-    assert t.path("vda.img").read_bytes() == disk.read_bytes()
+    assert t.path("vda.img").read_bytes() == t.path("pushed.img").read_bytes() == disk.read_bytes()
 
 
 def test_testing_page(t):
