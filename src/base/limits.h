@@ -260,7 +260,7 @@ enum {
 /* The guest counts as busy this long after a request of it: longer than its pauses between two writes of one burst. */
 #define READ_GATE_BUSY_NS (100 * NS_PER_MS)
 /* What readers may keep in a busy guest's way: about one more request of its own. */
-#define READ_GATE_DELAY_NS (200 * NS_PER_US)
+#define READ_GATE_DELAY_NS (150 * NS_PER_US)
 /* How often what is in flight must have been read for a measurement of that: enough to even out single requests. */
 #define READ_GATE_ROUNDS 8
 
