@@ -70,6 +70,10 @@ uint64_t nbd_window_room(const struct nbd_window *window)
 
 bool nbd_window_take(struct nbd_window *window, uint64_t bytes)
 {
+    if (window->held_bytes + bytes <= LIMIT_NBD_WINDOW_BYTES) { /* its own */
+        window->held_bytes += bytes;
+        return true;
+    }
     if (bytes > nbd_window_room(window))
         return false;
     uint64_t more = window_beyond(window->held_bytes + bytes) - window_beyond(window->held_bytes);
@@ -87,6 +91,10 @@ bool nbd_window_take(struct nbd_window *window, uint64_t bytes)
 void nbd_window_give(struct nbd_window *window, uint64_t bytes)
 {
     assert(window->held_bytes >= bytes);
+    if (window->held_bytes <= LIMIT_NBD_WINDOW_BYTES) {
+        window->held_bytes -= bytes;
+        return;
+    }
     uint64_t less = window_beyond(window->held_bytes) - window_beyond(window->held_bytes - bytes);
     if (less)
         atomic_fetch_sub_explicit(&window->budget->lent_bytes, less, memory_order_relaxed);

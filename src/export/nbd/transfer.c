@@ -60,11 +60,14 @@ static uint32_t piece_length(const struct nbd_session *session, uint64_t overhea
 {
     uint32_t left = session->transfer_left;
     uint32_t want = left < LIMIT_NBD_PIECE_BYTES ? left : (uint32_t)LIMIT_NBD_PIECE_BYTES;
-    uint64_t room = nbd_window_room(&session->window), whole = nbd_window_whole(&session->window);
+    uint64_t room = nbd_window_room(&session->window);
     uint32_t size = nbd_buffer_size(want);
     uint64_t ours = session->whole ? sizeof(struct nbd_request) : 0; /* held until all pieces are back */
-    while (size + overhead + ours > whole && size > 4096)
-        size /= 2;
+    if (size + overhead + ours > room) {
+        uint64_t whole = nbd_window_whole(&session->window);
+        while (size + overhead + ours > whole && size > 4096)
+            size /= 2;
+    }
     if (size + overhead > room)
         return 0;
     if (want < size || left <= size)
