@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Clients of a snapshot give blocks back: by TRIM, or by reading them once. And ask where blocks are."""
 import json
+import os
 import signal
 import time
 
@@ -78,6 +79,49 @@ def test_trim_releases(t):
     h.set_strict_mode(0)
     assert refused(lambda: h.pwrite(b"x" * 512, 0)) == "EPERM" and refused(lambda: h.zero(512, 0)) == "EPERM"
     h.trim(SIZE, 0)
+    assert disk_status(d)["cache-blocks"] == 0
+    live.shutdown()
+    h.shutdown()
+
+
+def test_a_long_trim_cuts_no_block(t):
+    """It goes to the disk in pieces of 32 MiB: no block is lost between two of them."""
+    d = t.daemon({"vda": t.disk("a.raw", 80 * MIB)})
+    d.fleece("snapshot", "create", "s")
+    h = connect(d, "vda@s")
+    h.trim(70 * MIB, 5 * MIB + 700)
+    after = disk_status(d)
+    assert (after["blocks-released"], after["blocks-released-in-part"]) == (70 * 256 - 1, 2), after
+    h.shutdown()
+
+
+def test_trim_gives_space_of_the_cache_file_back(t):
+    size = 32 * MIB
+    disk = t.disk("a.raw", size, fill=1)
+    old = disk.read_bytes()
+    t.path("cache").mkdir()
+    d = t.daemon({"vda": disk}, "--fleece", f"ram=4M,dir={t.path('cache')},max=64M")
+    d.fleece("snapshot", "create", "s")
+    live, h = connect(d, "vda"), connect(d, "vda@s", "fleece:residence")
+    for offset in range(0, size, MIB):
+        live.pwrite(harness.pattern(MIB, offset), offset)
+
+    def allocated():
+        """Bytes of the cache file on its file system, as du counts them; it may have no name."""
+        found = [os.stat(f"/proc/{d.pid}/fd/{fd}").st_blocks for fd in os.listdir(f"/proc/{d.pid}/fd")
+                 if str(t.path("cache")) in os.readlink(f"/proc/{d.pid}/fd/{fd}")]
+        return max(found) * 512
+
+    before = disk_status(d)
+    assert before["file-blocks"] * 4 * KIB >= 24 * MIB and allocated() >= 24 * MIB, (before, allocated())
+    flags = set()
+    h.block_status(size, 0, lambda name, offset, entries, error: flags.update(entries[1::2]) or 0)
+    assert flags <= {3, 5} and 5 in flags, flags  # changed, in memory or in the file
+    h.trim(16 * MIB, 0)
+    harness.wait_for("half is punched out", lambda: allocated() <= 20 * MIB)
+    assert h.pread(16 * MIB, 16 * MIB) == old[16 * MIB:]
+    h.trim(16 * MIB, 16 * MIB)
+    harness.wait_for("all is punched out", lambda: allocated() <= MIB)
     assert disk_status(d)["cache-blocks"] == 0
     live.shutdown()
     h.shutdown()
