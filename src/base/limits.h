@@ -94,6 +94,8 @@ enum {
     LIMIT_COPY_ZERO_BATCH = 4096,
     /* Damaged places that verify prints for one disk; the rest is counted. */
     LIMIT_VERIFY_RANGES = 16,
+    /* Of a push whose target also takes old data straight from the guest's writes: those wait behind what they send. */
+    PUSH_THROUGH_WORKERS = 2,
     COPY_WORKERS_DEFAULT = 8, /* reads, hashes and writes all overlap; more brought nothing on two cores */
     /* A JSON file of a backup set: a manifest of 64 disks has less than 64 KiB. */
     LIMIT_SET_JSON_BYTES = 256 * 1024,
@@ -281,6 +283,10 @@ enum {
 #define COPY_RELEASE_NS (500 * NS_PER_MS)
 /* Progress of a copy is reported this often: smooth for the eye, nothing for the processor. */
 #define COPY_PROGRESS_NS (100 * NS_PER_MS)
+/* Somebody else deletes the snapshot of a push: whether it is gone is looked at this often. */
+#define PUSH_RETRY_NS (20 * NS_PER_MS)
+/* A push whose target stalls hears of nothing: whether its snapshot still lives is looked at this often. */
+#define PUSH_LOOK_NS (500 * NS_PER_MS)
 /* A read of a snapshot failed: word that it broke is at most this long behind. */
 #define PUSH_VERDICT_NS (100 * NS_PER_MS)
 /* After an interruption, a server that does not answer is hung up on after this time. */

@@ -220,11 +220,15 @@ static int take_target(struct push *push, const char *text)
 
 static int take_options(struct push *push, int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"to", required_argument, NULL, 't'},     {"speed", required_argument, NULL, 's'},
-        {"bitmap", required_argument, NULL, 'b'}, {"job", required_argument, NULL, 'j'},
-        {"force", no_argument, NULL, 'f'},        {"no-advice", no_argument, NULL, 'a'},
-        {"no-release", no_argument, NULL, 'r'},   {NULL, 0, NULL, 0}};
+    static const struct option options[] = {{"to", required_argument, NULL, 't'},
+                                            {"speed", required_argument, NULL, 's'},
+                                            {"bitmap", required_argument, NULL, 'b'},
+                                            {"job", required_argument, NULL, 'j'},
+                                            {"mode", required_argument, NULL, 'm'},
+                                            {"force", no_argument, NULL, 'f'},
+                                            {"no-advice", no_argument, NULL, 'a'},
+                                            {"no-release", no_argument, NULL, 'r'},
+                                            {NULL, 0, NULL, 0}};
     struct error err;
     uint64_t speed;
     int option, code = CLI_DONE;
@@ -241,6 +245,11 @@ static int take_options(struct push *push, int argc, char **argv)
             code = cli_usage(push->cli, "%s", err.text);
         else if (option == 'b')
             json_object_set_new(push->arguments, "bitmap", json_string(optarg));
+        else if (option == 'm' && strcmp(optarg, "both") != 0 && strcmp(optarg, "ram") != 0 &&
+                 strcmp(optarg, "plain") != 0)
+            code = cli_usage(push->cli, "--mode '%s' is not right: both, ram or plain", optarg);
+        else if (option == 'm')
+            json_object_set_new(push->arguments, "mode", json_string(optarg));
         else if (option == 'j')
             snprintf(push->job, sizeof push->job, "%s", optarg);
         else if (option == 'f')
@@ -306,7 +315,8 @@ static int push_run(struct cli *cli, int argc, char **argv)
 
 const struct cli_command cli_push = {
     .name = "push",
-    .arguments = "--to DISK=FILE|NBD-URI … [--speed BYTES] [--bitmap NAME] [--force] [--job NAME] [--no-advice] "
+    .arguments = "--to DISK=FILE|NBD-URI … [--speed BYTES] [--bitmap NAME] [--mode both|ram|plain] [--force] [--job "
+                 "NAME] [--no-advice] "
                  "[--no-release]",
     .summary = "have the daemon copy disks, as they are at one instant, to files or NBD exports",
     .run = push_run,

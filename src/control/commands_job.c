@@ -36,6 +36,7 @@ static const struct control_argument push_arguments[] = {
     {.name = "job-id", .kind = CONTROL_STRING},
     {.name = "speed", .kind = CONTROL_INTEGER, .min = 0, .max = SPEED_MAX},
     {.name = "bitmap", .kind = CONTROL_STRING},
+    {.name = "mode", .kind = CONTROL_STRING},
     {.name = "advice", .kind = CONTROL_BOOLEAN},
     {.name = "release", .kind = CONTROL_BOOLEAN},
     {.name = "force", .kind = CONTROL_BOOLEAN},
@@ -157,6 +158,17 @@ static void push_begun(void *argument, const struct job *job, const struct error
         control_fail_with(request, err);
 }
 
+static int mode_of(const char *text, enum push_mode *mode)
+{
+    static const char *const names[] = {[PUSH_BOTH] = "both", [PUSH_RAM] = "ram", [PUSH_PLAIN] = "plain"};
+    for (unsigned i = 0; text && i < sizeof names / sizeof *names; i++)
+        if (strcmp(text, names[i]) == 0) {
+            *mode = (enum push_mode)i;
+            return 0;
+        }
+    return text ? -EINVAL : 0;
+}
+
 static void fleece_push(struct control_request *request)
 {
     const json_t *array = json_object_get(request->arguments, "targets");
@@ -177,6 +189,11 @@ static void fleece_push(struct control_request *request)
             return;
         }
         targets[i] = (struct push_target){disk, where};
+    }
+    if (mode_of(control_argument_text(request, "mode"), &options.mode) < 0) {
+        control_fail(request, "GenericError", "Parameter 'mode' must be 'both', 'ram' or 'plain', not '%.40s'",
+                     control_argument_text(request, "mode"));
+        return;
     }
     options.targets = targets;
     options.target_count = (unsigned)json_array_size(array);

@@ -28,6 +28,7 @@ struct worker {
     struct cells data;    /* cells that may hold data, then those that do */
     struct cells skipped; /* cells that are not to be touched (needed_only) */
     bool data_known;      /* from the scan; else the worker asks */
+    uint64_t charged;     /* to the speed limit */
     uint64_t asked;       /* the answers about this extent have come so far */
     unsigned next_cell;   /* reading or writing has come so far */
     char *buffer;

@@ -176,10 +176,24 @@ static void worker_looked(struct io_op *op, int64_t result)
 /* --- reading */
 
 static void worker_read(struct worker *worker);
+static void worker_ask(struct worker *worker, uint32_t flags);
+
+/* Blocks have become unneeded while they were read (the target got them straight from a write): what is left is known to lie
+ * within what was. */
+static void worker_again(struct worker *worker)
+{
+    worker->asked = 0;
+    worker->data_known = true;
+    worker_ask(worker, REQUEST_RESIDENCE);
+}
 
 static void worker_has_read(struct request *req, int status)
 {
     struct worker *worker = container_of(req, struct worker, req);
+    if (status == -ENODATA && worker->copy->options.needed_only && worker->copy->status == 0) {
+        worker_again(worker);
+        return;
+    }
     if (status < 0)
         copy_fail(worker->copy, status, "reading", worker->copy->options.source_name, req->range);
     worker_read(worker);
@@ -211,6 +225,8 @@ static void worker_begin(struct worker *worker)
 {
     for (unsigned i = 0; i < EXTENT_CELLS / 64; i++)
         worker->data.bits[i] &= ~worker->skipped.bits[i];
+    throttle_charge(&worker->copy->throttle, (int64_t)data_bytes(worker) - (int64_t)worker->charged);
+    worker->charged = data_bytes(worker);
     worker->next_cell = 0;
     if (cells_empty(&worker->data)) {
         memcpy(worker->hash, copy_zero_hash(worker->copy, worker->extent), COPY_HASH_BYTES);
@@ -242,14 +258,12 @@ static void worker_ask_data(struct worker *worker)
     worker->asked = 0;
     if (!worker->data_known && copy->options.needed_only) { /* there is no answer about what is not needed: look */
         cells_set(&worker->data, 0, worker->extent.length);
-        throttle_charge(&copy->throttle, (int64_t)worker->extent.length);
         worker->data_known = true;
     }
     if (worker->data_known) {
         worker_begin(worker);
         return;
     }
-    throttle_charge(&copy->throttle, (int64_t)worker->extent.length); /* until it is known */
     worker_ask(worker, 0);
 }
 
@@ -282,7 +296,6 @@ static void worker_answered(struct request *req, int status)
     } else if (residence) {
         worker_ask_data(worker);
     } else {
-        throttle_charge(&copy->throttle, (int64_t)data_bytes(worker) - (int64_t)worker->extent.length);
         worker_begin(worker);
     }
 }
@@ -296,10 +309,10 @@ void worker_start(struct worker *worker, struct range extent, const struct cells
     worker->asked = 0;
     memset(&worker->skipped, 0, sizeof worker->skipped);
     memset(&worker->data, 0, sizeof worker->data);
-    if (data) {
+    if (data)
         worker->data = *data;
-        throttle_charge(&copy->throttle, (int64_t)data_bytes(worker));
-    }
+    worker->charged = data ? data_bytes(worker) : extent.length; /* until it is known */
+    throttle_charge(&copy->throttle, (int64_t)worker->charged);
     if (copy->options.needed_only)
         worker_ask(worker, REQUEST_RESIDENCE);
     else

@@ -55,8 +55,12 @@ struct push {
     struct error err;
     struct io_op work; /* on a helper thread */
     atomic_bool stop;  /* tells it */
-    struct io_timer timer;
+    struct io_timer timer, retry;
+    bool removed; /* what the targets got is gone */
+    bool forced;  /* nobody waits for a target any more */
     unsigned out; /* disks whose answer is awaited */
+    struct node *through[LIMIT_DISKS];
+    char snapshot_uuid[37];
     unsigned disk_count;
     struct push_disk disks[];
 };
@@ -129,7 +133,7 @@ static void targets_removed(struct io_op *op, int64_t result)
 static void push_settle(struct job *job)
 {
     struct push *push = push_of(job);
-    if (job->status == 0) {
+    if (job->status == 0 || push->removed) {
         job_settled(job);
         return;
     }
@@ -141,12 +145,16 @@ static void push_settle(struct job *job)
 static void push_forgotten(struct io_op *op, int64_t result)
 {
     struct push *push = container_of(op, struct push, work);
+    void (*begun)(void *, const struct job *, const struct error *) = push->begun;
+    void *argument = push->argument;
+    struct error err = push->err;
     (void)result;
-    push->begun(push->argument, NULL, &push->err);
+    push->removed = true;
     if (push->job.cancelled)
-        job_ended(&push->job, push->status, &push->err);
+        job_ended(&push->job, push->status, &err);
     else
         job_forget(&push->job);
+    begun(argument, NULL, &err);
 }
 
 static void push_over(struct push *push)
@@ -193,6 +201,7 @@ static void push_disk_closed(struct push_disk *disk)
 static void push_close(struct push *push)
 {
     push_move(push, PUSH_CLOSING);
+    io_timer_cancel(push->vm->io, &push->timer);
     push->out = push->disk_count;
     for (unsigned i = 0; i < push->disk_count; i++)
         push_disk_close(&push->disks[i]);
@@ -202,25 +211,59 @@ static void push_close(struct push *push)
 
 static void snapshot_deleted(void *argument, const struct error *err)
 {
-    (void)err; /* deleted by somebody else, or by the end of the VM: gone all the same */
-    push_close(argument);
+    struct push *push = argument;
+    if (err && err->code == EBUSY) /* somebody else deletes it: its writes to the targets must have ended, too */
+        io_timer_set(push->vm->io, &push->retry, io_now_ns(push->vm->io) + PUSH_RETRY_NS);
+    else
+        push_close(push);
 }
 
+static void push_delete_snapshot(struct push *push)
+{
+    const struct snapshot *snapshot = vm_snapshot_find(push->vm, push->job.id);
+    struct snapshot_info info;
+    if (snapshot)
+        snapshot_info(snapshot, &info);
+    if (snapshot && strcmp(info.uuid, push->snapshot_uuid) == 0)
+        vm_snapshot_delete(push->vm, push->job.id, snapshot_deleted, push);
+    else
+        push_close(push);
+}
+
+static void push_delete_again(struct io_timer *timer)
+{
+    push_delete_snapshot(container_of(timer, struct push, retry));
+}
+
+/* Hangs up on targets that have not come back in time. */
+static void push_lose_patience(struct io_timer *timer)
+{
+    struct push *push = container_of(timer, struct push, timer);
+    for (unsigned i = 0; i < push->disk_count; i++) {
+        atomic_store(&push->disks[i].wishes.hang_up, true);
+        push_disk_nudge(&push->disks[i]);
+    }
+}
+
+static void push_be_patient(struct push *push)
+{
+    push->timer.fire = push_lose_patience;
+    if (push->forced)
+        push_lose_patience(&push->timer);
+    else if (!io_timer_armed(&push->timer))
+        io_timer_set(push->vm->io, &push->timer, io_now_ns(push->vm->io) + TRANSFER_PATIENCE_NS);
+}
+
+/* What old data is on its way to a target straight from the guest's writes comes back, or is hung up on, like all else. */
 static void push_end(struct push *push)
 {
-    struct snapshot *snapshot = push->snapshot;
-    struct snapshot_info info;
     push_move(push, PUSH_ENDING);
     io_timer_cancel(push->vm->io, &push->timer);
+    push_be_patient(push);
+    snapshot_let_go(push->snapshot);
     push->snapshot = NULL;
-    snapshot_info(snapshot, &info);
-    if (info.state == SNAPSHOT_LIVE || info.state == SNAPSHOT_BROKEN) {
-        snapshot_let_go(snapshot);
-        vm_snapshot_delete(push->vm, info.name, snapshot_deleted, push);
-    } else {
-        snapshot_let_go(snapshot);
-        snapshot_deleted(push, NULL);
-    }
+    push->retry.fire = push_delete_again;
+    push_delete_snapshot(push);
 }
 
 /* Why its reads failed, if the snapshot knows. */
@@ -253,6 +296,7 @@ static void push_verdict_due(struct io_timer *timer)
 static void push_copied(struct push *push)
 {
     io_timer_cancel(push->vm->io, &push->timer);
+    io_timer_cancel(push->vm->io, &push->retry);
     if (push->status == 0 || push->job.cancelled || !push_failed_reading(push) || push_find_cause(push)) {
         push_end(push);
         return;
@@ -264,28 +308,14 @@ static void push_copied(struct push *push)
 
 /* ---- COPYING ---- */
 
-/* Hangs up on targets that have not come back in time. */
-static void push_lose_patience(struct io_timer *timer)
-{
-    struct push *push = container_of(timer, struct push, timer);
-    for (unsigned i = 0; i < push->disk_count; i++) {
-        atomic_store(&push->disks[i].wishes.hang_up, true);
-        push_disk_nudge(&push->disks[i]);
-    }
-}
-
 /* Ends the engines: those whose target does not answer by hanging up, at once or after a while. */
-static void push_stop(struct push *push, bool at_once)
+static void push_stop(struct push *push)
 {
     for (unsigned i = 0; i < push->disk_count; i++) {
         atomic_store(&push->disks[i].wishes.cancel, true);
         push_disk_nudge(&push->disks[i]);
     }
-    push->timer.fire = push_lose_patience;
-    if (at_once)
-        push_lose_patience(&push->timer);
-    else if (!io_timer_armed(&push->timer))
-        io_timer_set(push->vm->io, &push->timer, io_now_ns(push->vm->io) + TRANSFER_PATIENCE_NS);
+    push_be_patient(push);
 }
 
 /* The limit is for the job: its disks share it, and what ends leaves its part to the others. */
@@ -332,9 +362,21 @@ static void push_disk_news(struct push_disk *disk)
         push->job.done_bytes += atomic_load(&each->done_bytes);
         if (atomic_exchange(&each->wishes.hurry, hurry) != hurry)
             push_disk_nudge(each);
+        if (each->running && atomic_exchange(&each->failing, false))
+            push_stop(push);
     }
     if (push->job.user_paused)
         push_check_paused(push);
+}
+
+/* Whether the snapshot still lives, also when no engine moves that would notice. */
+static void push_look(struct io_timer *timer)
+{
+    struct push *push = container_of(timer, struct push, retry);
+    if (push->status == 0 && push_find_cause(push))
+        push_stop(push);
+    else
+        io_timer_set(push->vm->io, &push->retry, io_now_ns(push->vm->io) + PUSH_LOOK_NS);
 }
 
 static void push_disk_ended(struct push_disk *disk)
@@ -344,7 +386,7 @@ static void push_disk_ended(struct push_disk *disk)
         push_fail(push, &disk->err);
         if (disk->failed_io && !push->job.cancelled)
             job_io_error(&push->job, disk->failed_reading);
-        push_stop(push, false);
+        push_stop(push);
     }
     push_disk_news(disk);
     push->out--;
@@ -363,17 +405,22 @@ static void push_begin(struct job *job)
     for (unsigned i = 0; i < push->disk_count; i++)
         push_disk_begin(&push->disks[i]);
     push_share_speed(push);
+    push->retry.fire = push_look;
+    io_timer_set(push->vm->io, &push->retry, io_now_ns(push->vm->io) + PUSH_LOOK_NS);
 }
 
 static void push_cancel(struct job *job, bool force)
 {
     struct push *push = push_of(job);
     atomic_store(&push->stop, true);
+    push->forced |= force;
     push_fail_cancelled(push);
     if (push->step == PUSH_CUTTING)
         vm_lease_end(push->vm, push);
     else if (push->step == PUSH_COPYING)
-        push_stop(push, force);
+        push_stop(push);
+    else if (push->step == PUSH_ENDING)
+        push_be_patient(push);
 }
 
 static void push_pause(struct job *job)
@@ -429,6 +476,7 @@ static void push_has_snapshot(void *argument, struct snapshot *snapshot, const s
     snapshot_info(snapshot, &info);
     push->snapshot = snapshot;
     push->hold_ns = info.hold_ns;
+    memcpy(push->snapshot_uuid, info.uuid, sizeof push->snapshot_uuid);
     if (push->job.cancelled) {
         push_end(push);
         return;
@@ -473,8 +521,14 @@ static void targets_opened(struct io_op *op, int64_t result)
         return;
     }
     push_move(push, PUSH_CUTTING);
-    const struct snapshot_options options = {
-        .name = push->job.id, .lease = push, .bitmap = push->bitmap, .no_export = true};
+    for (unsigned i = 0; i < push->disk_count; i++)
+        push->through[i] = push->disks[i].target.node;
+    const struct snapshot_options options = {.name = push->job.id,
+                                             .lease = push,
+                                             .bitmap = push->bitmap,
+                                             .through = push->options.mode == PUSH_BOTH ? NULL : push->through,
+                                             .through_always = push->options.mode == PUSH_PLAIN,
+                                             .no_export = true};
     vm_snapshot_create(push->vm, &options, push_has_snapshot, push);
 }
 
@@ -503,6 +557,13 @@ static int push_take_targets(struct push *push, const struct push_options *optio
     return options->target_count ? 0 : error_set(err, EINVAL, "no target is named: which disk goes where?");
 }
 
+static int push_check_mode(const struct vm *vm, const struct push_options *options, struct error *err)
+{
+    if (options->mode == PUSH_RAM && vm->options.disk_bytes > 0)
+        return error_set(err, EINVAL, "mode 'ram' can't be had: this daemon's cache has files, too (--fleece max=)");
+    return 0;
+}
+
 static struct push *push_make(struct vm *vm, const struct push_options *options)
 {
     struct push *push = calloc(1, sizeof *push + vm->disk_count * sizeof push->disks[0]);
@@ -522,7 +583,11 @@ static struct push *push_make(struct vm *vm, const struct push_options *options)
         disk->hooks = (struct push_disk_hooks){push_disk_news, push_disk_ended, push_disk_closed};
         disk->disk = vm->disks[i].disk;
         disk->options = (struct push_disk_options){
-            .advice = !options->no_advice, .release = !options->no_release, .needed_only = options->bitmap != NULL};
+            .advice = !options->no_advice,
+            .release = !options->no_release,
+            .needed_only = options->bitmap != NULL || options->mode != PUSH_BOTH,
+            .workers = options->mode == PUSH_BOTH ? 0 : PUSH_THROUGH_WORKERS,
+        };
         snprintf(disk->source_name, sizeof disk->source_name, "disk %s", disk->disk->name);
     }
     return push;
@@ -533,7 +598,9 @@ void push_start(struct vm *vm, struct job_table *jobs, const struct push_options
 {
     struct error err = {0};
     struct push *push = push_make(vm, options);
-    int status = push ? push_take_targets(push, options, &err) : error_set(&err, ENOMEM, "no memory for a job");
+    int status = push ? push_check_mode(vm, options, &err) : error_set(&err, ENOMEM, "no memory for a job");
+    if (status == 0)
+        status = push_take_targets(push, options, &err);
     if (status == 0 && options->bitmap && !(push->bitmap = strdup(options->bitmap)))
         status = error_set(&err, ENOMEM, "no memory for a job");
     if (status == 0)

@@ -9,6 +9,12 @@
 #include "job/job.h"
 #include "vm/vm.h"
 
+enum push_mode {             /* where the guest's first writes put old data */
+                 PUSH_BOTH,  /* into the fleecing cache, both tiers of it; the guest never waits for the target */
+                 PUSH_RAM,   /* into RAM; when that is full, straight to the target, and the guest waits for it */
+                 PUSH_PLAIN, /* straight to the target, for contrast: there is no cache */
+};
+
 struct push_target {
     const char *disk;  /* its name */
     const char *where; /* absolute path or NBD URI, see job/target.h */
@@ -18,6 +24,7 @@ struct push_options {
     const char *job_id; /* NULL: "backup-N"; also the name of the snapshot */
     const struct push_target *targets;
     unsigned target_count;
+    enum push_mode mode;
     const char *bitmap;                    /* only the blocks that are set in this bitmap of each disk; NULL: all */
     uint64_t speed;                        /* bytes a second, of all disks together; 0: no limit */
     bool force;                            /* files that exist may be overwritten */

@@ -67,6 +67,8 @@ static void copy_io_error(void *context, bool reading)
     struct push_disk *disk = context;
     disk->failed_io = true;
     disk->failed_reading = reading;
+    atomic_store(&disk->failing, true); /* the engine ends when all has come back, which may be never */
+    nudge_send(&disk->news, disk->control);
 }
 
 static void obey_pause(struct push_disk *disk)
@@ -86,14 +88,14 @@ static void obey_pause(struct push_disk *disk)
 static void obey(struct push_disk *disk)
 {
     uint64_t speed = atomic_load(&disk->wishes.speed);
+    if (atomic_load(&disk->wishes.hang_up) && disk->target.is_nbd && disk->target.node)
+        nbd_node_hang_up(disk->target.node);
     if (!disk->copy)
         return;
     if (atomic_load(&disk->wishes.cancel) && !disk->cancel_obeyed) {
         disk->cancel_obeyed = true;
         copy_cancel(disk->copy);
     }
-    if (atomic_load(&disk->wishes.hang_up) && disk->target.is_nbd)
-        nbd_node_hang_up(disk->target.node);
     if (disk->cancel_obeyed)
         return;
     if (speed != disk->speed_obeyed)
@@ -153,6 +155,7 @@ static void disk_begin(struct io_message *message)
                                          .advice = disk->options.advice,
                                          .release = disk->options.release,
                                          .needed_only = disk->options.needed_only,
+                                         .workers = disk->options.workers,
                                          .speed = disk->speed_obeyed = atomic_load(&disk->wishes.speed),
                                          .progress = copy_progress,
                                          .paused = copy_has_paused,
@@ -188,7 +191,7 @@ static void disk_close(struct io_message *message)
 void push_disk_begin(struct push_disk *disk)
 {
     assert(!disk->running);
-    disk->running = true;
+    disk->running = disk->begun = true;
     disk->order.message.deliver = disk_ordered;
     disk->news.message.deliver = disk_news;
     disk->life.deliver = disk_begin;
@@ -197,13 +200,14 @@ void push_disk_begin(struct push_disk *disk)
 
 void push_disk_nudge(struct push_disk *disk)
 {
-    if (disk->running)
+    if (disk->begun && !disk->closing)
         nudge_send(&disk->order, disk->disk->node.io);
 }
 
 void push_disk_close(struct push_disk *disk)
 {
-    assert(!disk->running);
+    assert(!disk->running && !disk->closing);
+    disk->closing = true;
     disk->life.deliver = disk_close;
     io_post(disk->disk->node.io, &disk->life);
 }

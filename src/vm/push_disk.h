@@ -16,6 +16,7 @@ struct push_disk;
 
 struct push_disk_options {
     bool advice, release, needed_only;
+    unsigned workers; /* 0: default */
 };
 
 /* What the control thread wants of a disk; the reactor looks at it whenever it is nudged. */
@@ -51,9 +52,11 @@ struct push_disk {
     uint64_t released_bytes;
     /* Reactor -> control: */
     struct nudge order, news;
+    atomic_bool failing;
     atomic_ullong done_bytes, data_bytes;
     atomic_uint paused_number; /* the pause that has taken effect */
     struct io_message life;    /* begin, end, close: one at a time */
+    bool begun, closing;       /* the control thread's, too */
     bool running;              /* from push_disk_begin() to hooks.ended; the control thread's */
     bool failed_reading, failed_io;
     int status;

@@ -167,4 +167,92 @@ def test_a_snapshot_that_breaks_gives_its_reason(t):
     d.stop()
 
 
+def test_plain_mode(t):
+    """P2: no cache, for contrast: the guest waits for the target with the first write of each block, and with no other."""
+    harness.need("nbdkit")
+    image = t.disk("a.raw", 8 * MIB + 512, fill=8)
+    d = t.daemon({"vda": image})
+    guest = Guest(d, image)
+    was = bytes(guest.model)
+    server, uri = target(t, "far", len(was), "delay", delay_write="150ms")
+    with d.qmp() as q:
+        job = begin(q, uri, mode="plain", speed=1 * MIB)
+        places = [MIB * 7 + 64 * KIB * i for i in range(8)] + [8 * MIB - 4 * KIB]
+        for _ in range(2):
+            guest.begin()
+            for place in places:
+                guest.write(place + 100, 3000)
+            if _ == 0:
+                first = min(guest.took)
+        status = d.status()
+        print(f"first writes at least {first * 1000:.0f} ms, second ones {guest.p99() * 1000:.1f} ms", flush=True)
+        assert first >= 0.15 > sorted(guest.took)[len(places) // 2], (first, guest.took)
+        assert status["disks"][0]["cache-blocks"] == 0 and status["disks"][0]["errors"] == 0, status
+        q.execute("block-job-set-speed", device=job, speed=0)
+        assert finished(q, job)["event"] == "BLOCK_JOB_COMPLETED"
+    assert content(uri) == was
+    nothing_left(d)
+    guest.end()
+    stop(t, server)
+    d.stop()
+    assert image.read_bytes() == guest.model
+
+
+def test_ram_mode(t):
+    """N8: when RAM is full, old data goes straight to the target: nothing breaks, though nothing is released and three times
+    as much is overwritten. In the mode with a cache alone that breaks the snapshot."""
+    harness.need("nbdkit")
+    image = t.disk("a.raw", 12 * MIB + 1536, fill=6)
+    for mode, timeout in (("both", 1), ("ram", 10)):
+        d = t.daemon({"vda": image}, "--fleece", f"ram=4M,cbw-timeout={timeout}")
+        guest = Guest(d, image)
+        was = bytes(guest.model)
+        server, uri = target(t, mode, len(was), "rate", rate="32M")
+        with d.qmp() as q:
+            job = begin(q, uri, mode=mode, release=False, advice=False)
+            places = list(range(0, 12 * MIB, 64 * KIB))
+            guest.chance.shuffle(places)
+            for place in places:
+                guest.write(place, 64 * KIB)
+            status = d.status()
+            assert status["disks"][0]["errors"] == 0 and status["cache"]["bytes-peak"] <= 4 * MIB, status
+            said = finished(q, job)["data"].get("error")
+            assert said is None if mode == "ram" else "cache is full" in said, said
+        if mode == "ram":
+            assert content(uri) == was
+        nothing_left(d)
+        guest.end()
+        stop(t, server)
+        d.stop()
+        assert image.read_bytes() == guest.model
+    d = t.daemon({"vda": image}, "--fleece", f"ram=4M,max=64M,dir={t.dir}")
+    said = d.fleece("push", "--to", f"vda={t.path('x')}", "--mode", "ram", status=1).stderr
+    assert "mode 'ram' can't be had" in said, said
+    d.fleece("push", "--to", f"vda={t.path('x')}", "--mode", "quick", status=2)
+    d.stop()
+
+
+def test_plain_mode_and_a_target_that_stops(t):
+    """P3: a write waits for cbw-timeout at most; then the job pays, not the guest."""
+    harness.need("nbdkit")
+    image = t.disk("a.raw", 8 * MIB, fill=7)
+    d = t.daemon({"vda": image}, "--fleece", "ram=8M,cbw-timeout=1")
+    guest = Guest(d, image)
+    server, uri = target(t, "stopped", 8 * MIB)
+    with d.qmp() as q:
+        job = begin(q, uri, mode="plain", speed=1 * MIB)
+        server.send_signal(signal.SIGSTOP)
+        for place in range(4 * MIB, 8 * MIB, 64 * KIB):
+            guest.write(place, 64 * KIB)
+        print(f"the slowest write took {max(guest.took):.2f} s", flush=True)
+        assert max(guest.took) < 1 + 0.75 * harness.FACTOR, max(guest.took)
+        event = finished(q, job)
+        assert "the snapshot of job" in event["data"]["error"], event
+    nothing_left(d)
+    guest.end()
+    stop(t, server)
+    d.stop()
+    assert image.read_bytes() == guest.model
+
+
 harness.main()

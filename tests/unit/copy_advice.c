@@ -418,6 +418,29 @@ static void only_what_is_needed(void **state)
     }
 }
 
+/* A write of the guest brings old data straight to the target, and the blocks are needed no more, while they are read. */
+static void written_through(struct view *view)
+{
+    struct target *target = &view->fixture->target;
+    for (uint64_t cell = view->reads * 256 + 5; view->reads < EXTENTS && cell < view->reads * 256 + 90; cell++) {
+        memcpy(target->bytes + cell * CELL, view->bytes + cell * CELL, CELL);
+        view->residence[cell] = RESIDENCE_RELEASED;
+    }
+}
+
+static void what_the_target_has_already_is_left_alone(void **state)
+{
+    (void)state;
+    struct fixture f;
+    fixture_init(&f);
+    f.options.needed_only = true;
+    f.view.at_read = written_through;
+    run(&f);
+    check_equal(&f);
+    assert_true(f.view.reads > EXTENTS);
+    fixture_fini(&f);
+}
+
 static void lift_the_limit(struct io_timer *timer)
 {
     struct fixture *f = container_of(timer, struct fixture, timer);
@@ -500,6 +523,7 @@ int main(void)
         cmocka_unit_test(what_is_safe_is_released),
         cmocka_unit_test(failures_of_releasing),
         cmocka_unit_test(only_what_is_needed),
+        cmocka_unit_test(what_the_target_has_already_is_left_alone),
         cmocka_unit_test(the_speed_is_kept_and_can_be_changed),
         cmocka_unit_test(it_pauses),
     };
