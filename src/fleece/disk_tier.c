@@ -62,6 +62,7 @@ int disk_tier_init(struct disk_tier *tier, struct io *io, const struct disk_tier
         return error_set(err, ENOMEM, "no memory for the lists of a cache file");
     if (slot_pool_init(&tier->pool, (uint32_t)segments, (uint32_t)slots) < 0) {
         munmap(tier->sets, tier->sets_bytes);
+        tier->sets_bytes = 0; /* disk_tier_fini() may still be called */
         return error_set(err, ENOMEM, "no memory for the slots of a cache file");
     }
     index_set_init(&tier->idle, (uint32_t)segments, tier->sets);
@@ -74,7 +75,8 @@ void disk_tier_fini(struct disk_tier *tier)
     assert(tier->writes == 0 && tier->punches == 0 && !list_linked(&tier->quiet_task.link));
     budget_give(tier->budget, tier->pool.segments_present * segment_file_bytes(tier));
     slot_pool_fini(&tier->pool);
-    munmap(tier->sets, tier->sets_bytes);
+    if (tier->sets_bytes)
+        munmap(tier->sets, tier->sets_bytes);
     *tier = (struct disk_tier){0};
 }
 
@@ -97,14 +99,13 @@ uint32_t disk_tier_slots_max(const struct disk_tier *tier)
 bool disk_tier_has_room(const struct disk_tier *tier, uint32_t slots)
 {
     const struct slot_pool *pool = &tier->pool;
-    uint32_t segment, empty = tier->idle_count + tier->kept_count + tier->punch.count;
+    uint32_t segment;
     if (tier->idle_count + tier->kept_count > 0)
         return true;
     if (slot_pool_next_absent(pool, &segment) &&
         atomic_load(&tier->budget->used_bytes) + segment_file_bytes(tier) <= tier->budget->max_bytes)
         return true;
-    return slot_pool_has_room(pool) &&
-           (pool->segments_present - empty) * pool->slots_per_segment - pool->slots_used >= slots;
+    return pool->slots_free >= slots;
 }
 
 /* Segments that hold nothing. */
@@ -163,6 +164,8 @@ static void punch_done(struct request *req, int status)
     punch->count = 0;
     tier->punches--;
     disk_tier_settle(tier);
+    if (tier->punched)
+        tier->punched(tier->context);
 }
 
 /* The lowest run of idle segments, as far as one piece goes. */

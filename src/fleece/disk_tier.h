@@ -32,6 +32,9 @@ struct disk_tier {
     int failure;                              /* -errno of the last spill that failed; 0: the last one succeeded */
     uint64_t spilled_segments, punched_bytes; /* ever */
     uint64_t punches_failed;                  /* ever: what they were for stays used until the file goes */
+    /* By the caller, may be NULL: a punch is over, so there may be a place for a spill. */
+    void (*punched)(void *context);
+    void *context;
     /* Private: */
     uint32_t write_flags;        /* enum request_flags */
     struct index_set idle, kept; /* segments that hold nothing: to be punched; that cannot be */

@@ -39,6 +39,8 @@
 enum { GROWTH = 8 };
 static const uint64_t GROWTH_BYTES_MAX = 64 * GIB;
 
+static void file_punched(void *context);
+
 static uint64_t map_share(const struct fleecing_cache *cache)
 {
     return (uint64_t)cache->ram.pool.slots_per_segment * LIMIT_MAP_BYTES_PER_SLOT;
@@ -52,9 +54,9 @@ uint64_t fleecing_cache_growth_max(uint64_t bytes)
     return most > bytes ? most : bytes;
 }
 
-static uint32_t reserved_segments(uint64_t bytes, uint64_t charge)
+static uint64_t reserved_segments(uint64_t bytes, uint64_t charge)
 {
-    return (uint32_t)(fleecing_cache_growth_max(bytes) / charge);
+    return fleecing_cache_growth_max(bytes) / charge;
 }
 
 static int spills_create(struct fleecing_cache *cache)
@@ -110,7 +112,7 @@ int fleecing_cache_init(struct fleecing_cache *cache, const struct fleecing_cach
     const uint64_t charge = options->segment_bytes + (options->file ? 2 : 1) * share;
     int status = ram_tier_init(&cache->ram, options->io, options->ram_budget, options->block_shift,
                                options->segment_bytes, charge,
-                               reserved_segments(options->ram_budget->max_bytes, charge), err);
+                               (uint32_t)reserved_segments(options->ram_budget->max_bytes, charge), err);
     if (status < 0)
         return status;
     cache->ram.grown = options->changed;
@@ -119,6 +121,8 @@ int fleecing_cache_init(struct fleecing_cache *cache, const struct fleecing_cach
         const struct disk_tier_options disk = {options->file, options->file_budget, options->block_shift,
                                                options->segment_bytes};
         status = disk_tier_init(&cache->disk, options->io, &disk, err);
+        cache->disk.punched = file_punched;
+        cache->disk.context = cache;
     }
     if (options->keep_unchanged)
         cache->spare = calloc(LIMIT_SPARE_BLOCKS, sizeof *cache->spare);
@@ -455,6 +459,13 @@ static void spill_some(struct fleecing_cache *cache, bool partly_used)
     }
 }
 
+static void file_punched(void *context)
+{
+    struct fleecing_cache *cache = context;
+    spill_some(cache, false);
+    cache->changed(cache->context);
+}
+
 uint32_t fleecing_cache_take(struct fleecing_cache *cache, uint32_t count, uint32_t *first)
 {
     uint32_t segments = cache->ram.pool.segments_present;
@@ -470,7 +481,8 @@ bool fleecing_cache_squeeze(struct fleecing_cache *cache)
 {
     spill_some(cache, cache->spills_busy == 0);
     ram_tier_trim(&cache->ram);
-    return (cache->spills_busy > 0 && !MUTANT(spills_not_waited_for)) || ram_tier_is_growing(&cache->ram);
+    bool file_moves = cache->spills_busy > 0 || cache->disk.punches > 0;
+    return (file_moves && !MUTANT(spills_not_waited_for)) || ram_tier_is_growing(&cache->ram);
 }
 
 int fleecing_cache_failure(const struct fleecing_cache *cache)

@@ -65,8 +65,11 @@ static uint64_t word_without_slots(const struct slot_pool *pool, uint32_t word)
 /* After a change of `used` or of the state. */
 static void segment_settle(struct slot_pool *pool, uint32_t segment)
 {
-    const struct slot_segment *s = &pool->segments[segment];
-    if (s->present && !s->closed && s->used < pool->slots_per_segment)
+    struct slot_segment *s = &pool->segments[segment];
+    pool->slots_free -= s->free;
+    s->free = s->present && !s->closed ? (uint16_t)(pool->slots_per_segment - s->used) : 0;
+    pool->slots_free += s->free;
+    if (s->free > 0)
         index_set_add(&pool->with_room, segment);
     else
         index_set_remove(&pool->with_room, segment);

@@ -16,20 +16,21 @@
 
 struct slot_segment {
     uint32_t used;
-    bool present; /* it has memory, or a place in the file */
-    bool closed;  /* nothing is taken from it for now: I/O is under way on the whole of it */
+    bool present;  /* it has memory, or a place in the file */
+    bool closed;   /* nothing is taken from it for now: I/O is under way on the whole of it */
+    uint16_t free; /* slots that can be taken: none, unless it is present and open */
     uint64_t taken[LIMIT_SEGMENT_SLOTS / 64]; /* one bit per slot; those that do not exist are set */
 };
 
 struct slot_pool {
     uint32_t slots_per_segment; /* power of two, LIMIT_SEGMENT_SLOTS at most; 1 is allowed */
     uint32_t segments_max, segments_present;
-    uint32_t segments_end; /* no segment at or beyond it is present */
-    uint32_t slots_used;
-    struct slot_segment *segments; /* one mapping, touched as it comes into use */
-    struct index_set with_room;    /* segments: present, open, with a free slot */
-    struct index_set absent;       /* segments: were present, below segments_end */
-    uint64_t bytes;                /* of the mapping */
+    uint32_t segments_end;           /* no segment at or beyond it is present */
+    uint32_t slots_used, slots_free; /* free: of all segments that are present and open */
+    struct slot_segment *segments;   /* one mapping, touched as it comes into use */
+    struct index_set with_room;      /* segments: present, open, with a free slot */
+    struct index_set absent;         /* segments: were present, below segments_end */
+    uint64_t bytes;                  /* of the mapping */
 };
 
 /* 0 or -ENOMEM. */

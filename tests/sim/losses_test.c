@@ -2,7 +2,7 @@
 /*
  * Several losses of old data at once: a disk goes bad while two snapshots live, and the copies of two blocks fail, that of
  * the newer snapshot first. Both snapshots must be said to be broken, and must be broken on every disk (R4). And a loss
- * that one disk reports before another disk has heard of the cut.
+ * that one disk reports before another disk has heard of the cut. And the numbers of a very large cache.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -308,9 +308,34 @@ static void test_break_overtakes_the_cut(void **state)
     assert_int_equal(world_destroy(world, stderr), 0);
 }
 
+/* Large blocks and a large budget: places for blocks of zeroes are more than 32 bits count, and still there. */
+static void test_marks_of_large_blocks(void **state)
+{
+    (void)state;
+    struct world *world = world_create(&(struct world_options){.seed = 1});
+    struct io *io = world_reactor(world, "vda", 0);
+    struct budget budget = {.max_bytes = 8 * GIB};
+    struct copy_before_write *cbw;
+    struct node *leaf;
+    struct error err;
+    world_file_create(world, "vda", DISK_BYTES, 512, false);
+    world_act_as(world, io);
+    assert_int_equal(sim_leaf_open(io, "vda", &leaf), 0);
+    struct disk *disk = disk_create("vda", leaf);
+    const struct cbw_options options = {
+        .disk = disk, .ram_budget = &budget, .block_bytes = MIB, .segment_bytes = SEGMENT_BYTES_DEFAULT};
+    assert_int_equal(cbw_create(&options, &cbw, &err), 0);
+    assert_true(cbw_cache(cbw)->marks.segments_max > 0);
+    cbw_destroy(cbw);
+    disk_destroy(disk);
+    world_act_as(world, NULL);
+    assert_int_equal(world_destroy(world, stderr), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_newer_loss_first),
-                                       cmocka_unit_test(test_break_overtakes_the_cut)};
+                                       cmocka_unit_test(test_break_overtakes_the_cut),
+                                       cmocka_unit_test(test_marks_of_large_blocks)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -74,6 +74,40 @@ static void c8_room_is_given_in_order(void **state)
     assert_true(stage->snapshots[0].broken);
 }
 
+/* ---- last resorts ---- */
+
+/* The whole cache file is on its way back to the file system when RAM runs full: the writes wait for that, and nothing
+ * breaks; they go on when it has come back, not when they ask again. */
+static void a_punch_under_way_is_hope(void **state)
+{
+    struct stage *stage = *state;
+    struct stage_request writes[40] = {0};
+    struct stage_snapshot *first = stage_snapshot(stage, "s1");
+    stage_overwrite_all(stage, 0, 0, 160, 200);
+    assert_int_equal(stage_status_of_vm(stage).disks[0].file_blocks, 64);
+    struct stage_snapshot *second = stage_snapshot(stage, "s2");
+    stage_hold_cache(stage, WORLD_ALLOCATE, 0);
+    stage_delete(stage, first);
+    stage_settle(stage);
+    assert_int_equal(stage->held_count, 1);
+    stage_hold_no_more(stage);
+    for (unsigned i = 0; i < 40; i++) /* 160 blocks; 128 have room in RAM */
+        stage_write(stage, &writes[i], 0, 4 * i, 4, 201);
+    stage_settle(stage);
+    assert_false(second->broken);
+    assert_false(stage_succeeded(&writes[39]));
+    uint64_t now = world_now(stage->world);
+    assert_true(world_let_go(stage->world, stage->held[0]));
+    STAGE_STEP_UNTIL(stage, stage_succeeded(&writes[39]));
+    assert_true(world_now(stage->world) - now < 100 * NS_PER_MS);
+    stage_settle(stage);
+    for (unsigned i = 0; i < 40; i++)
+        assert_true(stage_succeeded(&writes[i]));
+    assert_false(second->broken);
+    assert_int_equal(stage_value(stage, second, 0, 7), 200);
+    assert_int_equal(stage_value(stage, second, 0, 170), stage_first_value(0, 170));
+}
+
 /* ---- C13 ---- */
 
 /* tmpfs is full: the snapshot breaks, the guest goes on, nothing touches memory that is not there. */
@@ -157,6 +191,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         STAGE_TEST(c8_first_parked_first_served, .disk_count = 1),
         STAGE_TEST(c8_room_is_given_in_order, .disk_count = 2, .segments = 2),
+        STAGE_TEST(a_punch_under_way_is_hope, .disk_count = 1, .segments = 2, .cache_segments = 1),
         STAGE_TEST(c13_a_full_tmpfs_breaks_the_snapshot, .disk_count = 1, .tmpfs_bytes = 64 * STAGE_BLOCK),
         STAGE_TEST(c13_a_segment_in_use_is_not_punched, .disk_count = 1),
         STAGE_TEST(l14_no_write_waits_for_a_sync, .disk_count = 1, .segments = 2, .cache_segments = 16),

@@ -46,10 +46,12 @@ static uint32_t lowest_absent(const struct model *model)
 
 static void check(const struct slot_pool *pool, const struct model *model)
 {
-    uint32_t slots_used = 0, present = 0, next = SLOT_NONE;
+    uint32_t slots_used = 0, slots_free = 0, present = 0, next = SLOT_NONE;
     for (uint32_t i = 0; i < model->segments; i++) {
         slots_used += used(model, i);
         present += model->present[i];
+        if (model->present[i] && !model->closed[i])
+            slots_free += model->slots - used(model, i);
         assert_int_equal(pool->segments[i].present, model->present[i]);
         if (model->present[i]) {
             assert_int_equal(pool->segments[i].used, used(model, i));
@@ -57,6 +59,7 @@ static void check(const struct slot_pool *pool, const struct model *model)
         }
     }
     assert_int_equal(pool->slots_used, slots_used);
+    assert_int_equal(pool->slots_free, slots_free);
     assert_int_equal(pool->segments_present, present);
     assert_int_equal(slot_pool_has_room(pool), with_room(model) != SLOT_NONE);
     assert_int_equal(slot_pool_next_absent(pool, &next), lowest_absent(model) != SLOT_NONE);
