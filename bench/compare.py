@@ -36,11 +36,12 @@ def commit():
 
 
 class Report:
-    """The cells of one row of the table, printed as they come and kept as JSON. After `deadline` (of time.monotonic()) no
-    further pair is begun, but each cell gets one."""
+    """The cells of one row of the table, printed as they come and kept as JSON. The cells share `seconds` evenly; each gets
+    one pair in any case, and a further one if it will probably end in time."""
 
-    def __init__(self, row, title, pairs, versions, deadline=float("inf")):
-        self.row, self.pairs, self.deadline, self.cells = row, pairs, deadline, []
+    def __init__(self, row, title, pairs, versions, seconds=float("inf"), cells=1):
+        self.row, self.pairs, self.cells = row, pairs, []
+        self.end, self.cells_left = time.monotonic() + seconds, cells
         self.head = {
             "row": row, "title": title, "pairs": pairs, "versions": versions, "cpus": os.cpu_count(),
             "kernel": platform.release(), "started": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
@@ -54,8 +55,12 @@ class Report:
         names = list(candidates)
         runs = {name: [] for name in names}
         loads = []
+        began = time.monotonic()
+        end = began + (self.end - began) / max(1, self.cells_left)
+        self.cells_left -= 1
         for pair in range(self.pairs):
-            if pair > 0 and time.monotonic() > self.deadline:
+            now = time.monotonic()
+            if pair > 0 and now + (now - began) / pair > end:
                 break
             turn = pair % len(names)
             for name in names[turn:] + names[:turn]:

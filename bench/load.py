@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import threading
 import time
@@ -36,6 +37,34 @@ def floor(kind, queue, seconds, path, null_uri):
     disk = fio(kind, queue, seconds, 0, path=path)["iops"]
     null = fio("randread" if kind == "randread" else "randwrite", queue, seconds, 0, uri=null_uri)["iops"]
     return {"iops": 1 / (1 / disk + 1 / null) if queue == 1 else min(disk, null), "disk_iops": disk, "null_iops": null}
+
+
+class SteadyWriter:
+    """A guest in the background: 4 KiB random writes at a steady rate, all over the disk, until the block is left. It ends
+    in any case; `hung` then says whether it had to be killed, with a request that was never answered."""
+
+    def __init__(self, uri, rate, queue, *options):
+        self.arguments = ["fio", "--name=guest", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite", "--bs=4k",
+                          f"--iodepth={queue}", f"--rate_iops={rate}", "--time_based", "--runtime=3600", "--randrepeat=0",
+                          "--output=/dev/null", *options]
+        self.hung = False
+
+    def __enter__(self):
+        self.process = subprocess.Popen(self.arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL, start_new_session=True)
+        return self
+
+    def __exit__(self, *_):
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.hung = True
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)  # fio's workers are processes of their own
+        except ProcessLookupError:
+            pass
+        self.process.wait()
 
 
 class Puller:

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Rows about the fleecing cache: a target that is slow and far away, and a disk tier that spills."""
 import contextlib
-import signal
 import subprocess
 import time
 
 import nbd
 
-from load import fio, make_disk
+from load import SteadyWriter, fio, make_disk
 from rows import GIB, SPEED, peers, ram_for
 from servers import Fleece, SlowTarget
 
@@ -27,23 +26,6 @@ def pull_to(uri, target_uri):
         process.kill()
         process.wait()
         process.stderr.close()
-
-
-@contextlib.contextmanager
-def steady_writer(uri, rate):
-    """4 KiB random writes at that rate, all over the disk."""
-    process = subprocess.Popen(
-        ["fio", "--name=guest", "--thread", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite", "--bs=4k", "--iodepth=16",
-         f"--rate_iops={rate}", "--time_based", "--runtime=3600", "--randrepeat=0", "--output=/dev/null"],
-        stdin=subprocess.DEVNULL)
-    try:
-        time.sleep(0.5)
-        yield
-        if process.poll() is not None:
-            raise SystemExit("the guest ended early")
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait()
 
 
 def overwrite(uri, size):
@@ -90,7 +72,8 @@ def b4(bench):
             candidates = {}
             for name, make in servers(threads).items():
                 candidates[name] = lambda m=make: measure(m, queue)
-                candidates[f"{name}, no backup"] = lambda m=make: alone(m, queue)
+                if threads or name == "fleece":
+                    candidates[f"{name}, no backup"] = lambda m=make: alone(m, queue)
             bench.report.compare(f"{how} to a slow target, QD{queue}", candidates, SPEED)
 
 
@@ -121,7 +104,8 @@ def advice(bench):
     def measure(*options):
         with SlowTarget(bench.work, size, rate="512M", delay="1ms") as target, \
                 Fleece(bench.work, {"vda": disk}, ram="16M", disk_tier="4G") as server, \
-                steady_writer(server.uri("vda"), 4000):
+                SteadyWriter(server.uri("vda"), 4000, 16):
+            time.sleep(0.5)
             started = time.monotonic()
             server.push(target, *options)
             took = time.monotonic() - started
