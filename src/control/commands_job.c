@@ -281,9 +281,10 @@ static void run_set_speed(struct control_request *request)
 {
     struct error err;
     struct job *job = job_meant(request);
+    if (!job)
+        return;
     uint64_t speed = (uint64_t)json_integer_value(json_object_get(request->arguments, "speed"));
-    if (job)
-        answer(request, job_set_speed(job, speed, &err), &err);
+    answer(request, job_set_speed(job, speed, &err), &err);
 }
 
 const struct control_command control_commands_job[] = {

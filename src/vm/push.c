@@ -373,9 +373,10 @@ static void push_disk_news(struct push_disk *disk)
 static void push_look(struct io_timer *timer)
 {
     struct push *push = container_of(timer, struct push, retry);
-    if (push->status == 0 && push_find_cause(push))
+    if (push->status == 0 && push_find_cause(push)) {
+        job_io_error(&push->job, true); /* what the next read would say */
         push_stop(push);
-    else
+    } else
         io_timer_set(push->vm->io, &push->retry, io_now_ns(push->vm->io) + PUSH_LOOK_NS);
 }
 

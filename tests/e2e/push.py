@@ -280,6 +280,26 @@ def test_interrupted_and_killed_clients(t):
     assert push.wait(20) == 1 and not t.path("p.raw").exists()
 
 
+def test_its_snapshot_is_deleted(t):
+    """By somebody else, in each mode, also while the job is paused: the job fails and says so."""
+    d = t.daemon({"vda": t.disk("a.raw", 8 * MIB, 1)})
+    for mode in ("both", "ram", "plain"):
+        for pause in (False, True):
+            with d.qmp() as q:
+                q.execute("fleece-push", targets=[{"disk": "vda", "target": str(t.path("o"))}], job_id="j", mode=mode,
+                          speed=1 * MIB)
+                if pause:
+                    q.execute("job-pause", id="j")
+                assert [e["name"] for e in q.execute("query-block-exports")] == ["vda"]  # nobody else reads it
+                q.execute("fleece-snapshot-delete", name="j")
+                story = events_until_null(q, "j")
+                error = [step[1].get("error") for step in story if step[0] == "BLOCK_JOB_COMPLETED"]
+                assert error == ["the snapshot of job 'j' was deleted"], story
+            assert not t.path("o").exists()
+            nothing_left(d)
+    d.stop()
+
+
 def test_what_is_copied_is_preserved_no_more(t):
     """A guest that writes where the copy has been: N25, P18."""
     disk = t.disk("a.raw", 48 * MIB, 1)
