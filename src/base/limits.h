@@ -158,8 +158,12 @@ enum {
      * memory of a segment, 256 of them, was measured at up to 600 us. */
     LIMIT_SWEEP_STEP = 8192,
     LIMIT_SWEEP_FREES = 256,
+    /* Pieces of a release in one tick, when little has to be freed. */
+    LIMIT_RELEASE_PIECES = 8,
 };
 
+/* A piece of a release: 256 blocks, as many as are freed at once. (32 MiB held the guest up for 5 ms and more.) */
+#define LIMIT_RELEASE_PIECE_BYTES (1 * MIB)
 /* Longest single request the block layer takes; longer transfers are cut up by the exports (bounds buffers). */
 #define LIMIT_REQUEST_BYTES (1 * MIB)
 #define THROUGH_BUFFER_BYTES (256 * KIB)

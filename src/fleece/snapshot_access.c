@@ -14,7 +14,8 @@
  *
  * States of a read: submitted -> (parked, when all LIMIT_SNAPSHOT_READS are out) -> (waits at the disk's read gate, which
  * keeps readers from filling the disk's queue; then it looks at the map afresh) -> base read under way -> settled ->
- * (file reads under way) -> done. A discard releases blocks. A crash loses the point with its view.
+ * (file reads under way) -> done. A discard releases blocks, piece by piece and a few a tick. A crash loses the point with
+ * its view.
  */
 #include "fleece/snapshot_access.h"
 
@@ -55,6 +56,9 @@ struct snapshot_access {
     struct list idle;
     struct list parked; /* for an idle read, first come, first served */
     struct io_task wake;
+    struct list releases;    /* under way, one after the other */
+    uint64_t released_bytes; /* of the first */
+    struct io_timer release_on;
     struct snapshot_read reads[LIMIT_SNAPSHOT_READS];
 };
 
@@ -397,14 +401,60 @@ static void status_start(struct snapshot_access *access, struct snapshot_read *r
     node_submit(cbw_disk(access->point->cbw)->leaf, base);
 }
 
+/* ---- release ---- */
+
+/* The next piece; pieces end where blocks do, so that none is covered partly by two of them. */
+static struct range release_piece(const struct snapshot_access *access, struct range range)
+{
+    const uint64_t block = UINT64_C(1) << access_shift(access);
+    const uint64_t most = block > LIMIT_RELEASE_PIECE_BYTES ? block : LIMIT_RELEASE_PIECE_BYTES;
+    uint64_t start = range.start + access->released_bytes, end = range_end(range);
+    if (end - start > most)
+        end = round_down(start + most, block);
+    return (struct range){start, end - start};
+}
+
+/* One step a tick: to give back the memory of what is released takes its time, and the guest must not wait for it. */
+static void releases_go_on(struct snapshot_access *access)
+{
+    const struct fleecing_cache *cache = access_cache(access);
+    const uint32_t before = cache->map.entries;
+    for (unsigned pieces = 0; !list_empty(&access->releases); pieces++) {
+        struct request *req = list_first(&access->releases, struct request, link);
+        if (pieces == LIMIT_RELEASE_PIECES || before - cache->map.entries >= LIMIT_SWEEP_FREES) {
+            io_timer_set(access->node.io, &access->release_on, io_now_ns(access->node.io));
+            return;
+        }
+        struct range piece = release_piece(access, req->range);
+        int status = access_status(access);
+        if (status == 0)
+            status = point_release(access->point, piece);
+        access->released_bytes += piece.length;
+        if (status == 0 && access->released_bytes < req->range.length)
+            continue;
+        access->released_bytes = 0;
+        list_remove(&req->link);
+        request_complete(req, status);
+    }
+}
+
+static void releases_fire(struct io_timer *timer)
+{
+    releases_go_on(container_of(timer, struct snapshot_access, release_on));
+}
+
 /* ---- the node ---- */
 
 static void access_submit(struct node *node, struct request *req)
 {
     struct snapshot_access *access = container_of(node, struct snapshot_access, node);
     int status = access_status(access);
-    if (status == 0 && req->kind == REQUEST_DISCARD)
-        status = point_release(access->point, req->range);
+    if (status == 0 && req->kind == REQUEST_DISCARD) {
+        list_append(&access->releases, &req->link);
+        if (!io_timer_armed(&access->release_on))
+            releases_go_on(access);
+        return;
+    }
     if (status == 0 && req->kind == REQUEST_BLOCK_STATUS && (req->flags & REQUEST_RESIDENCE))
         snapshot_residence(access->point, req);
     if (status < 0 || (req->kind != REQUEST_READ && req->kind != REQUEST_BLOCK_STATUS) ||
@@ -437,7 +487,8 @@ static void access_wake(struct io_task *task)
 static void access_destroy(struct node *node)
 {
     struct snapshot_access *access = container_of(node, struct snapshot_access, node);
-    assert(list_empty(&access->parked));
+    assert(list_empty(&access->parked) && list_empty(&access->releases));
+    io_timer_cancel(access->node.io, &access->release_on);
     for (unsigned i = 0; i < LIMIT_SNAPSHOT_READS; i++)
         assert(!access->reads[i].req);
     if (list_linked(&access->wake.link))
@@ -464,6 +515,8 @@ struct node *snapshot_access_create(struct point *point)
     access->node.block_bytes = UINT32_C(1) << cbw_block_shift(point->cbw);
     access->point = point;
     access->wake.run = access_wake;
+    access->release_on.fire = releases_fire;
+    list_init(&access->releases);
     list_init(&access->idle);
     list_init(&access->parked);
     for (unsigned i = 0; i < LIMIT_SNAPSHOT_READS; i++) {

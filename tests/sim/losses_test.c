@@ -2,7 +2,8 @@
 /*
  * Several losses of old data at once: a disk goes bad while two snapshots live, and the copies of two blocks fail, that of
  * the newer snapshot first. Both snapshots must be said to be broken, and must be broken on every disk (R4). And a loss
- * that one disk reports before another disk has heard of the cut. And the numbers of a very large cache.
+ * that one disk reports before another disk has heard of the cut. And what only a large
+ * cache shows: its numbers, and a long release.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -308,6 +309,78 @@ static void test_break_overtakes_the_cut(void **state)
     assert_int_equal(world_destroy(world, stderr), 0);
 }
 
+static void done(struct request *req, int status)
+{
+    req->status = status;
+    req->done = NULL;
+}
+
+/* A release of much that is in RAM: the reactor frees a little of it at a time, and has other work between. */
+static void test_long_release(void **state)
+{
+    enum { BLOCKS = 2048, REQUESTS = 32, EACH = BLOCKS / REQUESTS };
+    (void)state;
+    struct world *world = world_create(&(struct world_options){.seed = 1});
+    struct io *io = world_reactor(world, "vda", 0);
+    struct budget budget = {.max_bytes = 64 * MIB};
+    struct copy_before_write *cbw;
+    struct cbw_waiter waiter = {.quiet = quiet};
+    struct request writes[REQUESTS], release;
+    static uint8_t bytes[EACH * BLOCK];
+    struct iovec iov = {bytes, sizeof bytes};
+    struct node *leaf;
+    struct error err;
+    bool is_drained = false;
+    struct world_file *file = world_file_create(world, "vda", (uint64_t)BLOCKS * BLOCK, 512, false);
+    memset(world_file_bytes(file), 7, (size_t)BLOCKS * BLOCK);
+    world_act_as(world, io);
+    assert_int_equal(sim_leaf_open(io, "vda", &leaf), 0);
+    struct disk *disk = disk_create("vda", leaf);
+    const struct cbw_options options = {.disk = disk,
+                                        .ram_budget = &budget,
+                                        .block_bytes = BLOCK,
+                                        .segment_bytes = SEGMENT_BYTES_DEFAULT,
+                                        .timeout_ns = NS_PER_S};
+    assert_int_equal(cbw_create(&options, &cbw, &err), 0);
+    struct point *point = point_create(cbw, 1, NULL);
+    struct node *view = snapshot_access_create(point);
+    disk_hold(disk, drained, &is_drained);
+    point_go_live(point);
+    disk_release(disk);
+    for (unsigned i = 0; i < REQUESTS; i++) {
+        writes[i] = (struct request){.kind = REQUEST_WRITE,
+                                     .range = {i * sizeof bytes, sizeof bytes},
+                                     .iov = &iov,
+                                     .iov_count = 1,
+                                     .done = done};
+        node_submit(&disk->node, &writes[i]);
+    }
+    world_act_as(world, NULL);
+    world_run_for(world, NS_PER_S);
+    world_act_as(world, io);
+    assert_int_equal(cbw_cache(cbw)->map.entries, BLOCKS);
+    release = (struct request){.kind = REQUEST_DISCARD, .range = {0, (uint64_t)BLOCKS * BLOCK}, .done = done};
+    node_submit(view, &release);
+    assert_true(cbw_cache(cbw)->map.entries >= BLOCKS - 2 * LIMIT_SWEEP_FREES && release.done);
+    world_act_as(world, NULL);
+    world_run_for(world, NS_PER_S);
+    assert_null(release.done);
+    assert_int_equal(release.status, 0);
+    assert_int_equal(cbw_cache(cbw)->map.entries, 0);
+    world_act_as(world, io);
+    point_end(point);
+    node_destroy(view);
+    point_free(point);
+    cbw_when_quiet(cbw, &waiter);
+    world_act_as(world, NULL);
+    world_run_for(world, NS_PER_S);
+    world_act_as(world, io);
+    cbw_destroy(cbw);
+    disk_destroy(disk);
+    world_act_as(world, NULL);
+    assert_int_equal(world_destroy(world, stderr), 0);
+}
+
 /* Large blocks and a large budget: places for blocks of zeroes are more than 32 bits count, and still there. */
 static void test_marks_of_large_blocks(void **state)
 {
@@ -334,8 +407,8 @@ static void test_marks_of_large_blocks(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_newer_loss_first),
-                                       cmocka_unit_test(test_break_overtakes_the_cut),
-                                       cmocka_unit_test(test_marks_of_large_blocks)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_newer_loss_first), cmocka_unit_test(test_break_overtakes_the_cut),
+        cmocka_unit_test(test_marks_of_large_blocks), cmocka_unit_test(test_long_release)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
