@@ -24,7 +24,7 @@ static void c8_first_parked_first_served(void **state)
     struct stage_request stuck = {0}, first = {0}, second = {0};
     stage_snapshot(stage, "s1");
     stage_overwrite(stage, 0, 9, 199); /* preserved: the next write of it goes straight to the disk */
-    stage_hold(stage, WORLD_SYNC, 0);
+    stage_hold(stage, WORLD_WRITE, 0);
     stage_write(stage, &stuck, 0, 9, 1, 200);
     stage_hold(stage, WORLD_READ, 0);
     stage_write(stage, &first, 0, 4, 1, 201); /* parks on its copy */
