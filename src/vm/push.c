@@ -168,20 +168,23 @@ static void push_over(struct push *push)
     io_work(push->vm->io, &push->work, remove_targets, push);
 }
 
+/* On a helper thread. */
 static int64_t keep_targets(void *argument)
 {
     struct push *push = argument;
-    struct error err;
     for (unsigned i = 0; i < push->disk_count; i++)
-        if (target_keep(&push->disks[i].target, &err) < 0)
-            push_fail(push, &err);
+        push->disks[i].status = target_keep(&push->disks[i].target, &push->disks[i].err);
     return 0;
 }
 
 static void targets_kept(struct io_op *op, int64_t result)
 {
+    struct push *push = container_of(op, struct push, work);
     (void)result;
-    push_over(container_of(op, struct push, work));
+    for (unsigned i = 0; i < push->disk_count; i++)
+        if (push->disks[i].status < 0)
+            push_fail(push, &push->disks[i].err);
+    push_over(push);
 }
 
 static void push_disk_closed(struct push_disk *disk)

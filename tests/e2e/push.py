@@ -302,7 +302,7 @@ def test_its_snapshot_is_deleted(t):
 
 def test_what_is_copied_is_preserved_no_more(t):
     """A guest that writes where the copy has been: N25, P18."""
-    disk = t.disk("a.raw", 48 * MIB, 1)
+    disk = t.disk("a.raw", 32 * MIB, 1)
     preserved = {}
     for switch in ("release", "no-release"):
         d = t.daemon({"vda": disk})
@@ -311,8 +311,8 @@ def test_what_is_copied_is_preserved_no_more(t):
         right = disk.read_bytes()
         arguments = ["--no-release"] if switch != "release" else []
         push = push_in_the_background(t, d, "--to", f"vda={t.path(switch)}", "--speed", "16M", *arguments)
-        harness.wait_for("8 MiB have been copied and are safe", lambda: jobs(d)[0]["offset"] >= 16 * MIB and (
-            arguments or d.status()["disks"][0]["blocks-released"] >= 8 * MIB // 4096))
+        harness.wait_for("4 MiB have been copied and are safe", lambda: jobs(d)[0]["offset"] >= 8 * MIB and (
+            arguments or d.status()["disks"][0]["blocks-released"] >= 4 * MIB // 4096))
         for number in range(100):
             guest.pwrite(harness.pattern(4096, number), number * 16 * KIB)
         preserved[switch] = d.status()["disks"][0]["blocks-preserved"]
