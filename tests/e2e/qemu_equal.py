@@ -315,6 +315,10 @@ def test_a_third_one(t):
     run(t, 5)
 
 
+def test_little_memory_and_a_cache_file(t):
+    run(t, 6, "--fleece", f"ram=4M,max=64M,dir={t.dir}", disk_options=",granularity=64K")
+
+
 def test_page_cache(t):
     run(t, 3, disk_options=",cache=writeback")
 
