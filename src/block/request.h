@@ -37,6 +37,7 @@ enum request_flags {
     REQUEST_ONE = 8,        /* block status: one extent, not beyond the range */
     REQUEST_RESIDENCE = 16, /* block status of a snapshot's view: extents carry enum residence_flags instead */
     REQUEST_OWN = 32,       /* made by a filter, through the disk: not counted as the guest's */
+    REQUEST_NO_HINT = 64,   /* discard: -EOPNOTSUPP where space can't be given back, else that is no error */
 };
 
 /* The same bits as NBD's base:allocation. */

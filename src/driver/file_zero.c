@@ -154,7 +154,7 @@ static void allocate_done(struct io_op *io_op, int64_t result)
     if (file_retry(op, result)) {
         start_allocate(req);
     } else if (op->phase == FILE_DISCARD) {
-        if (result < 0 && !is_unsupported(result))
+        if (result < 0 && (!is_unsupported(result) || (req->flags & REQUEST_NO_HINT)))
             file_finish(req, (int)result);
         else
             file_finish_synced(req);

@@ -122,7 +122,7 @@ static bool take_from(struct index_set *set, uint32_t *count, uint32_t *segment)
 bool disk_tier_claim(struct disk_tier *tier, uint32_t *segment)
 {
     if (tier->kept_count + tier->idle_count > 0)
-        PROBE(file_segment_used_again);
+        PROBE(tier_segment_used_again);
     if (take_from(&tier->kept, &tier->kept_count, segment) || take_from(&tier->idle, &tier->idle_count, segment)) {
         slot_pool_open(&tier->pool, *segment);
     } else {
@@ -158,7 +158,7 @@ static void punch_done(struct request *req, int status)
         budget_give(tier->budget, req->range.length);
         tier->punched_bytes += req->range.length;
     } else {
-        PROBE(file_punch_failed);
+        PROBE(tier_punch_failed);
         tier->punches_failed++;
     }
     punch->count = 0;
@@ -185,6 +185,7 @@ static void punch_begin(struct disk_tier *tier)
         .count = count,
         .since_ns = io_now_ns(tier->io),
         .request = {.kind = REQUEST_DISCARD,
+                    .flags = REQUEST_NO_HINT, /* the budget counts on it */
                     .range = {disk_tier_segment_offset(tier, first), count * segment_file_bytes(tier)},
                     .done = punch_done},
     };

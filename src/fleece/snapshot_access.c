@@ -280,7 +280,7 @@ static void read_file_on(struct snapshot_read *read)
     struct block_range blocks = range_to_blocks(read->req->range, access_shift(access));
     uint64_t end = block_range_end(blocks);
     int status = range_status(access, read->req->range);
-    if (status < 0 && !MUTANT(file_read_not_looked_at_again))
+    if (status < 0 && !MUTANT(cached_read_not_looked_at_again))
         read->status = status;
     while (read->status == 0 && read->files_out < FILE_READS && read->file_at < end) {
         uint32_t place = PLACE_NONE;

@@ -49,6 +49,7 @@ void cache_choose(struct sim *sim, uint64_t total_bytes)
     cache->sticks_per_1024 = sim_chance(sim, 200) ? 1 + (unsigned)sim_below(sim, 200) : 0;
     cache->stuck_forever = cache->sticks_per_1024 > 0 && sim_chance(sim, 300);
     cache->refuses = sim_chance(sim, 128);
+    cache->no_punch = sim_chance(sim, 128);
     if (sim_chance(sim, 256))
         cache->fail_per_1024 = 1 + (unsigned)sim_below(sim, 100);
     if (sim_chance(sim, 128)) {
@@ -161,6 +162,8 @@ int cache_fault(struct sim *sim, const struct world_io *io)
 {
     struct sim_cache *cache = &sim->cache;
     uint64_t number = ++cache->operations;
+    if (cache->no_punch && io->kind == WORLD_ALLOCATE)
+        return -EOPNOTSUPP; /* an old file system: no excuse for anything */
     bool fails = (number >= cache->fail_from && number < cache->fail_until) || sim_chance(sim, cache->fail_per_1024);
     if (!fails)
         return 0;

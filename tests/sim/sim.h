@@ -142,6 +142,7 @@ struct sim_cache {
     unsigned fail_per_1024, sticks_per_1024;
     uint64_t fail_from, fail_until; /* all operations between these numbers fail; 0: none */
     uint64_t operations, faults;
+    bool no_punch;      /* its file system can't */
     bool refuses;       /* to make files, now and then */
     bool stuck_forever; /* some of what gets stuck does not come back before the guests have come to their end */
     bool let_go;        /* nothing gets stuck any more */
