@@ -18,8 +18,8 @@ struct copy {              /* of neighbouring old blocks, on their way into the 
     char *buffer;           /* of such a copy, in place of slots */
     uint64_t torn;          /* its blocks that were stale when they had been read */
     uint64_t written_bytes; /* of the range, or passed over */
-    uint64_t begun_ns;
-    uint64_t stale; /* by block: a write may have passed while it was read, so its data belongs to no point */
+    uint64_t begun_ns;      /* when the target was first asked; 0: not yet */
+    uint64_t stale;         /* by block: a write may have passed while it was read, so its data belongs to no point */
     uint32_t slots[LIMIT_COPY_BLOCKS];
     struct iovec iov[LIMIT_COPY_BLOCKS];
 };

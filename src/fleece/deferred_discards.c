@@ -14,6 +14,9 @@
  * write observers are told of it, and it is put off again when a new point needs the blocks meanwhile. It has its range for
  * itself: the guest's writes that overlap park on it. While some wait or run the filter stays in the graph.
  *
+ * Only what is needed waits. To the rest of such a discard the guest may have writes under way, which must not be undone
+ * after they were acknowledged: it runs at once, as far as runs are free.
+ *
  * Where blocks are needed less, there it looks, a few thousand blocks a tick. The set is bounded: a discard that finds no
  * room is not done. A crash forgets them all, and nothing is lost but space.
  */
@@ -23,14 +26,6 @@
 bool cbw_has_discards(const struct copy_before_write *cbw)
 {
     return cbw->discards.waiting.count > 0 || cbw->discards.running > 0;
-}
-
-void cbw_defer_discard(struct copy_before_write *cbw, struct request *req)
-{
-    PROBE(discard_deferred);
-    if (!range_set_add(&cbw->discards.waiting, req->range))
-        cbw->discards.dropped++;
-    request_complete(req, 0);
 }
 
 void cbw_cancel_discards(struct copy_before_write *cbw, struct range range)
@@ -74,6 +69,35 @@ static void discard_start(struct copy_before_write *cbw, struct range range)
     PROBE(discard_runs);
     run->req = (struct request){.kind = REQUEST_DISCARD, .flags = REQUEST_OWN, .range = range, .done = discard_done};
     node_submit(&cbw->disk->node, &run->req);
+}
+
+/* The run of bytes from range.start that are needed, or that are not. */
+static struct range next_run(const struct copy_before_write *cbw, struct range range, bool *needed)
+{
+    struct block_range blocks = range_to_blocks(range, cbw->block_shift);
+    uint64_t end = blocks.first + 1;
+    *needed = cbw_block_needed(cbw, blocks.first);
+    while (end < block_range_end(blocks) && cbw_block_needed(cbw, end) == *needed)
+        end++;
+    uint64_t stop = end < block_range_end(blocks) ? end << cbw->block_shift : range_end(range);
+    return (struct range){range.start, stop - range.start};
+}
+
+void cbw_defer_discard(struct copy_before_write *cbw, struct request *req)
+{
+    struct deferred_discards *discards = &cbw->discards;
+    struct range rest = req->range;
+    PROBE(discard_deferred);
+    while (rest.length > 0) {
+        bool needed;
+        struct range run = next_run(cbw, rest, &needed);
+        bool kept = needed ? range_set_add(&discards->waiting, run) : discards->running < LIMIT_DISCARDS_RUNNING;
+        if (kept && !needed)
+            discard_start(cbw, run);
+        discards->dropped += !kept;
+        rest = (struct range){range_end(run), rest.length - run.length};
+    }
+    request_complete(req, 0);
 }
 
 /* The first bytes of the range that nobody needs, as far as `looks` blocks go (counted down); empty: there are none. */

@@ -477,6 +477,12 @@ uint32_t fleecing_cache_take(struct fleecing_cache *cache, uint32_t count, uint3
     return taken;
 }
 
+void fleecing_cache_look_ahead(struct fleecing_cache *cache)
+{
+    if (cache->disk.file && cache->spills_busy == 0 && budget_is_short(cache->ram_budget, 0))
+        spill_some(cache, false);
+}
+
 bool fleecing_cache_squeeze(struct fleecing_cache *cache)
 {
     spill_some(cache, cache->spills_busy == 0);

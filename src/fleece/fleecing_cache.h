@@ -96,6 +96,8 @@ enum place_kind fleecing_cache_kind(const struct fleecing_cache *cache, uint32_t
 const char *fleecing_cache_memory(const struct fleecing_cache *cache, uint32_t place); /* of PLACE_RAM */
 uint64_t fleecing_cache_offset(const struct fleecing_cache *cache, uint32_t place);    /* of PLACE_FILE, in the file */
 
+/* Something was inserted: spills begin before RAM runs out. */
+void fleecing_cache_look_ahead(struct fleecing_cache *cache);
 /* Makes room by all means that cost nobody anything: whether some may come of it. `changed` is called then. */
 bool fleecing_cache_squeeze(struct fleecing_cache *cache);
 /* -errno of what keeps the file from taking more; 0: nothing, or there is no file. */

@@ -79,6 +79,7 @@ void cbw_copy_finish(struct copy *copy, int status)
             fleecing_cache_give(&cbw->cache, copy->slots[i]);
         }
     }
+    fleecing_cache_look_ahead(&cbw->cache);
     if (status < 0)
         copy_lost(copy, status);
     if (status < 0 && !list_empty(&copy->parked) && MUTANT(guest_pays_for_copy))
@@ -171,7 +172,7 @@ struct copy *cbw_copy_start(struct copy_before_write *cbw, struct block_range bl
     copy->blocks = (struct block_range){blocks.first, copy_take_memory(copy, blocks, queue)};
     if (copy->blocks.count == 0)
         return NULL;
-    copy->begun_ns = io_now_ns(cbw->node.io);
+    copy->begun_ns = 0;
     copy->stale = 0;
     copy->filled_bytes = 0;
     list_remove(&copy->link);

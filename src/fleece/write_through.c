@@ -11,7 +11,7 @@
  *
  * Blocks that other points need as well go into the cache like all others, and the point reads them there.
  *
- * The guest waits no longer than the filter's time-out, counted from the beginning of the copy: then the point breaks, and
+ * The guest waits no longer than the filter's time-out, counted from when the old data is here: then the point breaks, and
  * its writes go on at once, while the target keeps the buffer until it answers (P3). So does an error of the target.
  *
  * A crash ends point and job.
@@ -86,8 +86,6 @@ uint32_t cbw_through_prepare(struct copy *copy, const struct point *point, struc
     copy->buffer = through->buffers + index * through->buffer_bytes;
     copy->iov[0] = (struct iovec){copy->buffer, (size_t)count << cbw->block_shift};
     copy->read.iov_count = 1;
-    if (!io_timer_armed(&through->overdue))
-        io_timer_set(cbw->node.io, &through->overdue, io_now_ns(cbw->node.io) + cbw->timeout_ns);
     return count;
 }
 
@@ -164,6 +162,9 @@ void cbw_through_write(struct copy *copy)
 {
     copy->torn = MUTANT(through_writes_torn) ? 0 : copy->stale;
     copy->written_bytes = 0;
+    copy->begun_ns = io_now_ns(copy->cbw->node.io);
+    if (!io_timer_armed(&copy->cbw->through.overdue))
+        io_timer_set(copy->cbw->node.io, &copy->cbw->through.overdue, copy->begun_ns + copy->cbw->timeout_ns);
     through_write_on(copy);
 }
 
@@ -183,7 +184,7 @@ static void through_overdue(struct io_timer *timer)
     uint64_t next = 0;
     list_each (link, &cbw->copies) {
         const struct copy *copy = container_of(link, struct copy, link);
-        struct point *point = copy->buffer ? point_of(cbw, copy->through_epoch) : NULL;
+        struct point *point = copy->buffer && copy->begun_ns ? point_of(cbw, copy->through_epoch) : NULL;
         const uint64_t due = copy->begun_ns + cbw->timeout_ns;
         if (point && due <= now && !MUTANT(through_never_overdue)) {
             PROBE(through_overdue);
