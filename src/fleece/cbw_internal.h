@@ -27,6 +27,7 @@ struct copy {              /* of neighbouring old blocks, on their way into the 
 struct discard_run { /* a deferred discard that is under way */
     struct copy_before_write *cbw;
     struct request req;
+    struct request *whole; /* the guest's, of which this is the part that nobody needs; NULL: it was put off */
     bool busy;
     struct list parked; /* the guest's writes to the same range */
 };

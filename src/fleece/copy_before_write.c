@@ -100,7 +100,7 @@ bool cbw_squeeze(struct copy_before_write *cbw)
         if (point->state == POINT_LIVE && point->released_ns && now < point->released_ns + RELEASE_PATIENCE_NS)
             hopeful = true;
     }
-    return hopeful;
+    return hopeful && !MUTANT(hope_given_up_early);
 }
 
 /* ---- writes ---- */

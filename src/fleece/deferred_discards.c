@@ -15,7 +15,7 @@
  * itself: the guest's writes that overlap park on it. While some wait or run the filter stays in the graph.
  *
  * Only what is needed waits. To the rest of such a discard the guest may have writes under way, which must not be undone
- * after they were acknowledged: it runs at once, as far as runs are free.
+ * after they were acknowledged: it runs at once, as far as runs are free, and the guest hears when it is done.
  *
  * Where blocks are needed less, there it looks, a few thousand blocks a tick. The set is bounded: a discard that finds no
  * room is not done. A crash forgets them all, and nothing is lost but space.
@@ -47,6 +47,13 @@ struct discard_run *cbw_discard_running(struct copy_before_write *cbw, struct ra
     return NULL;
 }
 
+/* A part of the guest's discard is done, or has been put off: the last one completes it. */
+static void discard_part_done(struct request *whole)
+{
+    if (--whole->leaf_scratch[0] == 0)
+        request_complete(whole, 0);
+}
+
 static void discard_done(struct request *req, int status)
 {
     struct discard_run *run = container_of(req, struct discard_run, req);
@@ -54,17 +61,20 @@ static void discard_done(struct request *req, int status)
     (void)status; /* a hint */
     run->busy = false;
     cbw->discards.running--;
+    if (run->whole)
+        discard_part_done(run->whole);
     disk_resubmit_all(cbw->disk, &run->parked);
     io_task_queue(cbw->node.io, &cbw->discards.task);
 }
 
-static void discard_start(struct copy_before_write *cbw, struct range range)
+static void discard_start(struct copy_before_write *cbw, struct range range, struct request *whole)
 {
     struct discard_run *run = cbw->discards.runs;
     while (run->busy)
         run++;
     range_set_remove(&cbw->discards.waiting, range);
     run->busy = true;
+    run->whole = whole;
     cbw->discards.running++;
     PROBE(discard_runs);
     run->req = (struct request){.kind = REQUEST_DISCARD, .flags = REQUEST_OWN, .range = range, .done = discard_done};
@@ -88,16 +98,19 @@ void cbw_defer_discard(struct copy_before_write *cbw, struct request *req)
     struct deferred_discards *discards = &cbw->discards;
     struct range rest = req->range;
     PROBE(discard_deferred);
+    req->leaf_scratch[0] = 1; /* parts to come: this one is the end of the loop */
     while (rest.length > 0) {
         bool needed;
         struct range run = next_run(cbw, rest, &needed);
         bool kept = needed ? range_set_add(&discards->waiting, run) : discards->running < LIMIT_DISCARDS_RUNNING;
-        if (kept && !needed)
-            discard_start(cbw, run);
+        if (kept && !needed) {
+            req->leaf_scratch[0]++;
+            discard_start(cbw, run, req);
+        }
         discards->dropped += !kept;
         rest = (struct range){range_end(run), rest.length - run.length};
     }
-    request_complete(req, 0);
+    discard_part_done(req);
 }
 
 /* The first bytes of the range that nobody needs, as far as `looks` blocks go (counted down); empty: there are none. */
@@ -134,7 +147,7 @@ static void discards_look(struct io_task *task)
         uint64_t end = range.length > 0 ? range_end(range) : looks > 0 ? range_end(found) : range.start;
         discards->look = (struct range){end, range_end(discards->look) - end};
         if (range.length > 0)
-            discard_start(cbw, range);
+            discard_start(cbw, range, NULL);
     }
     if (discards->look.length > 0 && looks == 0)
         io_timer_set(cbw->node.io, &discards->again, io_now_ns(cbw->node.io));

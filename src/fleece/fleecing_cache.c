@@ -488,7 +488,7 @@ bool fleecing_cache_squeeze(struct fleecing_cache *cache)
     spill_some(cache, cache->spills_busy == 0);
     ram_tier_trim(&cache->ram);
     bool file_moves = cache->spills_busy > 0 || cache->disk.punches > 0;
-    return (file_moves && !MUTANT(spills_not_waited_for)) || ram_tier_is_growing(&cache->ram);
+    return file_moves || ram_tier_is_growing(&cache->ram);
 }
 
 int fleecing_cache_failure(const struct fleecing_cache *cache)

@@ -69,7 +69,7 @@ static void target_submit(struct node *node, struct request *req)
     while (write->req != NULL)
         if (++write == target->writes + LIMIT_THROUGH_COPIES)
             sim_fail(sim, "a target gets more writes at once than there are copies");
-    bool fails = sim_chance(sim, 8), hangs = sim_chance(sim, 16);
+    bool fails = sim_chance(sim, 64), hangs = sim_chance(sim, 16);
     write->req = req;
     write->status = fails ? -EIO : 0;
     write->timer.fire = target_done;
