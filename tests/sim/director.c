@@ -133,8 +133,8 @@ static void create(struct sim *sim)
             options.total_ns = options.drain_ns + sim_below(sim, 4) * NS_PER_MS;
     }
     struct node *targets[SIM_DISKS];
-    if (sim_chance(sim, 160)) {
-        if (!sim->waits_for_targets) /* as long as a write may wait at all */
+    if (sim_chance(sim, sim->alive == 1 ? 400 : 100)) { /* alone, it is the only one that needs anything */
+        if (!sim->waits_for_targets)                    /* as long as a write may wait at all */
             sim->patience_ns += sim->cbw_timeout_ns > 0 ? sim->cbw_timeout_ns : CBW_TIMEOUT_DEFAULT_NS;
         sim->waits_for_targets = true;
         for (unsigned i = 0; i < sim->disk_count; i++)

@@ -62,9 +62,6 @@ static void target_submit(struct node *node, struct request *req)
     if (req->kind != REQUEST_WRITE)
         sim_fail(sim, "a target is asked for something else than a write");
     check_content(target, req);
-    for (uint64_t block = req->range.start / sim->block_bytes; block * sim->block_bytes < range_end(req->range);
-         block++)
-        target->here[block] = true;
     struct target_write *write = target->writes;
     while (write->req != NULL)
         if (++write == target->writes + LIMIT_THROUGH_COPIES)
