@@ -330,7 +330,7 @@ static void run_until(struct sim *sim, bool (*condition)(const struct sim *sim),
     while (!condition(sim)) {
         if (!world_step(sim->world))
             sim_fail(sim, "nothing happens any more, and there is still to come: %s", what);
-        if (world_events(sim->world) > (uint64_t)EVENTS_MAX_PER_REQUEST * (requests + 1000))
+        if (world_events(sim->world) > (uint64_t)EVENTS_MAX_PER_REQUEST * (requests + 3000))
             sim_fail(sim, "%llu events, and there is still to come: %s", (unsigned long long)world_events(sim->world),
                      what);
     }

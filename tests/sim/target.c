@@ -66,11 +66,11 @@ static void target_submit(struct node *node, struct request *req)
     while (write->req != NULL)
         if (++write == target->writes + LIMIT_THROUGH_COPIES)
             sim_fail(sim, "a target gets more writes at once than there are copies");
-    bool fails = sim_chance(sim, 64), hangs = sim_chance(sim, 16);
+    bool fails = sim_chance(sim, 64), hangs = sim_chance(sim, 32);
     write->req = req;
     write->status = fails ? -EIO : 0;
     write->timer.fire = target_done;
-    uint64_t takes_ns = hangs ? sim_below(sim, 400 * NS_PER_MS) : sim_below(sim, NS_PER_MS);
+    uint64_t takes_ns = hangs ? sim_below(sim, 900 * NS_PER_MS) : sim_below(sim, NS_PER_MS);
     sim->may_break = sim->may_break || fails || sim->cbw_timeout_ns > 0;
     io_timer_set(target->disk->io, &write->timer, world_now(sim->world) + takes_ns);
 }
