@@ -26,7 +26,7 @@
 enum {
     JOBS_MAX = 64,
     MUTANT_SEEDS = 4000, /* a fault that so many runs do not show is not caught */
-    MUTANT_SECONDS = 60, /* of one child */
+    MUTANT_SECONDS = 20, /* of one child */
     MUTANT_REQUESTS = 2000,
 };
 
