@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Sentences are made where the error is found, in a buffer of the caller's: nothing here can fail, or need memory. */
 #include "base/error.h"
 
 #include <assert.h>

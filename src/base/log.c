@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* A line is one write, so that lines of several threads stay whole. Nothing is kept back for a crash to lose. */
 #include "base/log.h"
 
 #include <stdarg.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Strangers' text is judged whole, before anything of it is used: what is not understood to its last byte is refused. */
 #include "base/name.h"
 
 #include <errno.h>

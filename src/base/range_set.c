@@ -1,4 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A sorted array. The ranges never touch, so the first one that ends behind a byte is found by halving, and each change
+ * replaces one run of the array by what is left or merged of it. No states, no I/O; a crash leaves nothing.
+ */
 #include "base/range_set.h"
 
 #include <string.h>

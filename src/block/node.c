@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Every request passes here once for each node: what a node may rely on is asserted, and what all but snapshot views would
+ * answer alike (where blocks are) is answered. */
 #include "block/node.h"
 
 #include <assert.h>

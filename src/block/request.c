@@ -1,4 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The end of requests, and the memory that they carry.
+ *
+ *     submitted -> (parked -> submitted again)* -> completed, and settled with its disk -> `done`, at the end of the tick
+ *
+ * The disk counts a write as landed in the very step in which the leaf says so (C4); only the submitter hears of it later,
+ * so that no completion is ever delivered inside node_submit(). A crash ends all requests: what was acknowledged is on the
+ * disk as far as it was flushed, what was not may be there or not.
+ */
 #include "block/request.h"
 
 #include <assert.h>

@@ -1,4 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * One line on a terminal, drawn again in its own place and wiped at the end; or a JSON object now and then. Nothing else is
+ * ever written to stdout or stderr from here, and an interrupted command leaves no half line.
+ */
 #include "cli/progress.h"
 
 #include <stdio.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/* One connection, one command, one reply: an error of the daemon's has been said when these return. */
 #include "cli/reply.h"
 
 #include <stdio.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Only what looks like a point is one, for folders may have an '@' in their names; what is neither is refused by name. */
 #include "cli/set_argument.h"
 
 #include <errno.h>

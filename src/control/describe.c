@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What has several tellers is put into words here once: commands, their replies and events then agree. Keeps nothing. */
 #include "control/describe.h"
 
 #include <stdio.h>

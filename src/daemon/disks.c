@@ -1,4 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Disks are opened one after the other, on a helper thread, before anything is served; each may wait for the lock of a
+ * killed daemon whose writes are still landing (C10). The first error ends it; what is open by then the daemon closes.
+ */
 #include "daemon/disks.h"
 
 #include <errno.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/* One datagram, by the protocol of sd_notify(3), without its library. Nobody hears it: no matter. */
 #include "daemon/notify.h"
 
 #include <stddef.h>

@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Files of one file system share its space, which must be counted once. What it says is old when it is said: a forecast uses
+ * it, and no decision. */
 #include "daemon/space.h"
 
 #include <stdbool.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/* How much the folders of cache files could still take. */
 #ifndef FLEECE_DAEMON_SPACE_H
 #define FLEECE_DAEMON_SPACE_H
 

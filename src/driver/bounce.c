@@ -1,4 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Two pools of buffers, mapped once and touched as they come into use.
+ *
+ *     free -> lent -> free, or straight to the request that waits longest for one of this size
+ *
+ * The bounds are those of limits.h, so a crowd of unaligned requests waits and costs no memory. A crash leaves nothing.
+ */
 #include "driver/bounce.h"
 
 #include <assert.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/* A disk that holds nothing: reads are zeroes, writes are forgotten, everything completes in the tick of its submission. */
 #include "driver/null.h"
 
 #include <assert.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/* An address is taken apart and checked before any socket is made: each mistake is told with the part that is wrong. */
 #include "io/address.h"
 
 #include <errno.h>

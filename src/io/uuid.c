@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/* 122 random bits and their text. */
 #include "io/uuid.h"
 
 #include <stdio.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Names that nobody gives twice. */
 #ifndef FLEECE_IO_UUID_H
 #define FLEECE_IO_UUID_H
 

@@ -1,4 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * One state an extent, and how many extents are in each.
+ *
+ *     (UNREAD | RAM | CACHED | ZEROES, as the advice changes) -> TAKEN -> WRITTEN -> FLUSHING -> FLUSHED -> DONE
+ *
+ * An extent moves freely as long as it is still to be copied, and only forward after that: what was taken is not copied
+ * twice, and nothing is released that the target may still lose. A crash ends the copy and its source.
+ */
 #include "job/copy_order.h"
 
 #include <assert.h>

@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Past the page cache where the file system can, through it elsewhere. A file that was made here and could not be opened is
+ * taken away again; a crash leaves it to whoever named it. */
 #include "job/image.h"
 
 #include <errno.h>

@@ -1,4 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A target is checked by its words, opened on a helper thread, written by the copy engine, and kept or removed:
+ *
+ *     checked -> open (a new file remembers its device and inode) -> kept (its name is made durable) | removed
+ *
+ * Only a file that this target has made is ever removed, and only while the name still leads to it. A crash of the daemon
+ * leaves the partial file under its name: the job that could say so is gone with it.
+ */
 #include "job/target.h"
 
 #include <errno.h>

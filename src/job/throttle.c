@@ -1,4 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The level is what may be moved at once; it falls below zero with a large piece, and the next one waits until it is back.
+ * Products of time and rate are bounded before they are made. No clock, no I/O; a crash leaves nothing.
+ */
 #include "job/throttle.h"
 
 #include <assert.h>

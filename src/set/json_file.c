@@ -1,4 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A file of a set may be anybody's: it is opened without following a link or waiting for a pipe, measured, read whole within
+ * its bound, and only then parsed; duplicate keys are refused. Nothing is written here, so a crash leaves nothing.
+ */
 #include "set/json_file.h"
 
 #include <errno.h>

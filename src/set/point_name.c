@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Text and time are turned into one another both ways, and a name is right only if that gives it back: so names sort as
+ * their times do, and there is one name for each. */
 #include "set/point_name.h"
 
 #include <assert.h>

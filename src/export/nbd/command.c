@@ -1,4 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A request header of 28 bytes, judged by one table: whether the command is known, what it may carry, what an export must
+ * have offered for it, and how a range outside is answered. No states; nothing of a command is used before it has been
+ * judged. Crashes are the session's affair.
+ */
 #include "export/nbd/command.h"
 
 #include <errno.h>

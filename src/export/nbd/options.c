@@ -1,4 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Lengths come first and are checked against what is left before a byte behind them is looked at; what is left over at the
+ * end makes the whole option wrong. No states, no memory: fuzzed as it is.
+ */
 #include "export/nbd/options.h"
 
 #include <assert.h>

@@ -1,4 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A list, looked through by name: a VM has a few dozen exports, and a name is asked for once in a connection's life. An
+ * entry lives as long as its export; whoever looks for it later has its serial number, which is never used again.
+ * A crash ends it.
+ */
 #include "export/nbd/table.h"
 
 #include <errno.h>
