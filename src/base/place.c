@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The one place that knows where a VM's files are by default. Root has no use for $XDG_RUNTIME_DIR, which sudo may pass on. */
+/* The one place that knows where a VM's files are by default. Root ignores $XDG_RUNTIME_DIR, which sudo may pass on. */
 #include "base/place.h"
 
 #include <errno.h>
