@@ -164,9 +164,9 @@ static bool copy_to_worker(struct copy *copy, uint64_t extent, const struct cell
 static bool copy_take_in_order(struct copy *copy)
 {
     const uint64_t count = copy->order.count;
-    uint64_t extent = copy_order_find(&copy->order, COPY_TODO, copy->next);
+    uint64_t extent = copy_order_find(&copy->order, COPY_UNREAD, copy->next);
     if (extent == count)
-        extent = copy_order_find(&copy->order, COPY_TODO, 0);
+        extent = copy_order_find(&copy->order, COPY_UNREAD, 0);
     copy->next = extent;
     struct range range = copy_extent_range(copy, extent);
     scan_skip_to(copy, range.start);
@@ -190,7 +190,7 @@ static bool copy_take(struct copy *copy)
 {
     static const struct cells no_data;
     enum copy_state from = copy_order_next(&copy->order, copy->hurried);
-    if (from == COPY_TODO)
+    if (from == COPY_UNREAD)
         return copy_take_in_order(copy);
     return copy_to_worker(copy, copy_order_find(&copy->order, from, 0), from == COPY_ZEROES ? &no_data : NULL);
 }

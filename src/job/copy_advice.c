@@ -32,8 +32,8 @@ void advice_fini(struct copy *copy)
 static enum copy_state state_for(const struct copy *copy, uint32_t flags)
 {
     if (!copy->options.advice)
-        return COPY_TODO;
-    return flags & RESIDENCE_RAM ? COPY_RAM : flags & RESIDENCE_CACHE ? COPY_CACHED : COPY_TODO;
+        return COPY_UNREAD;
+    return flags & RESIDENCE_RAM ? COPY_RAM : flags & RESIDENCE_CACHE ? COPY_CACHED : COPY_UNREAD;
 }
 
 /* The next `length` bytes are like this. Extents of which all is known now go to their queues. */

@@ -16,7 +16,7 @@
 
 int copy_order_init(struct copy_order *order, uint64_t count)
 {
-    *order = (struct copy_order){.count = count, .in_state[COPY_TODO] = count};
+    *order = (struct copy_order){.count = count, .in_state[COPY_UNREAD] = count};
     order->states = calloc(count + 1, 1);
     return order->states ? 0 : -ENOMEM;
 }
@@ -53,7 +53,7 @@ void copy_order_advise(struct copy_order *order, uint64_t extent, enum copy_stat
 
 void copy_order_advise_run(struct copy_order *order, uint64_t first, uint64_t end, enum copy_state state)
 {
-    if (state == COPY_TODO && order->in_state[COPY_RAM] == 0 && order->in_state[COPY_CACHED] == 0)
+    if (state == COPY_UNREAD && order->in_state[COPY_RAM] == 0 && order->in_state[COPY_CACHED] == 0)
         return;
     for (uint64_t extent = first; extent < end; extent++)
         copy_order_advise(order, extent, state);
@@ -61,7 +61,7 @@ void copy_order_advise_run(struct copy_order *order, uint64_t first, uint64_t en
 
 uint64_t copy_order_todo(const struct copy_order *order)
 {
-    return order->in_state[COPY_TODO] + order->in_state[COPY_RAM] + order->in_state[COPY_CACHED] +
+    return order->in_state[COPY_UNREAD] + order->in_state[COPY_RAM] + order->in_state[COPY_CACHED] +
            order->in_state[COPY_ZEROES];
 }
 
@@ -88,8 +88,8 @@ uint64_t copy_order_first(struct copy_order *order)
 
 enum copy_state copy_order_next(const struct copy_order *order, bool hurry)
 {
-    static const enum copy_state at_leisure[] = {COPY_RAM, COPY_TODO, COPY_CACHED, COPY_ZEROES, COPY_TAKEN};
-    static const enum copy_state in_a_hurry[] = {COPY_RAM, COPY_CACHED, COPY_TODO, COPY_ZEROES, COPY_TAKEN};
+    static const enum copy_state at_leisure[] = {COPY_RAM, COPY_UNREAD, COPY_CACHED, COPY_ZEROES, COPY_TAKEN};
+    static const enum copy_state in_a_hurry[] = {COPY_RAM, COPY_CACHED, COPY_UNREAD, COPY_ZEROES, COPY_TAKEN};
     const enum copy_state *next = hurry ? in_a_hurry : at_leisure;
     while (*next != COPY_TAKEN && order->in_state[*next] == 0)
         next++;

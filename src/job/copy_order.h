@@ -11,7 +11,7 @@
 
 enum copy_state {
     /* Still to be copied: */
-    COPY_TODO,   /* on the disk, for all that is known */
+    COPY_UNREAD, /* on the disk, for all that is known */
     COPY_RAM,    /* blocks of it take RAM of the cache until they are copied */
     COPY_CACHED, /* ... or room in the cache file */
     COPY_ZEROES, /* reads as zeroes; the target has to be told */
@@ -31,7 +31,7 @@ struct copy_order {
     uint64_t low; /* no extent below is still to be copied */
 };
 
-/* All are COPY_TODO. 0 or -ENOMEM. */
+/* All are COPY_UNREAD. 0 or -ENOMEM. */
 int copy_order_init(struct copy_order *order, uint64_t count);
 void copy_order_fini(struct copy_order *order); /* of one that was zeroed or initialised */
 
