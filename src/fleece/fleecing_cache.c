@@ -272,7 +272,7 @@ static uint32_t skip_unused(const struct fleecing_cache *cache, uint32_t place)
 
 uint32_t fleecing_cache_scan(const struct fleecing_cache *cache, uint32_t *at, uint32_t *steps)
 {
-    while (*at<cache->map.places_max && * steps> 0) {
+    while (*steps > 0 && *at < cache->map.places_max) {
         uint32_t skip = skip_unused(cache, *at);
         if (skip != PLACE_NONE) {
             *at = skip;
