@@ -85,8 +85,10 @@ struct request {
     struct list_node link;    /* in a queue of parked requests, or in the leaf's list of what is under way */
     struct io_task completion;
     int status;
-    struct io_op op;           /* for the leaf */
-    uint64_t leaf_scratch[12]; /* for the leaf */
+    struct io_op op; /* for the leaf */
+    /* For the leaf. Above it, only fleece/deferred_discards uses leaf_scratch[0]: a guest's discard that is done in parts
+     * goes to no leaf itself, and counts there the parts that are still out. */
+    uint64_t leaf_scratch[12];
 };
 
 /*
