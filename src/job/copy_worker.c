@@ -17,6 +17,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/zero.h"
+
 #define COPY_GAP_CELLS 4
 
 static void cell_clear(struct cells *cells, unsigned cell)
@@ -140,20 +142,13 @@ static void worker_write(struct worker *worker)
 
 /* --- looking */
 
-static bool is_zero(const char *bytes, size_t length)
-{
-    if (length == 0 || bytes[0] != 0)
-        return length == 0;
-    return memcmp(bytes, bytes + 1, length - 1) == 0;
-}
-
 /* On a helper thread: it alone touches the worker meanwhile. */
 static int64_t worker_look(void *argument)
 {
     struct worker *worker = argument;
     for (unsigned cell = 0; cell < cell_count(worker); cell++) {
         struct range range = cells_range(worker, cell, cell + 1);
-        if (cell_get(&worker->data, cell) && is_zero(worker->buffer + range.start, range.length))
+        if (cell_get(&worker->data, cell) && memory_is_zero(worker->buffer + range.start, range.length))
             cell_clear(&worker->data, cell);
     }
     return copy_wants_hashes(worker->copy) ? copy_hash_bytes(worker->buffer, worker->extent.length, worker->hash) : 0;
