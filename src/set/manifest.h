@@ -6,6 +6,7 @@
 #include <jansson.h>
 
 #include "base/error.h"
+#include "io/uuid.h"
 #include "job/copy.h"
 #include "set/point_name.h"
 
@@ -14,7 +15,6 @@
 #define MANIFEST_VERSION 1
 #define MANIFEST_EXTENT_BYTES COPY_EXTENT_BYTES
 #define SHA256_TEXT_BYTES 65
-#define UUID_TEXT_BYTES 37
 
 struct manifest_disk {
     char name[LIMIT_NAME_BYTES + 1];

@@ -26,6 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/uuid.h"
 #include "vm/push_disk.h"
 #include "vm/vm_private.h"
 
@@ -60,7 +61,7 @@ struct push {
     bool forced;  /* nobody waits for a target any more */
     unsigned out; /* disks whose answer is awaited */
     struct node *through[LIMIT_DISKS];
-    char snapshot_uuid[37];
+    char snapshot_uuid[UUID_TEXT_BYTES];
     unsigned disk_count;
     struct push_disk disks[];
 };

@@ -5,6 +5,7 @@
 
 #include "block/cut.h"
 #include "fleece/snapshot_access.h"
+#include "io/uuid.h"
 #include "track/bitmap_copy.h"
 #include "vm/vm_private.h"
 
@@ -29,7 +30,7 @@ struct snapshot {
     struct list_node link;
     struct vm *vm;
     enum snapshot_step step;
-    char name[LIMIT_NAME_BYTES + 1], uuid[37], reason[LIMIT_ERROR_BYTES];
+    char name[LIMIT_NAME_BYTES + 1], uuid[UUID_TEXT_BYTES], reason[LIMIT_ERROR_BYTES];
     bool broken, doomed, no_export;
     const void *lease;
     enum read_once read_once;
