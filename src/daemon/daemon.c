@@ -42,8 +42,6 @@
 #include "daemon/runtime.h"
 #include "io/ring.h"
 
-enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_INTERRUPTED = 130 };
-
 enum state {
     DAEMON_CLAIM,
     DAEMON_OPEN,

@@ -7,8 +7,6 @@
 #include "base/log.h"
 #include "daemon/daemon.h"
 
-enum { EXIT_USAGE = 2 };
-
 /* Signals that end the daemon are read by the control thread; a lost connection is an error, not a signal. */
 static void prepare_signals(void)
 {
