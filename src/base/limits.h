@@ -130,12 +130,26 @@ enum {
     LIMIT_COPY_BLOCKS = 64,
     /* Reads and status queries under way on one view of a snapshot; further ones park. */
     LIMIT_SNAPSHOT_READS = 32,
+    /* Of each read, reads of the cache file under way at once: its blocks may lie apart there, and a few keep a disk
+     * busy. */
+    LIMIT_SNAPSHOT_FILE_READS = 4,
+    /* ... and fragments of one of these: buffers have few, and a run with more is cut. */
+    LIMIT_SNAPSHOT_FILE_FRAGMENTS = 16,
+    /* Extents that a status query asks the disk for: 1 KiB in each of those reads. The client asks on from there. */
+    LIMIT_SNAPSHOT_EXTENTS = 64,
     /* Blocks of a snapshot that one status query looks at (64 MiB, about 200 us); the client asks on from there. */
     LIMIT_STATUS_BLOCKS = 16384,
     /* Such queries in one question of the control socket: a fifth of a second at most, in slices. */
     LIMIT_RESIDENCE_ROUNDS = 1024,
     /* Bytes of the cache's map for one slot: key 8, chain 4, bucket 4. */
     LIMIT_MAP_BYTES_PER_SLOT = 16,
+    /* Buckets that the map begins with, 1 KiB; it grows with what is in it. A power of two, as its masks need it. */
+    MAP_BUCKETS_MIN = 256,
+
+    /* Sketch of the blocks that were written: registers, for an error of 3 % (1.04 / sqrt(registers)), in so many windows
+     * round the ring: an estimate is of the last five minutes. */
+    SKETCH_REGISTERS = 1024,
+    SKETCH_WINDOWS = 5,
 
     /* NBD connections of one server, handshakes included; a further one is closed at once. */
     LIMIT_NBD_CONNECTIONS = 4096,
@@ -239,6 +253,11 @@ enum {
 #define SPILL_RETRY_NS (100 * NS_PER_MS)
 /* A cache file may become so many times as large as its budget was when it was made: budgets grow while it lives. */
 #define CACHE_FILE_HEADROOM 4
+/* Addresses that a disk reserves for a RAM budget that grows while the daemon runs: so many times the budget
+ * that it begins with, and no more than this unless the budget is. They cost nothing until they are used; 64 disks with the
+ * most take 4 TiB of the 128 that a process has. */
+#define CACHE_GROWTH 8
+#define CACHE_GROWTH_BYTES_MAX (64 * GIB)
 /* How long a guest's write may wait for room in the cache before the oldest snapshot pays, as in the peers' cbw-timeout. */
 #define CBW_TIMEOUT_DEFAULT_NS (10 * NS_PER_S)
 #define CBW_TIMEOUT_MAX_NS (3600 * NS_PER_S)
@@ -250,6 +269,9 @@ enum {
 #define SKETCH_LOOK_BYTES (4 * MIB)
 /* The fill of the cache is looked at so often while snapshots live: a full second's warning at 1 GiB/s. */
 #define FORECAST_SAMPLE_NS (500 * NS_PER_MS)
+/* Percent of the cache in use that are told: half, for whoever plans; then what a tool has time to act on; then the last
+ * call. */
+#define FORECAST_THRESHOLDS 50, 75, 90
 /* Growth so long ago counts 1/e in the fill rate: a burst of a second does not make a trend. */
 #define FORECAST_DECAY_NS (5 * NS_PER_S)
 /* Points below a threshold after which it is told again: more than a segment or a batch of releases. */

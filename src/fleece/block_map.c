@@ -26,13 +26,11 @@
 #include "base/limits.h"
 #include "base/probe.h"
 
-#define BUCKETS_MIN 256U
-
 static const uint64_t EPOCH_MASK = (UINT64_C(1) << EPOCH_BITS) - 1;
 
 int block_map_init(struct block_map *map, uint32_t places_max, uint64_t blocks)
 {
-    uint64_t buckets = places_max > BUCKETS_MIN ? places_max : BUCKETS_MIN;
+    uint64_t buckets = places_max > MAP_BUCKETS_MIN ? places_max : MAP_BUCKETS_MIN;
     uint64_t regions = blocks / MAP_REGION_BLOCKS + 1;
     *map = (struct block_map){.places_max = places_max, .region_count = regions};
     map->bytes = places_max * (sizeof *map->keys + sizeof *map->chains) + buckets * sizeof *map->buckets +
@@ -47,8 +45,8 @@ int block_map_init(struct block_map *map, uint32_t places_max, uint64_t blocks)
     map->chains = (uint32_t *)(map->groups + regions);
     map->buckets = map->chains + places_max;
     map->regions = map->buckets + buckets;
-    map->bucket_count = BUCKETS_MIN;
-    map->bucket_mask = BUCKETS_MIN - 1;
+    map->bucket_count = MAP_BUCKETS_MIN;
+    map->bucket_mask = MAP_BUCKETS_MIN - 1;
     return 0;
 }
 

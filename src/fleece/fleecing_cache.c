@@ -35,10 +35,6 @@
 #include "base/probe.h"
 #include "base/zero.h"
 
-/* Addresses are reserved for budgets that grow while the daemon runs. */
-enum { GROWTH = 8 };
-static const uint64_t GROWTH_BYTES_MAX = 64 * GIB;
-
 static void file_punched(void *context);
 
 static uint64_t map_share(const struct fleecing_cache *cache)
@@ -50,7 +46,7 @@ static uint64_t map_share(const struct fleecing_cache *cache)
 
 uint64_t fleecing_cache_growth_max(uint64_t bytes)
 {
-    uint64_t most = bytes * GROWTH < GROWTH_BYTES_MAX ? bytes * GROWTH : GROWTH_BYTES_MAX;
+    uint64_t most = bytes * CACHE_GROWTH < CACHE_GROWTH_BYTES_MAX ? bytes * CACHE_GROWTH : CACHE_GROWTH_BYTES_MAX;
     return most > bytes ? most : bytes;
 }
 

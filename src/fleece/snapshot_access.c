@@ -26,13 +26,11 @@
 #include "base/probe.h"
 #include "fleece/snapshot_status.h"
 
-enum { FILE_READS = 4, FILE_FRAGMENTS = 16 };
-
 struct file_read { /* of neighbouring slots of the cache file */
     struct snapshot_read *read;
     struct block_range blocks;
     struct request req;
-    struct iovec iov[FILE_FRAGMENTS];
+    struct iovec iov[LIMIT_SNAPSHOT_FILE_FRAGMENTS];
 };
 
 struct snapshot_read {
@@ -42,8 +40,8 @@ struct snapshot_read {
     struct request base;
     struct read_gate_waiter gate;
     struct iovec iov[LIMIT_REQUEST_FRAGMENTS];
-    struct block_extent extents[64];
-    struct file_read file_reads[FILE_READS];
+    struct block_extent extents[LIMIT_SNAPSHOT_EXTENTS];
+    struct file_read file_reads[LIMIT_SNAPSHOT_FILE_READS];
     unsigned files_out;
     uint32_t epoch;   /* the newest live one when the disk was asked */
     uint64_t file_at; /* block: those before it that are in the file have been asked for */
@@ -252,7 +250,7 @@ static uint64_t file_read_submit(struct snapshot_read *read, struct block_range 
                               range_end(block_part(access, block_range_end(run) - 1, req->range)) - first.start};
         struct iovec slices[LIMIT_REQUEST_FRAGMENTS];
         fragments = iov_slice(req->iov, req->iov_count, part.start - req->range.start, part.length, slices);
-        if (fragments <= FILE_FRAGMENTS) {
+        if (fragments <= LIMIT_SNAPSHOT_FILE_FRAGMENTS) {
             memcpy(file_read->iov, slices, fragments * sizeof *slices);
             break;
         }
@@ -282,7 +280,7 @@ static void read_file_on(struct snapshot_read *read)
     int status = range_status(access, read->req->range);
     if (status < 0 && !MUTANT(cached_read_not_looked_at_again))
         read->status = status;
-    while (read->status == 0 && read->files_out < FILE_READS && read->file_at < end) {
+    while (read->status == 0 && read->files_out < LIMIT_SNAPSHOT_FILE_READS && read->file_at < end) {
         uint32_t place = PLACE_NONE;
         struct block_range run = next_file_run(access, read->file_at, end, &place);
         if (run.count > 0)
@@ -395,7 +393,7 @@ static void status_start(struct snapshot_access *access, struct snapshot_read *r
     base->flags = read->req->flags;
     base->range = read->req->range;
     base->extents = read->extents;
-    base->extent_max = sizeof read->extents / sizeof *read->extents;
+    base->extent_max = LIMIT_SNAPSHOT_EXTENTS;
     base->extent_count = 0;
     base->done = status_base_done;
     node_submit(cbw_disk(access->point->cbw)->leaf, base);

@@ -8,8 +8,6 @@
 
 #include "block/disk.h"
 
-enum { SKETCH_WINDOWS = 5, SKETCH_REGISTERS = 1024 };
-
 struct write_sketch {
     struct write_observer observer;
     struct disk *disk;

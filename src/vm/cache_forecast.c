@@ -14,7 +14,7 @@
 
 #include "base/limits.h"
 
-static const unsigned thresholds[] = {50, 75, 90};
+static const unsigned thresholds[] = {FORECAST_THRESHOLDS};
 enum { THRESHOLDS = sizeof thresholds / sizeof *thresholds };
 
 void cache_forecast_sample(struct cache_forecast *forecast, uint64_t now_ns, uint64_t used_bytes)
