@@ -54,6 +54,12 @@ enum {
     LIMIT_BOUNCE_LARGE = 8,
     /* Interrupted disk operations are started again this often: EINTR and EAGAIN are no errors of the disk. */
     LIMIT_DISK_RETRIES = 1000,
+    /* Where the kernel can neither punch nor zero, a file gets zeroes from one buffer, so many times in one write: 1 MiB
+     * with 64 KiB of memory for each disk. */
+    FILE_ZERO_BYTES = 64 * 1024,
+    FILE_ZERO_FRAGMENTS = 16,
+    /* Zeroes sent in one write to an NBD server that has no WRITE_ZEROES: beside them the head of a request is nothing. */
+    NBD_ZERO_BYTES = 64 * 1024,
     /* Extents answered to one block status request. */
     LIMIT_STATUS_EXTENTS = 1024,
 
@@ -92,6 +98,9 @@ enum {
     LIMIT_COPY_WORKERS = 64,
     /* Zero extents that a copy does in one go before the reactor gets a turn: about 100 us. */
     LIMIT_COPY_ZERO_BATCH = 4096,
+    /* Parts of an extent with fewer cells of 4 KiB between them are read and written as one: a request costs more than these
+     * zeroes. */
+    COPY_GAP_CELLS = 4,
     /* Damaged places that verify prints for one disk; the rest is counted. */
     LIMIT_VERIFY_RANGES = 16,
     /* Of a push whose target also takes old data straight from the guest's writes: those wait behind what they send. */
@@ -113,6 +122,8 @@ enum {
     LIMIT_CONTROL_PIPELINE_BYTES = 64 * 1024,
     /* One message to the daemon: commands are a few hundred bytes. */
     LIMIT_CONTROL_MESSAGE_BYTES = 64 * 1024,
+    /* What is received from a control client at once, and the first size of the buffer for a message: several commands. */
+    LIMIT_CONTROL_INPUT_BYTES = 4096,
     /* Nesting of a message: the deepest command has 3. */
     LIMIT_CONTROL_DEPTH = 16,
     /* Output that waits for one control client before it is dropped at the next event: thousands of events. A reply may
@@ -157,6 +168,8 @@ enum {
     LIMIT_NBD_REQUESTS = 128,
     /* Data of one option that is looked at: a name of 4096 bytes and queries. Longer data is refused unread. */
     LIMIT_NBD_OPTION_BYTES = 16384,
+    /* Description of an export: with its name it fits into one reply of the handshake. */
+    NBD_DESCRIPTION_BYTES = 255,
     /* Receive buffer of an idle connection: 36 requests of 28 bytes. */
     LIMIT_NBD_INPUT_BYTES = 1024,
     /* Request objects kept for reuse on one reactor: two connections with all they may have under way. */
@@ -302,6 +315,8 @@ enum {
 #define THROTTLE_BURST_NS (100 * NS_PER_MS)
 /* Bytes a second; more is no limit on any machine, and an hour of it still fits into 64 bits. */
 #define THROTTLE_RATE_MAX (1 * TIB)
+/* Longest time that a speed limit reckons with at once: times the rate, it must not overflow; longer waits take two. */
+#define THROTTLE_SPAN_NS (3600 * NS_PER_S)
 /* A copy asks so long after the last answer again where the blocks of a snapshot are: the guest may move them. */
 #define COPY_ADVICE_NS (200 * NS_PER_MS)
 /* A copy that releases what the target has flushed: a flush after so many bytes, or when the oldest have waited so long. */
@@ -309,6 +324,10 @@ enum {
 #define COPY_RELEASE_NS (500 * NS_PER_MS)
 /* Progress of a copy is reported this often: smooth for the eye, nothing for the processor. */
 #define COPY_PROGRESS_NS (100 * NS_PER_MS)
+/* ... and as JSON this often: often enough for any display. */
+#define PROGRESS_JSON_NS (500 * NS_PER_MS)
+/* The tool that waits for a push asks for its state this often: smooth for the eye. */
+#define PUSH_POLL_MS 200
 /* Somebody else deletes the snapshot of a push: whether it is gone is looked at this often. */
 #define PUSH_RETRY_NS (20 * NS_PER_MS)
 /* A push whose target stalls hears of nothing: whether its snapshot still lives is looked at this often. */

@@ -13,7 +13,6 @@
 
 #include "base/name.h"
 
-#define JSON_PERIOD_NS (NS_PER_S / 2) /* often enough for any display */
 #define BAR_CELLS 24
 
 void progress_begin(struct progress *progress, bool json, const char *point, const char *disk, uint64_t now_ns)
@@ -77,7 +76,7 @@ void progress_show(struct progress *progress, uint64_t now_ns, uint64_t done_byt
     bool last = done_bytes == total_bytes;
     update_rate(progress, now_ns, done_bytes);
     double left_s = progress->rate > 0 ? (double)(total_bytes - done_bytes) / progress->rate : -1;
-    if (progress->json && (last || now_ns - progress->shown_ns >= JSON_PERIOD_NS)) {
+    if (progress->json && (last || now_ns - progress->shown_ns >= PROGRESS_JSON_NS)) {
         progress->shown_ns = now_ns;
         show_json(progress, done_bytes, total_bytes, data_bytes, left_s);
     }

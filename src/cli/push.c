@@ -22,8 +22,6 @@
 #include "cli/transfer.h"
 #include "fleece/fleece.h"
 
-#define PUSH_POLL_MS 200 /* between two looks at the job: smooth for the eye */
-
 struct push {
     struct cli *cli;
     struct fleece *fleece;

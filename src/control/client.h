@@ -40,7 +40,8 @@ struct control_client {
     bool hung_up;                    /* freed as soon as nothing is under way */
     struct control_request *request; /* being executed */
     struct message_reader reader;
-    char input[4096]; /* the kernel's while `receiving`: the reader's own bytes move when a message is taken out */
+    /* The kernel's while `receiving`: the reader's own bytes move when a message is taken out. */
+    char input[LIMIT_CONTROL_INPUT_BYTES];
     struct io_op receive, transmit;
     bool receiving, transmitting;
     struct output queued, sending; /* `sending` is with the kernel, from `sent` on */

@@ -18,8 +18,6 @@
 
 #include "base/limits.h"
 
-enum { READER_ROOM_FIRST = 4096 };
-
 /* What one byte means for the message that it stands in. */
 enum scan { SCAN_ON, SCAN_END, SCAN_GARBAGE, SCAN_DEEP };
 
@@ -44,7 +42,7 @@ size_t message_reader_room(const struct message_reader *reader)
 int message_reader_add(struct message_reader *reader, const void *bytes, size_t length)
 {
     assert(length <= message_reader_room(reader));
-    size_t room = reader->room ? reader->room : READER_ROOM_FIRST;
+    size_t room = reader->room ? reader->room : LIMIT_CONTROL_INPUT_BYTES;
     while (room < reader->used + length)
         room *= 2;
     if (room != reader->room) {

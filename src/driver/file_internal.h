@@ -6,8 +6,6 @@
 #include "driver/bounce.h"
 #include "driver/file.h"
 
-enum { FILE_ZERO_BYTES = 64 * 1024, FILE_ZERO_FRAGMENTS = 16 };
-
 struct file_node {
     struct node node; /* first */
     int fd;

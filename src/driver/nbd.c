@@ -59,7 +59,7 @@ struct nbd_progress { /* lies in the request's leaf_scratch */
 };
 _Static_assert(sizeof(struct nbd_progress) <= sizeof(((struct request *)0)->leaf_scratch), "fits into the request");
 
-static const char zeroes[64 * 1024]; /* for servers without WRITE_ZEROES */
+static const char zeroes[NBD_ZERO_BYTES]; /* for servers without WRITE_ZEROES */
 
 static struct nbd_progress *progress_of(struct request *req)
 {

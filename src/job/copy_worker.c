@@ -19,8 +19,6 @@
 
 #include "base/zero.h"
 
-#define COPY_GAP_CELLS 4
-
 static void cell_clear(struct cells *cells, unsigned cell)
 {
     cells->bits[cell / 64] &= ~(UINT64_C(1) << (cell % 64));

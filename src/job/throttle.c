@@ -21,8 +21,8 @@ static void throttle_fill(struct throttle *throttle, uint64_t now_ns)
     uint64_t passed_ns = now_ns - throttle->filled_ns;
     assert(now_ns >= throttle->filled_ns);
     /* A whole byte at least, or slow rates would lose their fractions; an hour at most, or the product would overflow. */
-    if (passed_ns > 3600 * NS_PER_S)
-        passed_ns = 3600 * NS_PER_S;
+    if (passed_ns > THROTTLE_SPAN_NS)
+        passed_ns = THROTTLE_SPAN_NS;
     unsigned __int128 bytes = (unsigned __int128)passed_ns * throttle->rate / NS_PER_S;
     if (bytes == 0)
         return;
@@ -55,7 +55,7 @@ uint64_t throttle_wait_ns(struct throttle *throttle, uint64_t now_ns)
     if (throttle->level > 0)
         return 0;
     unsigned __int128 wait_ns = (unsigned __int128)(uint64_t)(1 - throttle->level) * NS_PER_S / throttle->rate + 1;
-    return wait_ns > 3600 * NS_PER_S ? 3600 * NS_PER_S : (uint64_t)wait_ns;
+    return wait_ns > THROTTLE_SPAN_NS ? THROTTLE_SPAN_NS : (uint64_t)wait_ns;
 }
 
 void throttle_charge(struct throttle *throttle, int64_t bytes)

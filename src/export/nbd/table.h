@@ -7,10 +7,7 @@
 #include "export/nbd/options.h"
 #include "export/nbd/server.h"
 
-enum {
-    NBD_EXPORT_NAME_BYTES = 2 * LIMIT_NAME_BYTES + 1, /* "DISK@SNAPSHOT" */
-    NBD_DESCRIPTION_BYTES = 255,                      /* fits into one reply of the handshake with all else */
-};
+enum { NBD_EXPORT_NAME_BYTES = 2 * LIMIT_NAME_BYTES + 1 }; /* "DISK@SNAPSHOT" */
 
 struct nbd_entry {
     struct list_node link;
