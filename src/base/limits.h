@@ -30,6 +30,8 @@ enum {
     LIMIT_NBD_ADDRESSES = 8,
     /* Pieces of a READ that must be one run of bytes, read or waiting to be sent at once. */
     LIMIT_NBD_STREAM_PIECES = 2,
+    /* The line that says that a daemon is ready: 64 disks, 8 addresses, its socket. What is longer is cut. */
+    LIMIT_READY_BYTES = 8 * 1024,
     /* The record of a daemon's sockets, read back after a crash: a hundred bytes each. */
     LIMIT_RUNTIME_RECORD_BYTES = 64 * 1024,
     /* Snapshots of one VM that live at once: every point lengthens the list that a write looks at. */

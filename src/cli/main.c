@@ -3,6 +3,7 @@
 #include "cli/command.h"
 
 #include <getopt.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -68,7 +69,7 @@ int cli_usage_option(const struct cli *cli, int result, char *const *argv)
 
 int cli_connect(const struct cli *cli, struct fleece **fleece)
 {
-    char path[4096], error[FLEECE_ERROR_BYTES];
+    char path[PATH_MAX], error[FLEECE_ERROR_BYTES];
     struct error err;
     if (!cli->vm && !cli->control)
         return cli_usage(cli, "say which VM is meant: --vm NAME or --control SOCKET");

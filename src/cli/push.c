@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -193,7 +194,7 @@ static int report(struct push *push)
 static int take_target(struct push *push, const char *text)
 {
     const char *equals = strchr(text, '=');
-    char disk[LIMIT_NAME_BYTES + 1], where[8192], here[4096];
+    char disk[LIMIT_NAME_BYTES + 1], where[2 * PATH_MAX], here[PATH_MAX];
     struct error err;
     if (!equals || equals == text || !equals[1] || (size_t)(equals - text) > LIMIT_NAME_BYTES)
         return cli_usage(push->cli, "--to '%s' is not right: DISK=FILE or DISK=NBD-URI", text);

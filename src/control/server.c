@@ -14,6 +14,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -94,7 +95,7 @@ struct control_server *control_server_create(struct io *io, const struct control
 int control_server_listen(struct control_server *server, const char *path, struct error *err)
 {
     assert(server->listener < 0);
-    char address[4096];
+    char address[PATH_MAX];
     snprintf(address, sizeof address, "unix:%s", path);
     int fd = io_listen(server->io, address, err);
     if (fd < 0)

@@ -76,8 +76,8 @@ struct daemon {
     struct io_op signal_op;
     bool signal_waiting; /* signal_op is under way */
     struct signalfd_siginfo signal;
-    char control_path[4160];
-    char nbd_default[4170];
+    char control_path[RUNTIME_PATH_BYTES];
+    char nbd_default[RUNTIME_PATH_BYTES];
     const char *nbd[LIMIT_NBD_ADDRESSES];
     unsigned nbd_count;
     const char *disk_files[LIMIT_DISKS];
@@ -332,7 +332,7 @@ static void record_sockets(struct daemon *daemon)
 
 static void say_ready(const struct daemon *daemon)
 {
-    char text[8192];
+    char text[LIMIT_READY_BYTES];
     size_t used = (size_t)snprintf(text, sizeof text, "ready: VM %s with", daemon->options->vm);
     for (unsigned i = 0; i < daemon->options->disk_count && used < sizeof text; i++)
         used += (size_t)snprintf(text + used, sizeof text - used, "%s %s", i ? "," : "",

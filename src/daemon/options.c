@@ -11,6 +11,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <getopt.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -182,7 +183,7 @@ static int parse_disk(struct options *options, char *text, struct error *err)
 
 static int make_absolute(const char *option, const char *prefix, const char *path, char **absolute, struct error *err)
 {
-    char folder[4096] = "";
+    char folder[PATH_MAX] = "";
     if (!path[0])
         return error_set(err, EINVAL, "%s: the path is empty", option);
     if (path[0] != '/' && !getcwd(folder, sizeof folder))

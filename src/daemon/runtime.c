@@ -43,7 +43,7 @@ static const char head[] = "fleeced runtime 1\n";
 /* Makes the folder and the one above it. */
 static int make_folder(const char *folder, struct error *err)
 {
-    char above[4096];
+    char above[PATH_MAX];
     snprintf(above, sizeof above, "%s", folder);
     const char *parent = dirname(above);
     if (mkdir(parent, geteuid() == 0 ? 0755 : 0700) < 0 && errno != EEXIST)

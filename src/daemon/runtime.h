@@ -6,13 +6,17 @@
 #ifndef FLEECE_DAEMON_RUNTIME_H
 #define FLEECE_DAEMON_RUNTIME_H
 
+#include <limits.h>
 #include <stdint.h>
 
 #include "base/error.h"
 
+/* Room for the path of a file in the run-time folder, with "unix:" before it or not. */
+#define RUNTIME_PATH_BYTES (PATH_MAX + LIMIT_NAME_BYTES)
+
 struct runtime {
-    char folder[4096];
-    char lock_path[4160];
+    char folder[PATH_MAX];
+    char lock_path[RUNTIME_PATH_BYTES];
     int lock_fd; /* -1: not held */
 };
 

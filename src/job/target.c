@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -76,7 +77,7 @@ int target_open(struct io *io, const struct target_options *options, struct targ
 
 int target_keep(const struct target *target, struct error *err)
 {
-    char folder[4096];
+    char folder[PATH_MAX];
     if (!target->created || strlen(target->where) >= sizeof folder)
         return 0;
     strcpy(folder, target->where);
