@@ -21,6 +21,15 @@ struct write_observer {
     void (*written)(struct write_observer *observer, struct range range);
 };
 
+/*
+ * Is asked about every write, zeroing and discard in the very step that would hand it to the leaf (C4), before observers are
+ * told. True: it has noted the write, which goes to the leaf now. False: it has parked the request (disk_park()), and has it
+ * submitted again from the top when something durable is written that must come first.
+ */
+struct write_gate {
+    bool (*admit)(struct write_gate *gate, struct request *req);
+};
+
 struct disk {
     struct node node; /* first: what exports submit to */
     char name[LIMIT_NAME_BYTES + 1];
@@ -34,7 +43,8 @@ struct disk {
     void *drained_context;
     struct list resubmitted; /* parked requests that may be decided again */
     struct io_task resubmit;
-    struct list observers; /* of writes; few */
+    struct list observers;   /* of writes; few */
+    struct write_gate *gate; /* change tracking; NULL: every write may go */
     struct disk_counters counters;
 };
 

@@ -37,13 +37,19 @@ enum request_flags {
     REQUEST_ONE = 8,        /* block status: one extent, not beyond the range */
     REQUEST_RESIDENCE = 16, /* block status of a snapshot's view: extents carry enum residence_flags instead */
     REQUEST_OWN = 32,       /* made by a filter, through the disk: not counted as the guest's */
-    REQUEST_NO_HINT = 64,   /* discard: -EOPNOTSUPP where space can't be given back, else that is no error */
+    REQUEST_DIRTY = 128,  /* block status of a snapshot's view: extents carry EXTENT_DIRTY of req->dirty_map instead */
+    REQUEST_NO_HINT = 64, /* discard: -EOPNOTSUPP where space can't be given back, else that is no error */
 };
 
 /* The same bits as NBD's base:allocation. */
 enum extent_flags {
     EXTENT_HOLE = 1, /* not allocated */
     EXTENT_ZERO = 2, /* reads as zeroes */
+};
+
+/* The same bit as NBD's qemu:dirty-bitmap:NAME. */
+enum dirty_flags {
+    EXTENT_DIRTY = 1, /* changed between the checkpoint and the snapshot */
 };
 
 /*
@@ -73,6 +79,7 @@ struct request {
     unsigned iov_count;
     struct block_extent *extents; /* block status: room for extent_max; neighbours are merged as far as seen */
     unsigned extent_max;
+    unsigned dirty_map;                            /* REQUEST_DIRTY: which of the node's dirty maps */
     unsigned extent_count;                         /* result: at least 1 on success; they start at range.start and cover
                                                        at least one byte and at most the range */
     void (*done)(struct request *req, int status); /* 0 or -errno */

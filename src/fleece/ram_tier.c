@@ -44,7 +44,7 @@ int ram_tier_init(struct ram_tier *tier, struct io *io, struct budget *budget, u
     };
     if (slot_pool_init(&tier->pool, segments_max, (uint32_t)(segment_bytes >> block_shift)) < 0)
         return error_set(err, ENOMEM, "no memory for the fleecing cache's list of %u segments", segments_max);
-    int status = io_shm_create(io, &tier->shm, segments_max * segment_bytes, err);
+    int status = io_shm_create(io, &tier->shm, NULL, segments_max * segment_bytes, err);
     if (status < 0)
         slot_pool_fini(&tier->pool);
     return status;

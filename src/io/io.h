@@ -57,17 +57,27 @@ struct io_stat {
     /* Of offset, length and memory, for direct I/O on this descriptor; 1 without direct I/O. */
     uint32_t alignment_bytes;
     bool is_block_device, is_regular, is_directory;
+    /* Who it is, and when it was changed: what a reader compares to see that nobody else was here. Times since 1970. */
+    uint64_t device, inode, mtime_ns, ctime_ns;
 };
+
+#define BOOT_ID_BYTES 16
 
 struct io_extent { /* what SEEK_DATA/SEEK_HOLE say at an offset; at or beyond the size of the file it fails: -ENXIO */
     uint64_t end;  /* of the run that begins at or before the offset, beyond the offset, at most the size of the file */
     bool hole;
 };
 
-struct io_shm { /* a growing piece of unlinked shared memory (tmpfs), its address range reserved at creation */
+struct io_shm { /* a growing piece of shared memory (tmpfs), its address range reserved at creation */
     char *base;
     uint64_t reserved_bytes;
     int fd;
+};
+
+/* Where named shared memory is kept: a folder of ours (0700) on tmpfs, one for each VM. It outlives the process. */
+struct io_shm_name {
+    const char *folder; /* absolute */
+    const char *file;   /* without '/' */
 };
 
 /* How to change the allocation of a file, in io_allocate(). All keep the size. */
@@ -87,6 +97,7 @@ struct io_ops {
     uint64_t (*wall_ns)(struct io *io); /* since 1970, UTC */
     void (*random)(struct io *io, void *bytes, size_t length);
     bool (*on_owner)(const struct io *io);
+    void (*boot_id)(struct io *io, uint8_t id[BOOT_ID_BYTES]); /* the same until the machine loses its memory */
 
     void (*timer_set)(struct io *io, struct io_timer *timer, uint64_t deadline_ns); /* moves it when armed */
     void (*timer_cancel)(struct io *io, struct io_timer *timer);                    /* no-op when not armed */
@@ -127,8 +138,15 @@ struct io_ops {
 
     /* Shared memory. grow: the bytes may be touched only after it returned 0; -ENOSPC when tmpfs is full (C13). populate:
      * what was grown is cleared and mapped now, not when it is touched first; a hint. Both on any thread, and they take
-     * their time (0.1 and 0.3 ms a MiB), so rather by io_work(). */
-    int (*shm_create)(struct io *io, struct io_shm *shm, uint64_t reserve_bytes, struct error *err);
+     * their time (0.1 and 0.3 ms a MiB), so rather by io_work(). create: `name` NULL: it has no name and ends with the
+     * process; else a new file, whatever had that name before (-ENOTSUP: the folder is not on tmpfs, or not ours alone).
+     * adopt: maps what a process of the same boot has left under that name, reserved_bytes as it was created; all that was
+     * grown may be touched. -ENOENT: there is nothing. An exclusive lock on the file keeps two from having it: -EAGAIN.
+     * remove: takes the name away; what is mapped stays. These three may block: on the control path. */
+    int (*shm_create)(struct io *io, struct io_shm *shm, const struct io_shm_name *name, uint64_t reserve_bytes,
+                      struct error *err);
+    int (*shm_adopt)(struct io *io, struct io_shm *shm, const struct io_shm_name *name, struct error *err);
+    void (*shm_remove)(struct io *io, const struct io_shm_name *name);
     int (*shm_grow)(struct io *io, struct io_shm *shm, struct range range);
     void (*shm_populate)(struct io *io, struct io_shm *shm, struct range range);
     void (*shm_punch)(struct io *io, struct io_shm *shm, struct range range);
@@ -150,6 +168,10 @@ static inline uint64_t io_wall_ns(struct io *io)
 static inline void io_random(struct io *io, void *bytes, size_t length)
 {
     io->ops->random(io, bytes, length);
+}
+static inline void io_boot_id(struct io *io, uint8_t id[BOOT_ID_BYTES])
+{
+    io->ops->boot_id(io, id);
 }
 static inline bool io_on_owner(const struct io *io)
 {
@@ -258,9 +280,18 @@ static inline void io_cancel(struct io *io, struct io_op *op)
 {
     io->ops->cancel(io, op);
 }
-static inline int io_shm_create(struct io *io, struct io_shm *shm, uint64_t reserve_bytes, struct error *err)
+static inline int io_shm_create(struct io *io, struct io_shm *shm, const struct io_shm_name *name,
+                                uint64_t reserve_bytes, struct error *err)
 {
-    return io->ops->shm_create(io, shm, reserve_bytes, err);
+    return io->ops->shm_create(io, shm, name, reserve_bytes, err);
+}
+static inline int io_shm_adopt(struct io *io, struct io_shm *shm, const struct io_shm_name *name, struct error *err)
+{
+    return io->ops->shm_adopt(io, shm, name, err);
+}
+static inline void io_shm_remove(struct io *io, const struct io_shm_name *name)
+{
+    io->ops->shm_remove(io, name);
 }
 static inline int io_shm_grow(struct io *io, struct io_shm *shm, struct range range)
 {

@@ -21,6 +21,7 @@
 #include "io/ring.h"
 
 #include <assert.h>
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <semaphore.h>
@@ -473,11 +474,31 @@ static void ring_sleep(struct io *io, uint64_t duration_ns)
         ;
 }
 
+/* All zeroes when there is no /proc: nobody adopts what carries that. */
+static void ring_boot_id(struct io *io, uint8_t id[BOOT_ID_BYTES])
+{
+    (void)io;
+    memset(id, 0, BOOT_ID_BYTES);
+    FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
+    if (!file)
+        return;
+    unsigned digits = 0;
+    for (int c; digits < 2 * BOOT_ID_BYTES && (c = fgetc(file)) != EOF;) {
+        if (!isxdigit(c))
+            continue;
+        unsigned value = (unsigned)(isdigit(c) ? c - '0' : tolower(c) - 'a' + 10);
+        id[digits / 2] = (uint8_t)(id[digits / 2] << 4 | value);
+        digits++;
+    }
+    fclose(file);
+}
+
 static const struct io_ops ring_ops = {
     .now_ns = ring_now_ns,
     .wall_ns = ring_wall_ns,
     .random = ring_random,
     .on_owner = ring_on_owner,
+    .boot_id = ring_boot_id,
     .timer_set = ring_timer_set,
     .timer_cancel = ring_timer_cancel,
     .task_queue = ring_task_queue,
@@ -503,6 +524,8 @@ static const struct io_ops ring_ops = {
     .poll = ring_poll,
     .cancel = ring_cancel,
     .shm_create = shm_create,
+    .shm_adopt = shm_adopt,
+    .shm_remove = shm_remove,
     .shm_grow = shm_grow,
     .shm_populate = shm_populate,
     .shm_punch = shm_punch,

@@ -48,7 +48,11 @@ int ring_stat(struct io *io, int fd, struct io_stat *stat)
                              .alignment_bytes = 1,
                              .is_block_device = S_ISBLK(st.st_mode),
                              .is_regular = S_ISREG(st.st_mode),
-                             .is_directory = S_ISDIR(st.st_mode)};
+                             .is_directory = S_ISDIR(st.st_mode),
+                             .device = S_ISBLK(st.st_mode) ? st.st_rdev : st.st_dev,
+                             .inode = st.st_ino,
+                             .mtime_ns = (uint64_t)st.st_mtim.tv_sec * NS_PER_S + (uint64_t)st.st_mtim.tv_nsec,
+                             .ctime_ns = (uint64_t)st.st_ctim.tv_sec * NS_PER_S + (uint64_t)st.st_ctim.tv_nsec};
     if (stat->is_block_device && ioctl(fd, BLKGETSIZE64, &stat->size_bytes) != 0)
         return -errno;
     int flags = fcntl(fd, F_GETFL);

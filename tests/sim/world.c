@@ -477,7 +477,7 @@ static uint64_t op_now_ns(struct io *io)
 
 static uint64_t op_wall_ns(struct io *io)
 {
-    return reactor_of(io)->world->now + UINT64_C(1800000000) * NS_PER_S;
+    return reactor_of(io)->world->now + WORLD_EPOCH_NS;
 }
 
 static void op_random(struct io *io, void *bytes, size_t length)
@@ -618,11 +618,18 @@ static void op_shutdown(struct io *io, int fd)
     net_shutdown(io, fd);
 }
 
+static void op_boot_id(struct io *io, uint8_t id[BOOT_ID_BYTES])
+{
+    memset(id, 0xb0, BOOT_ID_BYTES);
+    memcpy(id, &reactor_of(io)->world->boots, sizeof(uint64_t));
+}
+
 const struct io_ops world_ops = {
     .now_ns = op_now_ns,
     .wall_ns = op_wall_ns,
     .random = op_random,
     .on_owner = op_on_owner,
+    .boot_id = op_boot_id,
     .timer_set = op_timer_set,
     .timer_cancel = op_timer_cancel,
     .task_queue = op_task_queue,
@@ -648,6 +655,8 @@ const struct io_ops world_ops = {
     .poll = net_poll,
     .cancel = op_cancel,
     .shm_create = shm_create_,
+    .shm_adopt = shm_adopt_,
+    .shm_remove = shm_remove_,
     .shm_grow = shm_grow_,
     .shm_populate = shm_populate_,
     .shm_punch = shm_punch_,

@@ -50,6 +50,7 @@ struct world_file *world_file_create(struct world *world, const char *path, uint
         struct world_file *file = calloc(1, sizeof(*file));
         if (file == NULL || (file->path = strdup(path)) == NULL)
             abort();
+        file->inode = ++world->inodes;
         file->alignment = alignment;
         file->block_device = block_device;
         file->unstable_end = &file->unstable;
@@ -141,7 +142,11 @@ int disk_stat(struct io *io, int fd, struct io_stat *stat)
     *stat = (struct io_stat){.size_bytes = file->size,
                              .alignment_bytes = (description->flags & O_DIRECT) != 0 ? file->alignment : 1,
                              .is_block_device = file->block_device,
-                             .is_regular = !file->block_device};
+                             .is_regular = !file->block_device,
+                             .device = 1,
+                             .inode = file->inode,
+                             .mtime_ns = file->changed_ns,
+                             .ctime_ns = file->changed_ns};
     return 0;
 }
 
@@ -157,6 +162,7 @@ int disk_truncate(struct io *io, int fd, uint64_t size_bytes)
         for (uint64_t i = round_up(size_bytes, WORLD_EXTENT_BYTES); i < file->size; i += WORLD_EXTENT_BYTES)
             file->allocated[i / WORLD_EXTENT_BYTES] = 0;
     }
+    file->changed_ns = world->now + WORLD_EPOCH_NS;
     file->size = file->stable_size = size_bytes; /* sizes are stable at once: nothing here depends on less */
     return 0;
 }
@@ -425,6 +431,7 @@ static int64_t land_write(struct world *world, struct event *event, struct world
     if (range_end(range) > file->size)
         file->size = file->stable_size = range_end(range);
     mark_allocated(file, range);
+    file->changed_ns = world->now + WORLD_EPOCH_NS;
     note_unstable(world, file, range, (event->flags & IO_WRITE_DSYNC) != 0);
     return event->forced != 0 ? event->forced : (int64_t)length;
 }

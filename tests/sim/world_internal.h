@@ -79,6 +79,7 @@ struct world_file {
     uint64_t stable_size;
     struct unstable *unstable, **unstable_end;
     unsigned descriptions;
+    uint64_t inode, changed_ns; /* of its last write or truncation, as the kernel notes it */
 };
 
 struct lock {
@@ -110,6 +111,19 @@ struct description { /* an open file description; its index is the descriptor */
     bool is_shm;
     char *shm_base; /* and what is mapped there */
     uint64_t shm_reserved, shm_grown;
+    struct named_shm *shm_named; /* NULL: it has no name */
+};
+
+/* The wall clock at the world's beginning. */
+#define WORLD_EPOCH_NS (UINT64_C(1800000000) * NS_PER_S)
+
+enum { WORLD_SHM_NAMES = 64, WORLD_SHM_NAME_BYTES = 256 };
+
+struct named_shm { /* outlives its process, not the power */
+    char name[WORLD_SHM_NAME_BYTES]; /* empty: it has been removed, or there is none */
+    char *base;                      /* where it is mapped, in every process: NULL: a free place */
+    uint64_t reserved, grown;
+    int fd; /* of who has it; -1: nobody */
 };
 
 struct world {
@@ -130,6 +144,8 @@ struct world {
     unsigned descriptor_next, descriptor_count;
     uint64_t unstable_number;
     uint64_t shm_bytes;
+    struct named_shm named_shm[WORLD_SHM_NAMES];
+    uint64_t boots, inodes;
 };
 
 /* The code under test broke a rule of io.h. */
@@ -185,7 +201,11 @@ void socket_close(struct world *world, struct socket *socket);
 void socket_drop_process(struct world *world, unsigned process);
 
 /* world_shm.c */
-int shm_create_(struct io *io, struct io_shm *shm, uint64_t reserve_bytes, struct error *err);
+int shm_create_(struct io *io, struct io_shm *shm, const struct io_shm_name *name, uint64_t reserve_bytes,
+                struct error *err);
+int shm_adopt_(struct io *io, struct io_shm *shm, const struct io_shm_name *name, struct error *err);
+void shm_remove_(struct io *io, const struct io_shm_name *name);
+void shm_power_loss(struct world *world);
 int shm_grow_(struct io *io, struct io_shm *shm, struct range range);
 void shm_populate_(struct io *io, struct io_shm *shm, struct range range);
 void shm_punch_(struct io *io, struct io_shm *shm, struct range range);

@@ -239,6 +239,8 @@ void world_power_loss(struct world *world)
         world->heap[i]->in_heap = false;
     disk_power_loss(world, world->heap + 1, count);
     world->heap_count = 0;
+    shm_power_loss(world);
+    world->boots++;
 }
 
 /* The end. */
@@ -315,6 +317,7 @@ unsigned world_destroy(struct world *world, FILE *report)
             description->socket->waiters = NULL;
         description_drop(world, fd);
     }
+    shm_power_loss(world);
     for (unsigned i = 0; i < world->reactor_count; i++) {
         free_chain(world->reactors[i]->backlog);
         free(world->reactors[i]->timers);

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * Shared memory: an address range without access, in which growing opens pages and punching closes them again. To touch
- * what was not grown, or was punched, is a fault on the spot (C13), which on a real tmpfs would be luck.
+ * what was not grown, or was punched, is a fault on the spot (C13), which on a real tmpfs would be luck. Memory with a name
+ * stays where it is mapped when its process is killed, and is lost with the power.
  */
 #include <assert.h>
 #include <errno.h>
 #include <sys/mman.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,20 +18,101 @@ void world_limit_shm(struct world *world, uint64_t max_bytes)
     world->options.shm_max_bytes = max_bytes;
 }
 
-int shm_create_(struct io *io, struct io_shm *shm, uint64_t reserve_bytes, struct error *err)
+static char *shm_reserve(uint64_t bytes)
+{
+    char *base = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED)
+        abort();
+    return base;
+}
+
+static struct named_shm *named_find(struct world *world, const struct io_shm_name *name)
+{
+    char whole[WORLD_SHM_NAME_BYTES];
+    snprintf(whole, sizeof whole, "%s/%s", name->folder, name->file);
+    for (unsigned i = 0; i < WORLD_SHM_NAMES; i++)
+        if (world->named_shm[i].base && strcmp(world->named_shm[i].name, whole) == 0)
+            return &world->named_shm[i];
+    return NULL;
+}
+
+static struct named_shm *named_new(struct world *world, const struct io_shm_name *name, uint64_t bytes)
+{
+    for (unsigned i = 0; i < WORLD_SHM_NAMES; i++) {
+        struct named_shm *named = &world->named_shm[i];
+        if (named->base)
+            continue;
+        snprintf(named->name, sizeof named->name, "%s/%s", name->folder, name->file);
+        named->base = shm_reserve(bytes);
+        named->reserved = bytes;
+        return named;
+    }
+    world_violation(world, "more than %d named pieces of shared memory", WORLD_SHM_NAMES);
+}
+
+static void named_free(struct world *world, struct named_shm *named)
+{
+    munmap(named->base, named->reserved);
+    world->shm_bytes -= named->grown;
+    *named = (struct named_shm){.fd = -1};
+}
+
+/* The memory of the machine is gone: nobody has any of it any more. */
+void shm_power_loss(struct world *world)
+{
+    for (unsigned i = 0; i < WORLD_SHM_NAMES; i++)
+        if (world->named_shm[i].base)
+            named_free(world, &world->named_shm[i]);
+}
+
+void shm_remove_(struct io *io, const struct io_shm_name *name)
+{
+    struct world *world = reactor_of(io)->world;
+    struct named_shm *named = named_find(world, name);
+    if (!named)
+        return;
+    if (named->fd >= 0)
+        named->name[0] = '\0'; /* it goes with who has it */
+    else
+        named_free(world, named);
+}
+
+static int shm_open_(struct io *io, struct io_shm *shm, struct named_shm *named, uint64_t reserve_bytes,
+                     struct error *err)
 {
     struct world *world = reactor_of(io)->world;
     int fd = description_new(world, reactor_of(io)->process);
     if (fd < 0)
         return error_set(err, -fd, "shared memory: no descriptor is free");
-    char *base = mmap(NULL, reserve_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (base == MAP_FAILED)
-        abort();
-    world->descriptions[fd].is_shm = true;
-    world->descriptions[fd].shm_base = base;
-    world->descriptions[fd].shm_reserved = reserve_bytes;
-    *shm = (struct io_shm){.base = base, .reserved_bytes = reserve_bytes, .fd = fd};
+    struct description *description = &world->descriptions[fd];
+    description->is_shm = true;
+    description->shm_named = named;
+    description->shm_base = named ? named->base : shm_reserve(reserve_bytes);
+    description->shm_reserved = reserve_bytes;
+    description->shm_grown = named ? named->grown : 0;
+    if (named)
+        named->fd = fd;
+    *shm = (struct io_shm){.base = description->shm_base, .reserved_bytes = reserve_bytes, .fd = fd};
     return 0;
+}
+
+int shm_create_(struct io *io, struct io_shm *shm, const struct io_shm_name *name, uint64_t reserve_bytes,
+                struct error *err)
+{
+    struct world *world = reactor_of(io)->world;
+    if (name)
+        shm_remove_(io, name);
+    return shm_open_(io, shm, name ? named_new(world, name, reserve_bytes) : NULL, reserve_bytes, err);
+}
+
+int shm_adopt_(struct io *io, struct io_shm *shm, const struct io_shm_name *name, struct error *err)
+{
+    struct named_shm *named = named_find(reactor_of(io)->world, name);
+    if (!named)
+        return error_set(err, ENOENT, "there is no shared memory '%s'", name->file);
+    if (named->fd >= 0)
+        return error_set(err, EAGAIN, "shared memory '%s' is in use by another process", name->file);
+    return shm_open_(io, shm, named, named->reserved, err);
 }
 
 static struct description *shm_of(struct world *world, struct io_shm *shm, struct range range, const char *what)
@@ -53,6 +136,8 @@ int shm_grow_(struct io *io, struct io_shm *shm, struct range range)
         abort();
     world->shm_bytes += range.length;
     description->shm_grown += range.length;
+    if (description->shm_named)
+        description->shm_named->grown = description->shm_grown;
     return 0;
 }
 
@@ -79,8 +164,17 @@ void shm_punch_(struct io *io, struct io_shm *shm, struct range range)
     description->shm_grown -= range.length;
 }
 
+/* Who had it lets it go: a kill, or shm_destroy(). What has a name stays, and so does what is read into it later. */
 void shm_drop(struct world *world, struct description *description)
 {
+    struct named_shm *named = description->shm_named;
+    if (named) {
+        named->grown = description->shm_grown;
+        named->fd = -1;
+        if (!named->name[0])
+            named_free(world, named);
+        return;
+    }
     munmap(description->shm_base, description->shm_reserved);
     world->shm_bytes -= description->shm_grown;
     description->shm_grown = 0;

@@ -211,7 +211,7 @@ static void crime_touch_ungrown(struct world *world, struct io *io)
     (void)world;
     struct io_shm shm;
     struct error err;
-    io_shm_create(io, &shm, 64 * KIB, &err);
+    io_shm_create(io, &shm, NULL, 64 * KIB, &err);
     io_shm_grow(io, &shm, (struct range){0, 4096});
     ((volatile char *)shm.base)[4096] = 1;
 }
@@ -221,7 +221,7 @@ static void crime_touch_punched(struct world *world, struct io *io)
     (void)world;
     struct io_shm shm;
     struct error err;
-    io_shm_create(io, &shm, 64 * KIB, &err);
+    io_shm_create(io, &shm, NULL, 64 * KIB, &err);
     io_shm_grow(io, &shm, (struct range){0, 4096});
     io_shm_punch(io, &shm, (struct range){0, 4096});
     ((volatile char *)shm.base)[0] = 1;

@@ -114,7 +114,7 @@ static void small_tmpfs_child(void)
     child_must(mount("none", "/dev/shm", "tmpfs", 0, "size=4m") == 0, 77);
     struct io *io;
     child_must(ring_create(&io, &err) == 0, 20);
-    child_must(io_shm_create(io, &shm, 64 * MIB, &err) == 0, 21);
+    child_must(io_shm_create(io, &shm, NULL, 64 * MIB, &err) == 0, 21);
     child_must(io_shm_grow(io, &shm, (struct range){0, 3 * MIB}) == 0, 22);
     memset(shm.base, 1, 3 * MIB);
     child_must(io_shm_grow(io, &shm, (struct range){3 * MIB, 2 * MIB}) == -ENOSPC, 23); /* and no SIGBUS */
@@ -132,7 +132,7 @@ static void no_tmpfs_child(void)
     child_must(mount("/tmp", "/dev/shm", NULL, MS_BIND, NULL) == 0, 77);
     struct io *io;
     child_must(ring_create(&io, &err) == 0, 20);
-    child_must(io_shm_create(io, &shm, 64 * MIB, &err) == 0, 21);
+    child_must(io_shm_create(io, &shm, NULL, 64 * MIB, &err) == 0, 21);
     child_must(io_shm_grow(io, &shm, (struct range){0, MIB}) == 0, 22);
     char link[64], target[128] = "";
     snprintf(link, sizeof link, "/proc/self/fd/%d", shm.fd);
