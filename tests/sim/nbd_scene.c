@@ -2,6 +2,7 @@
 #include "nbd_scene.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Blocks that lie whole in the range are gone. */
@@ -108,6 +109,13 @@ static void client_sent(struct io_op *op, int64_t result)
         client_send(client);
 }
 
+void client_send_on(struct scene *scene, struct client *client)
+{
+    world_act_as(scene->world, client->io);
+    client_send(client);
+    world_act_as(scene->world, NULL);
+}
+
 void say(struct client *client, const void *bytes, size_t length)
 {
     assert_true(client->out_end + length <= sizeof client->out);
@@ -207,6 +215,18 @@ void set_flag(void *argument)
 bool flag_is_set(void *argument)
 {
     return *(bool *)argument;
+}
+
+int scene_set_up(void **state)
+{
+    *state = malloc(sizeof(struct scene));
+    return *state ? 0 : -1;
+}
+
+int scene_tear_down(void **state)
+{
+    free(*state);
+    return 0;
 }
 
 void scene_begin_view(struct scene *scene, uint64_t seed, bool view, enum read_once read_once)

@@ -48,6 +48,8 @@ struct scene {
 void disk_let_go(void *argument);
 /* Sends what was said and not sent. On the clients' thread (world_act_as). */
 void client_send(struct client *client);
+/* The same, on any thread. */
+void client_send_on(struct scene *scene, struct client *client);
 /* Adds bytes to what the client will send. */
 void say(struct client *client, const void *bytes, size_t length);
 void say_command(struct client *client, enum nbd_command_type type, uint64_t offset, uint32_t length, uint64_t cookie,
@@ -62,6 +64,9 @@ void hang_up(struct scene *scene, struct client *client);
 unsigned replies(const struct client *client, bool reads, uint32_t *last_error);
 void set_flag(void *argument);
 bool flag_is_set(void *argument);
+/* Of a group of cmocka's tests, whose state is a scene. */
+int scene_set_up(void **state);
+int scene_tear_down(void **state);
 /* view: the export is the view of a snapshot. Every client has said a plain handshake. */
 void scene_begin_view(struct scene *scene, uint64_t seed, bool view, enum read_once read_once);
 void scene_begin(struct scene *scene, uint64_t seed);

@@ -5,8 +5,6 @@
  */
 #include "nbd_scene.h"
 
-#include <stdlib.h>
-
 static bool three_are_held(void *argument)
 {
     return ((struct disk *)argument)->held_count == 3;
@@ -84,9 +82,7 @@ static void test_others_go_on(void **state)
         hang_up(scene, leaver);
         scene->disk.holding = false;
         say_command(other, NBD_CMD_READ, 0, BLOCK, 1, 0);
-        world_act_as(scene->world, other->io);
-        client_send(other);
-        world_act_as(scene->world, NULL);
+        client_send_on(scene, other);
         world_run_for(scene->world, 20 * NS_PER_MS);
         assert_int_equal(replies(other, true, &error), 1);
         world_call(scene->disk_io, disk_let_go, &scene->disk);
@@ -113,9 +109,7 @@ static void test_removal(void **state)
         world_act_as(scene->world, NULL);
         world_run_for(scene->world, 20 * NS_PER_MS);
         say_command(client, NBD_CMD_READ, 0, BLOCK, 9, 0);
-        world_act_as(scene->world, client->io);
-        client_send(client);
-        world_act_as(scene->world, NULL);
+        client_send_on(scene, client);
         /* beyond the time for orderly answers every other time: the connection goes, the requests stay */
         world_run_for(scene->world, seed % 2 ? 100 * NS_PER_MS : 2 * NS_PER_S);
         assert_false(removed);
@@ -153,18 +147,6 @@ static void test_requests_under_way_are_bounded(void **state)
     scene_end(scene);
 }
 
-static int set_up(void **state)
-{
-    *state = malloc(sizeof(struct scene));
-    return *state ? 0 : -1;
-}
-
-static int tear_down(void **state)
-{
-    free(*state);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -174,5 +156,5 @@ int main(void)
         cmocka_unit_test(test_removal),
         cmocka_unit_test(test_requests_under_way_are_bounded),
     };
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    return cmocka_run_group_tests(tests, scene_set_up, scene_tear_down);
 }

@@ -10,14 +10,6 @@
 
 /* ---- read-once (C9) */
 
-/* Says what has been added to its output since. */
-static void send_on(struct scene *scene, struct client *client)
-{
-    world_act_as(scene->world, client->io);
-    client_send(client);
-    world_act_as(scene->world, NULL);
-}
-
 static unsigned released_count(const struct scene *scene)
 {
     unsigned count = 0;
@@ -78,7 +70,7 @@ static void test_c9_an_orderly_end_releases_what_was_read(void **state)
         assert_int_equal(released_count(scene), 0);
         assert_false(read_once_is_idle(scene));
         say_command(client, NBD_CMD_DISC, 0, 0, 0, 0);
-        send_on(scene, client);
+        client_send_on(scene, client);
         if (seed % 2) { /* at once, as clients do */
             assert_true(world_run_until(scene->world, client_has_sent, client, NS_PER_S));
             hang_up(scene, client);
@@ -184,7 +176,7 @@ static void test_removal_waits_for_the_release(void **state)
         world_run_for(scene->world, 100 * NS_PER_MS);
         scene->disk.holding = true;
         say_command(client, NBD_CMD_DISC, 0, 0, 0, 0);
-        send_on(scene, client);
+        client_send_on(scene, client);
         assert_true(world_run_until(scene->world, release_is_held, &scene->disk, NS_PER_S));
         world_act_as(scene->world, scene->server_io);
         nbd_server_export_remove(scene->server, "vda", set_flag, &removed);
@@ -217,7 +209,7 @@ static void test_trim_releases(void **state)
     } refused[] = {{NBD_CMD_READ, NBD_EINVAL}, {NBD_CMD_WRITE, NBD_EPERM}, {NBD_CMD_WRITE_ZEROES, NBD_EPERM}};
     for (unsigned i = 0; i < 3; i++) {
         say_command(client, refused[i].type, 3 * BLOCK, BLOCK, 2, 0xaa);
-        send_on(scene, client);
+        client_send_on(scene, client);
         world_run_for(scene->world, 20 * NS_PER_MS);
         assert_int_equal(replies(client, false, &error), 2 + i);
         assert_int_equal(error, refused[i].error);
@@ -364,18 +356,6 @@ static void test_residence_is_of_snapshots_only(void **state)
     scene_end(scene);
 }
 
-static int set_up(void **state)
-{
-    *state = malloc(sizeof(struct scene));
-    return *state ? 0 : -1;
-}
-
-static int tear_down(void **state)
-{
-    free(*state);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -388,5 +368,5 @@ int main(void)
         cmocka_unit_test(test_c9_eager_releases_what_has_left),
         cmocka_unit_test(test_removal_waits_for_the_release),
     };
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    return cmocka_run_group_tests(tests, scene_set_up, scene_tear_down);
 }
