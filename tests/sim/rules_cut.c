@@ -14,6 +14,15 @@
 #include "base/limits.h"
 #include "stage.h"
 
+/* vdb does not drain, for `stuck` writes to it: both disks are held. */
+static struct stage_snapshot *create_and_hold(struct stage *stage, struct stage_request *stuck)
+{
+    stage_write_held(stage, WORLD_WRITE, stuck, 1, 3, 1, 200);
+    struct stage_snapshot *snapshot = stage_create(stage, "s", 5 * NS_PER_MS);
+    STAGE_STEP_UNTIL(stage, stage->disks[0]->holding && stage->disks[1]->holding);
+    return snapshot;
+}
+
 /* ---- C2 ---- */
 
 /* One disk does not drain: no disk is cut, and none keeps a filter. */
@@ -21,9 +30,7 @@ static void c2_no_disk_is_cut_unless_all_drain(void **state)
 {
     struct stage *stage = *state;
     struct stage_request stuck = {0}, held = {0};
-    stage_write_held(stage, WORLD_WRITE, &stuck, 1, 3, 1, 200);
-    struct stage_snapshot *snapshot = stage_create(stage, "s", 5 * NS_PER_MS);
-    STAGE_STEP_UNTIL(stage, stage->disks[0]->holding && stage->disks[1]->holding);
+    struct stage_snapshot *snapshot = create_and_hold(stage, &stuck);
     stage_write(stage, &held, 0, 5, 1, 201);
     world_run_for(stage->world, 3 * NS_PER_MS);
     assert_false(held.done); /* the disk that has drained waits for the other one */
@@ -71,10 +78,7 @@ static void c2_a_snapshot_breaks_on_all_disks(void **state)
 {
     struct stage *stage = *state;
     struct stage_snapshot *snapshot = stage_snapshot(stage, "s");
-    stage->fail_with = -EIO;
-    stage_hold(stage, WORLD_READ, 0); /* the copy's read */
-    stage_overwrite(stage, 0, 7, 200);
-    stage_hold_no_more(stage);
+    stage_lose(stage, 0, 7);
     assert_true(snapshot->broken);
     assert_int_equal(stage_value(stage, snapshot, 0, 9), -EIO);
     assert_int_equal(stage_value(stage, snapshot, 1, 9), -EIO);
@@ -87,9 +91,7 @@ static void c3_reactors_abort_without_the_control_thread(void **state)
 {
     struct stage *stage = *state;
     struct stage_request stuck = {0}, held = {0};
-    stage_write_held(stage, WORLD_WRITE, &stuck, 1, 3, 1, 200);
-    struct stage_snapshot *snapshot = stage_create(stage, "s", 5 * NS_PER_MS);
-    STAGE_STEP_UNTIL(stage, stage->disks[0]->holding && stage->disks[1]->holding);
+    struct stage_snapshot *snapshot = create_and_hold(stage, &stuck);
     world_stall(stage->control, world_now(stage->world) + 10 * NS_PER_S);
     stage_write(stage, &held, 0, 5, 1, 201);
     world_run_for(stage->world, 20 * NS_PER_MS);

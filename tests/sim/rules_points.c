@@ -195,10 +195,7 @@ static void r4_a_loss_passes_over_who_released_the_block(void **state)
     for (unsigned i = 0; i < 3; i++)
         s[i] = stage_snapshot(stage, (const char *[]){"s1", "s2", "s3"}[i]);
     assert_int_equal(stage_release(stage, s[1], 1, 5, 1), 0);
-    stage_hold(stage, WORLD_READ, 1);
-    stage->fail_with = -EIO;
-    stage_overwrite(stage, 1, 5, 200);
-    stage_hold_no_more(stage);
+    stage_lose(stage, 1, 5);
     stage_settle(stage);
     assert_true(s[0]->broken && s[2]->broken);
     assert_false(s[1]->broken);

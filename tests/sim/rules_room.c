@@ -171,10 +171,7 @@ static void r7_the_vm_waits_for_what_was_asked(void **state)
     struct stage_snapshot *snapshot = stage_snapshot(stage, "s");
     stage->slow_from = stage->io[1];
     stage->slow_to = stage->io[0];
-    stage->fail_with = -EIO;
-    stage_hold(stage, WORLD_READ, 1);
-    stage_overwrite(stage, 1, 7, 200);
-    stage_hold_no_more(stage);
+    stage_lose(stage, 1, 7);
     stage_delete(stage, snapshot);
     stage_settle(stage);
     assert_true(snapshot->deleted);

@@ -450,6 +450,14 @@ void stage_overwrite(struct stage *stage, unsigned disk, uint64_t block, uint8_t
     assert_true(stage_succeeded(&write));
 }
 
+void stage_lose(struct stage *stage, unsigned disk, uint64_t block)
+{
+    stage->fail_with = -EIO;
+    stage_hold(stage, WORLD_READ, disk); /* the copy's read */
+    stage_overwrite(stage, disk, block, 200);
+    stage_hold_no_more(stage);
+}
+
 void stage_overwrite_all(struct stage *stage, unsigned disk, uint64_t first, uint64_t count, uint8_t value)
 {
     struct stage_request *writes = calloc((count + 3) / 4, sizeof(*writes));

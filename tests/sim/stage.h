@@ -114,6 +114,8 @@ void stage_read_held(struct stage *stage, struct stage_request *request, struct 
 bool stage_succeeded(const struct stage_request *request); /* it is done */
 /* Writes one block, and waits until that is done. */
 void stage_overwrite(struct stage *stage, unsigned disk, uint64_t block, uint8_t value);
+/* Overwrites one block that a snapshot needs; reading its old content fails, so whoever needs it breaks. */
+void stage_lose(struct stage *stage, unsigned disk, uint64_t block);
 /* Writes blocks [first, first + count) four at a time, and waits until that is done. */
 void stage_overwrite_all(struct stage *stage, unsigned disk, uint64_t first, uint64_t count, uint8_t value);
 /* The snapshot's consumer releases blocks; 0 or -errno, at once. */
