@@ -254,9 +254,40 @@ static void test_newer_loss_first(void **state)
     free(scene);
 }
 
-static void drained(void *context)
+/* ---- a disk without a VM ---- */
+
+struct lone {
+    struct world *world;
+    struct io *io;
+    struct budget budget;
+    struct disk *disk;
+    struct copy_before_write *cbw;
+};
+
+/* A disk full of sevens, and its filter, of which the caller says the rest. Acts as their thread afterwards. */
+static void lone_open(struct lone *lone, uint64_t disk_bytes, uint64_t ram_bytes, struct cbw_options options)
 {
-    *(bool *)context = true;
+    struct node *leaf;
+    struct error err;
+    *lone = (struct lone){.world = world_create(&(struct world_options){.seed = 1}), .budget.max_bytes = ram_bytes};
+    lone->io = world_reactor(lone->world, "vda", 0);
+    struct world_file *file = world_file_create(lone->world, "vda", disk_bytes, 512, false);
+    memset(world_file_bytes(file), 7, disk_bytes);
+    world_act_as(lone->world, lone->io);
+    assert_int_equal(sim_leaf_open(lone->io, "vda", &leaf), 0);
+    lone->disk = disk_create("vda", leaf);
+    options.disk = lone->disk;
+    options.ram_budget = &lone->budget;
+    options.segment_bytes = SEGMENT_BYTES_DEFAULT;
+    assert_int_equal(cbw_create(&options, &lone->cbw, &err), 0);
+}
+
+/* Time goes by; acts as their thread before and afterwards. */
+static void lone_run(const struct lone *lone)
+{
+    world_act_as(lone->world, NULL);
+    world_run_for(lone->world, NS_PER_S);
+    world_act_as(lone->world, lone->io);
 }
 
 static void quiet(struct cbw_waiter *waiter)
@@ -264,49 +295,43 @@ static void quiet(struct cbw_waiter *waiter)
     (void)waiter;
 }
 
+static void lone_close(struct lone *lone)
+{
+    struct cbw_waiter waiter = {.quiet = quiet};
+    cbw_when_quiet(lone->cbw, &waiter);
+    lone_run(lone);
+    assert_false(cbw_has_points(lone->cbw));
+    cbw_destroy(lone->cbw);
+    disk_destroy(lone->disk);
+    world_act_as(lone->world, NULL);
+    assert_int_equal(world_destroy(lone->world, stderr), 0);
+}
+
+static void drained(void *context)
+{
+    *(bool *)context = true;
+}
+
 /* The order to break overtakes the message that lets this disk do its part of the cut. */
 static void test_break_overtakes_the_cut(void **state)
 {
     (void)state;
-    struct world *world = world_create(&(struct world_options){.seed = 1});
-    struct io *io = world_reactor(world, "vda", 0);
-    struct budget budget = {.max_bytes = 16 * MIB};
-    struct copy_before_write *cbw;
-    struct cbw_waiter waiter = {.quiet = quiet};
-    struct node *leaf;
-    struct error err;
+    struct lone lone;
     bool is_drained = false;
-    world_file_create(world, "vda", DISK_BYTES, 512, false);
-    world_act_as(world, io);
-    assert_int_equal(sim_leaf_open(io, "vda", &leaf), 0);
-    struct disk *disk = disk_create("vda", leaf);
-    assert_int_equal(cbw_create(&(struct cbw_options){.disk = disk,
-                                                      .ram_budget = &budget,
-                                                      .block_bytes = BLOCK_BYTES_DEFAULT,
-                                                      .segment_bytes = SEGMENT_BYTES_DEFAULT},
-                                &cbw, &err),
-                     0);
-    struct point *older = point_create(cbw, 1, NULL), *point = point_create(cbw, 2, NULL);
-    disk_hold(disk, drained, &is_drained);
+    lone_open(&lone, DISK_BYTES, 16 * MIB, (struct cbw_options){.block_bytes = BLOCK_BYTES_DEFAULT});
+    struct point *older = point_create(lone.cbw, 1, NULL), *point = point_create(lone.cbw, 2, NULL);
+    disk_hold(lone.disk, drained, &is_drained);
     assert_true(is_drained);
-    cbw_break(cbw, 2, 2);
+    cbw_break(lone.cbw, 2, 2);
     point_go_live(point);
-    disk_release(disk);
+    disk_release(lone.disk);
     assert_int_equal(point->state, POINT_BROKEN);
     assert_int_equal(older->state, POINT_PREPARED);
-    assert_null(disk->filter);
+    assert_null(lone.disk->filter);
     point_end(point);
     point_free(point);
     point_free(older);
-    cbw_when_quiet(cbw, &waiter);
-    world_act_as(world, NULL);
-    world_run_for(world, NS_PER_MS);
-    world_act_as(world, io);
-    assert_false(cbw_has_points(cbw));
-    cbw_destroy(cbw);
-    disk_destroy(disk);
-    world_act_as(world, NULL);
-    assert_int_equal(world_destroy(world, stderr), 0);
+    lone_close(&lone);
 }
 
 static void done(struct request *req, int status)
@@ -320,89 +345,50 @@ static void test_long_release(void **state)
 {
     enum { BLOCKS = 2048, REQUESTS = 32, EACH = BLOCKS / REQUESTS };
     (void)state;
-    struct world *world = world_create(&(struct world_options){.seed = 1});
-    struct io *io = world_reactor(world, "vda", 0);
-    struct budget budget = {.max_bytes = 64 * MIB};
-    struct copy_before_write *cbw;
-    struct cbw_waiter waiter = {.quiet = quiet};
+    struct lone lone;
     struct request writes[REQUESTS], release;
     static uint8_t bytes[EACH * BLOCK];
     struct iovec iov = {bytes, sizeof bytes};
-    struct node *leaf;
-    struct error err;
     bool is_drained = false;
-    struct world_file *file = world_file_create(world, "vda", (uint64_t)BLOCKS * BLOCK, 512, false);
-    memset(world_file_bytes(file), 7, (size_t)BLOCKS * BLOCK);
-    world_act_as(world, io);
-    assert_int_equal(sim_leaf_open(io, "vda", &leaf), 0);
-    struct disk *disk = disk_create("vda", leaf);
-    const struct cbw_options options = {.disk = disk,
-                                        .ram_budget = &budget,
-                                        .block_bytes = BLOCK,
-                                        .segment_bytes = SEGMENT_BYTES_DEFAULT,
-                                        .timeout_ns = NS_PER_S};
-    assert_int_equal(cbw_create(&options, &cbw, &err), 0);
-    struct point *point = point_create(cbw, 1, NULL);
+    lone_open(&lone, (uint64_t)BLOCKS * BLOCK, 64 * MIB,
+              (struct cbw_options){.block_bytes = BLOCK, .timeout_ns = NS_PER_S});
+    const struct fleecing_cache *cache = cbw_cache(lone.cbw);
+    struct point *point = point_create(lone.cbw, 1, NULL);
     struct node *view = snapshot_access_create(point);
-    disk_hold(disk, drained, &is_drained);
+    disk_hold(lone.disk, drained, &is_drained);
     point_go_live(point);
-    disk_release(disk);
+    disk_release(lone.disk);
     for (unsigned i = 0; i < REQUESTS; i++) {
         writes[i] = (struct request){.kind = REQUEST_WRITE,
                                      .range = {i * sizeof bytes, sizeof bytes},
                                      .iov = &iov,
                                      .iov_count = 1,
                                      .done = done};
-        node_submit(&disk->node, &writes[i]);
+        node_submit(&lone.disk->node, &writes[i]);
     }
-    world_act_as(world, NULL);
-    world_run_for(world, NS_PER_S);
-    world_act_as(world, io);
-    assert_int_equal(cbw_cache(cbw)->map.entries, BLOCKS);
+    lone_run(&lone);
+    assert_int_equal(cache->map.entries, BLOCKS);
     release = (struct request){.kind = REQUEST_DISCARD, .range = {0, (uint64_t)BLOCKS * BLOCK}, .done = done};
     node_submit(view, &release);
-    assert_true(cbw_cache(cbw)->map.entries >= BLOCKS - 2 * LIMIT_SWEEP_FREES && release.done);
-    world_act_as(world, NULL);
-    world_run_for(world, NS_PER_S);
+    assert_true(cache->map.entries >= BLOCKS - 2 * LIMIT_SWEEP_FREES && release.done);
+    lone_run(&lone);
     assert_null(release.done);
     assert_int_equal(release.status, 0);
-    assert_int_equal(cbw_cache(cbw)->map.entries, 0);
-    world_act_as(world, io);
+    assert_int_equal(cache->map.entries, 0);
     point_end(point);
     node_destroy(view);
     point_free(point);
-    cbw_when_quiet(cbw, &waiter);
-    world_act_as(world, NULL);
-    world_run_for(world, NS_PER_S);
-    world_act_as(world, io);
-    cbw_destroy(cbw);
-    disk_destroy(disk);
-    world_act_as(world, NULL);
-    assert_int_equal(world_destroy(world, stderr), 0);
+    lone_close(&lone);
 }
 
 /* Large blocks and a large budget: places for blocks of zeroes are more than 32 bits count, and still there. */
 static void test_marks_of_large_blocks(void **state)
 {
     (void)state;
-    struct world *world = world_create(&(struct world_options){.seed = 1});
-    struct io *io = world_reactor(world, "vda", 0);
-    struct budget budget = {.max_bytes = 8 * GIB};
-    struct copy_before_write *cbw;
-    struct node *leaf;
-    struct error err;
-    world_file_create(world, "vda", DISK_BYTES, 512, false);
-    world_act_as(world, io);
-    assert_int_equal(sim_leaf_open(io, "vda", &leaf), 0);
-    struct disk *disk = disk_create("vda", leaf);
-    const struct cbw_options options = {
-        .disk = disk, .ram_budget = &budget, .block_bytes = MIB, .segment_bytes = SEGMENT_BYTES_DEFAULT};
-    assert_int_equal(cbw_create(&options, &cbw, &err), 0);
-    assert_true(cbw_cache(cbw)->marks.segments_max > 0);
-    cbw_destroy(cbw);
-    disk_destroy(disk);
-    world_act_as(world, NULL);
-    assert_int_equal(world_destroy(world, stderr), 0);
+    struct lone lone;
+    lone_open(&lone, DISK_BYTES, 8 * GIB, (struct cbw_options){.block_bytes = MIB});
+    assert_true(cbw_cache(lone.cbw)->marks.segments_max > 0);
+    lone_close(&lone);
 }
 
 int main(void)
