@@ -8,6 +8,14 @@ import harness
 from slow_kit import KIB, MIB, Guest, content, stop, target
 
 
+def served(t, size, fill, *options):
+    """A disk full of a pattern, a daemon that serves it and a guest that writes to it."""
+    harness.need("nbdkit")
+    image = t.disk("a.raw", size, fill=fill)
+    d = t.daemon({"vda": image}, *options)
+    return image, d, Guest(d, image)
+
+
 def begin(q, uri, **options):
     """A job to that target; its id."""
     return q.execute("fleece-push", targets=[{"disk": "vda", "target": uri}], **options)["job-id"]
@@ -28,12 +36,17 @@ def nothing_left(d):
     assert status["snapshots"] == [] and status["cache"]["bytes"] == 0, status
 
 
+def end(t, d, guest, server):
+    """Of daemon, guest and target, after a job that has left nothing."""
+    nothing_left(d)
+    guest.end()
+    stop(t, server)
+    d.stop()
+
+
 def test_a_slow_target_and_a_guest_that_writes(t):
     """N9, N27: 16 Mbit/s and 10 ms away; the guest overwrites the whole disk meanwhile, at local speed."""
-    harness.need("nbdkit")
-    image = t.disk("a.raw", 8 * MIB + 512, fill=1)
-    d = t.daemon({"vda": image})
-    guest = Guest(d, image)
+    image, d, guest = served(t, 8 * MIB + 512, 1)
     was = bytes(guest.model)
     server, uri = target(t, "slow", len(was), "rate", "delay", rate="16M", delay_write="10ms")
     alone = guest.write_for(0.5)
@@ -51,19 +64,13 @@ def test_a_slow_target_and_a_guest_that_writes(t):
         assert guest.p99() < 2 * alone + 0.1 * harness.FACTOR, sorted(guest.took)[-5:]
         assert finished(q, job)["event"] == "BLOCK_JOB_COMPLETED"
     assert content(uri) == was
-    nothing_left(d)
-    guest.end()
-    stop(t, server)
-    d.stop()
+    end(t, d, guest, server)
     assert image.read_bytes() == guest.model
 
 
 def test_a_target_that_stops(t):
     """P3: the guest's writes go on; the job can be cancelled, by force at once, else after a moment; the daemon can end."""
-    harness.need("nbdkit")
-    image = t.disk("a.raw", 16 * MIB, fill=2)
-    d = t.daemon({"vda": image})
-    guest = Guest(d, image)
+    image, d, guest = served(t, 16 * MIB, 2)
     server, uri = target(t, "stopped", 16 * MIB, "delay", delay_write="200ms")
     with d.qmp() as q:
         for command in ("block-job-cancel", "job-cancel", None):
@@ -119,10 +126,7 @@ def test_a_target_that_does_not_even_answer(t):
 
 def test_a_target_that_fails(t):
     """A write fails, or the server dies: the job fails with the place and the reason, the guest goes on."""
-    harness.need("nbdkit")
-    image = t.disk("a.raw", 8 * MIB, fill=3)
-    d = t.daemon({"vda": image})
-    guest = Guest(d, image)
+    image, d, guest = served(t, 8 * MIB, 3)
     bad, uri = target(t, "bad", 8 * MIB, "error", error_pwrite="ENOSPC", error_pwrite_rate="100%")
     with d.qmp() as q:
         job = begin(q, uri)
@@ -136,18 +140,12 @@ def test_a_target_that_fails(t):
         stop(t, dying)
         guest.write(0, 64 * KIB)
         assert "error" in finished(q, job)["data"]
-    nothing_left(d)
-    guest.end()
-    stop(t, bad)
-    d.stop()
+    end(t, d, guest, bad)
 
 
 def test_a_snapshot_that_breaks_gives_its_reason(t):
     """RAM for the cache runs out, since the target takes nothing and nothing can be released."""
-    harness.need("nbdkit")
-    image = t.disk("a.raw", 32 * MIB, fill=4)
-    d = t.daemon({"vda": image}, "--fleece", "ram=4M")
-    guest = Guest(d, image)
+    image, d, guest = served(t, 32 * MIB, 4, "--fleece", "ram=4M")
     server, uri = target(t, "stuck", 32 * MIB)
     with d.qmp() as q:
         job = begin(q, uri, speed=4 * MIB)
@@ -161,18 +159,12 @@ def test_a_snapshot_that_breaks_gives_its_reason(t):
         errors = [e["data"]["operation"] for e in q.events if e["event"] == "BLOCK_JOB_ERROR"]
         assert errors == ["read"], errors
         assert max(guest.took) < 3 * harness.FACTOR, max(guest.took)
-    nothing_left(d)
-    guest.end()
-    stop(t, server)
-    d.stop()
+    end(t, d, guest, server)
 
 
 def test_plain_mode(t):
     """P2: no cache, for contrast: the guest waits for the target with the first write of each block, and with no other."""
-    harness.need("nbdkit")
-    image = t.disk("a.raw", 8 * MIB + 512, fill=8)
-    d = t.daemon({"vda": image})
-    guest = Guest(d, image)
+    image, d, guest = served(t, 8 * MIB + 512, 8)
     was = bytes(guest.model)
     server, uri = target(t, "far", len(was), "delay", delay_write="150ms")
     with d.qmp() as q:
@@ -191,10 +183,7 @@ def test_plain_mode(t):
         q.execute("block-job-set-speed", device=job, speed=0)
         assert finished(q, job)["event"] == "BLOCK_JOB_COMPLETED"
     assert content(uri) == was
-    nothing_left(d)
-    guest.end()
-    stop(t, server)
-    d.stop()
+    end(t, d, guest, server)
     assert image.read_bytes() == guest.model
 
 
@@ -220,10 +209,7 @@ def test_ram_mode(t):
             assert said is None if mode == "ram" else "cache is full" in said, said
         if mode == "ram":
             assert content(uri) == was
-        nothing_left(d)
-        guest.end()
-        stop(t, server)
-        d.stop()
+        end(t, d, guest, server)
         assert image.read_bytes() == guest.model
     d = t.daemon({"vda": image}, "--fleece", f"ram=4M,max=64M,dir={t.dir}")
     said = d.fleece("push", "--to", f"vda={t.path('x')}", "--mode", "ram", status=1).stderr
@@ -234,10 +220,7 @@ def test_ram_mode(t):
 
 def test_plain_mode_and_a_target_that_stops(t):
     """P3: a write waits for cbw-timeout at most; then the job pays, not the guest."""
-    harness.need("nbdkit")
-    image = t.disk("a.raw", 8 * MIB, fill=7)
-    d = t.daemon({"vda": image}, "--fleece", "ram=8M,cbw-timeout=1")
-    guest = Guest(d, image)
+    image, d, guest = served(t, 8 * MIB, 7, "--fleece", "ram=8M,cbw-timeout=1")
     server, uri = target(t, "stopped", 8 * MIB)
     with d.qmp() as q:
         job = begin(q, uri, mode="plain", speed=1 * MIB)
@@ -248,10 +231,7 @@ def test_plain_mode_and_a_target_that_stops(t):
         assert max(guest.took) < 1 + 0.75 * harness.FACTOR, max(guest.took)
         event = finished(q, job)
         assert "the snapshot of job" in event["data"]["error"], event
-    nothing_left(d)
-    guest.end()
-    stop(t, server)
-    d.stop()
+    end(t, d, guest, server)
     assert image.read_bytes() == guest.model
 
 
