@@ -89,6 +89,10 @@ enum {
     LIMIT_BITMAP_STEP_RUNS = 2048,
     /* Dirty ranges in one answer: 64 KiB of JSON. The client asks on from there. */
     LIMIT_BITMAP_RANGES = 1024,
+    /* Checkpoints of one VM: two a day for a month; each may cost 32 MiB for 1 TiB. */
+    LIMIT_CHECKPOINTS = 64,
+    /* Dirty maps that one snapshot shows: one for each backup tool of a VM. */
+    LIMIT_SNAPSHOT_MAPS = 8,
     /* Bitmaps merged by one command: all of one disk. */
     LIMIT_BITMAP_SOURCES = LIMIT_BITMAPS,
     /* Jobs of one VM at once. */
@@ -306,6 +310,11 @@ enum {
 #define READ_GATE_DELAY_NS (150 * NS_PER_US)
 /* How often what is in flight must have been read for a measurement of that: enough to even out single requests. */
 #define READ_GATE_ROUNDS 8
+
+/* How long a snapshot waits for its client after a restart of the daemon, and a pending checkpoint for the word that the
+ * data is safe: longer than a client takes to come back, short enough for a cache that fills. */
+#define LEASE_GRACE_DEFAULT_NS (60 * NS_PER_S)
+#define LEASE_GRACE_MAX_NS (24 * 3600 * NS_PER_S)
 
 /* A start waits this long for the locks of a killed daemon whose writes are still landing (measured: up to 3.9 s). */
 #define LOCK_WAIT_DEFAULT_NS (30 * NS_PER_S)

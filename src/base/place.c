@@ -15,3 +15,9 @@ int place_runtime(char *path, size_t size, const char *vm, const char *file)
     int length = snprintf(path, size, "%s/fleece/%s%s%s", runtime, vm, file ? "/" : "", file ? file : "");
     return length < 0 || (size_t)length >= size ? -ENAMETOOLONG : 0;
 }
+
+int place_memory(char *path, size_t size, const char *vm)
+{
+    int length = snprintf(path, size, "/dev/shm/fleece-%u/%s", (unsigned)geteuid(), vm);
+    return length < 0 || (size_t)length >= size ? -ENAMETOOLONG : 0;
+}

@@ -9,4 +9,7 @@
  * unless it is NULL. 0, or -ENAMETOOLONG. */
 int place_runtime(char *path, size_t size, const char *vm, const char *file);
 
+/* /dev/shm/fleece-UID/VM: memory that outlives a killed daemon. 0, or -ENAMETOOLONG. */
+int place_memory(char *path, size_t size, const char *vm);
+
 #endif

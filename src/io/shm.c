@@ -20,6 +20,7 @@
 #include <limits.h>
 #include <linux/magic.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -57,8 +58,8 @@ static int shm_path(const struct io_shm_name *name, char path[PATH_MAX], struct 
     return error_set(err, ENAMETOOLONG, "the name of the shared memory '%.64s' is too long", name->file);
 }
 
-/* The folder, its parent being ours or /dev/shm: on tmpfs, a folder and not a link, ours alone. */
-static int check_folder(const char *folder, struct error *err)
+/* Made if it is not there; on tmpfs, a folder and not a link, ours alone. */
+static int own_folder(const char *folder, struct error *err)
 {
     struct statfs fs;
     struct stat stat;
@@ -71,6 +72,37 @@ static int check_folder(const char *folder, struct error *err)
                 stat.st_uid == geteuid() && (stat.st_mode & 0077) == 0;
     close(fd);
     return ours ? 0 : error_set(err, ENOTSUP, "'%s' is not a folder on tmpfs that is ours alone", folder);
+}
+
+/* A VM's folder lies in one for all VMs of the user, which somebody else could have made before us. */
+static int check_folder(const char *folder, struct error *err)
+{
+    char parent[PATH_MAX];
+    const char *slash = strrchr(folder, '/');
+    const size_t length = slash ? (size_t)(slash - folder) : 0;
+    if (length > 0 && length < sizeof parent) {
+        memcpy(parent, folder, length);
+        parent[length] = '\0';
+        if (strcmp(parent, "/dev/shm") != 0) {
+            int status = own_folder(parent, err);
+            if (status < 0)
+                return status;
+        }
+    }
+    return own_folder(folder, err);
+}
+
+/* A folder goes with what was last in it; else it stays. */
+static void drop_folder(const char *folder)
+{
+    char parent[PATH_MAX];
+    const char *slash = strrchr(folder, '/');
+    if (rmdir(folder) < 0 || !slash || (size_t)(slash - folder) >= sizeof parent)
+        return;
+    memcpy(parent, folder, (size_t)(slash - folder));
+    parent[slash - folder] = '\0';
+    if (strcmp(parent, "/dev/shm") != 0)
+        (void)rmdir(parent);
 }
 
 /* One description at a time has the memory: the lock goes with it, and so with the process. */
@@ -148,7 +180,7 @@ void shm_remove(struct io *io, const struct io_shm_name *name)
     char path[PATH_MAX];
     if (shm_path(name, path, NULL) == 0)
         (void)unlink(path);
-    (void)rmdir(name->folder); /* with its last file; else it stays */
+    drop_folder(name->folder);
 }
 
 int shm_grow(struct io *io, struct io_shm *shm, struct range range)

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "block/disk.h"
 #include "track/dirty_bitmap.h"
+#include "track/tracker.h"
 #include "track/write_sketch.h"
 
 struct vm;
@@ -25,6 +26,24 @@ struct vm_cache_fill {         /* of the fleecing cache, both tiers together */
     uint64_t bytes, bytes_max; /* what the budgets allow, and the space that is free for cache files */
     uint64_t rate;             /* net growth in bytes a second, of the last seconds */
     uint64_t seconds;          /* until it is full at this rate; UINT64_MAX: it does not grow */
+};
+
+enum vm_checkpoint_event {
+    VM_CHECKPOINT_CREATED,
+    VM_CHECKPOINT_COMMITTED,
+    VM_CHECKPOINT_DELETED,
+    VM_CHECKPOINT_INVALID
+};
+
+struct vm_sidecar {    /* what the daemon knows of it */
+    struct node *node; /* on the disk's reactor */
+    bool created;
+    bool forbidden; /* track=off: it is opened only to be made void, since the disk is written without it (C11) */
+    uint64_t granularity_bytes; /* for a new one; 0: the default */
+    struct disk_identity identity;
+    struct disk_identity (*identify)(void *context);
+    int (*condemn)(void *context, const char *reason);
+    void *context; /* of the two */
 };
 
 struct vm_hooks {
@@ -49,6 +68,22 @@ struct vm_hooks {
     void (*cache_resized)(void *context, uint64_t disk_bytes);
     /* Bytes that the file systems of the cache files have left; a moment ago is good enough. NULL: more than the budget. */
     uint64_t (*cache_space)(void *context);
+    /*
+     * The sidecar of a disk, opened and locked; with `create` made if it is not there, under no name until sidecar_keep().
+     * None is no error: neither node nor err. `err` alone: it can't be had (ENOTSUP: the disk can't be tracked). On the
+     * control thread; `done` comes later. NULL: nothing is tracked.
+     */
+    void (*sidecar_open)(void *context, const struct disk *disk, bool create,
+                         void (*done)(void *argument, const struct vm_sidecar *sidecar, const struct error *err),
+                         void *argument);
+    void (*sidecar_keep)(void *context, const struct disk *disk, void (*done)(void *argument, const struct error *err),
+                         void *argument);
+    /* Takes its name away; the node has been destroyed, or is there still. */
+    void (*sidecar_remove)(void *context, const struct disk *disk,
+                           void (*done)(void *argument, const struct error *err), void *argument);
+    /* Checkpoints come and go, `uuid` and all; invalid: of one disk, with the reason. May be NULL. */
+    void (*checkpoint_event)(void *context, enum vm_checkpoint_event event, const struct checkpoint_id *id,
+                             const char *disk, const char *reason);
     void (*snapshot_created)(void *context, const struct snapshot *snapshot);
     void (*snapshot_broken)(void *context, const struct snapshot *snapshot);
     void (*snapshot_deleted)(void *context, const char *name, const char *uuid);
@@ -71,6 +106,12 @@ struct vm *vm_create(struct io *control, const struct vm_options *options);
 int vm_add_disk(struct vm *vm, const char *name, struct node *leaf, uint64_t block_bytes, struct error *err);
 /* After the last disk, before the first snapshot. -ENOMEM, or -EINVAL (ram_bytes is too little), with a sentence. */
 int vm_start(struct vm *vm, struct error *err);
+/*
+ * After vm_start(), before anything is served: opens the sidecars that are there, recovers what they know, and brings
+ * checkpoints of all disks in step (C2). A sidecar that is malformed does not fail it: its disk is not tracked, and says
+ * why. `done` with an error: no memory.
+ */
+void vm_recover(struct vm *vm, void (*done)(void *argument, const struct error *err), void *argument);
 /* Deletes all snapshots, then closes all disks; calls done(argument) at the end, after which the vm is gone. Exports of
  * live disks must have ended. The reactors must still be running. */
 void vm_destroy(struct vm *vm, void (*done)(void *argument), void *argument);
@@ -85,6 +126,14 @@ struct snapshot_options {
     uint64_t total_ns;  /* 0: CUT_TOTAL_MAX_NS; all attempts; at most CUT_TOTAL_MAX_NS */
     const void *lease;  /* whose end ends the snapshot (vm_lease_end); NULL: nobody's */
     const char *bitmap; /* only blocks that are set in this dirty bitmap of each disk are needed; NULL: all are */
+    /* Only what changed since this checkpoint (name or UUID) is needed; a disk that does not know goes full alone, and
+     * says why (snapshot_disk_info()). ENOENT when there is no such checkpoint at all. NULL: all is needed. */
+    const char *since;
+    const char *checkpoint; /* name of one that is made at the same instant, pending; NULL: none */
+    /* Names or UUIDs of checkpoints: what changed since is shown by the views (node->dirty_maps). `since` is always shown. */
+    const char *const *maps;
+    unsigned map_count; /* LIMIT_SNAPSHOT_MAPS at most */
+    uint64_t grace_ns;  /* how long snapshot and pending checkpoint outlive their lease; 0: the snapshot ends with it */
     enum read_once read_once;
     /* By disk: where old data goes instead of into the cache (point_write_through()); NULL: nowhere. */
     struct node *const *through;
@@ -102,8 +151,10 @@ void vm_snapshot_create(struct vm *vm, const struct snapshot_options *options,
 /* Marks it dead at once; `done` is called when its exports have ended and its memory is given back. ENOENT, EBUSY. */
 void vm_snapshot_delete(struct vm *vm, const char *name, void (*done)(void *argument, const struct error *err),
                         void *argument);
-/* The client that held `lease` is gone: its snapshots end, those being created as well. */
+/* The client that held `lease` is gone: its snapshots end, at once or after their grace time, those being created as well. */
 void vm_lease_end(struct vm *vm, const void *lease);
+/* A client that has come back, or another one, holds the snapshot from now on. ENOENT; EBUSY: somebody else holds it. */
+int vm_snapshot_lease(struct vm *vm, const char *uuid, const void *lease, struct error *err);
 
 struct snapshot *vm_snapshot_find(const struct vm *vm, const char *name); /* NULL: none */
 /* In the order of their cuts. Start with NULL; returns NULL after the last. */
@@ -113,13 +164,25 @@ struct snapshot_info {
     const char *name, *uuid, *reason; /* reason: why it is broken, else NULL. Valid until the snapshot ends. */
     enum snapshot_state state;
     bool leased;
-    const char *bitmap; /* that it was limited to; NULL: all blocks are needed */
+    const char *bitmap;                            /* that it was limited to; NULL: all blocks are needed */
+    const char *since_name, *since_uuid;           /* of the checkpoint that it was limited to; NULL: of none */
+    const char *checkpoint_name, *checkpoint_uuid; /* that was made with it; NULL: none */
+    uint64_t grace_left_ns; /* its client is gone: until it ends; 0: it has its client, or none */
     enum read_once read_once;
     uint64_t created_wall_ns;
     uint64_t hold_ns; /* how long the guest's writes were held, at most, by the cut that succeeded */
     unsigned cut_attempts;
 };
 void snapshot_info(const struct snapshot *snapshot, struct snapshot_info *info);
+
+struct snapshot_disk_info {
+    bool incremental;              /* limited to what changed since the checkpoint that was asked for */
+    uint64_t dirty_bytes;          /* with `incremental` */
+    const char *reason;            /* `since` was asked for: why this disk went full; NULL: it did not */
+    bool checkpoint;               /* its part of the checkpoint was made */
+    const char *checkpoint_reason; /* one was asked for: why this disk has none; NULL: it has */
+};
+void snapshot_disk_info(const struct snapshot *snapshot, unsigned disk_index, struct snapshot_disk_info *info);
 
 /*
  * Where the blocks of a range of one disk are: `done` is called later with extents of enum residence_flags, one after the

@@ -61,7 +61,7 @@ static void shm_with_a_name_is_adopted(void **state)
     struct io_shm a, b;
     struct error err;
     char folder[64];
-    snprintf(folder, sizeof folder, "/dev/shm/fleece-test-%d", (int)getpid());
+    snprintf(folder, sizeof folder, "/dev/shm/fleece-test-%d/vm", (int)getpid());
     const struct io_shm_name name = {folder, "vda"};
     assert_int_equal(io_shm_adopt(suite->io, &b, &name, &err), -ENOENT);
     assert_int_equal(io_shm_create(suite->io, &a, &name, MIB, &err), 0);
