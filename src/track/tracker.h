@@ -51,6 +51,7 @@ struct tracker_options {
     struct node *sidecar;          /* its file, open and locked; the tracker takes it over */
     bool create;                   /* it is new: nothing in it is looked at */
     uint64_t granularity_bytes;    /* with `create`: of the bitmaps; 0: BLOCK_BYTES_DEFAULT */
+    unsigned slots;                /* extents active at once; 0: as many as a log block names (tests want few) */
     struct io_shm_name memory;     /* copied */
     struct disk_identity identity; /* of the disk, before this daemon wrote anything; size 0 for disks without */
     struct disk_identity (*identify)(void *context); /* the same later; on the owner thread, must not block */
