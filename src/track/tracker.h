@@ -55,13 +55,14 @@ struct tracker_options {
     struct io_shm_name memory;     /* copied */
     struct disk_identity identity; /* of the disk, before this daemon wrote anything; size 0 for disks without */
     struct disk_identity (*identify)(void *context); /* the same later; on the owner thread, must not block */
-    void *context;
+    void *identify_context;
     /* Durable proof elsewhere that the sidecar is void, when the sidecar itself takes no writes any more (C20): removes it,
      * or leaves a tombstone. Called on a helper thread. 0 or -errno. */
     int (*condemn)(void *context, const char *reason);
-    /* Tracking has ended by itself, with the reason: every checkpoint of the disk is invalid. Once. */
-    void (*invalidated)(void *context, const char *reason);
     void *condemn_context;
+    /* Tracking has ended by itself, with the reason: every checkpoint of the disk is invalid. Once; on the owner thread, also inside a call. */
+    void (*invalidated)(void *context, const char *reason);
+    void *invalidated_context;
 };
 
 struct tracker_op {
