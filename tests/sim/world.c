@@ -124,7 +124,7 @@ struct event *event_new(struct reactor *reactor, enum world_kind kind, struct io
         world->free_events = event->next;
     else if ((event = malloc(sizeof(*event))) == NULL)
         abort();
-    *event = (struct event){.reactor = reactor, .kind = kind, .op = op, .fd = -1};
+    *event = (struct event){.reactor = reactor, .kind = kind, .op = op, .fd = -1, .tick = world->ticks};
     if (op != NULL) {
         if (op->scratch[0] == (WORLD_OP_MAGIC ^ (uintptr_t)op))
             world_violation(world, "%s started on an operation that is under way", kind_names[kind]);
@@ -137,7 +137,9 @@ struct event *event_new(struct reactor *reactor, enum world_kind kind, struct io
 void event_free(struct world *world, struct event *event)
 {
     free(event->copy);
+    free(event->shared);
     event->copy = NULL;
+    event->shared = NULL;
     event->next = world->free_events;
     world->free_events = event;
 }
@@ -319,30 +321,50 @@ static void backlog_append(struct reactor *reactor, struct event *event)
     reactor->backlog_end = &event->next;
 }
 
-/* One tick: timers before or after what has arrived, then the tasks. */
-static void tick(struct reactor *reactor, struct event *event)
+static void deliver_backlog(struct reactor *reactor)
+{
+    while (reactor->backlog != NULL) {
+        struct event *event = reactor->backlog;
+        reactor->backlog = event->next;
+        if (reactor->backlog == NULL)
+            reactor->backlog_end = &reactor->backlog;
+        deliver(reactor->world, event);
+    }
+}
+
+/* Timers before or after what has arrived, then the tasks. */
+static void tick_run(struct reactor *reactor, struct event *event)
 {
     struct world *world = reactor->world;
-    struct reactor *before = world->current;
-    world->current = reactor;
     bool timers_first = (world->order & 1) != 0;
     if (timers_first)
         fire_timers(reactor);
     if (reactor->backlog != NULL) {
         if (event != NULL)
             backlog_append(reactor, event);
-        for (event = reactor->backlog, reactor->backlog = NULL, reactor->backlog_end = &reactor->backlog;
-             event != NULL;) {
-            struct event *next = event->next;
-            deliver(world, event);
-            event = next;
-        }
+        deliver_backlog(reactor);
     } else if (event != NULL) {
         deliver(world, event);
     }
     if (!timers_first)
         fire_timers(reactor);
     run_tasks(reactor);
+}
+
+/* One tick, which world_die() may end. */
+static void tick(struct reactor *reactor, struct event *event)
+{
+    struct world *world = reactor->world;
+    struct reactor *before = world->current;
+    jmp_buf here, *outer = world->escape;
+    world->current = reactor;
+    world->ticks++;
+    world->escape = &here;
+    if (_setjmp(here) == 0)
+        tick_run(reactor, event);
+    else
+        world_died(reactor);
+    world->escape = outer;
     world->current = before;
     world->now += 50;
 }
@@ -442,9 +464,17 @@ void world_run_for(struct world *world, uint64_t duration_ns)
 void world_call(struct io *io, void (*function)(void *argument), void *argument)
 {
     struct reactor *reactor = reactor_of(io), *before = reactor->world->current;
+    jmp_buf here, *outer = reactor->world->escape;
     reactor->world->current = reactor;
-    function(argument);
-    run_tasks(reactor);
+    reactor->world->ticks++;
+    reactor->world->escape = &here;
+    if (_setjmp(here) == 0) {
+        function(argument);
+        run_tasks(reactor);
+    } else {
+        world_died(reactor);
+    }
+    reactor->world->escape = outer;
     reactor->world->current = before;
 }
 
@@ -460,6 +490,19 @@ void world_stall(struct io *io, uint64_t until_ns)
     reactor_of(io)->stalled_until = until_ns;
 }
 
+void world_moment(struct io *io)
+{
+    struct world *world = reactor_of(io)->world;
+    if (world->options.moment != NULL && world->escape != NULL && world->current == reactor_of(io))
+        world->options.moment(world->options.context);
+}
+
+void world_die(struct world *world)
+{
+    assert(world->escape != NULL);
+    longjmp(*world->escape, 1);
+}
+
 /* The operations of time. */
 
 void world_check_owner(struct io *io, const char *what)
@@ -472,6 +515,7 @@ void world_check_owner(struct io *io, const char *what)
 
 static uint64_t op_now_ns(struct io *io)
 {
+    world_moment(io);
     return reactor_of(io)->world->now;
 }
 
@@ -483,6 +527,7 @@ static uint64_t op_wall_ns(struct io *io)
 static void op_random(struct io *io, void *bytes, size_t length)
 {
     struct world *world = reactor_of(io)->world;
+    world_moment(io);
     if (world_chance(world, world->options.random_per_1024)) {
         memset(bytes, 0, length);
         return;
@@ -502,6 +547,7 @@ static bool op_on_owner(const struct io *io)
 static void op_task_queue(struct io *io, struct io_task *task)
 {
     world_check_owner(io, "task_queue");
+    world_moment(io);
     list_append(&reactor_of(io)->tasks, &task->link);
 }
 
@@ -525,6 +571,7 @@ static void op_work(struct io *io, struct io_op *op, int64_t (*work)(void *argum
 {
     struct reactor *reactor = reactor_of(io);
     world_check_owner(io, "work");
+    world_moment(io);
     struct event *event = event_new(reactor, WORLD_WORK, op);
     event->work = work;
     event->argument = argument;

@@ -61,6 +61,7 @@ struct world_options {
     void (*landed)(void *context, const struct world_io *io, int64_t result); /* it has taken effect */
     uint64_t (*delay)(void *context, struct io *from,
                       struct io *to); /* of a message, on top of its latency; from: NULL */
+    void (*moment)(void *context);    /* a call of an operation inside a tick: here world_die() may be called */
 };
 
 struct world *world_create(const struct world_options *options);
@@ -120,6 +121,9 @@ unsigned world_held(const struct world *world);
 /* kill -9: no reactor of the process runs any more; its disk I/O lands later (up to 4 s), and its locks and descriptors
  * go away only then. The memory that its operations point at must stay valid until this returns. */
 void world_kill(struct world *world, unsigned process);
+/* kill -9 in the middle of a tick, from the hook `moment`: what the tick has started has not reached the kernel, what it
+ * has stored is stored. Ends the tick. */
+void world_die(struct world *world) __attribute__((noreturn));
 /* All processes die, each write that is not stable lands, vanishes or tears at sectors of 512 bytes; with options.power. */
 void world_power_loss(struct world *world);
 

@@ -15,28 +15,37 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include "base/zero.h"
 #include "world_internal.h"
 
 #define POISON 0xdb
 
 /* Files. */
 
+/* Large files are mostly holes: memory that is never touched costs nothing. */
+static uint8_t *grow_zeroed(uint8_t *bytes, uint64_t had, uint64_t room)
+{
+    uint8_t *grown = bytes == NULL ? calloc(1, room) : realloc(bytes, room);
+    if (grown == NULL)
+        abort();
+    if (bytes != NULL)
+        memset(grown + had, 0, room - had);
+    return grown;
+}
+
 static void file_reserve(struct world *world, struct world_file *file, uint64_t size)
 {
     if (size <= file->room)
         return;
-    uint64_t room = round_up(size + size / 4, 64 * KIB);
-    file->bytes = realloc(file->bytes, room);
-    file->allocated = realloc(file->allocated, room / WORLD_EXTENT_BYTES);
-    if (file->bytes == NULL || file->allocated == NULL)
-        abort();
-    memset(file->bytes + file->room, 0, room - file->room);
-    memset(file->allocated + file->room / WORLD_EXTENT_BYTES, 0, (room - file->room) / WORLD_EXTENT_BYTES);
+    uint64_t room = file->room == 0 ? round_up(size, 64 * KIB) : round_up(size + size / 4, 64 * KIB);
+    file->bytes = grow_zeroed(file->bytes, file->room, room);
+    file->allocated = grow_zeroed(file->allocated, file->room / WORLD_EXTENT_BYTES, room / WORLD_EXTENT_BYTES);
     if (world->options.power) {
-        if ((file->stable = realloc(file->stable, room)) == NULL)
-            abort();
-        memset(file->stable + file->room, 0, room - file->room);
+        file->stable = grow_zeroed(file->stable, file->room, room);
+        file->changed = grow_zeroed(file->changed, file->room / WORLD_EXTENT_BYTES, room / WORLD_EXTENT_BYTES);
     }
     file->room = room;
 }
@@ -79,6 +88,7 @@ void file_free(struct world_file *file)
     free(file->bytes);
     free(file->allocated);
     free(file->stable);
+    free(file->changed);
     free(file);
 }
 
@@ -113,6 +123,7 @@ uint64_t world_file_allocated(const struct world_file *file)
 int disk_open(struct io *io, const char *path, int flags, mode_t mode)
 {
     (void)mode;
+    world_moment(io);
     struct world *world = reactor_of(io)->world;
     struct world_file *file = world_file_find(world, path);
     if (file == NULL && (flags & O_CREAT) == 0)
@@ -154,6 +165,7 @@ int disk_truncate(struct io *io, int fd, uint64_t size_bytes)
 {
     struct world *world = reactor_of(io)->world;
     struct world_file *file = description_of(world, fd)->file;
+    world_moment(io);
     if (file->block_device)
         return -EINVAL;
     file_reserve(world, file, size_bytes);
@@ -247,6 +259,9 @@ static void disk_start(struct event *event)
     struct description *description = description_of(world, event->fd);
     if (description->file == NULL)
         world_violation(world, "a disk operation on descriptor %d, which is no file", event->fd);
+    world->starting = event;
+    world_moment(&event->reactor->io);
+    world->starting = NULL;
     description->under_way++;
     event->number = ++world->disk_operations;
     struct world_io io = {event->kind, event->number, description->file, event->range, &event->reactor->io, event->op};
@@ -350,12 +365,21 @@ static void mark_allocated(struct world_file *file, struct range range)
     memset(file->allocated + first, 1, last - first + 1);
 }
 
+static void mark_changed(struct world_file *file, struct range range)
+{
+    if (range.length == 0 || file->changed == NULL)
+        return;
+    uint64_t first = range.start / WORLD_EXTENT_BYTES, last = (range_end(range) - 1) / WORLD_EXTENT_BYTES;
+    memset(file->changed + first, 1, last - first + 1);
+}
+
 void world_file_fill(struct world_file *file, uint64_t offset, const void *bytes, uint64_t length)
 {
     assert(offset + length <= file->size && file->unstable == NULL);
     memcpy(file->bytes + offset, bytes, length);
     if (file->stable != NULL)
         memcpy(file->stable + offset, bytes, length);
+    mark_changed(file, (struct range){offset, length}); /* power loss looks whether these pages are allocated */
     mark_allocated(file, (struct range){offset, length});
 }
 
@@ -364,6 +388,7 @@ static void note_unstable(struct world *world, struct world_file *file, struct r
 {
     if (!world->options.power || range.length == 0)
         return;
+    mark_changed(file, range);
     struct unstable *entry = malloc(sizeof(*entry) + range.length);
     if (entry == NULL)
         abort();
@@ -390,6 +415,39 @@ static void settle_stable(struct world_file *file)
         file->unstable_end = &file->unstable;
 }
 
+/* Named shared memory outlives a killed process, and so do transfers from and to it. What has been punched or removed
+ * since is nowhere: system calls on it fail, where our own accesses would be faults. */
+static void land_in_shared(struct world *world, struct event *event, const uint8_t *from, uint64_t length)
+{
+    int fd = memfd_create("landing", 0);
+    for (const struct iovec *iov = event->shared; length > 0; iov++) {
+        uint64_t part = iov->iov_len < length ? iov->iov_len : length;
+        if (fd < 0 || pwrite(fd, from, part, 0) != (ssize_t)part)
+            abort();
+        if (shm_is_named(world, iov->iov_base, iov->iov_len) && pread(fd, iov->iov_base, part, 0) < 0 &&
+            errno != EFAULT)
+            abort();
+        from += part;
+        length -= part;
+    }
+    close(fd);
+}
+
+static void take_from_shared(struct world *world, struct event *event, uint8_t *to, uint64_t length)
+{
+    int fd = memfd_create("landing", 0);
+    for (const struct iovec *iov = event->shared; length > 0; iov++) {
+        uint64_t part = iov->iov_len < length ? iov->iov_len : length;
+        bool there = shm_is_named(world, iov->iov_base, iov->iov_len);
+        ssize_t taken = there ? pwrite(fd, iov->iov_base, part, 0) : 0;
+        if (taken > 0 && pread(fd, to, (size_t)taken, 0) != taken)
+            abort();
+        to += part;
+        length -= part;
+    }
+    close(fd);
+}
+
 static int64_t land_read(struct world *world, struct event *event, struct world_file *file)
 {
     if (event->forced != 0)
@@ -404,6 +462,8 @@ static int64_t land_read(struct world *world, struct event *event, struct world_
         length = round_up(1 + world_below(world, length - unit), unit);
     if (!event->orphan)
         iov_fill_from(event->iov, file->bytes + event->range.start, length);
+    else if (event->shared != NULL)
+        land_in_shared(world, event, file->bytes + event->range.start, length);
     return (int64_t)length;
 }
 
@@ -424,6 +484,8 @@ static int64_t land_write(struct world *world, struct event *event, struct world
         length = round_up(1 + world_below(world, length - unit), unit);
     struct range range = {event->range.start, length};
     file_reserve(world, file, range_end(range));
+    if (event->shared != NULL)
+        take_from_shared(world, event, event->copy, length);
     if (event->copy != NULL)
         memcpy(file->bytes + range.start, event->copy, length);
     else
@@ -432,7 +494,7 @@ static int64_t land_write(struct world *world, struct event *event, struct world
         file->size = file->stable_size = range_end(range);
     mark_allocated(file, range);
     file->changed_ns = world->now + WORLD_EPOCH_NS;
-    note_unstable(world, file, range, (event->flags & IO_WRITE_DSYNC) != 0);
+    note_unstable(world, file, range, (event->flags & IO_WRITE_DSYNC) != 0 && event->forced == 0);
     return event->forced != 0 ? event->forced : (int64_t)length;
 }
 
@@ -523,8 +585,15 @@ void disk_land(struct world *world, struct event *event)
 
 void disk_orphan(struct world *world, struct event *event)
 {
-    (void)world;
     event->orphan = true;
+    bool shared = event->iov_count > 0;
+    for (unsigned i = 0; i < event->iov_count; i++)
+        shared = shared && shm_is_named(world, event->iov[i].iov_base, event->iov[i].iov_len);
+    if (shared) {
+        if ((event->shared = calloc(event->iov_count, sizeof(struct iovec))) == NULL)
+            abort();
+        memcpy(event->shared, event->iov, event->iov_count * sizeof(struct iovec));
+    }
     if (event->kind == WORLD_WRITE) {
         if ((event->copy = malloc(event->range.length + 1)) == NULL)
             abort();
@@ -572,12 +641,16 @@ void disk_power_loss(struct world *world, struct event **events, size_t count)
             free(entry);
         }
         file->unstable_end = &file->unstable;
-        memcpy(file->bytes, file->stable, file->room);
-        for (uint64_t at = 0; at < file->size; at += WORLD_EXTENT_BYTES) { /* zeroes may be holes or not */
-            uint64_t length = file->size - at < WORLD_EXTENT_BYTES ? file->size - at : WORLD_EXTENT_BYTES;
-            for (uint64_t byte = 0; byte < length; byte++)
-                if (file->bytes[at + byte] != 0)
-                    file->allocated[at / WORLD_EXTENT_BYTES] = 1;
+        for (uint64_t at = 0; at < file->room; at += WORLD_EXTENT_BYTES) {
+            if (!file->changed[at / WORLD_EXTENT_BYTES])
+                continue;
+            file->changed[at / WORLD_EXTENT_BYTES] = 0;
+            memcpy(file->bytes + at, file->stable + at, WORLD_EXTENT_BYTES);
+            uint64_t length = file->size > at ? file->size - at : 0;
+            if (length > WORLD_EXTENT_BYTES)
+                length = WORLD_EXTENT_BYTES;
+            if (!memory_is_zero((char *)file->bytes + at, length)) /* zeroes may be holes or not */
+                file->allocated[at / WORLD_EXTENT_BYTES] = 1;
         }
     }
 }

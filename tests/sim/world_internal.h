@@ -3,6 +3,8 @@
 #ifndef TESTS_SIM_WORLD_INTERNAL_H
 #define TESTS_SIM_WORLD_INTERNAL_H
 
+#include <setjmp.h>
+
 #include "base/limits.h"
 #include "world.h"
 
@@ -11,7 +13,7 @@
 #define WORLD_SOCKET_BYTES 8192u
 
 enum {
-    WORLD_REACTORS = 16,
+    WORLD_REACTORS = 48,
     WORLD_FILES = 64,
     WORLD_DESCRIPTORS = 1024,
     WORLD_OP_MAGIC = 0x0b5e55ed,
@@ -57,7 +59,9 @@ struct event {
     struct io_extent *extent;
     int64_t (*work)(void *argument);
     void *argument;
-    uint8_t *copy; /* orphaned write: its data */
+    uint8_t *copy;        /* orphaned write: its data */
+    struct iovec *shared; /* orphan: its memory is named shared memory, which is still there */
+    uint64_t tick;        /* in which it was started */
 };
 
 struct unstable { /* a write that power loss may undo */
@@ -76,6 +80,7 @@ struct world_file {
     uint8_t *bytes;
     uint8_t *allocated; /* a byte for each 4 KiB */
     uint8_t *stable;    /* with options.power */
+    uint8_t *changed;   /* the same: whether a page may differ from what is stable */
     uint64_t stable_size;
     struct unstable *unstable, **unstable_end;
     unsigned descriptions;
@@ -119,7 +124,7 @@ struct description { /* an open file description; its index is the descriptor */
 
 enum { WORLD_SHM_NAMES = 64, WORLD_SHM_NAME_BYTES = 256 };
 
-struct named_shm { /* outlives its process, not the power */
+struct named_shm {                   /* outlives its process, not the power */
     char name[WORLD_SHM_NAME_BYTES]; /* empty: it has been removed, or there is none */
     char *base;                      /* where it is mapped, in every process: NULL: a free place */
     uint64_t reserved, grown;
@@ -133,8 +138,10 @@ struct world {
     struct reactor *reactors[WORLD_REACTORS];
     unsigned reactor_count;
     struct reactor *current;
-    bool in_tick, ended;
-    struct event **heap; /* from 1 */
+    uint64_t ticks;
+    jmp_buf *escape;        /* of the tick that runs: for world_die() */
+    struct event *starting; /* a disk operation that is being started */
+    struct event **heap;    /* from 1 */
     size_t heap_count, heap_room;
     struct event *free_events;
     struct event *held; /* by the gate */
@@ -148,6 +155,10 @@ struct world {
     uint64_t boots, inodes;
 };
 
+/* The hook `moment`; `io` is what is being called. */
+void world_moment(struct io *io);
+/* The reactor's tick was ended by world_die(). */
+void world_died(struct reactor *reactor);
 /* The code under test broke a rule of io.h. */
 void world_violation(struct world *world, const char *format, ...) __attribute__((format(printf, 2, 3), noreturn));
 static inline struct reactor *reactor_of(struct io *io)
@@ -210,6 +221,7 @@ int shm_grow_(struct io *io, struct io_shm *shm, struct range range);
 void shm_populate_(struct io *io, struct io_shm *shm, struct range range);
 void shm_punch_(struct io *io, struct io_shm *shm, struct range range);
 void shm_destroy_(struct io *io, struct io_shm *shm);
+bool shm_is_named(const struct world *world, const void *memory, size_t length);
 void shm_drop(struct world *world, struct description *description);
 
 #endif

@@ -228,6 +228,40 @@ void world_kill(struct world *world, unsigned process)
     }
 }
 
+/* What the tick that was cut short has started has not reached the kernel. */
+void world_died(struct reactor *reactor)
+{
+    struct world *world = reactor->world;
+    if (world->starting != NULL)
+        event_free(world, world->starting);
+    world->starting = NULL;
+    for (size_t at = 1; at <= world->heap_count;) {
+        struct event *event = world->heap[at];
+        if (event->reactor != reactor || event->tick != world->ticks || event->kind < WORLD_READ ||
+            event->kind > WORLD_EXTENT) {
+            at++;
+            continue;
+        }
+        event_unschedule(world, event);
+        description_release(world, event->fd);
+        event_free(world, event);
+        at = 1; /* the heap has been sifted */
+    }
+    for (struct event **at = &world->held; *at != NULL;) {
+        struct event *event = *at;
+        if (event->reactor != reactor || event->tick != world->ticks) {
+            at = &event->next;
+            continue;
+        }
+        *at = event->next;
+        world->held_count--;
+        description_release(world, event->fd);
+        event_free(world, event);
+    }
+    world->current = NULL;
+    world_kill(world, reactor->process);
+}
+
 void world_power_loss(struct world *world)
 {
     assert(world->options.power);
@@ -291,6 +325,7 @@ static void free_chain(struct event *event)
     while (event != NULL) {
         struct event *next = event->next;
         free(event->copy);
+        free(event->shared);
         free(event);
         event = next;
     }

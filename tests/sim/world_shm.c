@@ -57,6 +57,17 @@ static void named_free(struct world *world, struct named_shm *named)
     *named = (struct named_shm){.fd = -1};
 }
 
+bool shm_is_named(const struct world *world, const void *memory, size_t length)
+{
+    const char *start = memory;
+    for (unsigned i = 0; i < WORLD_SHM_NAMES; i++) {
+        const struct named_shm *named = &world->named_shm[i];
+        if (named->base != NULL && start >= named->base && start + length <= named->base + named->reserved)
+            return true;
+    }
+    return false;
+}
+
 /* The memory of the machine is gone: nobody has any of it any more. */
 void shm_power_loss(struct world *world)
 {
@@ -100,6 +111,7 @@ int shm_create_(struct io *io, struct io_shm *shm, const struct io_shm_name *nam
                 struct error *err)
 {
     struct world *world = reactor_of(io)->world;
+    world_moment(io);
     if (name)
         shm_remove_(io, name);
     return shm_open_(io, shm, name ? named_new(world, name, reserve_bytes) : NULL, reserve_bytes, err);
@@ -107,6 +119,7 @@ int shm_create_(struct io *io, struct io_shm *shm, const struct io_shm_name *nam
 
 int shm_adopt_(struct io *io, struct io_shm *shm, const struct io_shm_name *name, struct error *err)
 {
+    world_moment(io);
     struct named_shm *named = named_find(reactor_of(io)->world, name);
     if (!named)
         return error_set(err, ENOENT, "there is no shared memory '%s'", name->file);
@@ -130,6 +143,7 @@ int shm_grow_(struct io *io, struct io_shm *shm, struct range range)
 {
     struct world *world = reactor_of(io)->world;
     struct description *description = shm_of(world, shm, range, "shm_grow");
+    world_moment(io);
     if (world->options.shm_max_bytes != 0 && world->shm_bytes + range.length > world->options.shm_max_bytes)
         return -ENOSPC;
     if (mprotect(shm->base + range.start, range.length, PROT_READ | PROT_WRITE) != 0)

@@ -161,6 +161,94 @@ static bool hold_all(void *context, const struct world_io *io)
     return true;
 }
 
+/* What a killed process reads into shared memory with a name lands there, late, and what it writes from there is what lies
+ * there then; into a page that was punched, or has gone, it lands nowhere. */
+static void test_killed_transfers_in_shared_memory(void **state)
+{
+    (void)state;
+    struct world *world = world_create(&(struct world_options){.seed = 5});
+    struct io *victim = world_reactor(world, "victim", 1), *heir = world_reactor(world, "heir", 2);
+    struct world_file *file = world_file_create(world, "disk", 64 * KIB, 512, false);
+    uint8_t bytes[4096];
+    memset(bytes, 3, sizeof bytes);
+    world_file_fill(file, 0, bytes, sizeof bytes);
+    const struct io_shm_name name = {"/dev/shm/sim", "piece"};
+    struct io_shm shm;
+    struct error err;
+    world_act_as(world, victim);
+    assert_int_equal(io_shm_create(victim, &shm, &name, 64 * KIB, &err), 0);
+    assert_int_equal(io_shm_grow(victim, &shm, (struct range){0, 16 * KIB}), 0);
+    int fd = io_open(victim, "disk", O_RDWR, 0);
+    struct call calls[3] = {0};
+    for (unsigned i = 0; i < 2; i++) {
+        calls[i].op.done = call_done;
+        calls[i].iov = (struct iovec){shm.base + i * 4096, 4096};
+        io_readv(victim, &calls[i].op, fd, &calls[i].iov, 1, 0);
+    }
+    call_write(victim, &calls[2], fd, 8192, (uint8_t *)shm.base + 8192, 4096, 0);
+    world_act_as(world, NULL);
+    world_kill(world, 1);
+    memset(calls, 0xee, sizeof calls);
+    world_act_as(world, heir);
+    assert_int_equal(io_shm_adopt(heir, &shm, &name, &err), 0);
+    memset(shm.base, 9, 16 * KIB);
+    io_shm_punch(heir, &shm, (struct range){4096, 4096});
+    run_dry(world);
+    assert_int_equal(shm.base[0], 3);
+    assert_int_equal(shm.base[8192], 9);
+    assert_int_equal(world_file_bytes(file)[8192], 9);
+    world_act_as(world, heir);
+    io_shm_destroy(heir, &shm);
+    io_shm_remove(heir, &name);
+    world_act_as(world, NULL);
+    assert_int_equal(world_destroy(world, stderr), 0);
+}
+
+struct victim {
+    struct io *io;
+    int fd;
+    unsigned moments;
+    struct call calls[2];
+    uint8_t bytes[4096];
+};
+
+static struct victim victim;
+
+static void die_at_the_last_write(void *context)
+{
+    (void)context;
+    if (victim.io && victim.moments++ == 1)
+        world_die(world_of(victim.io));
+}
+
+static void write_twice(void *argument)
+{
+    struct victim *self = argument;
+    for (unsigned i = 0; i < 2; i++)
+        call_write(self->io, &self->calls[i], self->fd, i * 4096, self->bytes, 4096, 0);
+}
+
+/* kill -9 in the middle of a tick: what it has started goes nowhere, and the locks are free at once. */
+static void test_death_in_a_tick(void **state)
+{
+    (void)state;
+    struct world *world = world_create(&(struct world_options){.seed = 5, .moment = die_at_the_last_write});
+    struct io *io = world_reactor(world, "victim", 1);
+    struct world_file *file = world_file_create(world, "disk", 64 * KIB, 512, false);
+    memset(victim.bytes, 7, sizeof victim.bytes);
+    world_act_as(world, io);
+    victim.fd = io_open(io, "disk", O_RDWR, 0);
+    assert_int_equal(io_lock(io, victim.fd, 0, 1, true), 0);
+    world_act_as(world, NULL);
+    victim.io = io;
+    world_call(io, write_twice, &victim);
+    assert_int_equal(victim.moments, 2);
+    run_dry(world);
+    assert_int_equal(world_file_bytes(file)[0], 0);
+    assert_int_equal(victim.calls[0].count + victim.calls[1].count, 0);
+    assert_int_equal(world_destroy(world, stderr), 0); /* nothing is left over: no descriptor, no event */
+}
+
 static void test_gate(void **state)
 {
     (void)state;
@@ -292,6 +380,8 @@ int main(void)
         cmocka_unit_test(test_same_seed_same_run),
         cmocka_unit_test(test_power_loss),
         cmocka_unit_test(test_killed_process),
+        cmocka_unit_test(test_killed_transfers_in_shared_memory),
+        cmocka_unit_test(test_death_in_a_tick),
         cmocka_unit_test(test_gate),
         cmocka_unit_test(test_crimes),
         cmocka_unit_test(test_leaks_are_counted),
