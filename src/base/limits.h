@@ -112,10 +112,12 @@ enum {
     /* Of a push whose target also takes old data straight from the guest's writes: those wait behind what they send. */
     PUSH_THROUGH_WORKERS = 2,
     COPY_WORKERS_DEFAULT = 8, /* reads, hashes and writes all overlap; more brought nothing on two cores */
-    /* A JSON file of a backup set: a manifest of 64 disks has less than 64 KiB. */
+    /* A JSON file of a backup set: a manifest of 64 disks has less than 200 KiB, whatever the reasons in it. */
     LIMIT_SET_JSON_BYTES = 256 * 1024,
     /* File names in a manifest: the name of a disk and a suffix. */
     LIMIT_IMAGE_NAME_BYTES = LIMIT_NAME_BYTES + 16,
+    /* Why a disk went full, in a manifest: 64 of them leave room in it. With its end. */
+    LIMIT_REASON_BYTES = 256,
     /* Points of one set: one an hour for eleven years; their names are kept in memory and sorted. */
     LIMIT_POINTS = 100000,
     /* Points of one set within one second: their number has two digits. */

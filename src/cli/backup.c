@@ -201,9 +201,11 @@ static int copy_disk(struct backup *backup, struct manifest_disk *disk, struct n
                      const char *path, struct error *err)
 {
     char source_name[2 * LIMIT_NAME_BYTES + 2];
-    uint8_t *hashes = malloc(copy_extent_count(disk->size_bytes) * COPY_HASH_BYTES + 1);
-    if (!hashes)
-        return error_set(err, ENOMEM, "no memory for the hashes of disk %s", disk->name);
+    struct hashes hashes;
+    if (hashes_init(&hashes, disk->size_bytes, false, err) < 0) {
+        hashes_fini(&hashes);
+        return -ENOMEM;
+    }
     snprintf(source_name, sizeof source_name, "%s@%s", disk->name, backup->snapshot);
     struct copy_options options = {.source = source,
                                    .target = target,
@@ -212,11 +214,11 @@ static int copy_disk(struct backup *backup, struct manifest_disk *disk, struct n
                                    .target_is_zero = true,
                                    .advice = true,
                                    .release = true,
-                                   .hashes = hashes};
+                                   .hashes = hashes.sha256};
     int status = transfer_copy(&backup->transfer, NULL, disk->name, &options, &disk->data_bytes, err);
     if (status == 0)
-        status = point_write_hashes(backup->point, disk, hashes, err);
-    free(hashes);
+        status = point_write_hashes(backup->point, disk, &hashes, err);
+    hashes_fini(&hashes);
     return status;
 }
 
@@ -234,7 +236,7 @@ static int backup_disk(struct backup *backup, const json_t *export, struct error
     if (!uri[0])
         return error_set(err, EADDRNOTAVAIL, "the daemon gave no address where disk %s of the snapshot can be read",
                          name);
-    status = point_add_disk(backup->point, name, disk, path, sizeof path, err);
+    status = point_add_disk(backup->point, name, MANIFEST_RAW, disk, path, sizeof path, err);
     if (status == 0)
         status = nbd_node_open(backup->transfer.io, uri, true, &source, err);
     if (status == 0) {

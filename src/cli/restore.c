@@ -153,7 +153,7 @@ static int no_such_disk(const struct restore *restore, const struct manifest *ma
 
 static int restore_disk(struct restore *restore, const char *wanted, struct manifest *manifest, struct error *err)
 {
-    uint8_t *hashes = NULL;
+    struct hashes hashes = {0};
     int status = set_point_find(restore->set, wanted, restore->point, err);
     if (status == 0)
         status = set_manifest_load(restore->set, restore->point, manifest, err);
@@ -166,8 +166,8 @@ static int restore_disk(struct restore *restore, const char *wanted, struct mani
     if (status == 0)
         status = set_image_find(restore->set, restore->point, disk, restore->image, sizeof restore->image, err);
     if (status == 0)
-        status = restore_image(restore, disk, hashes, err);
-    free(hashes);
+        status = restore_image(restore, disk, hashes.sha256, err);
+    hashes_fini(&hashes);
     return status;
 }
 

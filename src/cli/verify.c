@@ -80,7 +80,7 @@ static void say_damage(const struct verify *verify, const char *point, const str
 static int verify_image(struct verify *verify, const char *point, const struct manifest_disk *disk, char *path,
                         struct error *err)
 {
-    uint8_t *hashes = NULL;
+    struct hashes hashes = {0};
     struct node *source = NULL;
     uint64_t data_bytes;
     int status = set_hashes_load(verify->set, point, disk, &hashes, err);
@@ -89,12 +89,15 @@ static int verify_image(struct verify *verify, const char *point, const struct m
     if (status == 0)
         status = image_open(verify->transfer.io, path, true, &source, err);
     if (status == 0) {
-        struct copy_options options = {
-            .source = source, .source_name = path, .expected = hashes, .mismatch = extent_differs, .context = verify};
+        struct copy_options options = {.source = source,
+                                       .source_name = path,
+                                       .expected = hashes.sha256,
+                                       .mismatch = extent_differs,
+                                       .context = verify};
         status = transfer_copy(&verify->transfer, point, disk->name, &options, &data_bytes, err);
         node_destroy(source);
     }
-    free(hashes);
+    hashes_fini(&hashes);
     return status;
 }
 

@@ -11,6 +11,8 @@
 
 #define COPY_EXTENT_BYTES (1 * MIB)
 #define COPY_HASH_BYTES 32
+/* Blocks of 4 KiB of one extent: bit b % 8 of byte b / 8 is block b. */
+#define COPY_MASK_BYTES 32
 
 struct copy_options {
     struct io *io;

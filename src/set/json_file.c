@@ -136,6 +136,18 @@ int json_field_number(const json_t *object, const char *where, const char *key, 
     return 0;
 }
 
+int json_field_uuid(const json_t *object, const char *where, const char *key, char *uuid, struct error *err)
+{
+    int status = json_field_text(object, where, key, uuid, UUID_TEXT_BYTES, err);
+    bool right = status == 0 && strlen(uuid) == UUID_TEXT_BYTES - 1 &&
+                 strspn(uuid, "0123456789abcdef-") == UUID_TEXT_BYTES - 1;
+    for (unsigned i = 0; right && i < UUID_TEXT_BYTES - 1; i++)
+        right = (uuid[i] == '-') == (i == 8 || i == 13 || i == 18 || i == 23);
+    if (status == 0 && !right)
+        status = error_set(err, EINVAL, "the field '%s%s' is '%s', not a UUID", where, key, uuid);
+    return status;
+}
+
 int json_field_is(const json_t *object, const char *where, const char *key, const char *right, struct error *err)
 {
     char text[LIMIT_NAME_BYTES + 1];

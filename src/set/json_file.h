@@ -7,6 +7,7 @@
 #include <jansson.h>
 
 #include "base/error.h"
+#include "io/uuid.h"
 
 /* Reads `name` in the folder `directory`, which must be a regular file (no symbolic link) of LIMIT_SET_JSON_BYTES at most
  * that holds one JSON object. `shown` is its path for sentences. -ENOENT, -EINVAL... A new reference. */
@@ -22,6 +23,8 @@ int json_field_text(const json_t *object, const char *where, const char *key, ch
                     struct error *err);
 int json_field_number(const json_t *object, const char *where, const char *key, uint64_t most, uint64_t *number,
                       struct error *err);
+/* A UUID, in lower case, into uuid[UUID_TEXT_BYTES]. */
+int json_field_uuid(const json_t *object, const char *where, const char *key, char *uuid, struct error *err);
 /* A text that must be exactly `right`. */
 int json_field_is(const json_t *object, const char *where, const char *key, const char *right, struct error *err);
 

@@ -35,7 +35,7 @@ static bool has_our_name(const char *name)
            strspn(name + prefix, "0123456789abcdef") == UNFINISHED_NAME_BYTES - 1 - prefix;
 }
 
-/* NAME.raw or NAME.sha256 of a disk, or a manifest on its way. */
+/* An image or the hashes of a disk, or a manifest on its way. */
 static bool is_point_file(const char *name)
 {
     char disk[NAME_MAX + 1];
@@ -43,7 +43,8 @@ static bool is_point_file(const char *name)
     char *suffix = strrchr(disk, '.');
     if (strcmp(name, MANIFEST_NEW_FILE) == 0)
         return true;
-    if (!suffix || (strcmp(suffix, IMAGE_SUFFIX) != 0 && strcmp(suffix, HASHES_SUFFIX) != 0))
+    if (!suffix ||
+        (strcmp(suffix, RAW_SUFFIX) != 0 && strcmp(suffix, QCOW2_SUFFIX) != 0 && strcmp(suffix, HASHES_SUFFIX) != 0))
         return false;
     *suffix = '\0';
     return name_check("", disk, NULL) == 0;

@@ -52,6 +52,21 @@ static int field_hexadecimal(const json_t *object, const char *where, const char
     return status;
 }
 
+/* One of two words; *index says which. */
+static int field_word(const json_t *object, const char *where, const char *key, const char *const *words,
+                      unsigned *index, struct error *err)
+{
+    char text[LIMIT_NAME_BYTES + 1];
+    int status = json_field_text(object, where, key, text, sizeof text, err);
+    if (status < 0)
+        return status;
+    for (*index = 0; *index < 2; ++*index)
+        if (strcmp(text, words[*index]) == 0)
+            return 0;
+    return error_set(err, EINVAL, "the field '%s%s' is '%s', neither '%s' nor '%s'", where, key, text, words[0],
+                     words[1]);
+}
+
 static int field_time(const json_t *object, const char *key, char *text, struct error *err)
 {
     int status = json_field_text(object, "", key, text, POINT_TIME_BYTES, err);
@@ -60,27 +75,60 @@ static int field_time(const json_t *object, const char *key, char *text, struct 
     return status;
 }
 
-static int field_uuid(const json_t *object, const char *key, char *text, struct error *err)
+static int parent_from_json(const json_t *json, const char *where, struct manifest_parent *parent, struct error *err)
 {
-    int status = json_field_text(object, "", key, text, UUID_TEXT_BYTES, err);
-    bool right = status == 0 && strlen(text) == UUID_TEXT_BYTES - 1 && all_of(text, "0123456789abcdef-");
-    for (unsigned i = 0; right && i < UUID_TEXT_BYTES - 1; i++)
-        right = (text[i] == '-') == (i == 8 || i == 13 || i == 18 || i == 23);
-    if (status == 0 && !right)
-        status = error_set(err, EINVAL, "the field '%s' is '%s', not a UUID", key, text);
-    return status;
+    const json_t *object = json_object_get(json, "parent");
+    char inside[64];
+    if (!json_is_object(object))
+        return error_set(err, EINVAL, "the field '%sparent' of an incremental image is not an object", where);
+    snprintf(inside, sizeof inside, "%sparent.", where);
+    int status = json_field_text(object, inside, "point", parent->point, sizeof parent->point, err);
+    if (status == 0 && !point_name_valid(parent->point))
+        status = error_set(err, EINVAL, "the field '%spoint' is '%s', not the name of a point", inside, parent->point);
+    return status == 0 ? json_field_uuid(object, inside, "snapshot", parent->snapshot, err) : status;
 }
 
-static int disk_from_json(const json_t *json, const char *where, struct manifest_disk *disk, struct error *err)
+/* What version 2 says besides: the kind of the image, and what follows from it. */
+static int kind_from_json(const json_t *json, const char *where, struct manifest_disk *disk, struct error *err)
+{
+    static const char *const formats[] = {"raw", "qcow2"}, *const kinds[] = {"full", "incremental"};
+    unsigned format = MANIFEST_RAW, kind = 0;
+    int status = field_word(json, where, "format", formats, &format, err);
+    if (status == 0)
+        status = field_word(json, where, "kind", kinds, &kind, err);
+    if (status == 0)
+        status = json_field_number(json, where, "captured", disk->size_bytes, &disk->captured_bytes, err);
+    if (status < 0)
+        return status;
+    disk->format = (enum manifest_format)format;
+    disk->incremental = kind == 1;
+    if (disk->incremental && disk->format != MANIFEST_QCOW2)
+        return error_set(err, EINVAL, "the field '%sformat' is 'raw', but an incremental image is 'qcow2'", where);
+    if (!disk->incremental && disk->captured_bytes != disk->size_bytes)
+        return error_set(err, EINVAL, "the field '%scaptured' of a full image is %llu, not the size %llu", where,
+                         (unsigned long long)disk->captured_bytes, (unsigned long long)disk->size_bytes);
+    if (disk->incremental)
+        return parent_from_json(json, where, &disk->parent, err);
+    return json_object_get(json, "reason")
+               ? json_field_text(json, where, "reason", disk->reason, sizeof disk->reason, err)
+               : 0;
+}
+
+static int disk_from_json(const json_t *json, unsigned version, const char *where, struct manifest_disk *disk,
+                          struct error *err)
 {
     uint64_t extent_bytes;
     int status = field_name(json, where, "name", disk->name, err);
     if (status == 0)
         status = json_field_number(json, where, "size", LIMIT_DISK_BYTES, &disk->size_bytes, err);
-    if (status == 0)
-        status = json_field_number(json, where, "data", disk->size_bytes, &disk->data_bytes, err);
-    if (status == 0)
+    if (status == 0 && version == 1) {
+        disk->captured_bytes = disk->size_bytes;
         status = json_field_is(json, where, "format", "raw", err);
+    } else if (status == 0) {
+        status = kind_from_json(json, where, disk, err);
+    }
+    if (status == 0)
+        status = json_field_number(json, where, "data", disk->captured_bytes, &disk->data_bytes, err);
     if (status == 0)
         status = field_file(json, where, "image", disk->image, err);
     if (status == 0)
@@ -126,7 +174,7 @@ static int disks_from_json(const json_t *json, struct manifest *manifest, struct
         snprintf(where, sizeof where, "disks[%u].", i);
         if (!json_is_object(disk))
             return error_set(err, EINVAL, "the field 'disks[%u]' is not an object", i);
-        int status = disk_from_json(disk, where, &manifest->disks[i], err);
+        int status = disk_from_json(disk, manifest->version, where, &manifest->disks[i], err);
         if (status == 0)
             status = disk_is_unique(manifest, i, err);
         if (status < 0)
@@ -136,6 +184,17 @@ static int disks_from_json(const json_t *json, struct manifest *manifest, struct
     return 0;
 }
 
+static int checkpoint_from_json(const json_t *json, struct manifest_checkpoint *checkpoint, struct error *err)
+{
+    const json_t *object = json_object_get(json, "checkpoint");
+    if (!object)
+        return 0;
+    if (!json_is_object(object))
+        return error_set(err, EINVAL, "the field 'checkpoint' is not an object");
+    int status = field_name(object, "checkpoint.", "name", checkpoint->name, err);
+    return status == 0 ? json_field_uuid(object, "checkpoint.", "uuid", checkpoint->uuid, err) : status;
+}
+
 int manifest_from_json(const json_t *json, struct manifest *manifest, struct error *err)
 {
     uint64_t version = 0;
@@ -143,9 +202,10 @@ int manifest_from_json(const json_t *json, struct manifest *manifest, struct err
     int status = json_field_is(json, "", "format", MANIFEST_FORMAT, err);
     if (status == 0)
         status = json_field_number(json, "", "version", INT32_MAX, &version, err);
-    if (status == 0 && version != MANIFEST_VERSION)
-        status = error_set(err, ENOTSUP, "it has version %llu; this fleece reads version %d",
-                           (unsigned long long)version, MANIFEST_VERSION);
+    if (status == 0 && (version < MANIFEST_VERSION_OLDEST || version > MANIFEST_VERSION))
+        status = error_set(err, ENOTSUP, "it has version %llu; this fleece reads versions %d to %d",
+                           (unsigned long long)version, MANIFEST_VERSION_OLDEST, MANIFEST_VERSION);
+    manifest->version = (unsigned)version;
     if (status == 0)
         status = json_field_is(json, "", "state", "complete", err);
     if (status == 0)
@@ -155,7 +215,9 @@ int manifest_from_json(const json_t *json, struct manifest *manifest, struct err
     if (status == 0)
         status = field_time(json, "created", manifest->created, err);
     if (status == 0)
-        status = field_uuid(json, "snapshot", manifest->snapshot, err);
+        status = json_field_uuid(json, "", "snapshot", manifest->snapshot, err);
+    if (status == 0 && version >= 2)
+        status = checkpoint_from_json(json, &manifest->checkpoint, err);
     return status == 0 ? disks_from_json(json, manifest, err) : status;
 }
 
@@ -191,24 +253,58 @@ int manifest_check_hash(const json_t *json, struct error *err)
     return 0;
 }
 
+const char *manifest_format_name(enum manifest_format format)
+{
+    return format == MANIFEST_RAW ? "raw" : "qcow2";
+}
+
+/* What version 2 says of a disk besides. */
+static int add_kind(json_t *json, const struct manifest_disk *disk)
+{
+    int status = json_object_set_new(json, "kind", json_string(disk->incremental ? "incremental" : "full"));
+    if (status == 0)
+        status = json_object_set_new(json, "captured", json_integer((json_int_t)disk->captured_bytes));
+    if (status == 0 && disk->incremental)
+        status = json_object_set_new(
+            json, "parent", json_pack("{s:s, s:s}", "point", disk->parent.point, "snapshot", disk->parent.snapshot));
+    if (status == 0 && disk->reason[0])
+        status = json_object_set_new(json, "reason", json_string(disk->reason));
+    return status;
+}
+
+static json_t *disk_to_json(const struct manifest_disk *disk, unsigned version)
+{
+    json_t *json = json_pack(
+        "{s:s, s:I, s:I, s:s, s:s, s:I, s:s, s:s}", "name", disk->name, "size", (json_int_t)disk->size_bytes, "data",
+        (json_int_t)disk->data_bytes, "format", manifest_format_name(disk->format), "image", disk->image, "extent",
+        (json_int_t)MANIFEST_EXTENT_BYTES, "hashes", disk->hashes, "hashes-sha256", disk->hashes_sha256);
+    if (json && version >= 2 && add_kind(json, disk) < 0) {
+        json_decref(json);
+        return NULL;
+    }
+    return json;
+}
+
 json_t *manifest_to_json(const struct manifest *manifest)
 {
     json_t *disks = json_array();
-    for (unsigned i = 0; i < manifest->disk_count; i++) {
-        const struct manifest_disk *disk = &manifest->disks[i];
-        json_array_append_new(disks,
-                              json_pack("{s:s, s:I, s:I, s:s, s:s, s:I, s:s, s:s}", "name", disk->name, "size",
-                                        (json_int_t)disk->size_bytes, "data", (json_int_t)disk->data_bytes, "format",
-                                        "raw", "image", disk->image, "extent", (json_int_t)MANIFEST_EXTENT_BYTES,
-                                        "hashes", disk->hashes, "hashes-sha256", disk->hashes_sha256));
-    }
-    json_t *json = json_pack("{s:s, s:i, s:s, s:s, s:s, s:s, s:s, s:o}", "format", MANIFEST_FORMAT, "version",
-                             MANIFEST_VERSION, "state", "complete", "vm", manifest->vm, "tool", manifest->tool,
-                             "created", manifest->created, "snapshot", manifest->snapshot, "disks", disks);
+    for (unsigned i = 0; i < manifest->disk_count; i++)
+        json_array_append_new(disks, disk_to_json(&manifest->disks[i], manifest->version));
+    json_t *json = json_pack("{s:s, s:i, s:s, s:s, s:s, s:s, s:s}", "format", MANIFEST_FORMAT, "version",
+                             (int)manifest->version, "state", "complete", "vm", manifest->vm, "tool", manifest->tool,
+                             "created", manifest->created, "snapshot", manifest->snapshot);
+    bool well = json && json_array_size(disks) == manifest->disk_count;
+    if (well && manifest->checkpoint.name[0])
+        well = json_object_set_new(
+                   json, "checkpoint",
+                   json_pack("{s:s, s:s}", "name", manifest->checkpoint.name, "uuid", manifest->checkpoint.uuid)) == 0;
     char sha256[SHA256_TEXT_BYTES];
-    if (json && json_array_size(disks) == manifest->disk_count && hash_fields(json, sha256) == 0 &&
-        json_object_set_new(json, "sha256", json_string(sha256)) == 0)
+    if (well && json_object_set(json, "disks", disks) == 0 && hash_fields(json, sha256) == 0 &&
+        json_object_set_new(json, "sha256", json_string(sha256)) == 0) {
+        json_decref(disks);
         return json;
+    }
+    json_decref(disks);
     json_decref(json);
     return NULL;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The manifest of a backup point: what was captured, and how to prove it. docs/formats/backup-set.md describes the text. */
+/* The manifest of a backup point: what was captured, and how to prove it. docs/formats/backup-set.md describes the text.
+ * Both versions are read; version 1 knows raw full images only, and no checkpoint. */
 #ifndef FLEECE_SET_MANIFEST_H
 #define FLEECE_SET_MANIFEST_H
 
@@ -12,24 +13,45 @@
 
 #define MANIFEST_FILE "manifest.json"
 #define MANIFEST_FORMAT "fleece-backup-point"
-#define MANIFEST_VERSION 1
+#define MANIFEST_VERSION 2
+#define MANIFEST_VERSION_OLDEST 1
 #define MANIFEST_EXTENT_BYTES COPY_EXTENT_BYTES
 #define SHA256_TEXT_BYTES 65
 
+enum manifest_format { MANIFEST_RAW, MANIFEST_QCOW2 };
+
+struct manifest_parent { /* the point of this set that an incremental image lies over */
+    char point[POINT_NAME_BYTES];
+    char snapshot[UUID_TEXT_BYTES]; /* that its manifest must name: a point of the same name may have been made anew */
+};
+
 struct manifest_disk {
     char name[LIMIT_NAME_BYTES + 1];
-    uint64_t size_bytes;
-    uint64_t data_bytes;                    /* of these, not zero */
+    uint64_t size_bytes;     /* of the disk; a qcow2 image is that of whole sectors: up to 511 zeroes more */
+    uint64_t captured_bytes; /* that the image holds: all, or of an incremental the blocks that had changed */
+    uint64_t data_bytes;     /* of these, not zero */
+    enum manifest_format format;
+    bool incremental;                       /* else full; an incremental is a qcow2 overlay of the parent's image */
+    struct manifest_parent parent;          /* of an incremental; else empty */
+    char reason[LIMIT_REASON_BYTES];        /* why it is full, though an incremental was wanted; else empty. UTF-8 */
     char image[LIMIT_IMAGE_NAME_BYTES + 1]; /* file names in the folder of the point */
     char hashes[LIMIT_IMAGE_NAME_BYTES + 1];
     char hashes_sha256[SHA256_TEXT_BYTES]; /* of the file of hashes, in lower-case hexadecimal */
 };
 
+/* At the cut of the point's snapshot: the base of the next incremental (C24: by its UUID, never by its name). */
+struct manifest_checkpoint {
+    char name[LIMIT_NAME_BYTES + 1]; /* empty: the point has none */
+    char uuid[UUID_TEXT_BYTES];
+};
+
 struct manifest {
+    unsigned version; /* that it is written in */
     char vm[LIMIT_NAME_BYTES + 1];
     char tool[LIMIT_NAME_BYTES + 1]; /* "fleece 0.1.0" */
     char created[POINT_TIME_BYTES];  /* when the snapshot was cut, UTC */
     char snapshot[UUID_TEXT_BYTES];
+    struct manifest_checkpoint checkpoint;
     unsigned disk_count; /* 1 to LIMIT_DISKS */
     struct manifest_disk disks[LIMIT_DISKS];
 };
@@ -52,6 +74,8 @@ json_t *manifest_unfinished_to_json(const struct manifest_unfinished *unfinished
 /* 0: the JSON is a manifest of ours of any state or version; *unfinished is filled in (pid 0: it is complete). */
 int manifest_recognise(const json_t *json, struct manifest_unfinished *unfinished);
 
+/* "raw" or "qcow2". */
+const char *manifest_format_name(enum manifest_format format);
 /* The disk of that name; NULL: none. */
 const struct manifest_disk *manifest_disk_find(const struct manifest *manifest, const char *name);
 

@@ -24,7 +24,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "set/hashes.h"
 #include "set/json_file.h"
 
 struct point {
@@ -115,13 +114,14 @@ int point_begin(struct set *set, uint64_t now_seconds, struct point **point, str
     return 0;
 }
 
-int point_add_disk(struct point *point, const char *name, struct manifest_disk *disk, char *image_path, size_t size,
-                   struct error *err)
+int point_add_disk(struct point *point, const char *name, enum manifest_format format, struct manifest_disk *disk,
+                   char *image_path, size_t size, struct error *err)
 {
     assert(strlen(name) <= LIMIT_NAME_BYTES);
     memset(disk, 0, sizeof *disk);
     strcpy(disk->name, name);
-    snprintf(disk->image, sizeof disk->image, "%s" IMAGE_SUFFIX, name);
+    disk->format = format;
+    snprintf(disk->image, sizeof disk->image, "%s%s", name, format == MANIFEST_RAW ? RAW_SUFFIX : QCOW2_SUFFIX);
     snprintf(disk->hashes, sizeof disk->hashes, "%s" HASHES_SUFFIX, name);
     if ((size_t)snprintf(image_path, size, "%s/%s/%s", set_path(point->set), point->name, disk->image) >= size)
         return error_set(err, ENAMETOOLONG, "the path of the backup set is too long: %zu bytes",
@@ -129,12 +129,13 @@ int point_add_disk(struct point *point, const char *name, struct manifest_disk *
     return 0;
 }
 
-int point_write_hashes(struct point *point, struct manifest_disk *disk, const uint8_t *hashes, struct error *err)
+int point_write_hashes(struct point *point, struct manifest_disk *disk, const struct hashes *hashes, struct error *err)
 {
     char shown[PATH_MAX];
+    assert(hashes->size_bytes == disk->size_bytes && (hashes->masks != NULL) == disk->incremental);
+    disk->captured_bytes = hashes_captured_bytes(hashes);
     show(point, disk->hashes, shown);
-    return hashes_write(point->folder, disk->hashes, shown, hashes, copy_extent_count(disk->size_bytes),
-                        disk->hashes_sha256, err);
+    return hashes_write(point->folder, disk->hashes, shown, hashes, disk->hashes_sha256, err);
 }
 
 static int sync_image(const struct point *point, const char *file, struct error *err)
@@ -195,6 +196,7 @@ static int make_visible(struct point *point, const char *name, struct error *err
 int point_publish(struct point *point, struct manifest *manifest, char *name, struct error *err)
 {
     int status = 0;
+    manifest->version = MANIFEST_VERSION;
     strcpy(manifest->vm, set_vm(point->set));
     strcpy(manifest->tool, "fleece " FLEECE_VERSION);
     for (unsigned i = 0; i < manifest->disk_count && status == 0; i++)

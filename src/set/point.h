@@ -6,7 +6,8 @@
 #include "set/leftover.h"
 #include "set/set.h"
 
-#define IMAGE_SUFFIX ".raw"
+#define RAW_SUFFIX ".raw"
+#define QCOW2_SUFFIX ".qcow2"
 #define HASHES_SUFFIX ".sha256"
 #define MANIFEST_NEW_FILE "manifest.json.new"
 
@@ -17,14 +18,15 @@ struct point;
 int point_begin(struct set *set, uint64_t now_seconds, struct point **point, struct leftover_report *report,
                 struct error *err);
 
-/* Fills in name, image and hashes of a disk and says where its image goes: a file that does not exist yet. */
-int point_add_disk(struct point *point, const char *name, struct manifest_disk *disk, char *image_path, size_t size,
-                   struct error *err);
-/* Writes the hashes of a disk whose size_bytes is known, and fills in hashes_sha256. */
-int point_write_hashes(struct point *point, struct manifest_disk *disk, const uint8_t *hashes, struct error *err);
+/* Fills in name, format, image and hashes of a disk (full: an incremental's kind and parent are for the caller), and says
+ * where its image goes: a file that does not exist yet. */
+int point_add_disk(struct point *point, const char *name, enum manifest_format format, struct manifest_disk *disk,
+                   char *image_path, size_t size, struct error *err);
+/* Writes the hashes of a disk, and fills in hashes_sha256 and captured_bytes. */
+int point_write_hashes(struct point *point, struct manifest_disk *disk, const struct hashes *hashes, struct error *err);
 
 /*
- * Makes everything durable and then visible. The manifest's `vm` and `tool` are filled in. On success the point is freed
+ * Makes everything durable and then visible. The manifest's version, `vm` and `tool` are filled in. On success the point is freed
  * and name[POINT_NAME_BYTES] is what it is called; on failure it is still there to be abandoned, and invisible.
  */
 int point_publish(struct point *point, struct manifest *manifest, char *name, struct error *err);

@@ -7,6 +7,9 @@
  * written. So a file of no bytes in an otherwise empty folder is what an interrupted beginning leaves, and is completed;
  * anywhere else it is an error. A set that was made for a backup which then failed is removed again under the lock; whoever
  * opened the file just before finds, once it has the lock, that the file is no longer in the folder, and begins anew.
+ *
+ * A set of version 1 gets its id in a new file, which is locked before it takes the place of the old one: so the set is
+ * never without a lock, and whoever opened the old file begins anew. A crash leaves the old file, or the new one whole.
  */
 #include "set/set.h"
 
@@ -17,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -29,6 +33,7 @@ struct set {
     int directory;
     int lock; /* fleece.json, when opened to add; else -1 */
     char vm[LIMIT_NAME_BYTES + 1];
+    char id[UUID_TEXT_BYTES]; /* empty: a set of version 1 */
     bool made_folder, made_set, has_new_point;
 };
 
@@ -40,6 +45,11 @@ const char *set_path(const struct set *set)
 const char *set_vm(const struct set *set)
 {
     return set->vm;
+}
+
+const char *set_id(const struct set *set)
+{
+    return set->id;
 }
 
 int set_directory(const struct set *set)
@@ -112,11 +122,13 @@ static int set_load(struct set *set, struct error *err)
     status = json_field_is(json, "", "format", SET_FORMAT, err);
     if (status == 0)
         status = json_field_number(json, "", "version", INT32_MAX, &version, err);
-    if (status == 0 && version != SET_VERSION)
-        status = error_set(err, ENOTSUP, "it has version %llu; this fleece reads version %d",
-                           (unsigned long long)version, SET_VERSION);
+    if (status == 0 && (version < SET_VERSION_OLDEST || version > SET_VERSION))
+        status = error_set(err, ENOTSUP, "it has version %llu; this fleece reads versions %d to %d",
+                           (unsigned long long)version, SET_VERSION_OLDEST, SET_VERSION);
     if (status == 0)
         status = json_field_text(json, "", "vm", set->vm, sizeof set->vm, err);
+    if (status == 0 && version >= 2)
+        status = json_field_uuid(json, "", "id", set->id, err);
     json_decref(json);
     return status < 0 ? error_prefix(err, "%s", shown) : 0;
 }
@@ -190,21 +202,63 @@ static int set_lock(struct set *set, struct error *err)
     return 1;
 }
 
-/* Writes fleece.json; locked, and the file is empty. */
-static int set_write(struct set *set, const char *vm, struct error *err)
+/* A new random UUID (RFC 4122, version 4). */
+static int make_id(char *id)
 {
-    json_t *json = json_pack("{s:s, s:i, s:s}", "format", SET_FORMAT, "version", SET_VERSION, "vm", vm);
+    uint8_t random[16];
+    if (getrandom(random, sizeof random, 0) != sizeof random)
+        return -EIO;
+    random[6] = (uint8_t)(0x40 | (random[6] & 0x0f));
+    random[8] = (uint8_t)(0x80 | (random[8] & 0x3f));
+    for (unsigned i = 0; i < sizeof random; i++) {
+        bool hyphen = i == 4 || i == 6 || i == 8 || i == 10;
+        id += sprintf(id, hyphen ? "-%02x" : "%02x", random[i]);
+    }
+    return 0;
+}
+
+/* Writes the fields into `file`, which is locked and empty. */
+static int set_write(const struct set *set, int file, const char *name, const char *vm, struct error *err)
+{
+    char id[UUID_TEXT_BYTES];
+    if (make_id(id) < 0)
+        return error_set(err, EIO, "no random numbers for the id of a backup set");
+    json_t *json = json_pack("{s:s, s:i, s:s, s:s}", "format", SET_FORMAT, "version", SET_VERSION, "id", id, "vm", vm);
     char *text = json ? json_dumps(json, JSON_INDENT(2) | JSON_PRESERVE_ORDER) : NULL;
     json_decref(json);
     if (!text)
-        return error_set(err, ENOMEM, "no memory for %s/%s", set->path, SET_FILE);
-    set->made_set = true;
+        return error_set(err, ENOMEM, "no memory for %s/%s", set->path, name);
     errno = ENOSPC; /* what a short write means */
-    bool well = write(set->lock, text, strlen(text)) == (ssize_t)strlen(text) && fsync(set->lock) == 0 &&
+    bool well = write(file, text, strlen(text)) == (ssize_t)strlen(text) && fsync(file) == 0 &&
                 fsync(set->directory) == 0;
     int code = errno;
     free(text);
-    return well ? 0 : error_set(err, code, "can't write %s/%s: %s", set->path, SET_FILE, error_name(code));
+    return well ? 0 : error_set(err, code, "can't write %s/%s: %s", set->path, name, error_name(code));
+}
+
+/* From version 1 to 2, locked before and after. */
+static int set_upgrade(struct set *set, struct error *err)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    int fd = openat(set->directory, SET_NEW_FILE, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK,
+                    0600);
+    if (fd < 0 || fcntl(fd, F_OFD_SETLK, &lock) < 0) {
+        int code = errno;
+        if (fd >= 0)
+            close(fd);
+        return error_set(err, code, "can't write %s/%s: %s", set->path, SET_NEW_FILE, error_name(code));
+    }
+    int status = set_write(set, fd, SET_NEW_FILE, set->vm, err);
+    if (status == 0 &&
+        (renameat(set->directory, SET_NEW_FILE, set->directory, SET_FILE) < 0 || fsync(set->directory) < 0))
+        status = error_set(err, errno, "can't write %s/%s: %s", set->path, SET_FILE, error_name(errno));
+    if (status < 0) {
+        close(fd);
+        return status;
+    }
+    close(set->lock);
+    set->lock = fd;
+    return set_load(set, err);
 }
 
 static int set_prepare(struct set *set, const char *vm, struct error *err)
@@ -221,14 +275,15 @@ static int set_prepare(struct set *set, const char *vm, struct error *err)
         return status;
     if (fstat(set->lock, &stat) == 0 && stat.st_size == 0) {
         status = refuse_strange_folder(set, err);
+        set->made_set |= status == 0;
         if (status == 0)
-            status = set_write(set, vm, err);
+            status = set_write(set, set->lock, SET_FILE, vm, err);
     }
     if (status == 0)
         status = set_load(set, err);
     if (status == 0 && strcmp(set->vm, vm) != 0)
         status = error_set(err, EEXIST, "the backup set '%s' is of VM '%s', not of '%s'", set->path, set->vm, vm);
-    return status;
+    return status == 0 && !set->id[0] ? set_upgrade(set, err) : status;
 }
 
 int set_open_to_add(const char *path, const char *vm, struct set **set, struct error *err)
@@ -354,7 +409,7 @@ int set_manifest_load(const struct set *set, const char *point, struct manifest 
     return status < 0 ? error_prefix(err, "%s", shown) : 0;
 }
 
-int set_hashes_load(const struct set *set, const char *point, const struct manifest_disk *disk, uint8_t **hashes,
+int set_hashes_load(const struct set *set, const char *point, const struct manifest_disk *disk, struct hashes *hashes,
                     struct error *err)
 {
     char shown[PATH_MAX];
@@ -362,9 +417,16 @@ int set_hashes_load(const struct set *set, const char *point, const struct manif
     if (folder < 0)
         return folder;
     snprintf(shown, sizeof shown, "%s/%s/%s", set->path, point, disk->hashes);
-    uint64_t count = copy_extent_count(disk->size_bytes);
-    int status = hashes_read(folder, disk->hashes, shown, disk->hashes_sha256, count, hashes, err);
+    int status = hashes_init(hashes, disk->size_bytes, disk->incremental, err);
+    if (status == 0)
+        status = hashes_read(folder, disk->hashes, shown, disk->hashes_sha256, hashes, err);
+    if (status == 0 && hashes_captured_bytes(hashes) != disk->captured_bytes)
+        status = error_set(err, EBADMSG, "%s is damaged: it is about %llu captured bytes; the manifest says %llu",
+                           shown, (unsigned long long)hashes_captured_bytes(hashes),
+                           (unsigned long long)disk->captured_bytes);
     close(folder);
+    if (status < 0)
+        hashes_fini(hashes);
     return status;
 }
 
@@ -378,7 +440,7 @@ int set_image_find(const struct set *set, const char *point, const struct manife
         return error_set(err, errno, "the image %s of disk %s can't be read: %s", path, disk->name, error_name(errno));
     if (!S_ISREG(stat.st_mode))
         return error_set(err, EBADMSG, "the image %s of disk %s is not a regular file", path, disk->name);
-    if ((uint64_t)stat.st_size != disk->size_bytes)
+    if (disk->format == MANIFEST_RAW && (uint64_t)stat.st_size != disk->size_bytes)
         return error_set(err, EBADMSG, "the image %s of disk %s is damaged: it has %lld bytes, not %llu", path,
                          disk->name, (long long)stat.st_size, (unsigned long long)disk->size_bytes);
     return 0;

@@ -1,17 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * A backup set: a folder with `fleece.json` (format, version, VM) and one folder for each backup point.
+ * A backup set: a folder with `fleece.json` (format, version, id, VM) and one folder for each backup point.
  * Everything in set/ makes plain blocking calls and belongs to one thread.
  */
 #ifndef FLEECE_SET_SET_H
 #define FLEECE_SET_SET_H
 
 #include "base/error.h"
+#include "set/hashes.h"
 #include "set/manifest.h"
 
 #define SET_FILE "fleece.json"
 #define SET_FORMAT "fleece-backup-set"
-#define SET_VERSION 1
+#define SET_VERSION 2
+#define SET_VERSION_OLDEST 1
+#define SET_NEW_FILE "fleece.json.new" /* on its way from version 1 to 2 */
 
 struct set;
 
@@ -19,7 +22,8 @@ struct set;
 int set_open(const char *path, struct set **set, struct error *err);
 /*
  * To add a point to it: made when it does not exist or is an empty folder, and locked until set_close(). Refused: a folder
- * with other things in it, a set of another VM (EEXIST), one that somebody else adds to (EBUSY; says who).
+ * with other things in it, a set of another VM (EEXIST), one that somebody else adds to (EBUSY; says who). A set of
+ * version 1 becomes one of version 2.
  */
 int set_open_to_add(const char *path, const char *vm, struct set **set, struct error *err);
 /* A set that was made by this set_open_to_add() and got no point disappears again. */
@@ -27,6 +31,7 @@ void set_close(struct set *set);
 
 const char *set_path(const struct set *set);
 const char *set_vm(const struct set *set);
+const char *set_id(const struct set *set); /* a UUID; empty: a set of version 1 */
 
 struct set_points {
     unsigned count;
@@ -39,10 +44,10 @@ void set_points_free(struct set_points *points);
 int set_point_find(const struct set *set, const char *wanted, char *name, struct error *err);
 
 int set_manifest_load(const struct set *set, const char *point, struct manifest *manifest, struct error *err);
-/* copy_extent_count() hashes of 32 bytes; free() them. */
-int set_hashes_load(const struct set *set, const char *point, const struct manifest_disk *disk, uint8_t **hashes,
+/* hashes_fini() on success. -EBADMSG... with a sentence. */
+int set_hashes_load(const struct set *set, const char *point, const struct manifest_disk *disk, struct hashes *hashes,
                     struct error *err);
-/* The path of an image, which must be a regular file of the right size. -ENOENT, -EBADMSG with a sentence. */
+/* The path of an image, which must be a regular file, and of the right size if it is raw. -ENOENT, -EBADMSG. */
 int set_image_find(const struct set *set, const char *point, const struct manifest_disk *disk, char *path, size_t size,
                    struct error *err);
 

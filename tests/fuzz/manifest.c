@@ -11,7 +11,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length);
 static void check_disk(const struct manifest_disk *disk)
 {
     assert(disk->name[0] && !strchr(disk->name, '/'));
-    assert(disk->size_bytes <= LIMIT_DISK_BYTES && disk->data_bytes <= disk->size_bytes);
+    assert(disk->size_bytes <= LIMIT_DISK_BYTES && disk->data_bytes <= disk->captured_bytes);
+    assert(disk->captured_bytes <= disk->size_bytes);
+    assert(disk->incremental == point_name_valid(disk->parent.point));
+    assert(disk->incremental ? disk->format == MANIFEST_QCOW2 && !disk->reason[0]
+                             : disk->captured_bytes == disk->size_bytes);
     assert(disk->image[0] && !strchr(disk->image, '/') && strcmp(disk->image, "..") != 0 &&
            strcmp(disk->image, ".") != 0);
     assert(disk->hashes[0] && !strchr(disk->hashes, '/') && strcmp(disk->image, disk->hashes) != 0);

@@ -22,6 +22,22 @@
     "0.1.0\","                                                                                                    \
     "\"created\":\"2026-11-22T06:05:45Z\",\"snapshot\":\"01234567-89ab-cdef-0123-456789abcdef\",\"disks\":[" DISK "]}"
 
+#define PARENT "{\"point\":\"2026-11-21T06:05:45Z\",\"snapshot\":\"76543210-89ab-cdef-0123-456789abcdef\"}"
+#define OVERLAY                                                                                                    \
+    "{\"name\":\"vdb\",\"size\":1048577,\"data\":4096,\"format\":\"qcow2\",\"kind\":\"incremental\",\"captured\":" \
+    "8192,"                                                                                                        \
+    "\"parent\":" PARENT                                                                                           \
+    ",\"image\":\"vdb.qcow2\",\"extent\":1048576,\"hashes\":\"vdb.sha256\",\"hashes-sha256\":\"" HASH "\"}"
+#define WHOLE                                                                                                     \
+    "{\"name\":\"vda\",\"size\":1048577,\"data\":4096,\"format\":\"raw\",\"kind\":\"full\",\"captured\":1048577," \
+    "\"reason\":\"the disk is "                                                                                   \
+    "new\",\"image\":\"vda.raw\",\"extent\":1048576,\"hashes\":\"vda.sha256\",\"hashes-sha256\":\"" HASH "\"}"
+#define SECOND                                                                                                    \
+    "{\"format\":\"fleece-backup-point\",\"version\":2,\"state\":\"complete\",\"vm\":\"web1\",\"tool\":\"fleece " \
+    "0.1.0\","                                                                                                    \
+    "\"created\":\"2026-11-22T06:05:45Z\",\"snapshot\":\"01234567-89ab-cdef-0123-456789abcdef\",\"checkpoint\":{" \
+    "\"name\":\"fleece-1\",\"uuid\":\"11111111-89ab-cdef-0123-456789abcdef\"},\"disks\":[" WHOLE "," OVERLAY "]}"
+
 static int parse(const char *text, struct manifest *manifest, struct error *err)
 {
     json_t *json = NULL;
@@ -61,19 +77,76 @@ static void what_is_written_is_read(void **state)
     assert_null(manifest_disk_find(&first, "vdb"));
 }
 
-/* RIGHT with its first `from` replaced by `to` must fail and say `words`. */
-static void refuse(const char *from, const char *to, const char *words)
+static void both_versions_are_read(void **state)
+{
+    (void)state;
+    static struct manifest first, second;
+    struct error err;
+    assert_int_equal(parse(RIGHT, &first, &err), 0);
+    assert_int_equal(first.version, 1);
+    assert_int_equal(first.disks[0].captured_bytes, 1048577);
+    assert_false(first.disks[0].incremental);
+    assert_string_equal(first.checkpoint.name, "");
+    assert_int_equal(parse(SECOND, &second, &err), 0);
+    assert_int_equal(second.version, 2);
+    assert_string_equal(second.checkpoint.name, "fleece-1");
+    assert_string_equal(second.checkpoint.uuid, "11111111-89ab-cdef-0123-456789abcdef");
+    assert_string_equal(second.disks[0].reason, "the disk is new");
+    assert_false(second.disks[0].incremental);
+    assert_int_equal(second.disks[0].format, MANIFEST_RAW);
+    assert_true(second.disks[1].incremental);
+    assert_int_equal(second.disks[1].format, MANIFEST_QCOW2);
+    assert_int_equal(second.disks[1].captured_bytes, 8192);
+    assert_string_equal(second.disks[1].parent.point, "2026-11-21T06:05:45Z");
+    assert_string_equal(second.disks[1].parent.snapshot, "76543210-89ab-cdef-0123-456789abcdef");
+    json_t *json = manifest_to_json(&second);
+    assert_int_equal(manifest_from_json(json, &first, &err), 0);
+    assert_memory_equal(&first, &second, sizeof first);
+    assert_int_equal(manifest_check_hash(json, &err), 0);
+    json_object_set_new(json_object_get(json, "checkpoint"), "uuid", json_string("x"));
+    assert_int_equal(manifest_check_hash(json, &err), -EBADMSG);
+    json_decref(json);
+}
+
+/* `right` with its first `from` replaced by `to` must fail and say `words`. */
+static void refuse_in(const char *right, const char *from, const char *to, const char *words)
 {
     static struct manifest manifest;
     struct error err;
     char text[4096];
-    const char *at = strstr(RIGHT, from);
+    const char *at = strstr(right, from);
     assert_non_null(at);
-    snprintf(text, sizeof text, "%.*s%s%s", (int)(at - RIGHT), RIGHT, to, at + strlen(from));
+    snprintf(text, sizeof text, "%.*s%s%s", (int)(at - right), right, to, at + strlen(from));
     if (parse(text, &manifest, &err) == 0)
         fail_msg("'%s' was taken instead of '%s'", to, from);
     if (!strstr(err.text, words))
         fail_msg("'%s' for '%s': '%s' does not say '%s'", to, from, err.text, words);
+}
+
+static void refuse(const char *from, const char *to, const char *words)
+{
+    refuse_in(RIGHT, from, to, words);
+}
+
+static void wrong_incrementals_are_refused(void **state)
+{
+    (void)state;
+    refuse_in(SECOND, "\"kind\":\"incremental\",", "", "'disks[1].kind' is missing");
+    refuse_in(SECOND, "\"incremental\"", "\"x\"", "'disks[1].kind' is 'x', neither 'full' nor 'incremental'");
+    refuse_in(SECOND, "\"qcow2\"", "\"qcow\"", "'disks[1].format' is 'qcow', neither 'raw' nor 'qcow2'");
+    refuse_in(SECOND, "\"qcow2\"", "\"raw\"", "'disks[1].format' is 'raw', but an incremental image is 'qcow2'");
+    refuse_in(SECOND, "\"parent\":" PARENT ",", "", "'disks[1].parent' of an incremental image is not an object");
+    refuse_in(SECOND, "2026-11-21T06:05:45Z", "../x", "'disks[1].parent.point' is '../x', not the name of a point");
+    refuse_in(SECOND, "76543210", "7654321", "'disks[1].parent.snapshot' is '7654321-89ab");
+    refuse_in(SECOND, "\"captured\":8192", "\"captured\":1048578", "'disks[1].captured' is 1048578; 0 to 1048577");
+    refuse_in(SECOND, "\"captured\":8192", "\"captured\":4095", "'disks[1].data' is 4096; 0 to 4095");
+    refuse_in(SECOND, "\"captured\":1048577", "\"captured\":1", "'disks[0].captured' of a full image is 1, not");
+    refuse_in(SECOND, "\"the disk is new\"", "7", "'disks[0].reason' is not a text");
+    refuse_in(SECOND, "the disk is new", HASH HASH HASH HASH, "'disks[0].reason' has 256 bytes; at most 255");
+    refuse_in(SECOND, "\"name\":\"fleece-1\"", "\"name\":\"\"", "'checkpoint.name': '' is not valid");
+    refuse_in(SECOND, "11111111-", "1111-", "'checkpoint.uuid' is '1111-");
+    refuse_in(SECOND, "\"checkpoint\":{", "\"checkpoint\":7,\"x\":{", "'checkpoint' is not an object");
+    refuse_in(SECOND, "\"version\":2", "\"version\":1", "'disks[1].format' is 'qcow2', not 'raw'");
 }
 
 static void the_rest_is_refused(void **state)
@@ -84,7 +157,9 @@ static void the_rest_is_refused(void **state)
     refuse(RIGHT, "[]", "no JSON object");
     refuse("\"vm\":\"web1\"", "\"vm\":\"web1\",\"vm\":\"web2\"", "duplicate");
     refuse("fleece-backup-point", "other", "'format' is 'other', not 'fleece-backup-point'");
-    refuse("\"version\":1", "\"version\":2", "version 2; this fleece reads version 1");
+    refuse("\"version\":1", "\"version\":3", "version 3; this fleece reads versions 1 to 2");
+    refuse("\"version\":1", "\"version\":0", "version 0; this fleece reads versions 1 to 2");
+    refuse("\"version\":1", "\"version\":2", "'disks[0].kind' is missing");
     refuse("\"version\":1", "\"version\":\"1\"", "'version' is not a whole number");
     refuse("\"version\":1", "\"version\":-1", "'version' is -1");
     refuse("complete", "unfinished", "'state' is 'unfinished', not 'complete'");
@@ -215,6 +290,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_written_is_read),        cmocka_unit_test(the_rest_is_refused),
+        cmocka_unit_test(both_versions_are_read),         cmocka_unit_test(wrong_incrementals_are_refused),
         cmocka_unit_test(files_are_not_shared),           cmocka_unit_test(too_many_disks),
         cmocka_unit_test(unfinished_ones_are_recognised), cmocka_unit_test(names_of_points),
     };

@@ -85,22 +85,25 @@ static int add_point(const char *vm, char *name, struct leftover_report *report,
     struct point *point = NULL;
     static struct manifest manifest;
     char image[PATH_MAX];
-    uint8_t hashes[3 * COPY_HASH_BYTES] = {1, 2, 3};
+    struct hashes hashes;
     int status = set_open_to_add(path, vm, &set, err);
     if (status < 0)
         return status;
     memset(&manifest, 0, sizeof manifest);
     status = point_begin(set, NOW, &point, report, err);
     if (status == 0)
-        status = point_add_disk(point, "vda", &manifest.disks[0], image, sizeof image, err);
+        status = point_add_disk(point, "vda", MANIFEST_RAW, &manifest.disks[0], image, sizeof image, err);
     if (status == 0) {
         int fd = open(image, O_WRONLY | O_CREAT | O_EXCL, 0600);
         manifest.disks[0].size_bytes = 2 * MIB + 5;
         if (fd < 0 || ftruncate(fd, 2 * MIB + 5) < 0 || close(fd) < 0)
             status = error_set(err, errno, "image");
     }
-    if (status == 0)
-        status = point_write_hashes(point, &manifest.disks[0], hashes, err);
+    if (status == 0 && (status = hashes_init(&hashes, 2 * MIB + 5, false, err)) == 0) {
+        memcpy(hashes.sha256, (uint8_t[]){1, 2, 3}, 3);
+        status = point_write_hashes(point, &manifest.disks[0], &hashes, err);
+        hashes_fini(&hashes);
+    }
     if (status == 0) {
         manifest.disk_count = 1;
         point_time_format(manifest.created, NOW);
@@ -121,7 +124,7 @@ static unsigned check_points(void)
     static struct manifest manifest;
     struct error err;
     char image[PATH_MAX];
-    uint8_t *hashes;
+    struct hashes hashes;
     if (set_open(path, &set, &err) < 0)
         return 0;
     assert_int_equal(set_points_list(set, &points, &err), 0);
@@ -130,8 +133,8 @@ static unsigned check_points(void)
         if (set_manifest_load(set, points.names[i], &manifest, &err) < 0 ||
             set_hashes_load(set, points.names[i], &manifest.disks[0], &hashes, &err) < 0)
             fail_msg("%s", err.text);
-        assert_int_equal(hashes[2], 3);
-        free(hashes);
+        assert_int_equal(hashes.sha256[2], 3);
+        hashes_fini(&hashes);
         if (set_image_find(set, points.names[i], &manifest.disks[0], image, sizeof image, &err) < 0)
             fail_msg("%s", err.text);
     }
@@ -156,6 +159,7 @@ static void points_are_added(void **state)
     struct set *set;
     assert_int_equal(set_open(path, &set, &err), 0);
     assert_string_equal(set_vm(set), "web1");
+    assert_int_equal(strlen(set_id(set)), UUID_TEXT_BYTES - 1);
     assert_int_equal(set_point_find(set, "latest", name, &err), 0);
     assert_string_equal(name, "2026-11-22T06:05:45Z-2");
     assert_int_equal(set_point_find(set, "2026-11-22T06:05:45Z", name, &err), 0);
@@ -191,7 +195,7 @@ static void strange_folders_are_refused(void **state)
     write_file("fleece.json", "");
     refused("web1", -ENOTEMPTY, "notes.txt");
     write_file("fleece.json", "{\"format\":\"fleece-backup-set\",\"version\":9,\"vm\":\"web1\"}");
-    refused("web1", -ENOTSUP, "fleece.json: it has version 9; this fleece reads version 1");
+    refused("web1", -ENOTSUP, "fleece.json: it has version 9; this fleece reads versions 1 to 2");
     write_file("fleece.json", "{\"format\":\"fleece-backup-set\",\"version\":1,\"vm\":\"web2\"}");
     refused("web1", -EEXIST, "is of VM 'web2', not of 'web1'");
     write_file("fleece.json", "{\"format\":\"x\"}");
@@ -203,6 +207,34 @@ static void strange_folders_are_refused(void **state)
     refused("web1", -ENOTDIR, "it is not a folder");
     strcat(path, "/x");
     refused("web1", -ENOTDIR, "can't make the folder");
+}
+
+static void the_first_version_grows_up(void **state)
+{
+    (void)state;
+    struct error err;
+    struct set *set;
+    char id[UUID_TEXT_BYTES], name[POINT_NAME_BYTES];
+    struct leftover_report report;
+    mkdir(path, 0700);
+    write_file("fleece.json", "{\"format\":\"fleece-backup-set\",\"version\":1,\"vm\":\"web1\"}");
+    assert_int_equal(set_open(path, &set, &err), 0);
+    assert_string_equal(set_id(set), ""); /* reading changes nothing */
+    set_close(set);
+    assert_int_equal(set_open_to_add(path, "web1", &set, &err), 0);
+    strcpy(id, set_id(set));
+    assert_int_equal(strlen(id), UUID_TEXT_BYTES - 1);
+    refused("web1", -EBUSY, "another backup into"); /* the file that is there now is locked, too */
+    set_close(set);
+    assert_true(exists("fleece.json")); /* whose set it is stays, also without a new point */
+    assert_int_equal(count_entries(""), 1);
+    write_file("fleece.json.new", "what a crash left");
+    assert_int_equal(add_point("web1", name, &report, &err), 0);
+    assert_int_equal(set_open(path, &set, &err), 0);
+    assert_string_equal(set_id(set), id);
+    set_close(set);
+    write_file("fleece.json", "{\"format\":\"fleece-backup-set\",\"version\":2,\"vm\":\"web1\",\"id\":\"x\"}");
+    refused("web1", -EINVAL, "fleece.json: the field 'id' is 'x', not a UUID");
 }
 
 static void one_at_a_time(void **state)
@@ -254,7 +286,7 @@ static void strangers_are_kept(void **state)
     make_leftover(".tmp-0123456789abcd01", mark, "vda.raw"); /* ours */
     make_leftover(".tmp-0123456789abcd02", NULL, NULL);      /* killed after mkdir */
     make_leftover(".tmp-0123456789abcd03", "", NULL);        /* and after the file came into being */
-    make_leftover(".tmp-0123456789abcd04", mark, "vda.sha256");
+    make_leftover(".tmp-0123456789abcd04", mark, "vda.qcow2");
     make_leftover(".tmp-0123456789abcd05", NULL, "vda.raw"); /* not ours by any sign */
     make_leftover(".tmp-0123456789abcd06", "{\"x\":1}", NULL);
     make_leftover(".tmp-0123456789abcd07", mark, "notes.txt"); /* ours, with a stranger's file */
@@ -324,13 +356,15 @@ static void killed_at_every_step(void **state)
     waitpid(child, &status, 0);
     if (status != 0)
         skip();
-    for (unsigned with_set = 0; with_set < 2; with_set++) {
+    for (unsigned with_set = 0; with_set < 3; with_set++) { /* no set, one, one of version 1 */
         unsigned stop = 1;
         bool left_something = false;
         for (;; stop++) {
-            unsigned before = with_set;
+            unsigned before = with_set > 0;
             if (with_set)
                 assert_int_equal(add_point("web1", name, &report, &err), 0);
+            if (with_set == 2)
+                write_file("fleece.json", "{\"format\":\"fleece-backup-set\",\"version\":1,\"vm\":\"web1\"}");
             bool killed = add_and_kill(stop);
             unsigned after = check_points(); /* every visible one is whole */
             if (after != before && after != before + 1)
@@ -359,7 +393,7 @@ static void damage_is_said(void **state)
     struct set *set;
     static struct manifest manifest;
     char name[POINT_NAME_BYTES], file[256], image[PATH_MAX];
-    uint8_t *hashes;
+    struct hashes hashes;
     assert_int_equal(add_point("web1", name, &report, &err), 0);
     assert_int_equal(set_open(path, &set, &err), 0);
     assert_int_equal(set_manifest_load(set, name, &manifest, &err), 0);
@@ -411,6 +445,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(points_are_added, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(strange_folders_are_refused, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(the_first_version_grows_up, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(one_at_a_time, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(strangers_are_kept, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(killed_at_every_step, make_folder, remove_folder),
