@@ -3,9 +3,9 @@
  * The root of a disk's chain.
  *
  * A request is decided here from the top each time it is submitted: a write during a hold parks in `held`; everything
- * else goes to the filter, if there is one, or to the leaf. On the doorstep of the leaf change tracking may park a write once
- * more (disk->gate). A write is "in flight" from disk_issue(), the step that hands it to the leaf, to the leaf's completion
- * (C4): not while it is parked anywhere (C3), and not until its reply is sent.
+ * else goes to the filter, if there is one, or to the leaf. On the doorstep of the leaf change tracking may park a write
+ * once more (disk->gate). A write is "in flight" from disk_issue(), the step that hands it to the leaf, to the leaf's
+ * completion (C4): not while it is parked anywhere (C3), and not until its reply is sent.
  *
  * Parked requests keep the time of their first park through every re-submission and re-enter a queue at that place, so
  * that wake-ups are first come, first served (C8).

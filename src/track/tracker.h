@@ -60,7 +60,8 @@ struct tracker_options {
      * or leaves a tombstone. Called on a helper thread. 0 or -errno. */
     int (*condemn)(void *context, const char *reason);
     void *condemn_context;
-    /* Tracking has ended by itself, with the reason: every checkpoint of the disk is invalid. Once; on the owner thread, also inside a call. */
+    /* Tracking has ended by itself, with the reason: every checkpoint of the disk is invalid. Once; on the owner thread,
+     * also inside a call. */
     void (*invalidated)(void *context, const char *reason);
     void *invalidated_context;
 };
@@ -99,20 +100,21 @@ void tracker_destroy(struct tracker *tracker);
 void tracker_prepare(struct tracker *tracker, const struct checkpoint_id *id, struct tracker_op *op);
 /* It was prepared, but will not be cut. At once; takes no memory. */
 void tracker_abandon(struct tracker *tracker);
-/* At the instant of the cut, no write in flight: from here on writes belong to the new span, and also to the one before until
- * the checkpoint is recorded. At once; never fails. */
+/* At the instant of the cut, no write in flight: from here on writes belong to the new span, and also to the one before
+ * until the checkpoint is recorded. At once; never fails. */
 void tracker_cut(struct tracker *tracker);
-/* After the resume: flushes the disk (C1), then names the checkpoint durably, as pending. On failure the checkpoint is gone and
- * the span before goes on as if nothing had happened; a failed flush makes all checkpoints invalid. */
+/* After the resume: flushes the disk (C1), then names the checkpoint durably, as pending. On failure the checkpoint is gone
+ * and the span before goes on as if nothing had happened; a failed flush makes all checkpoints invalid. */
 void tracker_record(struct tracker *tracker, struct tracker_op *op);
 /* Durably committed; again is no error. -ENOENT. */
 void tracker_commit(struct tracker *tracker, const char *uuid, struct tracker_op *op);
-/* Merges its span into the one before and forgets it, durably; -ENOENT. While it is under way the checkpoint is still there. */
+/* Merges its span into the one before and forgets it, durably; -ENOENT. While it is under way the checkpoint is still
+ * there. */
 void tracker_remove(struct tracker *tracker, const char *uuid, struct tracker_op *op);
 /* Everything is void, for this reason, durably: all checkpoints become invalid. */
 void tracker_invalidate(struct tracker *tracker, const char *reason, struct tracker_op *op);
-/* The disk has another size from now on (C22): what was lost or added is dirty in every span. The size of the node is the new
- * one already, and no write is in flight. */
+/* The disk has another size from now on (C22): what was lost or added is dirty in every span. The size of the node is the
+ * new one already, and no write is in flight. */
 void tracker_resize(struct tracker *tracker, struct tracker_op *op);
 
 /* --- questions, answered at once */
@@ -137,8 +139,9 @@ void tracker_counters(const struct tracker *tracker, struct tracker_counters *co
 /* --- what changed since a checkpoint, for needed sets and block status */
 
 /*
- * The first run of changed bytes at or after `from`, in the union of the spans since the checkpoint, looking at LIMIT_BITMAP_STEP_CHUNKS
- * pages at most; an empty range: none was found, go on at *next (the size of the disk: there are no more).
+ * The first run of changed bytes at or after `from`, in the union of the spans since the checkpoint, looking at
+ * LIMIT_BITMAP_STEP_CHUNKS pages at most; an empty range: none was found, go on at *next (the size of
+ * the disk: there are no more).
  * -ENOENT, -ESTALE (invalid).
  */
 int tracker_changed(const struct tracker *tracker, const char *uuid, uint64_t from, struct range *run, uint64_t *next);

@@ -3,9 +3,9 @@
  * The checkpoints of a VM: named instants since which the changes of its disks are known, whatever crashes. Lives on the
  * control thread; nothing here blocks. `done` is called once, later, or at once when the call is refused.
  *
- * A checkpoint is made on all disks that are tracked, at the instant of a snapshot (struct snapshot_options) or alone, and is
- * pending until a client says that its backup is safe. A disk that lacks a checkpoint, or whose part of it is invalid, is
- * backed up in full, alone, and says why.
+ * A checkpoint is made on all disks that are tracked, at the instant of a snapshot (struct snapshot_options) or alone, and
+ * is pending until a client says that its backup is safe. A disk that lacks a checkpoint, or whose part of it is invalid,
+ * is backed up in full, alone, and says why.
  */
 #ifndef FLEECE_VM_CHECKPOINTS_H
 #define FLEECE_VM_CHECKPOINTS_H

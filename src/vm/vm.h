@@ -130,7 +130,8 @@ struct snapshot_options {
      * says why (snapshot_disk_info()). ENOENT when there is no such checkpoint at all. NULL: all is needed. */
     const char *since;
     const char *checkpoint; /* name of one that is made at the same instant, pending; NULL: none */
-    /* Names or UUIDs of checkpoints: what changed since is shown by the views (node->dirty_maps). `since` is always shown. */
+    /* Names or UUIDs of checkpoints: what changed since is shown by the views (node->dirty_maps). `since` is
+     * always shown. */
     const char *const *maps;
     unsigned map_count; /* LIMIT_SNAPSHOT_MAPS at most */
     uint64_t grace_ns;  /* how long snapshot and pending checkpoint outlive their lease; 0: the snapshot ends with it */
@@ -151,7 +152,8 @@ void vm_snapshot_create(struct vm *vm, const struct snapshot_options *options,
 /* Marks it dead at once; `done` is called when its exports have ended and its memory is given back. ENOENT, EBUSY. */
 void vm_snapshot_delete(struct vm *vm, const char *name, void (*done)(void *argument, const struct error *err),
                         void *argument);
-/* The client that held `lease` is gone: its snapshots end, at once or after their grace time, those being created as well. */
+/* The client that held `lease` is gone: its snapshots end, at once or after their grace time, those being created
+     * as well. */
 void vm_lease_end(struct vm *vm, const void *lease);
 /* A client that has come back, or another one, holds the snapshot from now on. ENOENT; EBUSY: somebody else holds it. */
 int vm_snapshot_lease(struct vm *vm, const char *uuid, const void *lease, struct error *err);

@@ -29,12 +29,13 @@ struct qcow2_info {
 /* Writes an empty image into `file`, which is empty (size 0 or all zeroes) and can grow. Then open it. */
 void qcow2_create(struct node *file, const struct qcow2_create_options *options,
                   void (*done)(void *argument, int status, const struct error *err), void *argument);
-/* Reads and checks header and tables' bounds. Unknown incompatible features, dirty or corrupt bits, encryption: refused, each by
- * its name. Then qcow2_backing_set() if it has a backing file. */
+/* Reads and checks header and tables' bounds. Unknown incompatible features, dirty or corrupt bits, encryption: refused,
+ * each by its name. Then qcow2_backing_set() if it has a backing file. */
 void qcow2_open(struct node *file, bool read_only,
                 void (*done)(void *argument, struct node *image, const struct error *err), void *argument);
 void qcow2_info(const struct node *image, struct qcow2_info *info);
-/* Takes over `backing`: where the image has nothing, it reads from there, and zeroes behind its end. Before the first request. */
+/* Takes over `backing`: where the image has nothing, it reads from there, and zeroes behind its end. Before the first
+ * request. */
 void qcow2_backing_set(struct node *image, struct node *backing);
 
 #endif
