@@ -206,6 +206,8 @@ enum {
 #define BOUNCE_SMALL_BYTES (64 * KIB)
 /* Largest disk: 36 bits of an entry of the cache's map name a 4 KiB block. */
 #define LIMIT_DISK_BYTES (256 * TIB)
+/* A file that grows with what is written to it: the image of such a disk, with what a format adds. */
+#define LIMIT_GROWABLE_BYTES (2 * LIMIT_DISK_BYTES)
 /* Snapshots that one daemon can make in its life: 28 bits of such an entry. One a second for eight years. */
 #define LIMIT_EPOCH ((UINT32_C(1) << 28) - 2)
 

@@ -30,6 +30,9 @@ struct node {
     const struct node_ops *ops;
     struct io *io;
     uint64_t size_bytes;
+    /* Of a file that grows: size_bytes is but a bound. Nothing was ever written from end_bytes on; it reads as zeroes. */
+    bool growable;
+    uint64_t end_bytes;
     uint32_t alignment_bytes; /* requests aligned to it need no bounce; others are right, only slower */
     bool read_only;
     bool can_release; /* a snapshot's view: read-only, but for discards, which release */

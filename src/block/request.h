@@ -38,6 +38,7 @@ enum request_flags {
     REQUEST_RESIDENCE = 16, /* block status of a snapshot's view: extents carry enum residence_flags instead */
     REQUEST_OWN = 32,       /* made by a filter, through the disk: not counted as the guest's */
     REQUEST_DIRTY = 128,  /* block status of a snapshot's view: extents carry EXTENT_DIRTY of req->dirty_map instead */
+    REQUEST_TOP = 256,    /* block status: what this image holds itself; EXTENT_BACKING where it holds nothing */
     REQUEST_NO_HINT = 64, /* discard: -EOPNOTSUPP where space can't be given back, else that is no error */
 };
 
@@ -45,6 +46,9 @@ enum request_flags {
 enum extent_flags {
     EXTENT_HOLE = 1, /* not allocated */
     EXTENT_ZERO = 2, /* reads as zeroes */
+    /* Ours, with REQUEST_TOP only, and alone: this image holds nothing here, its backing file shows through (and zeroes
+     * behind its end). Images that say they have no backing file never answer it. */
+    EXTENT_BACKING = 256,
 };
 
 /* The same bit as NBD's qemu:dirty-bitmap:NAME. */

@@ -129,11 +129,20 @@ void file_start_write(struct request *req)
     }
 }
 
+/* Where the data of a growing file ends once the range has been written: to the end of its last block. */
+static uint64_t file_end_with(const struct file_node *file, struct range range)
+{
+    uint64_t end = range_end(file_touched(file, range));
+    return end > file->node.end_bytes ? end : file->node.end_bytes;
+}
+
 static void file_submit(struct node *node, struct request *req)
 {
     struct file_node *file = (struct file_node *)(void *)node; /* node is its first member */
     struct file_op *op = file_op_of(req);
     *op = (struct file_op){.file = file, .phase = FILE_BEGIN};
+    if (node->growable && request_is_write(req) && req->kind != REQUEST_DISCARD)
+        node->end_bytes = file_end_with(file, req->range);
     switch (req->kind) {
     case REQUEST_READ:
         file_start_transfer(req);
@@ -258,7 +267,7 @@ static int open_main(struct file_node *file, const struct file_options *options,
 static int check_measures(const struct file_options *options, const struct io_stat *stat, struct error *err)
 {
     uint32_t alignment = stat->alignment_bytes;
-    if (stat->size_bytes == 0)
+    if (stat->size_bytes == 0 && !options->growable)
         return error_set(err, EINVAL, "disk \"%s\" has size 0", options->path);
     if (stat->size_bytes > LIMIT_DISK_BYTES)
         return error_set(err, EFBIG, "disk \"%s\" has %llu bytes, the limit is %llu", options->path,
@@ -274,6 +283,10 @@ static int check_measures(const struct file_options *options, const struct io_st
 static int open_tail(struct file_node *file, const struct file_options *options, struct error *err)
 {
     uint64_t size = file->node.size_bytes;
+    if (file->node.growable) {
+        file->node.end_bytes = size;
+        file->node.size_bytes = size = LIMIT_GROWABLE_BYTES;
+    }
     file->tail_start = size;
     file->cached_start = options->page_cache ? 0 : size;
     if (size % file->alignment_bytes == 0)
@@ -300,6 +313,7 @@ static int file_init(struct file_node *file, const struct file_options *options,
     file->node.size_bytes = stat.size_bytes;
     file->node.alignment_bytes = stat.alignment_bytes;
     file->node.read_only = options->read_only;
+    file->node.growable = options->growable && stat.is_regular;
     file->node.can_discard = !options->read_only;
     file->node.can_fast_zero = !options->read_only && stat.is_regular;
     for (unsigned i = 0; i < FILE_ZERO_FRAGMENTS; i++)

@@ -13,6 +13,7 @@ struct file_options {
     uint64_t lock_wait_ns; /* how long to wait for the lock of a killed daemon (C10); 0: refuse at once */
     bool create;           /* a new file of size_bytes, which must not exist */
     uint64_t size_bytes;   /* with create */
+    bool growable;         /* a regular file may have any length, 0 too, and writes extend it: node->growable */
     bool adopt;            /* `fd` is the file, open for reading and writing; it stays the caller's on failure */
     int fd;
     void (*waiting)(void *context, const char *path); /* called once when the wait for a lock begins; may be NULL */

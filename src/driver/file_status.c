@@ -34,6 +34,10 @@ static void extent_done(struct io_op *io_op, int64_t result)
         start_extent(req);
         return;
     }
+    if (result == -ENXIO && op->file->node.growable) { /* behind its end */
+        op->extent = (struct io_extent){.end = op->end, .hole = true};
+        result = 0;
+    }
     if (result < 0) {
         /* What is known is a good answer; beyond the end of the file there is no disk any more. */
         file_finish(req, req->extent_count ? 0 : result == -ENXIO ? -EIO : (int)result);

@@ -12,6 +12,9 @@
  * The last bytes of a disk whose size is no multiple of the alignment (the tail) go through a descriptor of their own
  * with page cache. The tail begins at a page, so no page of the cache ever holds bytes that are also read and written
  * directly. It needs no read-modify-write, and no write reaches beyond it: the file never grows.
+ *
+ * Unless it is to: a growing file has no tail. It is written in whole blocks, which move its end, and where the kernel finds
+ * nothing to read any more there are zeroes.
  */
 #include <assert.h>
 #include <errno.h>
@@ -81,7 +84,11 @@ static void straight_done(struct io_op *io_op, int64_t result)
         file_finish(req, 0);
     else if (file_retry(file_op_of(req), result))
         start_straight(req);
-    else if (result <= 0)
+    else if (result == 0 && req->kind == REQUEST_READ && file_op_of(req)->file->node.growable) {
+        PROBE(file_read_behind_end);
+        iov_zero(req->iov, req->iov_count, 0, req->range.length);
+        file_finish(req, 0);
+    } else if (result <= 0)
         file_finish(req, result < 0 ? (int)result : -EIO); /* nothing: the file has become shorter than the disk */
     else {
         PROBE(file_straight_short);
@@ -208,6 +215,12 @@ static void piece_done(struct io_op *io_op, int64_t result)
     uint64_t done = (uint64_t)result;
     if (op->at < op->file->tail_start) /* direct I/O goes on at a whole block */
         done = round_down(done, op->file->alignment_bytes);
+    if (done == 0 && op->phase != FILE_WRITE &&
+        op->file->node.growable) { /* what was read of the last block is in its place */
+        PROBE(file_bounce_behind_end);
+        memset((char *)op->flat.iov_base + result, 0, op->flat.iov_len - (uint64_t)result);
+        done = op->end - op->at;
+    }
     if (done == 0) { /* the file has become shorter than the disk */
         file_finish(req, -EIO);
         return;

@@ -45,8 +45,9 @@ struct run {
     struct io *io;
     struct world_file *file;
     struct node *node, *heir; /* heir: the next owner, in another process */
+    uint64_t size;            /* of what is looked at: the disk, or more than a growing file has */
     unsigned large_per_4, error_per_1024, transient_per_1024, unsupported_per_1024;
-    bool block_device, page_cache, sync_failed;
+    bool block_device, page_cache, growable, sync_failed;
     bool only_reads; /* of this batch: they never wait for one another, so they use up the buffers */
     unsigned pending, values;
     unsigned char *before;
@@ -117,7 +118,7 @@ static void finish(struct run *run)
 
 static struct range random_range(struct run *run)
 {
-    uint64_t size = run->node->size_bytes;
+    uint64_t size = run->size;
     uint64_t length = 1 + world_below(run->world, world_below(run->world, 4) < run->large_per_4 ? 140000 : 9000);
     uint64_t start = world_below(run->world, size);
     if (world_below(run->world, 8) == 0) /* where the end of the disk is */
@@ -172,6 +173,16 @@ static void random_job(struct run *run, struct job *job)
 
 /* The oracle. */
 
+/* What the disk holds: run->size bytes. Behind the end of a growing file there are zeroes. */
+static const unsigned char *bytes_of(const struct run *run)
+{
+    static unsigned char bytes[DISK_MAX];
+    uint64_t size = world_file_size(run->file) < run->size ? world_file_size(run->file) : run->size;
+    memcpy(bytes, world_file_bytes(run->file), size);
+    memset(bytes + size, 0, run->size - size);
+    return bytes;
+}
+
 static bool covers(const struct job *job, uint64_t at)
 {
     return request_is_write(&job->req) && at - job->req.range.start < job->req.range.length &&
@@ -180,9 +191,9 @@ static bool covers(const struct job *job, uint64_t at)
 
 static void check_bytes(struct run *run)
 {
-    const unsigned char *after = world_file_bytes(run->file);
-    uint64_t size = run->node->size_bytes;
-    if (world_file_size(run->file) != size)
+    const unsigned char *after = bytes_of(run);
+    uint64_t size = run->size;
+    if (!run->growable && world_file_size(run->file) != size)
         fail(run, "the file has %llu bytes now, not %llu", (unsigned long long)world_file_size(run->file),
              (unsigned long long)size);
     for (uint64_t at = 0; at < size; at++) {
@@ -245,7 +256,7 @@ static void run_batch(struct run *run)
     }
     run->sync_failed = sync_failed;
     check_bytes(run);
-    memcpy(run->before, world_file_bytes(run->file), run->node->size_bytes);
+    memcpy(run->before, bytes_of(run), run->size);
 }
 
 static void check_block_status(struct run *run)
@@ -279,7 +290,7 @@ static void check_block_status(struct run *run)
 static void lose_power(struct run *run)
 {
     struct job *job = &run->jobs[0];
-    struct range durable = {0, run->node->size_bytes};
+    struct range durable = {0, run->size};
     if (world_below(run->world, 2)) {
         *job = (struct job){.memory = job->memory, .req = {.kind = REQUEST_FLUSH}};
     } else {
@@ -292,13 +303,11 @@ static void lose_power(struct run *run)
     submit(run, job);
     finish(run);
     check_status(run, job);
-    uint64_t size = run->node->size_bytes;
-    memcpy(run->before, world_file_bytes(run->file), size);
+    memcpy(run->before, bytes_of(run), run->size);
     node_destroy(run->node);
     world_act_as(run->world, NULL);
     world_power_loss(run->world);
-    if (job->status == 0 &&
-        memcmp(run->before + durable.start, world_file_bytes(run->file) + durable.start, durable.length) != 0)
+    if (job->status == 0 && memcmp(run->before + durable.start, bytes_of(run) + durable.start, durable.length) != 0)
         fail(run, "what was said to be durable is lost with the power");
 }
 
@@ -315,13 +324,14 @@ static void kill_owner(struct run *run)
     struct io *heir = world_reactor(run->world, "heir", 2);
     world_act_as(run->world, heir);
     struct error err;
-    struct file_options options = {.path = "disk", .lock_wait_ns = LOCK_WAIT_DEFAULT_NS, .page_cache = run->page_cache};
+    struct file_options options = {
+        .path = "disk", .lock_wait_ns = LOCK_WAIT_DEFAULT_NS, .page_cache = run->page_cache, .growable = run->growable};
     if (file_open(heir, &options, &run->heir, &err) < 0)
         fail(run, "%s", err.text);
-    memcpy(run->before, world_file_bytes(run->file), run->heir->size_bytes);
+    memcpy(run->before, bytes_of(run), run->size);
     world_act_as(run->world, NULL);
     world_run_for(run->world, 10 * NS_PER_S);
-    if (memcmp(run->before, world_file_bytes(run->file), run->heir->size_bytes) != 0)
+    if (memcmp(run->before, bytes_of(run), run->size) != 0)
         fail(run, "a write of a killed owner landed when another one had the lock");
     world_act_as(run->world, heir);
     node_destroy(run->heir);
@@ -360,12 +370,15 @@ static void run_seed(uint64_t seed)
     run->transient_per_1024 = one_of(run, 0, 10, 100);
     run->unsupported_per_1024 = one_of(run, 0, 200, 1024);
     run->error_per_1024 = one_of(run, 0, 0, 5);
-    run->before = calloc(1, world_file_size(run->file));
+    run->growable = !run->block_device && world_below(run->world, 3) == 0;
+    run->size = run->growable ? DISK_MAX : world_file_size(run->file);
+    run->before = calloc(1, run->size);
     for (unsigned i = 0; i < JOBS; i++)
         run->jobs[i].memory = aligned_alloc(4096, MEMORY);
     world_act_as(run->world, run->io);
     struct error err;
-    if (file_open(run->io, &(struct file_options){.path = "disk", .page_cache = run->page_cache}, &run->node, &err) < 0)
+    struct file_options options = {.path = "disk", .page_cache = run->page_cache, .growable = run->growable};
+    if (file_open(run->io, &options, &run->node, &err) < 0)
         fail(run, "%s", err.text);
     for (unsigned batch = 0; batch < 6; batch++) {
         run_batch(run);
