@@ -93,6 +93,8 @@ enum {
     LIMIT_CHECKPOINTS = 64,
     /* Dirty maps that one snapshot shows: one for each backup tool of a VM. */
     LIMIT_SNAPSHOT_MAPS = 8,
+    /* Dirty maps of one node: those, and that of the checkpoint that the snapshot is limited to. */
+    LIMIT_DIRTY_MAPS = LIMIT_SNAPSHOT_MAPS + 1,
     /* Bitmaps merged by one command: all of one disk. */
     LIMIT_BITMAP_SOURCES = LIMIT_BITMAPS,
     /* Jobs of one VM at once. */

@@ -192,6 +192,8 @@ struct disk *disk_create(const char *name, struct node *leaf)
         return NULL;
     disk->node = *leaf; /* size, alignment and abilities are the leaf's */
     disk->node.ops = &disk_node_ops;
+    disk->node.dirty_maps = NULL; /* what a leaf can tell of the past is not about this disk's checkpoints */
+    disk->node.dirty_map_count = 0;
     memccpy(disk->name, name, 0, sizeof disk->name - 1);
     disk->leaf = leaf;
     disk->resubmit.run = disk_resubmit_run;

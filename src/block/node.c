@@ -12,6 +12,8 @@ void node_submit(struct node *node, struct request *req)
     assert(req->kind == REQUEST_FLUSH || req->range.length > 0);
     assert((req->kind != REQUEST_READ && req->kind != REQUEST_WRITE) || req->range.length <= LIMIT_REQUEST_BYTES);
     assert(!node->read_only || !request_is_write(req) || (req->kind == REQUEST_DISCARD && node->can_release));
+    assert(!(req->flags & REQUEST_DIRTY) ||
+           (req->kind == REQUEST_BLOCK_STATUS && req->dirty_map < node->dirty_map_count));
     assert(!list_linked(&req->link));
     req->io = node->io;
     if ((req->flags & REQUEST_RESIDENCE) && req->kind == REQUEST_BLOCK_STATUS && !node->can_release) {

@@ -38,8 +38,8 @@ struct node {
     bool can_release; /* a snapshot's view: read-only, but for discards, which release */
     enum read_once read_once;
     uint32_t block_bytes; /* of a snapshot's view: the unit of release; 0: has none */
-    /* Of a snapshot's view: names of the checkpoints for which it can say what had changed at its cut (REQUEST_DIRTY). They
-     * stay as they are as long as the node. */
+    /* Of a snapshot's view: names of the checkpoints for which it can say what had changed at its cut (REQUEST_DIRTY), each
+     * at most LIMIT_NAME_BYTES long, LIMIT_DIRTY_MAPS of them at most. They stay as they are as long as the node. */
     const char *const *dirty_maps;
     unsigned dirty_map_count;
     bool can_discard;

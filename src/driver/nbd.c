@@ -27,11 +27,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#include <libnbd.h>
-
-#define ALLOCATION_CONTEXT "base:allocation"
-/* Fleece's own: where a snapshot's blocks are, with the bits of enum residence_flags. */
-#define RESIDENCE_CONTEXT "fleece:residence"
+#include "driver/nbd_connect.h"
 
 struct nbd_watch { /* one direction of the socket */
     struct nbd_node *nbd;
@@ -45,6 +41,7 @@ struct nbd_node {
     struct nbd_watch readable, writable;
     unsigned requests; /* under way */
     struct list settled;
+    struct nbd_dirty_maps maps;
     uint64_t piece_bytes; /* longest data of one command */
     bool has_allocation, has_residence, can_zero, can_flush, can_fua;
     bool issuing; /* a command is being handed to libnbd */
@@ -163,9 +160,15 @@ static int extents_arrived(void *request, const char *context, uint64_t offset, 
                            int *error)
 {
     struct request *req = request;
-    bool residence = req->flags & REQUEST_RESIDENCE;
-    const char *wanted = residence ? RESIDENCE_CONTEXT : ALLOCATION_CONTEXT;
-    const uint32_t known = residence ? RESIDENCE_ALL : EXTENT_HOLE | EXTENT_ZERO;
+    const char *wanted = NBD_ALLOCATION_CONTEXT;
+    uint32_t known = EXTENT_HOLE | EXTENT_ZERO;
+    if (req->flags & REQUEST_RESIDENCE) {
+        wanted = NBD_RESIDENCE_CONTEXT;
+        known = RESIDENCE_ALL;
+    } else if (req->flags & REQUEST_DIRTY) {
+        wanted = progress_of(req)->nbd->maps.contexts[req->dirty_map];
+        known = EXTENT_DIRTY;
+    }
     (void)error;
     if (strcmp(context, wanted) != 0 || offset != req->range.start)
         return 0;
@@ -275,7 +278,9 @@ static void issue_block_status(struct nbd_node *nbd, struct request *req)
 {
     assert(req->extents && req->extent_max > 0);
     req->extent_count = 0;
-    bool answered = req->flags & REQUEST_RESIDENCE ? nbd->has_residence : nbd->has_allocation;
+    bool answered = nbd->has_allocation || (req->flags & REQUEST_DIRTY);
+    if (req->flags & REQUEST_RESIDENCE)
+        answered = nbd->has_residence;
     if (!answered) { /* all may be data, and lie where it always was, for all that the server says */
         req->extents[req->extent_count++] = (struct block_extent){req->range.length, 0};
         return;
@@ -378,49 +383,13 @@ static void nbd_destroy(struct node *node)
 
 /* --- open */
 
-/* libnbd's sentence without the name of the call that it begins with. */
-static const char *reason(void)
-{
-    const char *text = nbd_get_error();
-    const char *colon = text ? strstr(text, ": ") : NULL;
-    return colon && strncmp(text, "nbd_", 4) == 0 ? colon + 2 : text ? text : "unknown error";
-}
-
-static int refuse_connection(const char *uri, int code, const char *why, struct error *err)
-{
-    return error_set(err, code > 0 ? code : EIO, "can't connect to NBD export %s: %s", uri, why);
-}
-
-static int connect_handle(struct io *io, struct nbd_handle *handle, const char *uri, const atomic_bool *stop,
-                          struct error *err)
-{
-    uint64_t deadline_ns = io_now_ns(io) + NBD_CONNECT_NS;
-    /* libnbd would refuse to send TRIM to an export that is read-only but for what is released. */
-    uint32_t strict = nbd_get_strict_mode(handle) & ~(uint32_t)LIBNBD_STRICT_COMMANDS;
-    if (nbd_add_meta_context(handle, ALLOCATION_CONTEXT) < 0 || nbd_add_meta_context(handle, RESIDENCE_CONTEXT) < 0 ||
-        nbd_set_strict_mode(handle, strict) < 0 || nbd_set_pread_initialize(handle, false) < 0 ||
-        nbd_aio_connect_uri(handle, uri) < 0)
-        return refuse_connection(uri, nbd_get_errno(), reason(), err);
-    while (nbd_aio_is_connecting(handle) == 1) {
-        uint64_t now_ns = io_now_ns(io);
-        if (now_ns >= deadline_ns)
-            return refuse_connection(uri, ETIMEDOUT, "the server does not answer", err);
-        if (stop && atomic_load(stop))
-            return refuse_connection(uri, ECANCELED, "it was cancelled", err);
-        uint64_t wait_ns = deadline_ns - now_ns < NBD_STOP_POLL_NS ? deadline_ns - now_ns : NBD_STOP_POLL_NS;
-        if (nbd_poll(handle, (int)(wait_ns / NS_PER_MS) + 1) < 0)
-            return refuse_connection(uri, nbd_get_errno(), reason(), err);
-    }
-    if (nbd_aio_is_ready(handle) != 1)
-        return refuse_connection(uri, ENOTCONN, "the server ended the connection", err);
-    return 0;
-}
-
 /* What a snapshot's export says of itself beyond what every export does. */
 static void take_snapshot_facts(struct nbd_node *nbd)
 {
     int64_t block_bytes = nbd_get_block_size(nbd->handle, LIBNBD_SIZE_PREFERRED);
-    nbd->has_residence = nbd_can_meta_context(nbd->handle, RESIDENCE_CONTEXT) == 1;
+    nbd->node.dirty_maps = nbd->maps.names;
+    nbd->node.dirty_map_count = nbd->maps.count;
+    nbd->has_residence = nbd_can_meta_context(nbd->handle, NBD_RESIDENCE_CONTEXT) == 1;
     if (!nbd->has_residence)
         return;
     if (block_bytes >= (int64_t)BLOCK_BYTES_MIN && block_bytes <= (int64_t)BLOCK_BYTES_MAX)
@@ -442,7 +411,7 @@ static int take_facts(struct nbd_node *nbd, const char *uri, bool read_only, str
     if (!read_only && nbd_is_read_only(handle) == 1)
         return error_set(err, EROFS, "NBD export %s is read-only", uri);
     nbd->piece_bytes = most > 0 && (uint64_t)most < LIMIT_REQUEST_BYTES ? (uint64_t)most : LIMIT_REQUEST_BYTES;
-    nbd->has_allocation = nbd_can_meta_context(handle, ALLOCATION_CONTEXT) == 1;
+    nbd->has_allocation = nbd_can_meta_context(handle, NBD_ALLOCATION_CONTEXT) == 1;
     nbd->can_zero = nbd_can_zero(handle) == 1;
     nbd->can_flush = nbd_can_flush(handle) == 1;
     nbd->can_fua = nbd_can_fua(handle) == 1;
@@ -476,7 +445,7 @@ int nbd_node_open_until(struct io *io, const char *uri, bool read_only, const at
     nbd->node.io = io;
     nbd->readable.nbd = nbd->writable.nbd = nbd;
     list_init(&nbd->settled);
-    int status = connect_handle(io, handle, uri, stop, err);
+    int status = nbd_connect(io, handle, uri, stop, &nbd->maps, err);
     if (status == 0)
         status = take_facts(nbd, uri, read_only, err);
     if (status < 0) {

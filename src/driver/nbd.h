@@ -3,6 +3,7 @@
  * The NBD client driver (libnbd): a node that is somebody's export. Its thread also runs libnbd's socket calls, driven by
  * io_poll(). A lost connection fails everything under way and everything after it with -ENOTCONN. The export of a snapshot
  * of ours (it has the meta context fleece:residence) answers REQUEST_RESIDENCE, and releases what is discarded if it can.
+ * Contexts qemu:dirty-bitmap:NAME of any export are the node's dirty maps.
  */
 #ifndef FLEECE_DRIVER_NBD_H
 #define FLEECE_DRIVER_NBD_H

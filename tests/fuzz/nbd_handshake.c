@@ -106,6 +106,8 @@ static void memory_destroy(struct node *node)
     (void)node;
 }
 
+static const char *const maps[] = {"a", "monday", "monday.2"};
+
 static const struct node_ops memory_ops = {"memory", memory_submit, memory_destroy};
 static const struct node_ops view_ops = {"view", view_submit, memory_destroy};
 
@@ -251,6 +253,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t length)
         disk->view.ops = &view_ops;
         disk->view.read_only = disk->view.can_release = true;
         disk->view.block_bytes = 4096;
+        disk->view.dirty_maps = maps;
+        disk->view.dirty_map_count = sizeof maps / sizeof maps[0];
         disk->view.read_once = (enum read_once)(data[1] % 3);
         export = (struct nbd_export){.name = "vda@snap", .node = &disk->view};
         result = nbd_server_export_add(server, &export, &err);

@@ -26,6 +26,17 @@ static void disk_finish(struct disk *disk, struct request *req)
     uint8_t *bytes = disk->bytes + req->range.start;
     if (req->kind == REQUEST_DISCARD && disk->node.can_release)
         disk_release_blocks(disk, req->range);
+    if (req->kind == REQUEST_BLOCK_STATUS &&
+        (req->flags & REQUEST_DIRTY)) { /* as many blocks as the map's number says */
+        unsigned count = req->flags & REQUEST_ONE ? 1 : 2;
+        assert_true(req->extent_max >= count);
+        req->extents[0] = (struct block_extent){(1 + req->dirty_map) * BLOCK, EXTENT_DIRTY};
+        if (count == 2)
+            req->extents[1] = (struct block_extent){BLOCK, 0};
+        req->extent_count = count;
+        request_complete(req, req->range.start == 5 * BLOCK && req->dirty_map == 4 ? -EIO : 0);
+        return;
+    }
     if (req->kind == REQUEST_BLOCK_STATUS) { /* two extents for allocation, one more for residence */
         bool residence = req->flags & REQUEST_RESIDENCE;
         unsigned count = req->flags & REQUEST_ONE ? 1 : 2 + residence;

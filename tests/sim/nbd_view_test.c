@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Views of snapshots at the NBD server: TRIM that releases, read-once (C9), metadata contexts. In the simulated world, over
+ * Views of snapshots at the NBD server: TRIM that releases, read-once (C9). In the simulated world, over
  * many seeds, which order hang-ups, replies and what the disk answers.
  */
 #include "nbd_scene.h"
@@ -217,151 +217,10 @@ static void test_trim_releases(void **state)
     scene_end(scene);
 }
 
-/* ---- metadata contexts */
-
-static uint8_t *put_option(uint8_t *at, uint32_t option, uint32_t length)
-{
-    at = wire_put64(at, NBD_OPTION_MAGIC);
-    return wire_put32(wire_put32(at, option), length);
-}
-
-static uint8_t *put_text(uint8_t *at, const char *text)
-{
-    return wire_put_bytes(wire_put32(at, (uint32_t)strlen(text)), text, strlen(text));
-}
-
-/* Instead of the plain handshake: structured replies, these contexts (or none: NULL), GO. */
-static void say_structured_handshake(struct client *client, const char *first, const char *second)
-{
-    uint8_t bytes[256], *at = bytes;
-    uint32_t names = (first ? 4 + (uint32_t)strlen(first) : 0) + (second ? 4 + (uint32_t)strlen(second) : 0);
-    at = wire_put32(at, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
-    at = put_option(at, NBD_OPT_STRUCTURED_REPLY, 0);
-    at = put_option(at, NBD_OPT_SET_META_CONTEXT, 11 + names);
-    at = wire_put32(put_text(at, "vda"), (first != NULL) + (second != NULL));
-    at = first ? put_text(at, first) : at;
-    at = second ? put_text(at, second) : at;
-    at = put_option(at, NBD_OPT_GO, 9);
-    at = wire_put16(put_text(at, "vda"), 0);
-    client->out_end = 0;
-    say(client, bytes, (size_t)(at - bytes));
-}
-
-struct told { /* by one reply to BLOCK_STATUS */
-    unsigned ends;
-    uint32_t error;
-    unsigned extents[3];               /* by context number */
-    uint32_t flags[3][3], accepted[3]; /* of the first extents; ids that SET_META_CONTEXT gave, in order */
-    unsigned accepted_count;
-};
-
-static size_t take_option_replies(const struct client *client, struct told *told)
-{
-    size_t at = NBD_GREETING_BYTES;
-    uint32_t option, type;
-    do {
-        const uint8_t *reply = client->in + at;
-        option = wire_get32(reply + 8);
-        type = wire_get32(reply + 12);
-        if (type == NBD_REP_META_CONTEXT)
-            told->accepted[told->accepted_count++] = wire_get32(reply + NBD_OPTION_REPLY_BYTES);
-        at += NBD_OPTION_REPLY_BYTES + wire_get32(reply + 16);
-        assert_true(at <= client->in_end);
-    } while (option != NBD_OPT_GO || type != NBD_REP_ACK);
-    return at;
-}
-
-static struct told told_of(const struct client *client)
-{
-    struct told told = {0};
-    size_t at = take_option_replies(client, &told);
-    while (at < client->in_end) {
-        const uint8_t *chunk = client->in + at, *body = chunk + NBD_CHUNK_BYTES;
-        uint32_t length = wire_get32(chunk + 16), id = wire_get32(body);
-        assert_int_equal(wire_get32(chunk), NBD_CHUNK_MAGIC);
-        assert_int_equal(told.ends, 0);
-        told.ends += wire_get16(chunk + 4) & NBD_CHUNK_DONE;
-        if (wire_get16(chunk + 6) == NBD_CHUNK_ERROR) {
-            told.error = id;
-            assert_true(wire_get16(body + 4) > 10 && wire_get16(body + 4) == length - 6);
-        } else {
-            assert_in_range(id, 1, 2);
-            told.extents[id] = (length - 4) / 8;
-            for (unsigned i = 0; i < told.extents[id]; i++)
-                told.flags[id][i] = wire_get32(body + 4 + 8 * i + 4);
-        }
-        at += NBD_CHUNK_BYTES + length;
-    }
-    assert_int_equal(at, client->in_end);
-    return told;
-}
-
-/* Each context that was selected gets a chunk of its own; an error of either ends the reply, once. */
-static void test_contexts(void **state)
-{
-    struct scene *scene = *state;
-    static const struct {
-        const char *first, *second;
-        uint16_t flags;
-        uint64_t offset;
-        unsigned base, residence; /* extents told of each */
-        uint32_t error;
-    } cases[] = {
-        {"base:allocation", NULL, 0, 0, 2, 0, 0},
-        {"fleece:residence", NULL, 0, 0, 0, 3, 0},
-        {"base:allocation", "fleece:residence", 0, 0, 2, 3, 0},
-        {"fleece:residence", "base:allocation", NBD_CMD_FLAG_REQ_ONE, 0, 1, 1, 0},
-        {"base:allocation", "fleece:residence", 0, 2 * BLOCK, 0, 0, NBD_EIO},
-        {"base:allocation", "fleece:residence", 0, 3 * BLOCK, 0, 0, NBD_EIO},
-        {"fleece:nothing", NULL, 0, 0, 0, 0, NBD_EINVAL},
-    };
-    for (unsigned i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        scene_begin_view(scene, i + 1, true, READ_MANY);
-        struct client *client = &scene->clients[0];
-        scene->disk.holding = i % 2;
-        say_structured_handshake(client, cases[i].first, cases[i].second);
-        say_command(client, NBD_CMD_BLOCK_STATUS, cases[i].offset, 4 * BLOCK, 1, 0);
-        wire_put16(client->out + client->out_end - NBD_REQUEST_BYTES + 4, cases[i].flags);
-        connect_client(scene, client);
-        world_run_for(scene->world, 20 * NS_PER_MS);
-        world_call(scene->disk_io, disk_let_go, &scene->disk);
-        world_run_for(scene->world, 20 * NS_PER_MS);
-        struct told told = told_of(client);
-        assert_int_equal(told.ends, 1);
-        assert_int_equal(told.error, cases[i].error);
-        assert_int_equal(told.extents[1], cases[i].base);
-        assert_int_equal(told.extents[2], cases[i].residence);
-        if (told.extents[2] == 3)
-            assert_true(told.flags[2][0] == 0 && told.flags[2][1] == 5 && told.flags[2][2] == 10);
-        if (told.extents[1] == 2)
-            assert_int_equal(told.flags[1][1], EXTENT_ZERO);
-        assert_int_equal(told.accepted_count, (cases[i].first[7] != 'n') + (cases[i].second != NULL));
-        scene_end(scene);
-    }
-}
-
-/* A live disk has no residence to tell. */
-static void test_residence_is_of_snapshots_only(void **state)
-{
-    struct scene *scene = *state;
-    scene_begin(scene, 1);
-    struct client *client = &scene->clients[0];
-    say_structured_handshake(client, "fleece:residence", "base:allocation");
-    say_command(client, NBD_CMD_BLOCK_STATUS, 0, 4 * BLOCK, 1, 0);
-    connect_client(scene, client);
-    world_run_for(scene->world, 20 * NS_PER_MS);
-    struct told told = told_of(client);
-    assert_true(told.accepted_count == 1 && told.accepted[0] == 1);
-    assert_true(told.ends == 1 && told.extents[1] == 2 && told.extents[2] == 0);
-    scene_end(scene);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_trim_releases),
-        cmocka_unit_test(test_contexts),
-        cmocka_unit_test(test_residence_is_of_snapshots_only),
         cmocka_unit_test(test_c9_an_orderly_end_releases_what_was_read),
         cmocka_unit_test(test_c9_a_pipelined_request_proves_nothing),
         cmocka_unit_test(test_c9_a_lost_reply_loses_nothing),

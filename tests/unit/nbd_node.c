@@ -33,30 +33,42 @@ static bool have_nbdkit(void)
     return system("command -v nbdkit >/dev/null 2>&1") == 0;
 }
 
-/* nbdkit with 64 MiB of memory; options of itself and parameters of its filters, split at blanks. */
-static void server_start(struct server *server, const char *options, const char *parameters)
+static void server_make_folder(struct server *server)
 {
-    char command[512], socket_path[64];
-    struct error err;
     strcpy(server->folder, "/tmp/fleece-nbd-XXXXXX");
     assert_non_null(mkdtemp(server->folder));
-    snprintf(socket_path, sizeof socket_path, "%s/sock", server->folder);
     snprintf(server->log, sizeof server->log, "%s/log", server->folder);
-    snprintf(server->uri, sizeof server->uri, "nbd+unix:///?socket=%s", socket_path);
-    snprintf(command, sizeof command, "exec nbdkit -f -t 32 -U %s %s memory 64M %s 2>%s", socket_path, options,
-             parameters, server->log);
+    snprintf(server->uri, sizeof server->uri, "nbd+unix:///?socket=%s/sock", server->folder);
+}
+
+/* The command serves at the socket "sock" in the folder; when it does, the file `sign` is there. */
+static void server_run(struct server *server, const char *command, const char *sign)
+{
+    char path[64];
+    struct error err;
+    snprintf(path, sizeof path, "%s/%s", server->folder, sign);
     server->pid = fork();
     if (server->pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         execl("/bin/sh", "sh", "-c", command, NULL);
         _exit(127);
     }
-    for (int i = 0; access(socket_path, F_OK) < 0; i++) {
+    for (int i = 0; access(path, F_OK) < 0; i++) {
         assert_true(i < 1000);
         usleep(10000);
     }
     if (ring_create(&server->io, &err) < 0)
         fail_msg("%s", err.text);
+}
+
+/* nbdkit with 64 MiB of memory; options of itself and parameters of its filters, split at blanks. */
+static void server_start(struct server *server, const char *options, const char *parameters)
+{
+    char command[512];
+    server_make_folder(server);
+    snprintf(command, sizeof command, "exec nbdkit -f -t 32 -U %s/sock %s memory 64M %s 2>%s", server->folder, options,
+             parameters, server->log);
+    server_run(server, command, "sock");
 }
 
 static void server_stop(struct server *server)
@@ -242,6 +254,119 @@ static void block_status(void **state)
     server_stop(&server);
 }
 
+/* All of a node's map: asked for on and on; dirty ranges into `dirty`, returns how many. */
+static unsigned dirty_ranges(struct node *node, unsigned map, struct range *dirty, unsigned max)
+{
+    struct block_extent extents[4];
+    struct request req;
+    unsigned count = 0;
+    for (uint64_t at = 0; at < node->size_bytes;) {
+        struct request ask = {.kind = REQUEST_BLOCK_STATUS,
+                              .flags = REQUEST_DIRTY,
+                              .dirty_map = map,
+                              .range = {at, node->size_bytes - at},
+                              .extents = extents,
+                              .extent_max = 4};
+        assert_int_equal(run(node, ask, &req), 0);
+        for (unsigned i = 0; i < req.extent_count; i++) {
+            if (extents[i].flags == EXTENT_DIRTY && count > 0 && range_end(dirty[count - 1]) == at) {
+                dirty[count - 1].length += extents[i].length;
+            } else if (extents[i].flags == EXTENT_DIRTY) {
+                assert_true(count < max);
+                dirty[count++] = (struct range){at, extents[i].length};
+            }
+            at += extents[i].length;
+        }
+    }
+    return count;
+}
+
+static unsigned map_named(const struct node *node, const char *name)
+{
+    for (unsigned i = 0; i < node->dirty_map_count; i++)
+        if (strcmp(node->dirty_maps[i], name) == 0)
+            return i;
+    fail_msg("there is no dirty map %s", name);
+    return 0;
+}
+
+/* QEMU's storage daemon with a qcow2 image: one bitmap for each write and all writes after it, 6 in all. */
+static void dirty_maps_of_qemu(void **state)
+{
+    (void)state;
+    if (system("command -v qemu-storage-daemon qemu-img qemu-io >/dev/null 2>&1") != 0)
+        skip();
+    struct server server;
+    char command[2048];
+    server_make_folder(&server);
+    snprintf(command, sizeof command,
+             "cd %s && exec 2>log >&2 && qemu-img create -q -f qcow2 i.qcow2 64M && for n in 1 2 3 4 5 6; do "
+             "qemu-img bitmap --add -g 64k i.qcow2 day-$n && qemu-io -c \"write $((n * 4))M ${n}k\" i.qcow2; done",
+             server.folder);
+    assert_int_equal(system(command), 0);
+    snprintf(command, sizeof command,
+             "cd %s && exec qemu-storage-daemon --pidfile pid --blockdev "
+             "qcow2,read-only=on,node-name=d,file.driver=file,file.filename=i.qcow2 "
+             "--nbd-server addr.type=unix,addr.path=sock --export nbd,id=e,node-name=d,name=,bitmaps.0=day-1,"
+             "bitmaps.1=day-4,bitmaps.2=day-6 2>log",
+             server.folder);
+    server_run(&server, command, "pid");
+    struct range dirty[8];
+    struct node *node = open_node(&server, true);
+    assert_int_equal(node->dirty_map_count, 3);
+    const unsigned shown[] = {1, 4, 6};
+    for (unsigned i = 0; i < 3; i++) {
+        char name[8];
+        snprintf(name, sizeof name, "day-%u", shown[i]);
+        unsigned count = dirty_ranges(node, map_named(node, name), dirty, 8);
+        assert_int_equal(count, 7 - shown[i]);
+        for (unsigned n = 0; n < count; n++)
+            assert_true(dirty[n].start == (shown[i] + n) * 4 * MIB && dirty[n].length == 64 * KIB);
+    }
+    struct block_extent extent; /* of another context, beside them */
+    struct request ask = {.kind = REQUEST_BLOCK_STATUS, .range = {4 * MIB, KIB}, .extents = &extent, .extent_max = 1},
+                   req;
+    assert_int_equal(run(node, ask, &req), 0);
+    assert_int_equal(extent.flags, 0);
+    node_destroy(node);
+    server_stop(&server);
+}
+
+/* More maps than a node shows, and names longer than ours: the first that fit are had. */
+static void dirty_maps_are_bounded(void **state)
+{
+    (void)state;
+    if (system("command -v qemu-storage-daemon qemu-img >/dev/null 2>&1") != 0)
+        skip();
+    struct server server;
+    char command[2048], long_name[LIMIT_NAME_BYTES + 2];
+    server_make_folder(&server);
+    memset(long_name, 'x', sizeof long_name);
+    long_name[sizeof long_name - 1] = 0;
+    snprintf(command, sizeof command,
+             "cd %s && exec 2>log >&2 && qemu-img create -q -f qcow2 i.qcow2 64M && "
+             "for n in %s 1 2 3 4 5 6 7 8 9 10 11 12; do qemu-img bitmap --add i.qcow2 $n; done",
+             server.folder, long_name);
+    assert_int_equal(system(command), 0);
+    snprintf(command, sizeof command,
+             "cd %s && exec qemu-storage-daemon --pidfile pid --blockdev "
+             "qcow2,read-only=on,node-name=d,file.driver=file,file.filename=i.qcow2 --nbd-server "
+             "addr.type=unix,addr.path=sock "
+             "--export nbd,id=e,node-name=d,name=,bitmaps.0=%s,bitmaps.1=1,bitmaps.2=2,bitmaps.3=3,bitmaps.4=4,"
+             "bitmaps.5=5,bitmaps.6=6,bitmaps.7=7,bitmaps.8=8,bitmaps.9=9,bitmaps.10=10,bitmaps.11=11 2>log",
+             server.folder, long_name);
+    server_run(&server, command, "pid");
+    struct range dirty[1];
+    struct node *node = open_node(&server, true);
+    assert_int_equal(node->dirty_map_count, LIMIT_DIRTY_MAPS);
+    for (unsigned i = 0; i < node->dirty_map_count; i++) {
+        assert_int_equal(atoi(node->dirty_maps[i]), i + 1);
+        assert_int_equal(dirty_ranges(node, i, dirty, 1), 0);
+    }
+    node_destroy(node);
+    server_stop(&server);
+}
+
 static void errors_come_back(void **state)
 {
     (void)state;
@@ -359,7 +484,8 @@ int main(void)
         cmocka_unit_test(servers_of_every_kind),   cmocka_unit_test(block_status),
         cmocka_unit_test(errors_come_back),        cmocka_unit_test(the_server_dies),
         cmocka_unit_test(the_server_hangs),        cmocka_unit_test(it_dies_while_idle),
-        cmocka_unit_test(connections_are_refused),
+        cmocka_unit_test(connections_are_refused), cmocka_unit_test(dirty_maps_of_qemu),
+        cmocka_unit_test(dirty_maps_are_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

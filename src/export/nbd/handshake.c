@@ -23,6 +23,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "export/nbd/contexts.h"
 #include "export/nbd/session.h"
 
 enum handshake_state {
@@ -33,6 +34,11 @@ enum handshake_state {
     HANDSHAKE_LIST,   /* exports are being listed */
     HANDSHAKE_CHOSEN, /* the answer to GO or EXPORT_NAME is going out */
     HANDSHAKE_OVER,   /* the last answer is going out */
+};
+
+/* Room for the longest answer: all contexts of an export, and that this was all of them. */
+enum {
+    OUT_BYTES = (NBD_CONTEXT_COUNT + 1) * NBD_OPTION_REPLY_BYTES + NBD_CONTEXT_COUNT * (4 + NBD_CONTEXT_NAME_BYTES)
 };
 
 struct nbd_handshake {
@@ -59,7 +65,7 @@ struct nbd_handshake {
     uint32_t in_start, in_end, out_start, out_end;
     uint8_t in[LIMIT_NBD_INPUT_BYTES]; /* goes to the session: same size as there */
     struct iovec out_iov;
-    uint8_t out[1024];
+    uint8_t out[OUT_BYTES];
 };
 
 static void handshake_close(struct nbd_handshake *hs)
@@ -204,12 +210,15 @@ static void option_meta_context(struct nbd_handshake *hs, struct nbd_text data)
         reply(hs, NBD_REP_ERR_UNKNOWN);
         return;
     }
-    uint32_t contexts = nbd_meta_request_contexts(&request, list) & entry->contexts;
+    const struct node *node = entry->home.node;
+    uint32_t contexts = nbd_contexts_asked_for(node, &request, list);
     for (unsigned i = 0; i < NBD_CONTEXT_COUNT; i++) {
-        size_t length = strlen(nbd_context_names[i]);
-        if (contexts & NBD_CONTEXT_BIT(i))
-            wire_put_bytes(wire_put32(reply_place(hs, NBD_REP_META_CONTEXT, 4 + length), list ? 0 : NBD_CONTEXT_ID(i)),
-                           nbd_context_names[i], length);
+        char name[NBD_CONTEXT_NAME_BYTES + 1];
+        if (!(contexts & NBD_CONTEXT_BIT(i)))
+            continue;
+        size_t length = nbd_context_name(node, i, name);
+        uint8_t *at = reply_place(hs, NBD_REP_META_CONTEXT, 4 + length);
+        wire_put_bytes(wire_put32(at, list ? 0 : NBD_CONTEXT_ID(i)), name, length);
     }
     reply(hs, NBD_REP_ACK);
     if (!list) {

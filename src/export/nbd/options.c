@@ -10,11 +10,6 @@
 
 #include "export/nbd/wire.h"
 
-const char *const nbd_context_names[NBD_CONTEXT_COUNT] = {
-    [NBD_CONTEXT_BASE_ALLOCATION] = "base:allocation",
-    [NBD_CONTEXT_RESIDENCE] = "fleece:residence",
-};
-
 bool nbd_text_equals(struct nbd_text text, const char *string)
 {
     return text.length == strlen(string) && memcmp(text.bytes, string, text.length) == 0;
@@ -88,26 +83,9 @@ bool nbd_option_parse_meta(struct nbd_text data, struct nbd_meta_request *reques
     return data.length == 0;
 }
 
-/* Whether a LIST query names a namespace ("base:") that the context is in. */
-static bool query_is_namespace_of(struct nbd_text query, const char *context)
+struct nbd_text nbd_meta_next_query(const uint8_t **at)
 {
-    size_t length = (size_t)(strchr(context, ':') - context) + 1;
-    return query.length == length && memcmp(query.bytes, context, length) == 0;
-}
-
-uint32_t nbd_meta_request_contexts(const struct nbd_meta_request *request, bool list)
-{
-    if (list && request->query_count == 0)
-        return NBD_CONTEXT_BIT(NBD_CONTEXT_COUNT) - 1;
-    uint32_t contexts = 0;
-    const uint8_t *at = request->queries;
-    for (uint32_t i = 0; i < request->query_count; i++) {
-        struct nbd_text query = {at + 4, wire_get32(at)};
-        at = query.bytes + query.length;
-        for (unsigned c = 0; c < NBD_CONTEXT_COUNT; c++)
-            if (nbd_text_equals(query, nbd_context_names[c]) ||
-                (list && query_is_namespace_of(query, nbd_context_names[c])))
-                contexts |= NBD_CONTEXT_BIT(c);
-    }
-    return contexts;
+    struct nbd_text query = {*at + 4, wire_get32(*at)};
+    *at = query.bytes + query.length;
+    return query;
 }

@@ -38,15 +38,7 @@ bool nbd_option_parse_header(const uint8_t *bytes, struct nbd_option_header *hea
 /* False: lengths do not add up, bytes are left over, or a string is too long. */
 bool nbd_option_parse_info(struct nbd_text data, struct nbd_info_request *request);
 bool nbd_option_parse_meta(struct nbd_text data, struct nbd_meta_request *request);
-
-/* Metadata contexts that we serve, by their place in the table; a set of them is a mask of bits. */
-enum nbd_context { NBD_CONTEXT_BASE_ALLOCATION, NBD_CONTEXT_RESIDENCE, NBD_CONTEXT_COUNT };
-extern const char *const nbd_context_names[NBD_CONTEXT_COUNT];
-/* Its number on the wire; its bit in a set. */
-#define NBD_CONTEXT_ID(context) ((uint32_t)(context) + 1)
-#define NBD_CONTEXT_BIT(context) (UINT32_C(1) << (context))
-
-/* The contexts that the queries of a checked request ask for. For LIST, no query means all, and "base:" all of base. */
-uint32_t nbd_meta_request_contexts(const struct nbd_meta_request *request, bool list);
+/* The query at *at, one of a checked request's; moves on behind it. */
+struct nbd_text nbd_meta_next_query(const uint8_t **at);
 
 #endif

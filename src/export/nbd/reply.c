@@ -42,14 +42,9 @@ static void reply_queue(struct nbd_request *request)
         io_task_queue(session->io, &session->send_task);
 }
 
-static void put_chunk_header(struct nbd_request *request, uint16_t flags, uint16_t type, uint32_t length)
+static void put_chunk_header(struct nbd_request *request, enum nbd_chunk_type type, bool last, uint32_t length)
 {
-    uint8_t *at = request->header;
-    at = wire_put32(at, NBD_CHUNK_MAGIC);
-    at = wire_put16(at, flags);
-    at = wire_put16(at, type);
-    at = wire_put64(at, request->command.cookie);
-    wire_put32(at, length);
+    wire_put_chunk(request->header, request->command.cookie, type, last, length);
     request->header_length = NBD_CHUNK_BYTES;
 }
 
@@ -82,12 +77,12 @@ void nbd_reply_status(struct nbd_request *request, struct nbd_refusal refusal)
         uint8_t body[6]; /* the error, and the length of the sentence behind it */
         size_t length = refusal.text ? strlen(refusal.text) : 0;
         wire_put16(wire_put32(body, error), (uint16_t)length);
-        put_chunk_header(request, NBD_CHUNK_DONE, NBD_CHUNK_ERROR, (uint32_t)(sizeof body + length));
+        put_chunk_header(request, NBD_CHUNK_ERROR, true, (uint32_t)(sizeof body + length));
         put_in_header(request, body, sizeof body);
         request->payload = refusal.text;
         request->payload_length = (uint32_t)length;
     } else if (request->command.type == NBD_CMD_READ) {
-        put_chunk_header(request, NBD_CHUNK_DONE, NBD_CHUNK_NONE, 0);
+        put_chunk_header(request, NBD_CHUNK_NONE, true, 0);
     } else {
         put_simple_header(request, error);
     }
@@ -108,7 +103,7 @@ static void put_data_header(struct nbd_request *request, uint64_t offset, uint32
     }
     uint8_t body[8];
     wire_put64(body, offset);
-    put_chunk_header(request, last ? NBD_CHUNK_DONE : 0, NBD_CHUNK_OFFSET_DATA, length + (uint32_t)sizeof body);
+    put_chunk_header(request, NBD_CHUNK_OFFSET_DATA, last, length + (uint32_t)sizeof body);
     put_in_header(request, body, sizeof body);
 }
 
@@ -133,12 +128,9 @@ void nbd_reply_stream_next(struct nbd_request *request, uint32_t length)
     reply_queue(request);
 }
 
-void nbd_reply_block_status(struct nbd_request *request, uint32_t context_id, uint32_t length, bool last)
+void nbd_reply_chunks(struct nbd_request *request, uint32_t length)
 {
-    uint8_t body[4];
-    wire_put32(body, context_id);
-    put_chunk_header(request, last ? NBD_CHUNK_DONE : 0, NBD_CHUNK_BLOCK_STATUS, length + (uint32_t)sizeof body);
-    put_in_header(request, body, sizeof body);
+    request->header_length = 0;
     put_payload(request, length);
     reply_queue(request);
 }

@@ -114,123 +114,12 @@ static void command_done(struct request *block, int status)
     nbd_session_wake(session);
 }
 
-/*
- * Block status. Each context that was selected has a request of its own, two at most. When both are back, each becomes one
- * chunk of the reply; an error of either is the whole reply. Released blocks have no allocation, which the node says with
- * an error; a client that also asked for their residence is told "data", for as far as that calls them released.
- */
-
-/* The extents become descriptors in place: those are smaller. */
-static uint32_t descriptors_put(struct nbd_request *request)
-{
-    const struct request *block = &request->block;
-    uint32_t mask = request->context == NBD_CONTEXT_RESIDENCE ? UINT32_MAX : EXTENT_HOLE | EXTENT_ZERO;
-    char *to = request->buffer.bytes;
-    for (unsigned i = 0; i < block->extent_count; i++) {
-        struct block_extent extent = block->extents[i];
-        to = wire_put32(to, (uint32_t)extent.length);
-        to = wire_put32(to, extent.flags & mask);
-    }
-    return (uint32_t)(to - request->buffer.bytes);
-}
-
-static void block_status_reply(struct nbd_request *request, bool last)
-{
-    nbd_reply_block_status(request, NBD_CONTEXT_ID(request->context), descriptors_put(request), last);
-}
-
-/* Both are back: `base` is the allocation's. */
-static void block_status_reply_both(struct nbd_request *base, struct nbd_request *residence)
-{
-    const struct nbd_terms *terms = &base->session->terms;
-    const struct block_extent *first = residence->block.extents;
-    if (base->status == -ENODATA && residence->status == 0 && (first->flags & RESIDENCE_RELEASED)) {
-        base->block.extents[0] = (struct block_extent){first->length, 0};
-        base->block.extent_count = 1;
-        base->status = 0;
-    }
-    int status = base->status ? base->status : residence->status;
-    if (status) {
-        nbd_request_put(base);
-        nbd_reply_status(residence, nbd_refusal_of(status, terms));
-    } else {
-        block_status_reply(base, false);
-        block_status_reply(residence, true);
-    }
-}
-
-static void block_status_done(struct request *block, int status)
-{
-    struct nbd_request *request = container_of(block, struct nbd_request, block), *twin = request->twin;
-    struct nbd_session *session = request->session;
-    session->submitted--;
-    request->status = status;
-    request->answered = true;
-    if (!twin && status)
-        nbd_reply_status(request, nbd_refusal_of(status, &session->terms));
-    else if (!twin)
-        block_status_reply(request, true);
-    else if (twin->answered && request->context == NBD_CONTEXT_RESIDENCE)
-        block_status_reply_both(twin, request);
-    else if (twin->answered)
-        block_status_reply_both(request, twin);
-    nbd_session_wake(session);
-}
-
-static bool block_status_get_buffers(struct nbd_request *request, struct nbd_request *twin, size_t bytes)
-{
-    if (!nbd_request_get_buffer(request, bytes))
-        return false;
-    if (!twin || nbd_request_get_buffer(twin, bytes))
-        return true;
-    nbd_request_put_buffer(request);
-    return false;
-}
-
-static void block_status_go(struct nbd_request *request, enum nbd_context context)
-{
-    const struct nbd_command *command = &request->command;
-    bool one = command->flags & NBD_CMD_FLAG_REQ_ONE;
-    request->context = context;
-    request->block.extents = (struct block_extent *)(void *)request->buffer.bytes;
-    request->block.extent_max = one ? 1 : request->buffer.size / (uint32_t)sizeof(struct block_extent);
-    uint32_t flags = (one ? REQUEST_ONE : 0) | (context == NBD_CONTEXT_RESIDENCE ? REQUEST_RESIDENCE : 0);
-    nbd_request_submit(request, REQUEST_BLOCK_STATUS, (struct range){command->offset, command->length}, flags,
-                       block_status_done);
-}
-
-static bool block_status_submit(struct nbd_request *request)
-{
-    struct nbd_session *session = request->session;
-    const uint32_t base = NBD_CONTEXT_BIT(NBD_CONTEXT_BASE_ALLOCATION), both = NBD_CONTEXT_BIT(NBD_CONTEXT_COUNT) - 1;
-    const size_t few = 4096, many = LIMIT_STATUS_EXTENTS * sizeof(struct block_extent);
-    bool one = request->command.flags & NBD_CMD_FLAG_REQ_ONE;
-    struct nbd_request *twin = NULL;
-    if (session->terms.contexts == both) {
-        twin = nbd_request_get(session, &request->command);
-        if (!twin)
-            return false;
-    }
-    if ((one || !block_status_get_buffers(request, twin, many)) && !block_status_get_buffers(request, twin, few)) {
-        if (twin)
-            nbd_request_put(twin);
-        return false;
-    }
-    request->twin = twin;
-    block_status_go(request, session->terms.contexts & base ? NBD_CONTEXT_BASE_ALLOCATION : NBD_CONTEXT_RESIDENCE);
-    if (twin) {
-        twin->twin = request;
-        block_status_go(twin, NBD_CONTEXT_RESIDENCE);
-    }
-    return true;
-}
-
 bool nbd_command_submit(struct nbd_request *request)
 {
     const struct nbd_command *command = &request->command;
     uint32_t flags = command->flags & NBD_CMD_FLAG_FUA ? REQUEST_FUA : 0;
     if (command->type == NBD_CMD_BLOCK_STATUS)
-        return block_status_submit(request);
+        return nbd_block_status_submit(request);
     if (command->type == NBD_CMD_FLUSH) {
         nbd_request_submit(request, REQUEST_FLUSH, (struct range){0, 0}, 0, command_done);
     } else if (command->length == 0 || command->type == NBD_CMD_CACHE) { /* CACHE is a hint, and taken as one */

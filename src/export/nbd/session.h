@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * One connection in the transmission phase, on the reactor of its export's node: what session.c (receiving, life),
- * request.c (objects, commands without data), transfer.c (reads and writes) and reply.c (sending) share. Everybody else
- * uses the first three functions only.
+ * request.c and block_status.c (objects, commands without data), transfer.c (reads and writes) and reply.c (sending)
+ * share. Everybody else uses the first three functions only.
  */
 #ifndef FLEECE_EXPORT_NBD_SESSION_H
 #define FLEECE_EXPORT_NBD_SESSION_H
@@ -27,12 +27,12 @@ struct nbd_request { /* one command, or one piece of a large one; between two us
     struct nbd_session *session;
     struct nbd_command command; /* of the client: the same in all pieces */
     struct nbd_request *whole;  /* for a piece: the command that it belongs to */
-    struct nbd_request *twin;   /* BLOCK_STATUS: the other context's; NULL: one was selected */
-    enum nbd_context context;   /* BLOCK_STATUS: whose extents these are */
-    bool answered;              /* ... and that the node did, with `status` */
-    int status;
-    unsigned pieces; /* for a command in pieces: those under way */
-    bool issued;     /* ... and no further one will come */
+    /* BLOCK_STATUS: the context that is asked for, those after it, and the bytes of the reply so far. */
+    unsigned context;
+    uint32_t contexts_left, told;
+    uint64_t released_bytes; /* ... that the reply calls released, from its beginning */
+    unsigned pieces;         /* for a command in pieces: those under way */
+    bool issued;             /* ... and no further one will come */
     struct nbd_refusal refusal;
     struct nbd_buffer buffer;
     struct iovec iov; /* the payload, in the buffer */
@@ -125,6 +125,8 @@ void nbd_request_submit(struct nbd_request *request, enum request_kind kind, str
 
 /* request.c: a command that was checked and moves no data; false: no room for it now. */
 bool nbd_command_submit(struct nbd_request *request);
+/* block_status.c: one of these. */
+bool nbd_block_status_submit(struct nbd_request *request);
 
 enum nbd_step { NBD_STEP_ON, NBD_STEP_NEEDS_INPUT, NBD_STEP_BLOCKED };
 
@@ -150,8 +152,8 @@ void nbd_reply_data(struct nbd_request *request, uint64_t offset, uint32_t lengt
 /* The first piece of a reply that is one run of bytes, `total` in all; and a further one. */
 void nbd_reply_stream_first(struct nbd_request *request, uint32_t length, uint32_t total);
 void nbd_reply_stream_next(struct nbd_request *request, uint32_t length);
-/* `length` bytes in the buffer describe extents. last: no other context's follow. */
-void nbd_reply_block_status(struct nbd_request *request, uint32_t context_id, uint32_t length, bool last);
+/* A whole reply: `length` bytes of chunks in the buffer. */
+void nbd_reply_chunks(struct nbd_request *request, uint32_t length);
 void nbd_reply_drop_all(struct nbd_session *session);
 /* Once per sweep: a client that takes nothing keeps one reply; the memory of the others goes back. */
 void nbd_reply_sweep(struct nbd_session *session);

@@ -64,9 +64,6 @@ int nbd_entry_create(const struct nbd_table *table, const struct nbd_export *exp
     strcpy(entry->description, description);
     entry->flags = transmission_flags(export);
     entry->home.node = export->node;
-    entry->contexts = NBD_CONTEXT_BIT(NBD_CONTEXT_BASE_ALLOCATION);
-    if (export->node->block_bytes > 0) /* a snapshot's view */
-        entry->contexts |= NBD_CONTEXT_BIT(NBD_CONTEXT_RESIDENCE);
     entry->releases = !(entry->flags & NBD_FLAG_READ_ONLY) && export->node->can_release;
     list_init(&entry->home.sessions);
     list_init(&entry->home.waiting);

@@ -14,9 +14,8 @@ struct nbd_entry {
     uint64_t serial; /* never used again; grows along the table */
     char name[NBD_EXPORT_NAME_BYTES + 1];
     char description[NBD_DESCRIPTION_BYTES + 1];
-    uint16_t flags;    /* transmission flags, DF left out */
-    uint32_t contexts; /* metadata that it has: a set of enum nbd_context */
-    bool releases;     /* a snapshot's view: TRIM releases, writes are refused */
+    uint16_t flags; /* transmission flags, DF left out */
+    bool releases;  /* a snapshot's view: TRIM releases, writes are refused */
     struct nbd_home home;
     void *server; /* for server.c, as the rest */
     void (*removed)(void *argument);

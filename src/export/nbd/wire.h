@@ -4,6 +4,7 @@
 #define FLEECE_EXPORT_NBD_WIRE_H
 
 #include <endian.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -139,6 +140,15 @@ static inline void *wire_put64(void *at, uint64_t value)
 {
     value = htobe64(value);
     return (char *)memcpy(at, &value, sizeof value) + sizeof value;
+}
+/* The header of a chunk of a structured reply. */
+static inline void *wire_put_chunk(void *at, uint64_t cookie, enum nbd_chunk_type type, bool last, uint32_t length)
+{
+    at = wire_put32(at, NBD_CHUNK_MAGIC);
+    at = wire_put16(at, last ? NBD_CHUNK_DONE : 0);
+    at = wire_put16(at, (uint16_t)type);
+    at = wire_put64(at, cookie);
+    return wire_put32(at, length);
 }
 static inline void *wire_put_bytes(void *at, const void *bytes, size_t length)
 {
