@@ -57,6 +57,8 @@ struct snapshot_access {
     struct list releases;    /* under way, one after the other */
     uint64_t released_bytes; /* of the first */
     struct io_timer release_on;
+    struct dirty_map maps[LIMIT_DIRTY_MAPS];
+    const char *map_names[LIMIT_DIRTY_MAPS];
     struct snapshot_read reads[LIMIT_SNAPSHOT_READS];
 };
 
@@ -455,8 +457,10 @@ static void access_submit(struct node *node, struct request *req)
     }
     if (status == 0 && req->kind == REQUEST_BLOCK_STATUS && (req->flags & REQUEST_RESIDENCE))
         snapshot_residence(access->point, req);
+    else if (status == 0 && req->kind == REQUEST_BLOCK_STATUS && (req->flags & REQUEST_DIRTY))
+        snapshot_dirty(&access->maps[req->dirty_map], req);
     if (status < 0 || (req->kind != REQUEST_READ && req->kind != REQUEST_BLOCK_STATUS) ||
-        (req->flags & REQUEST_RESIDENCE)) {
+        (req->flags & (REQUEST_RESIDENCE | REQUEST_DIRTY))) {
         request_complete(req, status);
         return;
     }
@@ -489,6 +493,8 @@ static void access_destroy(struct node *node)
     io_timer_cancel(access->node.io, &access->release_on);
     for (unsigned i = 0; i < LIMIT_SNAPSHOT_READS; i++)
         assert(!access->reads[i].req);
+    for (unsigned i = 0; i < access->node.dirty_map_count; i++)
+        bitmap_fini(&access->maps[i].changed);
     if (list_linked(&access->wake.link))
         list_remove(&access->wake.link);
     free(access);
@@ -523,4 +529,18 @@ struct node *snapshot_access_create(struct point *point)
         list_append(&access->idle, &access->reads[i].link);
     }
     return &access->node;
+}
+
+void snapshot_access_set_maps(struct node *view, struct dirty_map *maps, unsigned count)
+{
+    struct snapshot_access *access = container_of(view, struct snapshot_access, node);
+    assert(view->dirty_map_count == 0 && count <= LIMIT_DIRTY_MAPS);
+    for (unsigned i = 0; i < count; i++) {
+        assert(maps[i].changed.bit_count == round_up(view->size_bytes, UINT64_C(1) << maps[i].shift) >> maps[i].shift);
+        access->maps[i] = maps[i];
+        access->map_names[i] = access->maps[i].name;
+        maps[i].changed = (struct bitmap){0};
+    }
+    view->dirty_maps = access->map_names;
+    view->dirty_map_count = count;
 }

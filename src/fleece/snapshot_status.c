@@ -3,6 +3,9 @@
  * Runs of blocks that are in the same place. What was released is known by the needed set, which passes over equal chunks
  * at once; where nothing is preserved the map's regions say so. Only blocks in regions with entries are looked up, at most
  * LIMIT_STATUS_BLOCKS of them in one answer: so a disk of terabytes with little in the cache is described by a few steps.
+ *
+ * Dirty maps are fixed at the cut, whatever is preserved, overwritten or released later. An answer looks at
+ * LIMIT_BITMAP_STEP_CHUNKS chunks of them at most, and passes over those that are all equal.
  */
 #include "fleece/snapshot_status.h"
 
@@ -82,6 +85,24 @@ void snapshot_residence(const struct point *point, struct request *req)
     }
     if (rest.length > 0)
         PROBE(status_clipped);
+}
+
+void snapshot_dirty(const struct dirty_map *map, struct request *req)
+{
+    const uint64_t most = LIMIT_BITMAP_STEP_CHUNKS * BITMAP_CHUNK_BITS;
+    struct block_range bits = range_to_blocks(req->range, map->shift);
+    uint64_t bit = bits.first, end = block_range_end(bits);
+    end = end - bit > most ? bit + most : end;
+    const uint64_t bytes_end = block_range_end(bits) > end ? end << map->shift : range_end(req->range);
+    req->extent_count = 0;
+    for (uint64_t at = req->range.start; at < bytes_end;) {
+        bool dirty = bitmap_get(&map->changed, bit);
+        bit = bitmap_next_before(&map->changed, bit, end, !dirty);
+        uint64_t run_end = bit < end ? bit << map->shift : bytes_end;
+        if (!extent_append(req, run_end - at, dirty ? EXTENT_DIRTY : 0))
+            return;
+        at = run_end;
+    }
 }
 
 int snapshot_allocation(const struct point *point, struct request *req, const struct request *base)

@@ -393,6 +393,7 @@ static void start(struct stage_request *request, struct node *node, enum request
                                     .iov_count = 1,
                                     .extents = request->extents,
                                     .extent_max = 4,
+                                    .dirty_map = request->dirty_map,
                                     .done = request_done};
     world_call(node->io, submit, request);
 }

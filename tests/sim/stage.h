@@ -67,6 +67,7 @@ struct stage_request {
     struct block_extent extents[4];
     uint8_t buffer[4 * STAGE_BLOCK];
     uint32_t flags;
+    unsigned dirty_map;
     bool done;
     int status;
     struct node *node;
