@@ -52,13 +52,20 @@ void copy_flush_failed(struct copy *copy, int status)
         copy->options.io_error(copy->options.context, false);
 }
 
+void copy_record_failed(struct copy *copy, int status)
+{
+    if (copy->status == 0)
+        copy->status = error_set(&copy->err, -status, "noting what %s holds already failed: %s",
+                                 copy->options.target_name, error_name(status));
+}
+
 static void copy_report(struct copy *copy, bool last)
 {
     uint64_t now_ns = io_now_ns(copy->options.io);
     if (!copy->options.progress || (!last && now_ns - copy->reported_ns < COPY_PROGRESS_NS))
         return;
     copy->reported_ns = now_ns;
-    copy->options.progress(copy->options.context, copy->done_bytes, copy->options.source->size_bytes, copy->data_bytes);
+    copy->options.progress(copy->options.context, copy->done_bytes, copy->size_bytes, copy->data_bytes);
 }
 
 static void copy_free(struct copy *copy)
@@ -112,7 +119,13 @@ void copy_extent_done(struct copy *copy, struct range extent)
 {
     copy->done_bytes += extent.length;
     copy->unflushed_bytes += extent.length;
-    copy_order_set(&copy->order, copy_extent_of(extent.start), copy->release_off ? COPY_DONE : COPY_WRITTEN);
+    copy_order_set(&copy->order, copy_extent_of(extent.start), copy_notes_flushes(copy) ? COPY_WRITTEN : COPY_DONE);
+}
+
+void copy_extent_passed(struct copy *copy, struct range extent)
+{
+    copy->done_bytes += extent.length;
+    copy_order_set(&copy->order, copy_extent_of(extent.start), COPY_DONE);
 }
 
 /* --- what is taken next */
@@ -169,6 +182,10 @@ static bool copy_take_in_order(struct copy *copy)
         extent = copy_order_find(&copy->order, COPY_UNREAD, 0);
     copy->next = extent;
     struct range range = copy_extent_range(copy, extent);
+    if (copy->options.wanted) {
+        struct cells wanted = select_wanted(copy, extent);
+        return copy_to_worker(copy, extent, &wanted);
+    }
     scan_skip_to(copy, range.start);
     if (range_end(range) > copy->advised_first)
         return false;
@@ -178,6 +195,12 @@ static bool copy_take_in_order(struct copy *copy)
         return false;
     struct cells data = scan_cells(copy, range);
     bool zero = cells_empty(&data);
+    if (copy_selects(&copy->options)) {
+        if (!zero)
+            return copy_to_worker(copy, extent, &data);
+        copy_extent_passed(copy, range);
+        return true;
+    }
     if (zero && (copy->options.advice || !copy->options.target || copy->options.target_is_zero)) {
         copy_pass_zeroes(copy, extent);
         return true;
@@ -239,6 +262,10 @@ static void copy_run(struct io_task *task)
         copy_finish(copy);
         return;
     }
+    if (copy->options.record && copy->order.in_state[COPY_WRITTEN] > 0) {
+        release_flush(copy);
+        return;
+    }
     copy->flushing = true;
     copy->flush = (struct request){.kind = REQUEST_FLUSH, .done = flush_done};
     node_submit(copy->options.target, &copy->flush);
@@ -246,7 +273,7 @@ static void copy_run(struct io_task *task)
 
 static int hash_zeroes(struct copy *copy)
 {
-    uint64_t tail = copy->options.source->size_bytes % COPY_EXTENT_BYTES;
+    uint64_t tail = copy->size_bytes % COPY_EXTENT_BYTES;
     memset(copy->buffers, 0, COPY_EXTENT_BYTES);
     int status = copy_hash_bytes(copy->buffers, COPY_EXTENT_BYTES, copy->zero_hash);
     return status < 0 ? status : copy_hash_bytes(copy->buffers, tail, copy->zero_tail_hash);
@@ -271,19 +298,25 @@ static int workers_init(struct copy *copy)
 struct copy *copy_start(const struct copy_options *options)
 {
     assert(io_on_owner(options->io) && options->done && options->source_name);
-    assert(!options->target || (options->target_name && options->target->size_bytes >= options->source->size_bytes));
+    uint64_t size_bytes = options->size_bytes ? options->size_bytes : options->source->size_bytes;
+    assert(size_bytes <= options->source->size_bytes);
+    assert(!options->target || (options->target_name && options->target->size_bytes >= size_bytes));
     assert(options->workers <= LIMIT_COPY_WORKERS);
+    assert(!(options->dirty && options->wanted) && !(copy_selects(options) && options->needed_only));
+    assert(!options->dirty || (options->dirty_map < options->source->dirty_map_count && !options->target_is_zero));
     assert(!options->needed_only || (!options->hashes && !options->expected && options->target));
     struct copy *copy = calloc(1, sizeof *copy);
     if (!copy)
         return NULL;
     copy->options = *options;
-    if (copy_order_init(&copy->order, copy_extent_count(options->source->size_bytes)) < 0 || workers_init(copy) < 0 ||
+    copy->size_bytes = size_bytes;
+    if (copy_order_init(&copy->order, copy_extent_count(copy->size_bytes)) < 0 || workers_init(copy) < 0 ||
         scan_init(copy) < 0 || advice_init(copy) < 0 || (copy_wants_hashes(copy) && hash_zeroes(copy) < 0)) {
         copy_free(copy);
         return NULL;
     }
     release_init(copy);
+    select_init(copy);
     copy->throttle_timer.fire = copy_may_go_on;
     throttle_set(&copy->throttle, options->speed, io_now_ns(options->io));
     copy->task.run = copy_run;

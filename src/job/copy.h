@@ -3,6 +3,9 @@
  * The copy engine: reads a source node, writes a target node, several pieces at once, skipping what reads as zeroes, and
  * takes a SHA-256 of every extent of COPY_EXTENT_BYTES as it was read. Both nodes live on the engine's reactor. A source
  * that is a snapshot's view, or an NBD export of one, tells it what to copy first, and may release what is safe.
+ *
+ * With `dirty` or `wanted` only some blocks are copied, in units of 4 KiB: exactly these are written, as data or as zeroes,
+ * never left out (C25), and the hash of an extent is that of their bytes in order.
  */
 #ifndef FLEECE_JOB_COPY_H
 #define FLEECE_JOB_COPY_H
@@ -14,17 +17,29 @@
 /* Blocks of 4 KiB of one extent: bit b % 8 of byte b / 8 is block b. */
 #define COPY_MASK_BYTES 32
 
+struct copy_run { /* extents [first, first + count) */
+    uint64_t first, count;
+};
+
 struct copy_options {
     struct io *io;
     /* target may be NULL: read and hash only (verify). A larger target keeps what is behind the size of the source. */
     struct node *source, *target;
     const char *source_name, *target_name; /* for sentences; must stay until `done` */
+    uint64_t size_bytes;                   /* of the source, from its beginning; 0: all */
     bool target_is_zero;     /* the target reads as zeroes already (a new sparse file): zeroes are skipped */
     unsigned workers;        /* pieces under way at once, LIMIT_COPY_WORKERS at most; 0: default */
     uint8_t *hashes;         /* room for one per extent, or NULL; an extent of zeroes has the hash of zeroes */
     const uint8_t *expected; /* if not NULL: an extent with another hash is never written, and see `mismatch` */
-    bool advice;      /* ask where the source's blocks are: what takes RAM first, the cache file and zeroes last */
-    bool release;     /* what the target has flushed is released at the source, if it can (node->can_release) */
+    bool advice;           /* ask where the source's blocks are: what takes RAM first, the cache file and zeroes last */
+    bool release;          /* what the target has flushed is released at the source, if it can (node->can_release) */
+    bool dirty;            /* only the blocks that this map of the source calls dirty */
+    unsigned dirty_map;    /* ... its number in source->dirty_maps */
+    const uint8_t *wanted; /* or: only the blocks that are set here, COPY_MASK_BYTES for each extent */
+    uint8_t *masks;        /* room for COPY_MASK_BYTES of each extent, zeroed, or NULL: which blocks were copied */
+    uint32_t *data;        /* room for one of each extent, zeroed, or NULL: how many bytes were not zero */
+    const bool
+        *already;     /* one for each extent, or NULL: the target has it for good; hashes and so on are the caller's */
     bool needed_only; /* the target keeps what it has where the source needs nothing; not with hashes */
     uint64_t speed;   /* bytes a second of data, THROTTLE_RATE_MAX at most; 0: no limit */
     /* Called for each extent that differs from `expected`; the copy goes on. NULL: the first one fails it (EBADMSG). */
@@ -33,6 +48,8 @@ struct copy_options {
     void (*progress)(void *context, uint64_t done_bytes, uint64_t total_bytes, uint64_t data_bytes);
     /* After copy_pause(), when no data is under way any more; what was written is still flushed and released. Or NULL. */
     void (*paused)(void *context);
+    /* The target has flushed these extents: before they are released. On a helper thread; blocks. May be NULL. */
+    int (*record)(void *context, const struct copy_run *runs, uint64_t count);
     /* When an I/O fails it, once, before `done`: at the source (reading) or at the target. May be NULL. */
     void (*io_error)(void *context, bool reading);
     /* At the end, after a flush of the target: 0, or -errno with the sentence. The engine is freed afterwards. */

@@ -16,7 +16,7 @@
 int advice_init(struct copy *copy)
 {
     if (!copy->options.advice && !copy->options.needed_only) {
-        copy->advised_first = copy->options.source->size_bytes;
+        copy->advised_first = copy->size_bytes;
         return 0;
     }
     copy->residence = calloc(LIMIT_STATUS_EXTENTS, sizeof *copy->residence);
@@ -39,7 +39,7 @@ static enum copy_state state_for(const struct copy *copy, uint32_t flags)
 /* The next `length` bytes are like this. Extents of which all is known now go to their queues. */
 static void advice_add(struct copy *copy, uint64_t length, uint32_t flags)
 {
-    uint64_t size = copy->options.source->size_bytes, at = copy->advised, end = at + length;
+    uint64_t size = copy->size_bytes, at = copy->advised, end = at + length;
     copy->advised = end;
     while (at < end) {
         struct range extent = copy_extent_range(copy, copy_extent_of(at));
@@ -78,7 +78,7 @@ static void advice_came_to(struct copy *copy, uint64_t advised)
     copy->advised = advised;
     if (copy->advised_first < advised)
         copy->advised_first = advised;
-    if (advised == copy->options.source->size_bytes && copy->options.advice)
+    if (advised == copy->size_bytes && copy->options.advice)
         io_timer_set(copy->options.io, &copy->advice_timer, io_now_ns(copy->options.io) + COPY_ADVICE_NS);
 }
 
@@ -87,7 +87,7 @@ static void advice_skip_taken(struct copy *copy)
 {
     uint64_t at = copy_extent_of(copy->advised), next = copy_order_todo_from(&copy->order, at);
     if (next > at)
-        advice_came_to(copy, next < copy->order.count ? next * COPY_EXTENT_BYTES : copy->options.source->size_bytes);
+        advice_came_to(copy, next < copy->order.count ? next * COPY_EXTENT_BYTES : copy->size_bytes);
 }
 
 static void advice_done(struct request *req, int status)
@@ -106,13 +106,13 @@ static void advice_done(struct request *req, int status)
     assert(req->extent_count > 0 && req->extent_count <= LIMIT_STATUS_EXTENTS);
     for (unsigned i = 0; i < req->extent_count; i++)
         advice_add(copy, copy->residence[i].length, copy->residence[i].flags);
-    assert(copy->advised <= copy->options.source->size_bytes);
+    assert(copy->advised <= copy->size_bytes);
     advice_came_to(copy, copy->advised);
 }
 
 void advice_go_on(struct copy *copy)
 {
-    uint64_t size = copy->options.source->size_bytes;
+    uint64_t size = copy->size_bytes;
     if (!copy->residence || copy->advising || copy->advised >= size)
         return;
     advice_skip_taken(copy);

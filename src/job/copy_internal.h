@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Inside of the copy engine: copy.c (the whole), copy_worker.c, copy_scan.c, copy_advice.c and copy_release.c. */
+/* Inside of the copy engine: copy.c (the whole), copy_worker.c, copy_scan.c, copy_select.c, copy_advice.c and
+ * copy_release.c. */
 #ifndef FLEECE_JOB_COPY_INTERNAL_H
 #define FLEECE_JOB_COPY_INTERNAL_H
 
@@ -11,6 +12,9 @@
 
 #define CELL_BYTES ((uint64_t)4096)
 #define EXTENT_CELLS (COPY_EXTENT_BYTES / CELL_BYTES)
+
+/* Every cell of an extent is one bit of a mask. */
+_Static_assert(COPY_MASK_BYTES * 8 == EXTENT_CELLS, "one bit for each cell");
 
 struct cells { /* a bit for each cell of one extent */
     uint64_t bits[EXTENT_CELLS / 64];
@@ -26,7 +30,7 @@ struct worker {
     struct list_node link; /* in copy->idle */
     struct range extent;
     struct cells data;    /* cells that may hold data, then those that do */
-    struct cells skipped; /* cells that are not to be touched (needed_only) */
+    struct cells skipped; /* cells that are not to be touched (needed_only, dirty, wanted) */
     bool data_known;      /* from the scan; else the worker asks */
     uint64_t charged;     /* to the speed limit */
     uint64_t asked;       /* the answers about this extent have come so far */
@@ -41,6 +45,7 @@ struct worker {
 
 struct copy {
     struct copy_options options;
+    uint64_t size_bytes; /* that are copied */
     struct worker *workers;
     unsigned worker_count;
     char *buffers;
@@ -71,6 +76,9 @@ struct copy {
     /* copy_release.c, and the last flush: */
     struct request flush, discard;
     struct io_timer flush_timer;
+    struct io_op record;
+    struct copy_run *record_runs;
+    uint64_t record_count;
     bool flushing, flushed, discarding, release_off, release_look;
     uint64_t unflushed_bytes, flush_due_ns, release_group; /* extents that are released together */
     int status;
@@ -101,7 +109,7 @@ static inline void cells_set(struct cells *cells, uint64_t start, uint64_t end)
 
 static inline struct range copy_extent_range(const struct copy *copy, uint64_t extent)
 {
-    uint64_t start = extent * COPY_EXTENT_BYTES, left = copy->options.source->size_bytes - start;
+    uint64_t start = extent * COPY_EXTENT_BYTES, left = copy->size_bytes - start;
     return (struct range){start, left < COPY_EXTENT_BYTES ? left : COPY_EXTENT_BYTES};
 }
 
@@ -122,9 +130,15 @@ void copy_wake(struct copy *copy);
 /* Keeps the first error; new work stops. */
 void copy_fail(struct copy *copy, int status, const char *what, const char *name, struct range range);
 void copy_flush_failed(struct copy *copy, int status);
+void copy_record_failed(struct copy *copy, int status);
 /* Notes the hash of an extent. false: it is not the one that was expected. */
 bool copy_hashed(struct copy *copy, struct range extent, const uint8_t *hash);
 int copy_hash_bytes(const void *bytes, size_t length, uint8_t *hash);
+/* Whether only some blocks are copied, whatever else there is. */
+static inline bool copy_selects(const struct copy_options *options)
+{
+    return options->dirty || options->wanted;
+}
 static inline bool copy_wants_hashes(const struct copy *copy)
 {
     return copy->options.hashes || copy->options.expected;
@@ -135,9 +149,11 @@ static inline const uint8_t *copy_zero_hash(const struct copy *copy, struct rang
 }
 /* The target has all of the extent. */
 void copy_extent_done(struct copy *copy, struct range extent);
+/* Nothing of the extent is copied. */
+void copy_extent_passed(struct copy *copy, struct range extent);
 
-/* copy_worker.c: takes the extent through; copy_extent_done() and copy_wake() at the end. `data`: cells that may hold data;
- * NULL: not known. */
+/* copy_worker.c: takes the extent through; copy_extent_done() and copy_wake() at the end. `data`: cells that may hold data,
+ * or those that are selected; NULL: not known. */
 void worker_start(struct worker *worker, struct range extent, const struct cells *data);
 
 /* copy_scan.c */
@@ -150,6 +166,21 @@ void scan_go_on(struct copy *copy);
 /* Which cells of the extent may hold data. It lies in what was scanned. */
 struct cells scan_cells(const struct copy *copy, struct range extent);
 
+/* copy_select.c: when only some blocks are copied. */
+/* Passes over what the target has already, and over what `wanted` has nothing of. */
+void select_init(struct copy *copy);
+/* The cells of an extent that `wanted` names. */
+struct cells select_wanted(const struct copy *copy, uint64_t extent);
+/* All but these cells are skipped from now on. */
+void select_cells(struct worker *worker, const struct cells *cells);
+/* Notes which cells were copied. */
+void select_note(struct worker *worker);
+/* The hash of the extent's bytes that were copied. On a helper thread. */
+int select_hash(struct worker *worker);
+/* Cells of the extent; the bytes of cells [first, end) within it: the last cell of a disk may be short. */
+unsigned worker_cell_count(const struct worker *worker);
+struct range worker_cells_range(const struct worker *worker, unsigned first, unsigned end);
+
 /* copy_advice.c */
 int advice_init(struct copy *copy);
 void advice_fini(struct copy *copy);
@@ -159,5 +190,12 @@ void advice_go_on(struct copy *copy);
 void release_init(struct copy *copy);
 void release_fini(struct copy *copy);
 void release_go_on(struct copy *copy);
+/* Flushes what was written so far, and then records it. None is under way. */
+void release_flush(struct copy *copy);
+/* Whether it matters what has been flushed. */
+static inline bool copy_notes_flushes(const struct copy *copy)
+{
+    return !copy->release_off || (copy->options.record && copy->options.target);
+}
 
 #endif

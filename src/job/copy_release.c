@@ -2,8 +2,10 @@
 /*
  * Releases at the source what the target can't lose any more. An extent goes
  *
- *     WRITTEN -> FLUSHING (a flush of the target began after it was written) -> FLUSHED -> released by a discard: DONE
+ *     WRITTEN -> FLUSHING (a flush of the target began after it was written, then its record is made, if there is one)
+ *     -> FLUSHED -> released by a discard: DONE
  *
+ * So whoever goes on after a crash finds in the record everything that the source has no more (C24).
  * A block of the snapshot that is larger than an extent is released when all its extents are FLUSHED. A flush that fails
  * fails the copy and is never tried again. A release that fails costs room in the cache and nothing else: no further one is
  * tried. What is still in the way at the end goes with the snapshot.
@@ -11,6 +13,8 @@
 #include "job/copy_internal.h"
 
 #include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
 
 static void flush_is_due(struct io_timer *timer)
 {
@@ -28,6 +32,7 @@ void release_init(struct copy *copy)
 
 void release_fini(struct copy *copy)
 {
+    free(copy->record_runs);
     io_timer_cancel(copy->options.io, &copy->flush_timer);
 }
 
@@ -37,21 +42,67 @@ static void move_all(struct copy_order *order, enum copy_state from, enum copy_s
         copy_order_set(order, i, to);
 }
 
-static void release_flushed(struct request *req, int status)
+/* What is FLUSHING is safe: at the target, and in the record. Or the copy has failed. */
+static void release_safe(struct copy *copy)
 {
-    struct copy *copy = container_of(req, struct copy, flush);
     copy->flushing = false;
     copy->flush_due_ns = io_now_ns(copy->options.io) + COPY_RELEASE_NS;
     copy_wake(copy);
-    if (status < 0) {
-        copy_flush_failed(copy, status);
+    if (copy->status < 0)
         return;
-    }
     move_all(&copy->order, COPY_FLUSHING, COPY_FLUSHED);
     copy->release_look = true;
 }
 
-static void release_flush(struct copy *copy)
+/* The runs of what is FLUSHING. */
+static int collect_runs(struct copy *copy)
+{
+    struct copy_order *order = &copy->order;
+    free(copy->record_runs);
+    copy->record_runs = malloc((order->in_state[COPY_FLUSHING] + 1) * sizeof *copy->record_runs);
+    copy->record_count = 0;
+    if (!copy->record_runs)
+        return -ENOMEM;
+    for (uint64_t end, first = 0; (first = copy_order_find(order, COPY_FLUSHING, first)) < order->count; first = end) {
+        for (end = first + 1; end < order->count && order->states[end] == COPY_FLUSHING;)
+            end++;
+        copy->record_runs[copy->record_count++] = (struct copy_run){first, end - first};
+    }
+    return 0;
+}
+
+/* On a helper thread. */
+static int64_t release_record(void *argument)
+{
+    const struct copy *copy = argument;
+    return copy->options.record(copy->options.context, copy->record_runs, copy->record_count);
+}
+
+static void release_recorded(struct io_op *op, int64_t result)
+{
+    struct copy *copy = container_of(op, struct copy, record);
+    if (result < 0)
+        copy_record_failed(copy, (int)result);
+    release_safe(copy);
+}
+
+static void release_flushed(struct request *req, int status)
+{
+    struct copy *copy = container_of(req, struct copy, flush);
+    if (status == 0 && copy->options.record) {
+        status = collect_runs(copy);
+        copy->record.done = release_recorded;
+        if (status == 0) {
+            io_work(copy->options.io, &copy->record, release_record, copy);
+            return;
+        }
+    }
+    if (status < 0)
+        copy_flush_failed(copy, status);
+    release_safe(copy);
+}
+
+void release_flush(struct copy *copy)
 {
     move_all(&copy->order, COPY_WRITTEN, COPY_FLUSHING);
     copy->unflushed_bytes = 0;
@@ -106,9 +157,9 @@ static void release_discard(struct copy *copy)
 
 void release_go_on(struct copy *copy)
 {
-    if (copy->release_off || copy->status < 0)
+    if (!copy_notes_flushes(copy) || copy->status < 0)
         return;
-    if (copy->release_look && !copy->discarding)
+    if (copy->release_look && !copy->discarding && !copy->release_off)
         release_discard(copy);
     if (copy->flushing || copy->flushed || copy->order.in_state[COPY_WRITTEN] == 0)
         return;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The scan of a copy: runs ahead of the workers through the source's block status, so that they need not ask about each
- * extent. Extents that are taken out of this order are asked about by their workers. What was taken already is passed over:
+ * The scan of a copy: runs ahead of the workers through the source's block status, or through its dirty map, so that they
+ * need not ask about each extent. Extents that are taken out of this order are asked about by their workers. What was taken already is passed over:
  * it may have been released, and a snapshot does not answer for that.
  */
 #include "job/copy_internal.h"
@@ -34,7 +34,7 @@ void scan_fini(struct copy *copy)
  */
 static void scan_add(struct copy *copy, uint64_t length, bool zero)
 {
-    uint64_t size = copy->options.source->size_bytes;
+    uint64_t size = copy->size_bytes;
     copy->scanned += length;
     uint64_t end = zero ? copy->scanned : round_up(copy->scanned, CELL_BYTES);
     end = end < size ? end : size;
@@ -57,12 +57,14 @@ static void scan_done(struct request *req, int status)
     struct copy *copy = container_of(req, struct copy, scan);
     copy->scanning = false;
     copy_wake(copy);
-    if (status < 0 && copy_may_be_released(copy, status)) {
+    bool dirty = req->flags & REQUEST_DIRTY; /* which is answered for what was released, too */
+    if (status < 0 && !dirty && copy_may_be_released(copy, status)) {
         scan_pass_extent(copy);
         return;
     }
     if (status < 0) {
-        copy_fail(copy, status, "asking for the block status of", copy->options.source_name, req->range);
+        copy_fail(copy, status, dirty ? "asking for the changes of" : "asking for the block status of",
+                  copy->options.source_name, req->range);
         return;
     }
     assert(req->extent_count > 0 && req->extent_count <= LIMIT_STATUS_EXTENTS);
@@ -70,13 +72,16 @@ static void scan_done(struct request *req, int status)
     memmove(copy->runs, copy->runs + copy->first_run, copy->run_end * sizeof *copy->runs);
     copy->first_run = 0;
     for (unsigned i = 0; i < req->extent_count; i++)
-        scan_add(copy, copy->answer[i].length, copy->answer[i].flags & EXTENT_ZERO);
-    assert(copy->scanned <= copy->options.source->size_bytes);
+        scan_add(copy, copy->answer[i].length,
+                 dirty ? !(copy->answer[i].flags & EXTENT_DIRTY) : copy->answer[i].flags & EXTENT_ZERO);
+    assert(copy->scanned <= copy->size_bytes);
 }
 
 void scan_go_on(struct copy *copy)
 {
-    uint64_t size = copy->options.source->size_bytes;
+    uint64_t size = copy->size_bytes;
+    if (copy->options.wanted)
+        return;
     while (!copy->scanning && copy->scanned < size &&
            !copy_state_is_todo((enum copy_state)copy->order.states[copy_extent_of(copy->scanned)]))
         scan_pass_extent(copy);
@@ -85,6 +90,8 @@ void scan_go_on(struct copy *copy)
         return;
     copy->scanning = true;
     copy->scan = (struct request){.kind = REQUEST_BLOCK_STATUS,
+                                  .flags = copy->options.dirty ? REQUEST_DIRTY : 0,
+                                  .dirty_map = copy->options.dirty_map,
                                   .range = {copy->scanned, left < COPY_SCAN_BYTES ? left : COPY_SCAN_BYTES},
                                   .extents = copy->answer,
                                   .extent_max = LIMIT_STATUS_EXTENTS,

@@ -2,7 +2,7 @@
 /*
  * One extent through its worker:
  *
- *     (ask which blocks are needed) -> (ask which cells may hold data) -> read those -> hash and look for zeroes (helper
+ *     (ask which blocks are needed, or dirty) -> (ask which cells may hold data) -> read those -> hash and look for zeroes (helper
  *     thread) -> write the cells that hold data, and zeroes where the target has to be told
  *
  * Everything is counted in cells of 4 KiB: a bitmap says which ones may hold data (from the block status), later which ones
@@ -24,13 +24,13 @@ static void cell_clear(struct cells *cells, unsigned cell)
     cells->bits[cell / 64] &= ~(UINT64_C(1) << (cell % 64));
 }
 
-static unsigned cell_count(const struct worker *worker)
+unsigned worker_cell_count(const struct worker *worker)
 {
     return (unsigned)((worker->extent.length + CELL_BYTES - 1) / CELL_BYTES);
 }
 
 /* The bytes of cells [first, end) within the extent; the last cell of a disk may be short. */
-static struct range cells_range(const struct worker *worker, unsigned first, unsigned end)
+struct range worker_cells_range(const struct worker *worker, unsigned first, unsigned end)
 {
     uint64_t start = first * CELL_BYTES, stop = end * CELL_BYTES, length = worker->extent.length;
     start = start < length ? start : length;
@@ -41,7 +41,7 @@ static struct range cells_range(const struct worker *worker, unsigned first, uns
 /* The end of the part with data that begins at `first`, across short gaps. */
 static unsigned data_end(const struct worker *worker, unsigned first)
 {
-    unsigned end = first, count = cell_count(worker);
+    unsigned end = first, count = worker_cell_count(worker);
     for (unsigned cell = first; cell < count && cell - end < COPY_GAP_CELLS && !cell_get(&worker->skipped, cell);
          cell++)
         if (cell_get(&worker->data, cell))
@@ -52,7 +52,7 @@ static unsigned data_end(const struct worker *worker, unsigned first)
 /* The first cell from `first` on that holds data. */
 static unsigned next_data(const struct worker *worker, unsigned first)
 {
-    unsigned cell = first, count = cell_count(worker);
+    unsigned cell = first, count = worker_cell_count(worker);
     while (cell < count && !cell_get(&worker->data, cell))
         cell++;
     return cell;
@@ -61,8 +61,17 @@ static unsigned next_data(const struct worker *worker, unsigned first)
 /* The first cell from `first` on that is not skipped. */
 static unsigned next_wanted(const struct worker *worker, unsigned first)
 {
-    unsigned cell = first, count = cell_count(worker);
+    unsigned cell = first, count = worker_cell_count(worker);
     while (cell < count && cell_get(&worker->skipped, cell))
+        cell++;
+    return cell;
+}
+
+/* The first cell that is skipped. */
+static unsigned next_skipped(const struct worker *worker)
+{
+    unsigned cell = 0, count = worker_cell_count(worker);
+    while (cell < count && !cell_get(&worker->skipped, cell))
         cell++;
     return cell;
 }
@@ -70,7 +79,7 @@ static unsigned next_wanted(const struct worker *worker, unsigned first)
 /* The end of the zeroes that begin at `first`, which is neither skipped nor data. */
 static unsigned zeroes_end(const struct worker *worker, unsigned first)
 {
-    unsigned cell = first, count = cell_count(worker);
+    unsigned cell = first, count = worker_cell_count(worker);
     while (cell < count && !cell_get(&worker->data, cell) && !cell_get(&worker->skipped, cell))
         cell++;
     return cell;
@@ -79,9 +88,9 @@ static unsigned zeroes_end(const struct worker *worker, unsigned first)
 static uint64_t data_bytes(const struct worker *worker)
 {
     uint64_t bytes = 0;
-    for (unsigned cell = 0; cell < cell_count(worker); cell++)
+    for (unsigned cell = 0; cell < worker_cell_count(worker); cell++)
         if (cell_get(&worker->data, cell))
-            bytes += cells_range(worker, cell, cell + 1).length;
+            bytes += worker_cells_range(worker, cell, cell + 1).length;
     return bytes;
 }
 
@@ -124,7 +133,7 @@ static void worker_written(struct request *req, int status)
 static void worker_write(struct worker *worker)
 {
     struct copy *copy = worker->copy;
-    unsigned first = next_wanted(worker, worker->next_cell), count = cell_count(worker);
+    unsigned first = next_wanted(worker, worker->next_cell), count = worker_cell_count(worker);
     if (copy->options.target_is_zero)
         first = next_data(worker, first);
     if (copy->status < 0 || first == count || !copy->options.target) {
@@ -135,7 +144,7 @@ static void worker_write(struct worker *worker)
     unsigned end = data ? data_end(worker, first) : zeroes_end(worker, first);
     worker->next_cell = end;
     worker_submit(worker, copy->options.target, data ? REQUEST_WRITE : REQUEST_WRITE_ZEROES,
-                  cells_range(worker, first, end), worker_written);
+                  worker_cells_range(worker, first, end), worker_written);
 }
 
 /* --- looking */
@@ -144,11 +153,13 @@ static void worker_write(struct worker *worker)
 static int64_t worker_look(void *argument)
 {
     struct worker *worker = argument;
-    for (unsigned cell = 0; cell < cell_count(worker); cell++) {
-        struct range range = cells_range(worker, cell, cell + 1);
+    for (unsigned cell = 0; cell < worker_cell_count(worker); cell++) {
+        struct range range = worker_cells_range(worker, cell, cell + 1);
         if (cell_get(&worker->data, cell) && memory_is_zero(worker->buffer + range.start, range.length))
             cell_clear(&worker->data, cell);
     }
+    if (copy_wants_hashes(worker->copy) && copy_selects(&worker->copy->options))
+        return select_hash(worker);
     return copy_wants_hashes(worker->copy) ? copy_hash_bytes(worker->buffer, worker->extent.length, worker->hash) : 0;
 }
 
@@ -159,6 +170,9 @@ static void worker_looked(struct io_op *op, int64_t result)
     if (result < 0)
         copy_fail(copy, (int)result, "hashing", copy->options.source_name, worker->extent);
     copy->data_bytes += data_bytes(worker);
+    if (copy->options.data)
+        copy->options.data[copy_extent_of(worker->extent.start)] = (uint32_t)data_bytes(worker);
+    select_note(worker);
     worker->next_cell = 0;
     if (copy->status < 0 || (copy_wants_hashes(copy) && !copy_hashed(copy, worker->extent, worker->hash)))
         worker_release(worker, copy->status == 0);
@@ -196,8 +210,8 @@ static void worker_has_read(struct request *req, int status)
 static void worker_read(struct worker *worker)
 {
     struct copy *copy = worker->copy;
-    unsigned first = next_data(worker, worker->next_cell), count = cell_count(worker);
-    struct range gap = cells_range(worker, worker->next_cell, first);
+    unsigned first = next_data(worker, worker->next_cell), count = worker_cell_count(worker);
+    struct range gap = worker_cells_range(worker, worker->next_cell, first);
     if (copy->status < 0) {
         worker_release(worker, false);
         return;
@@ -209,7 +223,7 @@ static void worker_read(struct worker *worker)
         return;
     }
     worker->next_cell = data_end(worker, first);
-    worker_submit(worker, copy->options.source, REQUEST_READ, cells_range(worker, first, worker->next_cell),
+    worker_submit(worker, copy->options.source, REQUEST_READ, worker_cells_range(worker, first, worker->next_cell),
                   worker_has_read);
 }
 
@@ -221,7 +235,7 @@ static void worker_begin(struct worker *worker)
     throttle_charge(&worker->copy->throttle, (int64_t)data_bytes(worker) - (int64_t)worker->charged);
     worker->charged = data_bytes(worker);
     worker->next_cell = 0;
-    if (cells_empty(&worker->data)) {
+    if (cells_empty(&worker->data) && !copy_selects(&worker->copy->options)) {
         memcpy(worker->hash, copy_zero_hash(worker->copy, worker->extent), COPY_HASH_BYTES);
         worker_looked(&worker->op, 0);
     } else {
@@ -238,6 +252,7 @@ static void worker_ask(struct worker *worker, uint32_t flags)
     worker->req = (struct request){
         .kind = REQUEST_BLOCK_STATUS,
         .flags = flags,
+        .dirty_map = worker->copy->options.dirty_map,
         .range = {worker->extent.start + worker->asked, worker->extent.length - worker->asked},
         .extents = worker->answer,
         .extent_max = EXTENT_CELLS,
@@ -260,14 +275,36 @@ static void worker_ask_data(struct worker *worker)
     worker_ask(worker, 0);
 }
 
+/* It is known which cells are selected. */
+static void worker_selected(struct worker *worker)
+{
+    struct copy *copy = worker->copy;
+    select_cells(worker, &worker->data);
+    if (cells_empty(&worker->data)) {
+        throttle_charge(&copy->throttle, -(int64_t)worker->charged);
+        copy_extent_passed(copy, worker->extent);
+        worker_release(worker, false);
+        return;
+    }
+    if (copy->options.dirty && next_skipped(worker) == worker_cell_count(worker)) {
+        memset(&worker->data, 0, sizeof worker->data); /* the whole extent: it may have been discarded */
+        worker_ask(worker, 0);
+    } else {
+        worker_begin(worker);
+    }
+}
+
 /* A part of the answer has come; each part goes into the bitmap that it is about. */
 static void worker_answered(struct request *req, int status)
 {
     struct worker *worker = container_of(req, struct worker, req);
     struct copy *copy = worker->copy;
-    bool residence = req->flags & REQUEST_RESIDENCE;
+    bool residence = req->flags & REQUEST_RESIDENCE, dirty = req->flags & REQUEST_DIRTY;
     if (status < 0)
-        copy_fail(copy, status, residence ? "asking for the residence of" : "asking for the block status of",
+        copy_fail(copy, status,
+                  residence ? "asking for the residence of"
+                  : dirty   ? "asking for the changes of"
+                            : "asking for the block status of",
                   copy->options.source_name, req->range);
     if (copy->status < 0) {
         worker_release(worker, false);
@@ -280,7 +317,7 @@ static void worker_answered(struct request *req, int status)
         worker->asked += extent->length;
         if (residence && (extent->flags & RESIDENCE_RELEASED))
             cells_set(&worker->skipped, start, worker->asked);
-        else if (!residence && !(extent->flags & EXTENT_ZERO))
+        else if (!residence && (dirty ? extent->flags & EXTENT_DIRTY : !(extent->flags & EXTENT_ZERO)))
             cells_set(&worker->data, start, worker->asked);
     }
     assert(worker->asked <= worker->extent.length);
@@ -288,6 +325,9 @@ static void worker_answered(struct request *req, int status)
         worker_ask(worker, req->flags);
     } else if (residence) {
         worker_ask_data(worker);
+    } else if (dirty) {
+        worker->asked = 0;
+        worker_selected(worker);
     } else {
         worker_begin(worker);
     }
@@ -308,6 +348,10 @@ void worker_start(struct worker *worker, struct range extent, const struct cells
     throttle_charge(&copy->throttle, (int64_t)worker->charged);
     if (copy->options.needed_only)
         worker_ask(worker, REQUEST_RESIDENCE);
+    else if (copy_selects(&copy->options) && data)
+        worker_selected(worker);
+    else if (copy->options.dirty)
+        worker_ask(worker, REQUEST_DIRTY);
     else
         worker_ask_data(worker);
 }

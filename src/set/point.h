@@ -23,7 +23,8 @@ int point_begin(struct set *set, uint64_t now_seconds, struct point **point, str
 int point_add_disk(struct point *point, const char *name, enum manifest_format format, struct manifest_disk *disk,
                    char *image_path, size_t size, struct error *err);
 /* Writes the hashes of a disk, and fills in hashes_sha256 and captured_bytes. */
-int point_write_hashes(struct point *point, struct manifest_disk *disk, const struct hashes *hashes, struct error *err);
+int point_write_hashes(struct point *point, struct manifest_disk *disk, const struct hashes *hashes,
+                       struct error *err);
 
 /*
  * Makes everything durable and then visible. The manifest's version, `vm` and `tool` are filled in. On success the point is freed
