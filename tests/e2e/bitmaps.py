@@ -239,10 +239,10 @@ def test_the_bits_of_qemu(t):
     size, requests = 16 * MIB, ["write 4k 8k", "write 70000 1", "write -z 1M 128k", "discard 3M 1M", "write 16777000 216"]
     peer = t.disk("peer.raw", size)
     control, nbd = t.path("qsd.sock"), t.path("qsd-nbd.sock")
-    storage = t.spawn("qemu-storage-daemon", "--blockdev", f"driver=file,node-name=vda,filename={peer},discard=unmap",
-                      "--chardev", f"socket,id=c,path={control},server=on,wait=off", "--monitor", "chardev=c",
-                      "--nbd-server", f"addr.type=unix,addr.path={nbd}")
-    harness.wait_for("qemu-storage-daemon listens", control.exists)
+    storage = t.spawn_server("qemu-storage-daemon", "--blockdev",
+                             f"driver=file,node-name=vda,filename={peer},discard=unmap", "--chardev",
+                             f"socket,id=c,path={control},server=on,wait=off", "--monitor", "chardev=c",
+                             "--nbd-server", f"addr.type=unix,addr.path={nbd}")
     d = t.daemon({"vda": f"{t.disk('a.raw', size)}"})
     for granularity in (512, 65536):
         name = f"g{granularity}"

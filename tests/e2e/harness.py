@@ -313,6 +313,16 @@ class Case:
         self.processes.append(process)
         return process
 
+    def spawn_server(self, program, *arguments, **options):
+        """Starts nbdkit or qemu-storage-daemon and returns it when it serves: both write a pid file then. A unix socket is
+        there earlier, before anybody listens on it."""
+        pid_file = self.dir / f"server{len(self.processes)}.pid"
+        pid_file.unlink(missing_ok=True)
+        process = self.spawn(program, "--pidfile", pid_file, *arguments, **options)
+        wait_for(f"{program} serves", lambda: pid_file.exists() or process.poll() is not None)
+        assert process.poll() is None, f"{program} ended with {process.returncode} at its start"
+        return process
+
     # --- the end
 
     def strays(self):

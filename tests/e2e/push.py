@@ -19,8 +19,7 @@ def server(t, *options, size="64M", name="target.sock"):
     socket = t.path(name)
     plugin = [o for o in options if not o.startswith("-")]
     flags = [o for o in options if o.startswith("-")]
-    process = t.spawn("nbdkit", "-f", "-U", socket, *flags, "memory", size, *plugin, stderr=subprocess.DEVNULL)
-    harness.wait_for("nbdkit listens", socket.exists)
+    process = t.spawn_server("nbdkit", "-f", "-U", socket, *flags, "memory", size, *plugin, stderr=subprocess.DEVNULL)
     return f"nbd+unix:///?socket={socket}", process
 
 
@@ -131,16 +130,10 @@ def test_new_files_are_sparse_and_files_that_exist_are_kept(t):
 def qemu_story(t, disk, target, act):
     """What qemu-storage-daemon tells of the same job."""
     control = t.path("qsd.sock")
-    storage = t.spawn("qemu-storage-daemon", "--blockdev", f"driver=file,node-name=vda,filename={disk}",
-                      "--blockdev", f"driver=file,node-name=t,filename={target}",
-                      "--chardev", f"socket,path={control},server=on,wait=off,id=c", "--monitor", "chardev=c")
-    def connect():
-        try:
-            return harness.Qmp(control)
-        except OSError:
-            return None
-
-    with harness.wait_for("qemu-storage-daemon listens", connect) as q:
+    storage = t.spawn_server("qemu-storage-daemon", "--blockdev", f"driver=file,node-name=vda,filename={disk}",
+                             "--blockdev", f"driver=file,node-name=t,filename={target}",
+                             "--chardev", f"socket,path={control},server=on,wait=off,id=c", "--monitor", "chardev=c")
+    with harness.Qmp(control) as q:
         story = act(q, "t")
     end(storage)
     control.unlink()

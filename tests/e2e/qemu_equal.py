@@ -17,7 +17,6 @@ import random
 import nbd
 
 import harness
-from harness import wait_for
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZES = [8 * MIB + 512, 6 * MIB + 512 * 77, 9 * MIB - 512]  # never a multiple of a block, a cluster or a page
@@ -32,11 +31,8 @@ class Qemu:
     def __init__(self, t, image):
         self.t, self.image = t, image
         self.nbd = t.path("q.nbd")
-        self.process = t.spawn(os.environ.get("FLEECE_QSD", "qemu-storage-daemon"), "--chardev",
-                               f"socket,id=c,path={t.path('q.qmp')},server=on,wait=off", "--monitor", "chardev=c",
-                               "--pidfile", t.path("q.pid"))
-        # Not as soon as there is a socket: who connects during the start may never get an answer.
-        wait_for("qemu-storage-daemon is ready", t.path("q.pid").exists)
+        self.process = t.spawn_server(os.environ.get("FLEECE_QSD", "qemu-storage-daemon"), "--chardev",
+                                      f"socket,id=c,path={t.path('q.qmp')},server=on,wait=off", "--monitor", "chardev=c")
         self.qmp = harness.Qmp(t.path("q.qmp"))
         self.qmp.execute("nbd-server-start", addr={"type": "unix", "data": {"path": str(self.nbd)}}, max_connections=0)
         self.add("file", "disk", filename=str(image), discard="unmap")

@@ -49,9 +49,9 @@ class Guest:
 def target(t, name, size, *filters, **parameters):
     """nbdkit with so much memory behind filters; its process and URI."""
     path = t.path(f"{name}.sock")
-    process = t.spawn("nbdkit", "-f", "-U", path, *(f"--filter={f}" for f in filters), "memory", size,
-                      *(f"{key.replace('_', '-')}={value}" for key, value in parameters.items()), stderr=subprocess.DEVNULL)
-    harness.wait_for("nbdkit listens", path.exists)
+    process = t.spawn_server("nbdkit", "-f", "-U", path, *(f"--filter={f}" for f in filters), "memory", size,
+                             *(f"{key.replace('_', '-')}={value}" for key, value in parameters.items()),
+                             stderr=subprocess.DEVNULL)
     return process, f"nbd+unix:///?socket={path}"
 
 

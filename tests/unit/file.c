@@ -497,15 +497,18 @@ static void a_disk_that_qemu_has_open_is_refused(void **state)
         snprintf(export, sizeof export, "type=nbd,id=e,node-name=disk,writable=on");
         char server[200];
         snprintf(server, sizeof server, "addr.type=unix,addr.path=%s/qsd", bench->folder);
+        char ready[200];
+        snprintf(ready, sizeof ready, "%s/ready", bench->folder);
         execlp("qemu-storage-daemon", "qemu-storage-daemon", "--blockdev", blockdev, "--nbd-server", server, "--export",
-               export, (char *)NULL);
+               export, "--pidfile", ready, (char *)NULL);
         _exit(127);
     }
-    char socket[200];
-    snprintf(socket, sizeof socket, "%s/qsd", bench->folder);
-    for (int tries = 0; tries < 500 && access(socket, F_OK) != 0; tries++)
+    char ready[200];
+    snprintf(ready, sizeof ready, "%s/ready", bench->folder);
+    for (int tries = 0; access(ready, F_OK) != 0; tries++) {
+        assert_true(tries < 1000);
         usleep(10000);
-    usleep(200000);
+    }
     struct error err;
     struct node *node;
     struct file_options options = {.path = bench->path, .lock_wait_ns = 20 * NS_PER_S};

@@ -41,12 +41,12 @@ static void server_make_folder(struct server *server)
     snprintf(server->uri, sizeof server->uri, "nbd+unix:///?socket=%s/sock", server->folder);
 }
 
-/* The command serves at the socket "sock" in the folder; when it does, the file `sign` is there. */
-static void server_run(struct server *server, const char *command, const char *sign)
+/* The command serves at the socket "sock" in the folder; when it does, the file "pid" is there (the socket is earlier). */
+static void server_run(struct server *server, const char *command)
 {
     char path[64];
     struct error err;
-    snprintf(path, sizeof path, "%s/%s", server->folder, sign);
+    snprintf(path, sizeof path, "%s/pid", server->folder);
     server->pid = fork();
     if (server->pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -66,9 +66,9 @@ static void server_start(struct server *server, const char *options, const char 
 {
     char command[512];
     server_make_folder(server);
-    snprintf(command, sizeof command, "exec nbdkit -f -t 32 -U %s/sock %s memory 64M %s 2>%s", server->folder, options,
-             parameters, server->log);
-    server_run(server, command, "sock");
+    snprintf(command, sizeof command, "exec nbdkit -f -t 32 -U %s/sock -P %s/pid %s memory 64M %s 2>%s", server->folder,
+             server->folder, options, parameters, server->log);
+    server_run(server, command);
 }
 
 static void server_stop(struct server *server)
@@ -310,7 +310,7 @@ static void dirty_maps_of_qemu(void **state)
              "--nbd-server addr.type=unix,addr.path=sock --export nbd,id=e,node-name=d,name=,bitmaps.0=day-1,"
              "bitmaps.1=day-4,bitmaps.2=day-6 2>log",
              server.folder);
-    server_run(&server, command, "pid");
+    server_run(&server, command);
     struct range dirty[8];
     struct node *node = open_node(&server, true);
     assert_int_equal(node->dirty_map_count, 3);
@@ -355,7 +355,7 @@ static void dirty_maps_are_bounded(void **state)
              "--export nbd,id=e,node-name=d,name=,bitmaps.0=%s,bitmaps.1=1,bitmaps.2=2,bitmaps.3=3,bitmaps.4=4,"
              "bitmaps.5=5,bitmaps.6=6,bitmaps.7=7,bitmaps.8=8,bitmaps.9=9,bitmaps.10=10,bitmaps.11=11 2>log",
              server.folder, long_name);
-    server_run(&server, command, "pid");
+    server_run(&server, command);
     struct range dirty[1];
     struct node *node = open_node(&server, true);
     assert_int_equal(node->dirty_map_count, LIMIT_DIRTY_MAPS);
