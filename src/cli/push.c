@@ -204,7 +204,10 @@ static int take_target(struct push *push, const char *text)
     bool as_it_is = equals[1] == '/' || strstr(equals + 1, "://");
     if (!as_it_is && !getcwd(here, sizeof here))
         return cli_fail("the current folder can't be named: %s", error_name(errno));
-    snprintf(where, sizeof where, "%s%s%s", as_it_is ? "" : here, as_it_is ? "" : "/", equals + 1);
+    int length = snprintf(where, sizeof where, "%s%s%s", as_it_is ? "" : here, as_it_is ? "" : "/", equals + 1);
+    if (length < 0 || (size_t)length >= sizeof where)
+        return cli_usage(push->cli, "--to: the target of disk %s has %d bytes; %zu are right at most", disk, length,
+                         sizeof where - 1);
     json_t *target = json_pack("{s:s, s:s}", "disk", disk, "target", where);
     if (!target)
         return cli_usage(push->cli, "--to '%s' is not UTF-8", text);

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The client `fleece`: what it prints, its sentences and exit codes."""
 import json
+import os
 import re
 import socket
 import threading
@@ -38,6 +39,11 @@ def test_usage(t):
     wrong(t, 2, "--drain-timeout '31' is not right", "--vm", "a", "snapshot", "create", "--drain-timeout", "31")
     wrong(t, 2, "--drain-timeout 'x' is not right", "--vm", "a", "snapshot", "create", "--drain-timeout", "x")
     wrong(t, 2, "--read-once 'never' is not right", "--vm", "a", "snapshot", "create", "--read-once=never")
+    longest = "/" * 8191  # which no file has, so that it goes as far as the daemon that isn't there
+    wrong(t, 1, "no daemon", "--vm", t.vm, "push", "--to", f"vda={longest}")
+    wrong(t, 2, "--to: the target of disk vda has 8192 bytes; 8191 are right", "--vm", "a", "push", "--to",
+          f"vda={longest}x")
+    wrong(t, 2, f"has {len(os.getcwd()) + 8192} bytes; 8191", "--vm", "a", "push", "--to", f"vda={'x' * 8191}")
     wrong(t, 2, "wants the name of a snapshot and the name of a disk", "--vm", "a", "snapshot", "residence", "x")
     wrong(t, 2, "unknown option --fast", "--vm", "a", "snapshot", "create", "--fast")
     wrong(t, 2, "wants the name of one snapshot", "--vm", "a", "snapshot", "delete")
