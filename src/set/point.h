@@ -27,8 +27,8 @@ int point_write_hashes(struct point *point, struct manifest_disk *disk, const st
                        struct error *err);
 
 /*
- * Makes everything durable and then visible. The manifest's version, `vm` and `tool` are filled in. On success the point is freed
- * and name[POINT_NAME_BYTES] is what it is called; on failure it is still there to be abandoned, and invisible.
+ * Makes everything durable and then visible. The manifest's version, `vm` and `tool` are filled in. On success the point is
+ * freed and name[POINT_NAME_BYTES] is what it is called; on failure it is still there to be abandoned, and invisible.
  */
 int point_publish(struct point *point, struct manifest *manifest, char *name, struct error *err);
 /* Removes it all. */
