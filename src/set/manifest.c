@@ -240,6 +240,13 @@ static int hash_fields(const json_t *json, char *sha256)
     return status;
 }
 
+int manifest_add_hash(json_t *json)
+{
+    char sha256[SHA256_TEXT_BYTES];
+    int status = hash_fields(json, sha256);
+    return status == 0 && json_object_set_new(json, "sha256", json_string(sha256)) < 0 ? -ENOMEM : status;
+}
+
 int manifest_check_hash(const json_t *json, struct error *err)
 {
     char right[SHA256_TEXT_BYTES], found[SHA256_TEXT_BYTES];
@@ -298,9 +305,7 @@ json_t *manifest_to_json(const struct manifest *manifest)
         well = json_object_set_new(
                    json, "checkpoint",
                    json_pack("{s:s, s:s}", "name", manifest->checkpoint.name, "uuid", manifest->checkpoint.uuid)) == 0;
-    char sha256[SHA256_TEXT_BYTES];
-    if (well && json_object_set(json, "disks", disks) == 0 && hash_fields(json, sha256) == 0 &&
-        json_object_set_new(json, "sha256", json_string(sha256)) == 0) {
+    if (well && json_object_set(json, "disks", disks) == 0 && manifest_add_hash(json) == 0) {
         json_decref(disks);
         return json;
     }

@@ -66,6 +66,8 @@ struct manifest_unfinished {
 
 /* Checks every field but the hash. -EINVAL with a sentence that names the field (not the file: callers put it before). */
 int manifest_from_json(const json_t *json, struct manifest *manifest, struct error *err);
+/* Sets the field `sha256`, the hash of all other fields; fleece.json has one, too. -ENOMEM. */
+int manifest_add_hash(json_t *json);
 /* Whether the field `sha256` is the hash of all other fields. -EBADMSG. */
 int manifest_check_hash(const json_t *json, struct error *err);
 /* New references; NULL: no memory. */

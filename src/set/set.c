@@ -129,6 +129,8 @@ static int set_load(struct set *set, struct error *err)
         status = json_field_text(json, "", "vm", set->vm, sizeof set->vm, err);
     if (status == 0 && version >= 2)
         status = json_field_uuid(json, "", "id", set->id, err);
+    if (status == 0 && version >= 2)
+        status = manifest_check_hash(json, err);
     json_decref(json);
     return status < 0 ? error_prefix(err, "%s", shown) : 0;
 }
@@ -224,7 +226,7 @@ static int set_write(const struct set *set, int file, const char *name, const ch
     if (make_id(id) < 0)
         return error_set(err, EIO, "no random numbers for the id of a backup set");
     json_t *json = json_pack("{s:s, s:i, s:s, s:s}", "format", SET_FORMAT, "version", SET_VERSION, "id", id, "vm", vm);
-    char *text = json ? json_dumps(json, JSON_INDENT(2) | JSON_PRESERVE_ORDER) : NULL;
+    char *text = json && manifest_add_hash(json) == 0 ? json_dumps(json, JSON_INDENT(2) | JSON_PRESERVE_ORDER) : NULL;
     json_decref(json);
     if (!text)
         return error_set(err, ENOMEM, "no memory for %s/%s", set->path, name);

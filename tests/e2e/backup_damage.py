@@ -129,7 +129,7 @@ def test_manifests(t):
             (lambda m: "", "it is not JSON"),
             (lambda m: m.replace('"vda.raw"', '"../vda.raw"'), "'disks[0].image' is '../vda.raw', not the name of a file"),
             (lambda m: m.replace('"vda.raw"', '"vdb.raw"'), "'disks[0]' and 'disks[1]' name the same file"),
-            (lambda m: m.replace('"version": 1', '"version": 7'), "it has version 7; this fleece reads version 1"),
+            (lambda m: m.replace('"version": 2', '"version": 7'), "it has version 7; this fleece reads versions 1 to 2"),
             (lambda m: m.replace('"complete"', '"unfinished"'), "'state' is 'unfinished', not 'complete'"),
             (lambda m: m.replace(t.vm, "other"), f"'vm' is 'other', but the set is of VM '{t.vm}'"),
             (lambda m: m.replace('"size"', '"sise"', 1), "'disks[0].size' is missing"),
