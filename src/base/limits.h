@@ -124,6 +124,11 @@ enum {
     LIMIT_POINTS = 100000,
     /* Points of one set within one second: their number has two digits. */
     LIMIT_POINTS_PER_SECOND = 99,
+    /* Images of one chain, all of them open at once: half a year of hourly incrementals that nobody has merged. */
+    LIMIT_CHAIN_LINKS = 4096,
+    /* Extents of a chain of images in memory at once, 2 MiB each: one for each worker of a copy, and a few that just
+     * were. */
+    LIMIT_VIEW_EXTENTS = 12,
     /* Control connections at once: a handful of tools, with room; one more is told so and closed. */
     LIMIT_CONTROL_CLIENTS = 64,
     /* Connections beyond that which are told so at the same time; further ones wait in the kernel's queue. */
@@ -246,6 +251,8 @@ enum {
 /* How often buffers of connections that became idle are looked for. */
 #define NBD_SWEEP_NS (1 * NS_PER_S)
 
+/* What qcow2 counts the size of a disk in. */
+#define IMAGE_SECTOR_BYTES UINT64_C(512)
 /* Unit of preservation and tracking: the least, for direct I/O; the most, for one read of old data before a write. */
 #define BLOCK_BYTES_DEFAULT (4 * KIB)
 #define BLOCK_BYTES_MIN (4 * KIB)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The rules of restic, borg and others: time is cut into periods (hours, days, weeks from Monday on, months; UTC, as the names
- * of the points are), and a rule with the number N keeps the newest point of each of the last N periods that have one. A rule
- * does not know of the others: a point stays if any of them keeps it. Periods without a point don't count, so a VM that was not
- * backed up for a while loses nothing by that.
+ * The rules of restic, borg and others: time is cut into periods (hours, days, weeks from Monday on, months; UTC, as the
+ * names of the points are), and a rule with the number N keeps the newest point of each of the last N periods that have
+ * one. A rule does not know of the others: a point stays if any of them keeps it. Periods without a point don't count, so
+ * a VM that was not backed up for a while loses nothing by that.
  */
 #include "set/keep.h"
 

@@ -16,8 +16,8 @@ struct keep_rules {
 
 /* "last", "hourly", ... */
 const char *keep_rule_name(enum keep_rule rule);
-/* kept[i]: a bit 1 << RULE for each rule that keeps point i; 0: it has expired. `names` are valid and oldest first. The newest
- * point always stays: when no rule keeps it, as the last one. */
+/* kept[i]: a bit 1 << RULE for each rule that keeps point i; 0: it has expired. `names` are valid and oldest first. The
+ * newest point always stays: when no rule keeps it, as the last one. */
 void keep_choose(const struct keep_rules *rules, const char (*names)[POINT_NAME_BYTES], unsigned count, uint8_t *kept);
 
 #endif
