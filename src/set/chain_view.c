@@ -43,6 +43,7 @@ struct slot {
     uint64_t extent, used;     /* its number; when it was used last, as a count */
     struct mask missing, line; /* blocks that are looked for; those that the layer holds */
     unsigned layer;
+    uint64_t limit;    /* bytes of the extent that the layers so far don't cut off */
     struct range span; /* in the extent: from the first to the last block of the line */
     char *content, *read;
     uint8_t hash[COPY_HASH_BYTES];
@@ -185,17 +186,29 @@ static int64_t slot_hash(void *argument)
     return 0;
 }
 
+/* Behind the end of an image there are zeroes, whatever those below it hold. */
+static void slot_pass_layer(struct slot *slot)
+{
+    uint64_t size = slot->view->options.layers[slot->layer++].hashes->size_bytes, start = slot->extent * EXTENT_BYTES;
+    struct mask within = mask_within(slot->extent, size);
+    for (unsigned i = 0; i < COPY_MASK_BYTES; i++)
+        slot->missing.bits[i] &= within.bits[i];
+    if (size < start + slot->limit)
+        slot->limit = size > start ? size - start : 0;
+}
+
 /* The line is right: its blocks that are missing are taken over. */
 static void slot_take(struct slot *slot)
 {
-    for (unsigned block = 0; block < EXTENT_BLOCKS; block++) {
-        uint64_t from = block * BLOCK_BYTES, to = from + BLOCK_BYTES, end = range_end(slot->span);
+    uint64_t end = range_end(slot->span) < slot->limit ? range_end(slot->span) : slot->limit;
+    for (unsigned block = 0; block < EXTENT_BLOCKS && block * BLOCK_BYTES < end; block++) {
+        uint64_t from = block * BLOCK_BYTES, to = from + BLOCK_BYTES;
         if (mask_get(&slot->line, block) && mask_get(&slot->missing, block))
             memcpy(slot->content + from, slot->read + from, (to < end ? to : end) - from);
     }
     for (unsigned i = 0; i < COPY_MASK_BYTES; i++)
         slot->missing.bits[i] &= (uint8_t)~slot->line.bits[i];
-    slot->layer++;
+    slot_pass_layer(slot);
     slot_next_layer(slot);
 }
 
@@ -253,9 +266,11 @@ static void slot_read_line(struct slot *slot)
 static void slot_next_layer(struct slot *slot)
 {
     const struct chain_view *view = slot->view;
-    for (; slot->layer < view->options.layer_count && !mask_is_empty(&slot->missing); slot->layer++) {
-        if (!slot_wants_layer(slot))
+    while (slot->layer < view->options.layer_count && !mask_is_empty(&slot->missing)) {
+        if (!slot_wants_layer(slot)) {
+            slot_pass_layer(slot);
             continue;
+        }
         if (!view->options.damaged && line_is_zero(view, &view->options.layers[slot->layer], slot->extent))
             break; /* a full image: nothing lies below it */
         slot_read_line(slot);
@@ -312,6 +327,7 @@ static void view_serve(struct chain_view *view, struct request *req)
             slot->state = SLOT_LOADING;
             slot->extent = at / EXTENT_BYTES;
             slot->layer = 0;
+            slot->limit = EXTENT_BYTES;
             slot->missing = mask_within(slot->extent, view->options.size_bytes);
             memset(slot->content, 0, EXTENT_BYTES);
             slot_next_layer(slot);
@@ -331,6 +347,8 @@ static enum record record_of(const struct chain_view *view, uint64_t extent)
         return RECORD_ZERO;
     for (unsigned i = 0; i < view->options.layer_count; i++) {
         struct mask line = layer_line(&view->options.layers[i], extent);
+        if (extent >= view->options.layers[i].hashes->count)
+            return RECORD_ZERO;
         if (mask_is_empty(&line))
             continue;
         if (!line_is_zero(view, &view->options.layers[i], extent))
@@ -395,15 +413,29 @@ static void view_answer_status(struct chain_view *view, struct request *req)
         answer_one(req, end * EXTENT_BYTES, record == RECORD_ZERO ? EXTENT_ZERO : 0);
 }
 
-/* Whether any layer captured the block; *end: up to where that is so, within its extent. */
+/* The blocks of an extent that the end of an image cuts, or that lie behind it: they are zero there, as if it held them. */
+static struct mask mask_behind(uint64_t extent, uint64_t size_bytes, uint64_t view_bytes)
+{
+    struct mask mask = {{0}};
+    for (unsigned block = 0; block < EXTENT_BLOCKS; block++) {
+        uint64_t end = extent * EXTENT_BYTES + (block + 1) * BLOCK_BYTES;
+        if ((end < view_bytes ? end : view_bytes) > size_bytes)
+            mask.bits[block / 8] |= (uint8_t)(1u << block % 8);
+    }
+    return mask;
+}
+
+/* Whether any layer says what the block is; *end: up to where that is so, within its extent. */
 static bool is_captured(const struct chain_view *view, uint64_t block, uint64_t *end)
 {
     struct mask all = {{0}};
     unsigned inside = (unsigned)(block % EXTENT_BLOCKS);
     for (unsigned i = 0; i < view->options.layer_count; i++) {
-        struct mask line = layer_line(&view->options.layers[i], block / EXTENT_BLOCKS);
+        const struct chain_layer *layer = &view->options.layers[i];
+        struct mask line = layer_line(layer, block / EXTENT_BLOCKS);
+        struct mask behind = mask_behind(block / EXTENT_BLOCKS, layer->hashes->size_bytes, view->options.size_bytes);
         for (unsigned byte = 0; byte < COPY_MASK_BYTES; byte++)
-            all.bits[byte] |= line.bits[byte];
+            all.bits[byte] |= line.bits[byte] | behind.bits[byte];
     }
     bool captured = mask_get(&all, inside);
     *end = block - inside + mask_next(&all, inside, !captured);

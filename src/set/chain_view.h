@@ -33,7 +33,8 @@ struct chain_view_options {
 
 /*
  * A read-only node. Its block status is in whole extents of 1 MiB: reading a part of one costs reading all of it. It has one
- * dirty map, "captured": the blocks that any of the layers holds. -ENOMEM with a sentence.
+ * dirty map, "captured": the blocks that any of the layers holds, or that lie behind the end of one, and so are zero.
+ * -ENOMEM with a sentence.
  */
 int chain_view_create(const struct chain_view_options *options, struct node **node, struct error *err);
 /* The first thing that failed a read, with file and place; code 0: nothing did. */

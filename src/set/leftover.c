@@ -102,25 +102,44 @@ static bool folder_is_ours(DIR *folder, const struct contents *contents)
     return ours;
 }
 
-int leftover_remove(const struct set *set, const char *name, char *reason, size_t size)
+/* Opens a folder that is ours as a whole. NULL: -errno in *status, and why. */
+static DIR *open_ours(const struct set *set, const char *name, int *status, char *reason, size_t size)
 {
     struct contents contents;
-    const char *file;
     DIR *folder = folder_open(set_directory(set), name);
     if (!folder) {
-        int code = errno;
-        snprintf(reason, size, "it can't be opened: %s", error_name(code));
-        return -code;
+        *status = -errno;
+        snprintf(reason, size, "it can't be opened: %s", error_name(*status));
+        return NULL;
     }
     folder_look(folder, &contents);
-    if (contents.strange[0] || !folder_is_ours(folder, &contents)) {
+    if (!contents.strange[0] && folder_is_ours(folder, &contents))
+        return folder;
+    closedir(folder);
+    *status = -EEXIST;
+    if (contents.strange[0])
+        snprintf(reason, size, "it holds '%.80s', which no backup makes", contents.strange);
+    else
+        snprintf(reason, size, "it has no %s that says it is an unfinished backup", MANIFEST_FILE);
+    return NULL;
+}
+
+int leftover_check(const struct set *set, const char *name, char *reason, size_t size)
+{
+    int status = 0;
+    DIR *folder = open_ours(set, name, &status, reason, size);
+    if (folder)
         closedir(folder);
-        if (contents.strange[0])
-            snprintf(reason, size, "it holds '%.80s', which no backup makes", contents.strange);
-        else
-            snprintf(reason, size, "it has no %s that says it is an unfinished backup", MANIFEST_FILE);
-        return -EEXIST;
-    }
+    return status;
+}
+
+int leftover_remove(const struct set *set, const char *name, char *reason, size_t size)
+{
+    int status = 0;
+    const char *file;
+    DIR *folder = open_ours(set, name, &status, reason, size);
+    if (!folder)
+        return status;
     rewinddir(folder); /* the manifest, which says whose it is, goes last */
     while ((file = folder_next(folder)) != NULL)
         if (strcmp(file, MANIFEST_FILE) != 0)

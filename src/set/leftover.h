@@ -17,6 +17,8 @@ struct leftover_report {
 
 /* Removes every unfinished point but `own`. The set is locked, so nobody works on them. */
 void leftover_sweep(const struct set *set, const char *own, struct leftover_report *report);
+/* Whether a folder, a point too, could be removed as a whole: 0, or -errno and why not in reason[size]. */
+int leftover_check(const struct set *set, const char *name, char *reason, size_t size);
 /* Removes one that is ours as a whole: 0; else nothing of it: -errno and why in reason[size]. */
 int leftover_remove(const struct set *set, const char *name, char *reason, size_t size);
 /* " (process 123 on host h, since T)" about whoever holds the lock, or "". */

@@ -10,6 +10,10 @@
  * At every moment the folder is recognised by what manifest.json says (leftover.c), and only the last rename makes it
  * visible, when all of it is on stable storage. If the very last fsync fails the rename is taken back, as far as the file
  * system still lets us: what can't be promised is not shown.
+ *
+ * A point that is there is made anew in the same way, but that the last rename exchanges both folders: at every moment there
+ * is one whole point of that name, and what the other name then holds is a left-over like any, whether we get to remove
+ * it or not. A point that is to go is first renamed like one, too.
  */
 #include "set/point.h"
 
@@ -75,12 +79,21 @@ static int write_mark(struct point *point, uint64_t now_seconds, struct error *e
     return status;
 }
 
-static int make_folder(struct point *point, struct error *err)
+/* A name for an unfinished point: name[UNFINISHED_NAME_BYTES]. */
+static int make_name(char *name, struct error *err)
 {
     uint64_t number;
     if (getrandom(&number, sizeof number, 0) != sizeof number)
         return error_set(err, EIO, "no random numbers for the name of a folder");
-    snprintf(point->name, sizeof point->name, UNFINISHED_PREFIX "%016llx", (unsigned long long)number);
+    snprintf(name, UNFINISHED_NAME_BYTES, UNFINISHED_PREFIX "%016llx", (unsigned long long)number);
+    return 0;
+}
+
+static int make_folder(struct point *point, struct error *err)
+{
+    int status = make_name(point->name, err);
+    if (status < 0)
+        return status;
     if (mkdirat(set_directory(point->set), point->name, 0700) < 0)
         return error_set(err, errno, "can't make a folder in '%s': %s", set_path(point->set), error_name(errno));
     point->folder = openat(set_directory(point->set), point->name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -193,7 +206,8 @@ static int make_visible(struct point *point, const char *name, struct error *err
                      error_name(code));
 }
 
-int point_publish(struct point *point, struct manifest *manifest, char *name, struct error *err)
+/* All but the last rename. */
+static int finish(struct point *point, struct manifest *manifest, struct error *err)
 {
     int status = 0;
     manifest->version = MANIFEST_VERSION;
@@ -201,8 +215,12 @@ int point_publish(struct point *point, struct manifest *manifest, char *name, st
     strcpy(manifest->tool, "fleece " FLEECE_VERSION);
     for (unsigned i = 0; i < manifest->disk_count && status == 0; i++)
         status = sync_image(point, manifest->disks[i].image, err);
-    if (status == 0)
-        status = write_manifest(point, manifest, err);
+    return status == 0 ? write_manifest(point, manifest, err) : status;
+}
+
+int point_publish(struct point *point, struct manifest *manifest, char *name, struct error *err)
+{
+    int status = finish(point, manifest, err);
     if (status == 0)
         status = free_name(point, manifest->created, name, err);
     if (status == 0)
@@ -212,4 +230,65 @@ int point_publish(struct point *point, struct manifest *manifest, char *name, st
         point_free(point);
     }
     return status;
+}
+
+/* --- a point that is there */
+
+static int link_file(const struct point *point, int from, const char *from_name, const char *file, struct error *err)
+{
+    if (linkat(from, file, point->folder, file, 0) == 0)
+        return 0;
+    return error_set(err, errno, "can't link %s/%s/%s to the new folder of its point: %s", set_path(point->set),
+                     from_name, file, error_name(errno));
+}
+
+int point_link_disk(struct point *point, const char *from, const struct manifest_disk *disk, struct error *err)
+{
+    int folder = openat(set_directory(point->set), from, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (folder < 0)
+        return error_set(err, errno, "%s/%s can't be opened: %s", set_path(point->set), from, error_name(errno));
+    int status = link_file(point, folder, from, disk->image, err);
+    if (status == 0)
+        status = link_file(point, folder, from, disk->hashes, err);
+    close(folder);
+    return status;
+}
+
+static int exchange(const struct point *point, const char *name, struct error *err)
+{
+    int directory = set_directory(point->set);
+    if (renameat2(directory, point->name, directory, name, RENAME_EXCHANGE) < 0)
+        return error_set(err, errno, "can't exchange %s and %s in '%s': %s", point->name, name, set_path(point->set),
+                         error_name(errno));
+    if (fsync(directory) == 0)
+        return 0;
+    int code = errno;
+    renameat2(directory, point->name, directory, name, RENAME_EXCHANGE);
+    return error_set(err, code, "can't make point %s of '%s' durable: %s", name, set_path(point->set),
+                     error_name(code));
+}
+
+int point_replace(struct point *point, struct manifest *manifest, const char *name, struct error *err)
+{
+    int status = finish(point, manifest, err);
+    if (status == 0)
+        status = exchange(point, name, err);
+    if (status == 0)
+        point_abandon(point); /* its name is now that of the old one */
+    return status;
+}
+
+int point_remove(struct set *set, const char *name, struct error *err)
+{
+    char hidden[UNFINISHED_NAME_BYTES], reason[LIMIT_ERROR_BYTES / 2];
+    int status = leftover_check(set, name, reason, sizeof reason);
+    if (status < 0)
+        return error_set(err, -status, "point %s of '%s' can't be removed: %s", name, set_path(set), reason);
+    status = make_name(hidden, err);
+    if (status < 0)
+        return status;
+    if (renameat(set_directory(set), name, set_directory(set), hidden) < 0 || fsync(set_directory(set)) < 0)
+        return error_set(err, errno, "point %s of '%s' can't be removed: %s", name, set_path(set), error_name(errno));
+    status = leftover_remove(set, hidden, reason, sizeof reason);
+    return status < 0 ? error_set(err, -status, "%s of '%s' can't be removed: %s", hidden, set_path(set), reason) : 0;
 }

@@ -23,8 +23,7 @@ int point_begin(struct set *set, uint64_t now_seconds, struct point **point, str
 int point_add_disk(struct point *point, const char *name, enum manifest_format format, struct manifest_disk *disk,
                    char *image_path, size_t size, struct error *err);
 /* Writes the hashes of a disk, and fills in hashes_sha256 and captured_bytes. */
-int point_write_hashes(struct point *point, struct manifest_disk *disk, const struct hashes *hashes,
-                       struct error *err);
+int point_write_hashes(struct point *point, struct manifest_disk *disk, const struct hashes *hashes, struct error *err);
 
 /*
  * Makes everything durable and then visible. The manifest's version, `vm` and `tool` are filled in. On success the point is
@@ -33,5 +32,18 @@ int point_write_hashes(struct point *point, struct manifest_disk *disk, const st
 int point_publish(struct point *point, struct manifest *manifest, char *name, struct error *err);
 /* Removes it all. */
 void point_abandon(struct point *point);
+
+/*
+ * To make a point anew that is there (prune). A disk that stays as it is: its files are linked, so that they are in both.
+ */
+int point_link_disk(struct point *point, const char *from, const struct manifest_disk *disk, struct error *err);
+/*
+ * Makes everything durable, and then this point takes the place of the one called `name`, in one step; the old one is
+ * removed. As in point_publish(), but `created` and the like are the caller's. On failure the old one is as it was.
+ * -EINVAL: the file system can't do that in one step.
+ */
+int point_replace(struct point *point, struct manifest *manifest, const char *name, struct error *err);
+/* Removes a point that is there: it disappears in one step. -EEXIST: there is something in its folder that is not ours. */
+int point_remove(struct set *set, const char *name, struct error *err);
 
 #endif

@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -301,6 +302,38 @@ int set_open_to_add(const char *path, const char *vm, struct set **set, struct e
     if (status < 0) {
         set_close(*set);
         *set = NULL;
+    }
+    return status;
+}
+
+/* Pruning exchanges folders, so that manifest and image of a reader might be of two of them. A file system without such
+ * locks has readers that may be told of damage that is none, while a set is pruned there; nothing worse. */
+static int lock_folder(struct set *set, int operation, const char *refusal, struct error *err)
+{
+    if (flock(set->directory, operation | LOCK_NB) == 0 || errno != EWOULDBLOCK)
+        return 0;
+    return error_set(err, EBUSY, "the backup set '%s' %s", set->path, refusal);
+}
+
+int set_begin_reading(struct set *set, struct error *err)
+{
+    return lock_folder(set, LOCK_SH, "is being pruned, which may be interrupted at any time", err);
+}
+
+int set_open_to_prune(const char *path, struct set **set, struct error *err)
+{
+    int status = 1;
+    while (status == 1) { /* again when fleece.json was replaced just now */
+        status = set_open(path, set, err);
+        if (status < 0)
+            return status;
+        status = set_lock(*set, err);
+        if (status == 0)
+            status = lock_folder(*set, LOCK_EX, "is being read: by verify, restore or audit", err);
+        if (status != 0) {
+            set_free(*set);
+            *set = NULL;
+        }
     }
     return status;
 }

@@ -26,6 +26,11 @@ int set_open(const char *path, struct set **set, struct error *err);
  * version 1 becomes one of version 2.
  */
 int set_open_to_add(const char *path, const char *vm, struct set **set, struct error *err);
+/* An existing set, to remove points or make them anew: locked like one to add to, and nobody reads it meanwhile. -EBUSY. */
+int set_open_to_prune(const char *path, struct set **set, struct error *err);
+/* By whoever reads images of the set, before the first manifest and until set_close(): what is read belongs together.
+ * -EBUSY: it is being pruned. */
+int set_begin_reading(struct set *set, struct error *err);
 /* A set that was made by this set_open_to_add() and got no point disappears again. */
 void set_close(struct set *set);
 

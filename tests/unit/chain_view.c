@@ -19,7 +19,7 @@
 #define BLOCK HASHES_BLOCK_BYTES
 #define EXTENT MANIFEST_EXTENT_BYTES
 #define SIZE (3 * EXTENT + 3 * BLOCK + 100)
-#define SMALL (2 * EXTENT + 7 * BLOCK + 1000) /* of the oldest image: the disk has grown since */
+#define SMALL (2 * EXTENT + 7 * BLOCK + 1000) /* of some images: the disk has grown, or shrunk and grown */
 
 struct memory_node {
     struct node node;
@@ -95,10 +95,10 @@ static void choose_blocks(struct hashes *hashes)
         }
 }
 
-static void make_layer(struct fixture *f, unsigned index)
+static void make_layer(struct fixture *f, unsigned index, bool shrunk)
 {
     bool full = index == LAYERS - 1;
-    uint64_t size = full ? SMALL : SIZE;
+    uint64_t size = index == (shrunk ? 1 : LAYERS - 1) ? SMALL : SIZE;
     struct memory_node *image = &f->images[index];
     struct hashes *hashes = &f->hashes[index];
     assert_int_equal(hashes_init(hashes, size, !full, NULL), 0);
@@ -115,6 +115,7 @@ static void make_layer(struct fixture *f, unsigned index)
         if (hashes_has_block(hashes, block))
             memcpy(f->model + block * BLOCK, image->bytes + block * BLOCK, left < BLOCK ? left : BLOCK);
     }
+    memset(f->model + size, 0, SIZE - size);
     for (uint64_t extent = 0; extent < hashes->count; extent++)
         hash_line(hashes, extent, image->bytes);
     f->layers[index] = (struct chain_layer){&image->node, hashes, "an image"};
@@ -142,7 +143,7 @@ static void fixture_init(struct fixture *f, unsigned seed)
         fail_msg("%s", err.text);
     f->model = calloc(SIZE, 1);
     for (unsigned i = LAYERS; i-- > 0;)
-        make_layer(f, i);
+        make_layer(f, i, seed % 2);
     show(f, (struct chain_view_options){0});
 }
 
@@ -346,7 +347,7 @@ static void test_dirty_map(void **state)
     (void)state;
     struct fixture f;
     struct block_extent answer[7];
-    fixture_init(&f, 6);
+    fixture_init(&f, 9);
     f.layers[LAYERS - 1] = f.layers[LAYERS - 2]; /* without the full one, which has everything */
     assert_int_equal(f.view->dirty_map_count, 1);
     for (uint64_t at = 0; at < SIZE;) {
@@ -356,7 +357,8 @@ static void test_dirty_map(void **state)
             for (uint64_t end = at + answer[i].length; at < end; at += BLOCK < end - at ? BLOCK : end - at) {
                 bool captured = false;
                 for (unsigned layer = 0; layer < LAYERS - 1; layer++)
-                    captured |= hashes_has_block(&f.hashes[layer], at / BLOCK);
+                    captured |= at >= round_down(f.hashes[layer].size_bytes, BLOCK) || /* behind its end: zero */
+                                hashes_has_block(&f.hashes[layer], at / BLOCK);
                 assert_int_equal(answer[i].flags, captured ? EXTENT_DIRTY : 0);
             }
     }
