@@ -97,6 +97,12 @@ enum {
     LIMIT_DIRTY_MAPS = LIMIT_SNAPSHOT_MAPS + 1,
     /* Bitmaps merged by one command: all of one disk. */
     LIMIT_BITMAP_SOURCES = LIMIT_BITMAPS,
+    /* Written blocks whose sums are kept, to see that nobody else has changed the disk: 64 reads at a checkpoint. */
+    LIMIT_TRACK_SAMPLES = 64,
+    /* Bitmap pages written to a sidecar at once: one of each of LIMIT_CHECKPOINTS spans must fit; 256 KiB of memory. */
+    LIMIT_TRACK_PAGES = 64,
+    /* Slots of an activity log: the longest request of the guest takes nine at once (LIMIT_NBD_RANGE_BYTES). */
+    LIMIT_TRACK_SLOTS_MIN = 12,
     /* Jobs of one VM at once. */
     LIMIT_JOBS = 16,
 
@@ -290,6 +296,12 @@ enum {
  * most take 4 TiB of the 128 that a process has. */
 #define CACHE_GROWTH 8
 #define CACHE_GROWTH_BYTES_MAX (64 * GIB)
+/* A disk may become so many times as large as it was when its sidecar was made: a sparse file's addresses cost nothing. */
+#define TRACK_GROWTH 4
+/* The guest's writes wait for a sidecar that does not answer, or for the proof that it is void, at most twice this. */
+#define TRACK_STALL_NS (5 * NS_PER_S)
+/* ... and the proof is looked for elsewhere when the sidecar itself has not taken it in this time. */
+#define TRACK_CONDEMN_NS (2 * NS_PER_S)
 /* How long a guest's write may wait for room in the cache before the oldest snapshot pays, as in the peers' cbw-timeout. */
 #define CBW_TIMEOUT_DEFAULT_NS (10 * NS_PER_S)
 #define CBW_TIMEOUT_MAX_NS (3600 * NS_PER_S)

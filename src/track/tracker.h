@@ -77,6 +77,9 @@ struct tracker_op {
     struct checkpoint_id id;
 };
 
+/* How long the (sparse) file of a new sidecar is to be made: room for all checkpoints, and for a disk that grows. */
+uint64_t tracker_sidecar_bytes(uint64_t disk_bytes, uint64_t granularity_bytes);
+
 /* Takes over the sidecar, also on failure (NULL: no memory). Nothing is read yet; the disk must not be written before
  * tracker_open() is done. */
 struct tracker *tracker_create(struct disk *disk, const struct tracker_options *options);

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The bitmaps of a disk's spans, flat, in one named piece of shared memory that outlives the process. Owner: the disk's
+ * reactor, but for what says otherwise.
+ */
+#ifndef FLEECE_TRACK_SPAN_H
+#define FLEECE_TRACK_SPAN_H
+
+#include "base/range.h"
+#include "io/io.h"
+#include "track/sidecar_format.h"
+
+#define SPAN_NONCE_BYTES 16
+/* A page of memory: what is grown at once. */
+#define SPAN_PAGE_BYTES UINT64_C(4096)
+#define SPAN_PAGE_BITS (SPAN_PAGE_BYTES * 8)
+#define SPAN_PAGE_WORDS (SPAN_PAGE_BYTES / 8)
+
+struct span_memory_header;
+
+struct span_memory {
+    struct io *io;
+    struct io_shm_name name;
+    struct io_shm shm;
+    bool open;
+    struct span_memory_header *header;
+    uint64_t pages, sidecar_pages; /* of the largest disk */
+    uint64_t head_bytes, area_bytes;
+    uint64_t bit_count; /* of the disk as it is */
+};
+
+/* What shared memory must have in common with the sidecar to be adopted (C11). */
+struct span_key {
+    uint8_t boot_id[BOOT_ID_BYTES], uuid[SIDECAR_UUID_BYTES], nonce[SPAN_NONCE_BYTES];
+    uint64_t disk_bytes;
+    unsigned granularity_shift;
+};
+
+struct span {
+    struct span_memory *memory; /* NULL: there is no span */
+    unsigned area;              /* its number, in memory and in the sidecar */
+    uint64_t first_sequence;
+    uint64_t *words;   /* only of pages that are grown */
+    uint8_t *grown;    /* in shared memory: one byte a page of it */
+    uint32_t *written; /* in shared memory: how often each page of the sidecar has been written and is durable */
+    uint8_t *changed;  /* one byte a page of the sidecar: its bits are not those that are stored */
+    uint64_t grown_pages;
+    uint64_t since_count; /* bits set in this span or a later one */
+};
+
+/* Layout for a sidecar's pages and a disk's bits; nothing is opened. `name` must stay. */
+void span_memory_init(struct span_memory *memory, struct io *io, const struct io_shm_name *name,
+                      uint64_t sidecar_pages);
+/* Creates it anew, for that key as the next one; these two may block: on a helper. */
+int span_memory_create(struct span_memory *memory, const struct span_key *key, struct error *err);
+/* Adopts what a killed process has left, if it is of that key, and not void. -ENOENT: nothing fits. */
+int span_memory_adopt(struct span_memory *memory, const struct span_key *key, struct error *err);
+/* The nonce of this open: said before the sidecar has it, and when it has (C11). */
+void span_memory_announce(struct span_memory *memory, const uint8_t nonce[SPAN_NONCE_BYTES]);
+void span_memory_settle(struct span_memory *memory);
+void span_memory_set_size(struct span_memory *memory, uint64_t disk_bytes);
+/* Nobody may adopt it any more. */
+void span_memory_condemn(struct span_memory *memory);
+/* Unmaps it; `remove`: and takes its name away. No-op when it is not open. */
+void span_memory_close(struct span_memory *memory, bool remove);
+
+/* Takes a free area. 0, -ENOMEM, -ENOSPC (tmpfs). The span is empty, and is not told to adopters before span_publish(). */
+int span_create(struct span *span, struct span_memory *memory, unsigned area, uint64_t first_sequence);
+void span_publish(struct span *span);
+/* The span of that area and first sequence, as a killed process has left it. -ENOENT, -ENOMEM. */
+int span_adopt(struct span *span, struct span_memory *memory, unsigned area, uint64_t first_sequence);
+/* Gives the memory back. No-op for none. */
+void span_destroy(struct span *span);
+/* An adopted area that no span of ours has: its memory is given back. */
+void span_memory_drop_others(struct span_memory *memory, const bool used[SIDECAR_AREAS]);
+
+/* Its bits may differ from the stored ones everywhere, also after an adoption: before a merge, until that is stored. */
+void span_set_unstored(struct span *span, bool unstored);
+bool span_is_unstored(const struct span *span);
+
+/* Bits of pages [first, first + count) may be touched. 0 or -ENOSPC. */
+int span_grow(struct span *span, uint64_t first_bit, uint64_t count);
+static inline bool span_has_page(const struct span *span, uint64_t page)
+{
+    return span->grown[page] != 0;
+}
+static inline uint64_t span_word(const struct span *span, uint64_t word)
+{
+    return span_has_page(span, word / SPAN_PAGE_WORDS) ? span->words[word] : 0;
+}
+bool span_all_set(const struct span *span, uint64_t first_bit, uint64_t count);
+/* The payload of a page of the sidecar, from memory and into it. Loading grows; 0 or -ENOSPC. */
+void span_save_page(const struct span *span, uint64_t page, uint8_t payload[SIDECAR_PAYLOAD]);
+int span_load_page(struct span *span, uint64_t page, const uint8_t payload[SIDECAR_PAYLOAD]);
+/* Sets bits and notes that they are not stored. They are grown. */
+void span_set(struct span *span, uint64_t first_bit, uint64_t count);
+/* Clears what is at or beyond a bit. */
+void span_clear_from(struct span *span, uint64_t bit);
+/* into |= from, for one page of memory; notes what is not stored. 0 or -ENOSPC. */
+int span_merge_page(struct span *into, const struct span *from, uint64_t page);
+void span_change_all(struct span *span);
+uint64_t span_count(const struct span *span); /* of its own bits: a look at all of them */
+uint64_t span_memory_bytes(const struct span *span);
+
+/* since_count of `count` spans, oldest first: a look at all bits. Any thread, nobody else has them. */
+void spans_count(struct span *const *spans, unsigned count);
+
+/* The first run of bits set in any of the spans at or after `from`, looking at so many pages of memory at most. Its end is
+ * where to go on; an empty one: none was found before there. */
+struct block_range spans_next(struct span *const *spans, unsigned count, uint64_t from, uint64_t bit_count,
+                              unsigned max_pages);
+
+/* Of a run of bits, those in a word. */
+static inline uint64_t span_mask(uint64_t first_bit, uint64_t end_bit, uint64_t word)
+{
+    uint64_t mask = ~UINT64_C(0);
+    if (word == first_bit / 64)
+        mask &= ~UINT64_C(0) << (first_bit % 64);
+    if (word == (end_bit - 1) / 64)
+        mask &= ~UINT64_C(0) >> (63 - (end_bit - 1) % 64);
+    return mask;
+}
+
+#endif
