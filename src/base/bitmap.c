@@ -211,6 +211,13 @@ uint64_t bitmap_next(const struct bitmap *bitmap, uint64_t from, bool value)
     return bitmap_next_before(bitmap, from, bitmap->bit_count, value);
 }
 
+const uint64_t *bitmap_chunk_words(const struct bitmap *bitmap, uint64_t chunk, bool *value)
+{
+    assert(chunk < chunk_count(bitmap));
+    *value = bitmap->chunks[chunk] != NULL;
+    return chunk_mixed(bitmap->chunks[chunk]) ? bitmap->chunks[chunk]->words : NULL;
+}
+
 static int chunk_merge(struct bitmap *into, uint64_t index, const struct bitmap_chunk *from)
 {
     if (!from || into->chunks[index] == all_one())

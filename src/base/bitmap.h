@@ -30,6 +30,8 @@ int bitmap_assign(struct bitmap *bitmap, uint64_t first, uint64_t count, bool va
 uint64_t bitmap_next(const struct bitmap *bitmap, uint64_t from, bool value);
 /* The same, but looks no further than `end`, which is the answer when there is none before it. */
 uint64_t bitmap_next_before(const struct bitmap *bitmap, uint64_t from, uint64_t end, bool value);
+/* The words of a chunk that is mixed; NULL: all of its bits are *value. Bits beyond bit_count are zero. */
+const uint64_t *bitmap_chunk_words(const struct bitmap *bitmap, uint64_t chunk, bool *value);
 /* into |= from; of the same bit_count. 0 or -ENOMEM: partly done. */
 int bitmap_merge(struct bitmap *into, const struct bitmap *from);
 /* The same for bits [first, first + count): `first` is a multiple of BITMAP_CHUNK_BITS, and so is count, but for the end. */

@@ -269,6 +269,10 @@ enum {
 /* Unit of growth of the RAM tier. */
 #define SEGMENT_BYTES_DEFAULT (1 * MIB)
 #define FLEECE_RAM_DEFAULT (256 * MIB)
+/* Unit of growth of the records of the cache's places, 8 bytes each: those of 32 MiB of blocks of 4 KiB. */
+#define RECORDS_GROW_BYTES (64 * KIB)
+/* Pieces of a needed set, of 128 MiB of disk each, that are stored in one tick: about 50 us. */
+#define NEEDED_STORE_STEP 32
 /* One segment per disk and reactor must fit, or nothing could ever be preserved. */
 #define FLEECE_RAM_MIN (4 * MIB)
 #define FLEECE_RAM_MAX (1 * TIB)

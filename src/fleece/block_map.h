@@ -9,12 +9,15 @@
 #ifndef FLEECE_FLEECE_BLOCK_MAP_H
 #define FLEECE_FLEECE_BLOCK_MAP_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define PLACE_NONE UINT32_MAX
 
 struct block_map {
-    uint64_t *keys;    /* by place: block << EPOCH_BITS | epoch; 0: not in the map (epoch 0 does not exist) */
+    /* By place: block << EPOCH_BITS | epoch; 0: not in the map (epoch 0 does not exist). A store makes the entry, or ends
+     * it, for whoever adopts the keys as well: after its data is there, and before its place is used again (C2, C12). */
+    uint64_t *keys;
     uint32_t *chains;  /* by place: the next place of its bucket, +1; newer entries of a block come first */
     uint32_t *buckets; /* first place, +1 */
     uint32_t *regions; /* entries of each run of MAP_REGION_BLOCKS blocks */
@@ -22,17 +25,22 @@ struct block_map {
     uint64_t region_count;
     uint32_t places_max, bucket_count, bucket_mask; /* see block_map.c */
     uint32_t entries;
-    uint64_t bytes; /* of the one mapping that they are in */
+    void *memory; /* the one mapping that they are in, but for keys that are the caller's */
+    uint64_t bytes;
 };
 
 enum { EPOCH_BITS = 28, MAP_GROUP_BLOCKS = 16, MAP_REGION_BLOCKS = 64 * MAP_GROUP_BLOCKS };
 /* Newer than every point: the block as it is on the disk now, kept though nobody has overwritten it. */
 #define EPOCH_UNCHANGED ((UINT32_C(1) << EPOCH_BITS) - 1)
 
-/* 0 or -ENOMEM. The memory is touched as places come into use. */
-int block_map_init(struct block_map *map, uint32_t places_max, uint64_t blocks);
+/* 0 or -ENOMEM. The memory is touched as places come into use. `keys`: where the keys are, all of them zero as far as
+ * block_map_adopt() is not told of them; NULL: in memory of its own. */
+int block_map_init(struct block_map *map, uint32_t places_max, uint64_t blocks, uint64_t *keys);
 void block_map_fini(struct block_map *map);
 
+/* Enters the place under the key that it has already, in any order. false: the block has an entry of that epoch; the place
+ * is left out. */
+bool block_map_adopt(struct block_map *map, uint32_t place);
 /* `epoch` is newer than every entry that the block has. */
 void block_map_insert(struct block_map *map, uint32_t place, uint64_t block, uint32_t epoch);
 void block_map_remove(struct block_map *map, uint32_t place);

@@ -18,7 +18,8 @@
  * A discard of blocks that are needed changes nothing yet: it is put off (deferred_discards.c), and a write of the same
  * blocks cancels it.
  *
- * A crash loses cache and points: snapshots are ephemeral here. The disk itself is never changed by this filter.
+ * A crash loses cache and points, but for what is in a memory that outlives it: cache_memory.c has the blocks, needed_memory.c
+ * what is needed of them. The disk itself is never changed by this filter.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -259,6 +260,8 @@ int cbw_create(const struct cbw_options *options, struct copy_before_write **cre
         .disk_bytes = disk->node.size_bytes,
         .file = options->file,
         .file_budget = options->file_budget,
+        .memory = options->memory,
+        .file_id = options->file_id,
         .keep_unchanged = options->copy_on_read,
         .changed = cache_changed,
         .context = cbw,

@@ -10,6 +10,7 @@
 #include "block/disk.h"
 #include "fleece/budget.h"
 #include "fleece/fleecing_cache.h"
+#include "fleece/needed_memory.h"
 #include "fleece/read_gate.h"
 
 struct copy_before_write;
@@ -28,11 +29,13 @@ struct point { /* one disk's part of a snapshot */
     struct copy_before_write *cbw;
     uint32_t epoch; /* of the snapshot: the same on all disks of the VM */
     enum point_state state;
-    bool broken_early;    /* another disk, cut earlier, lost a block of it before this disk heard of the cut */
-    struct bitmap needed; /* by block: what a reader may still ask for */
-    bool loses;           /* a block that it needs; it breaks in the same step */
-    uint64_t released_ns; /* when a consumer last released something; 0: never */
-    struct node *through; /* see point_write_through() */
+    bool broken_early;           /* another disk, cut earlier, lost a block of it before this disk heard of the cut */
+    struct bitmap needed;        /* by block: what a reader may still ask for */
+    struct needed_memory stored; /* the same, for the next daemon; see point_keep() */
+    atomic_uint *broken;         /* where it is noted for the next daemon that the snapshot broke; NULL: nowhere */
+    bool loses;                  /* a block that it needs; it breaks in the same step */
+    uint64_t released_ns;        /* when a consumer last released something; 0: never */
+    struct node *through;        /* see point_write_through() */
     enum through_mode through_mode;
 };
 
@@ -66,6 +69,9 @@ struct cbw_options {
     struct budget *ram_budget;
     uint64_t block_bytes, segment_bytes;
     struct node *file; /* the cache file, for as long as the filter is; NULL: RAM only */
+    struct cache_memory
+        *memory; /* that outlives the daemon, as long as the filter, named or adopted; NULL: there is none */
+    const struct cache_file_id *file_id; /* of `file`, for the next daemon */
     struct budget *file_budget;
     uint64_t timeout_ns; /* how long a write may wait for room */
     bool copy_on_read;   /* what is read is kept in spare RAM */
@@ -81,6 +87,20 @@ void cbw_destroy(struct copy_before_write *cbw);
 uint64_t cbw_block_count(const struct copy_before_write *cbw);
 /* `needed`: the blocks that the point needs; taken over, also on failure. NULL: all of them. NULL: no memory. */
 struct point *point_create(struct copy_before_write *cbw, uint32_t epoch, struct bitmap *needed);
+/*
+ * Before it goes live: it outlives the daemon, under this number of the table of snapshots. *broken is set when it breaks,
+ * before any write relies on that (C12). point_store_needed() must be over before the table says that the snapshot is there.
+ * 0, or -ENOSPC.
+ */
+int point_keep(struct point *point, unsigned number, atomic_uint *broken);
+/* Stores what the point needs, in steps: from *at (0) on, until *at is 0 again. 0, or -ENOSPC. */
+int point_store_needed(struct point *point, uint64_t *at);
+/*
+ * After cbw_create() with an adopted memory, before anything is served, oldest first: the point as it was, live or broken.
+ * NULL: no memory, or it is not right. Then cbw_adopted(), once: what serves none of them is freed.
+ */
+struct point *point_adopt(struct copy_before_write *cbw, uint32_t epoch, unsigned number, atomic_uint *broken);
+void cbw_adopted(struct copy_before_write *cbw);
 /* Before it goes live: it needs the blocks of `needed` instead; they are exchanged, so that this takes and frees nothing. */
 void point_limit(struct point *point, struct bitmap *needed);
 /* At the cut: no write is in flight. From now on the point's blocks are preserved. Cannot fail. */

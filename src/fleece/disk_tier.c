@@ -15,7 +15,8 @@
  * merged into the next piece, as long as pieces do not hold up reads and spills of the file: their length follows from
  * how long they take. A punch that never comes back holds its own segments; those that are idle can still be used.
  *
- * Crash: nothing here is adopted; the whole file is a left-over, and goes by its header.
+ * Crash: the file is a left-over, and goes by its header; or it is adopted, with the records of its places (cache_memory.c).
+ * Then every segment that was ever used counts as present, and those that hold nothing are punched.
  */
 #include <assert.h>
 #include <errno.h>
@@ -34,6 +35,15 @@ uint64_t disk_tier_file_bytes(uint64_t segment_bytes, uint64_t segments)
     return CACHE_HEADER_BYTES + segments * (CACHE_HEADER_BYTES + segment_bytes);
 }
 
+uint32_t disk_tier_segments_max(uint64_t file_bytes, uint64_t segment_bytes, unsigned block_shift)
+{
+    const uint64_t slots = segment_bytes >> block_shift, most = (SLOT_NONE - 1) / slots;
+    if (file_bytes < disk_tier_file_bytes(segment_bytes, 1))
+        return 0;
+    uint64_t segments = (file_bytes - CACHE_HEADER_BYTES) / (CACHE_HEADER_BYTES + segment_bytes);
+    return (uint32_t)(segments < most ? segments : most);
+}
+
 int disk_tier_init(struct disk_tier *tier, struct io *io, const struct disk_tier_options *options, struct error *err)
 {
     uint64_t slots = options->segment_bytes >> options->block_shift;
@@ -42,6 +52,7 @@ int disk_tier_init(struct disk_tier *tier, struct io *io, const struct disk_tier
     *tier = (struct disk_tier){.io = io,
                                .file = options->file,
                                .budget = options->budget,
+                               .memory = options->memory,
                                .block_shift = options->block_shift,
                                .punch_bytes = PUNCH_FIRST_BYTES};
     /* Through the page cache an error of writing back comes when nobody asks, and the block reads as something else. */
@@ -50,23 +61,21 @@ int disk_tier_init(struct disk_tier *tier, struct io *io, const struct disk_tier
     if (options->file->size_bytes < least)
         return error_set(err, EINVAL, "the cache file has %llu bytes, the least is %llu",
                          (unsigned long long)options->file->size_bytes, (unsigned long long)least);
-    uint64_t segments = (options->file->size_bytes - CACHE_HEADER_BYTES) /
-                        (CACHE_HEADER_BYTES + options->segment_bytes);
-    if (segments > (SLOT_NONE - 1) / slots)
-        segments = (SLOT_NONE - 1) / slots;
-    size_t set_bytes = index_set_bytes((uint32_t)segments);
+    const uint32_t segments = disk_tier_segments_max(options->file->size_bytes, options->segment_bytes,
+                                                     options->block_shift);
+    size_t set_bytes = index_set_bytes(segments);
     tier->sets_bytes = 2 * set_bytes;
     tier->sets = mmap(NULL, tier->sets_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
                       0);
     if (tier->sets == MAP_FAILED)
         return error_set(err, ENOMEM, "no memory for the lists of a cache file");
-    if (slot_pool_init(&tier->pool, (uint32_t)segments, (uint32_t)slots) < 0) {
+    if (slot_pool_init(&tier->pool, segments, (uint32_t)slots) < 0) {
         munmap(tier->sets, tier->sets_bytes);
         tier->sets_bytes = 0; /* disk_tier_fini() may still be called */
         return error_set(err, ENOMEM, "no memory for the slots of a cache file");
     }
-    index_set_init(&tier->idle, (uint32_t)segments, tier->sets);
-    index_set_init(&tier->kept, (uint32_t)segments, (char *)tier->sets + set_bytes);
+    index_set_init(&tier->idle, segments, tier->sets);
+    index_set_init(&tier->kept, segments, (char *)tier->sets + set_bytes);
     return 0;
 }
 
@@ -127,6 +136,7 @@ bool disk_tier_claim(struct disk_tier *tier, uint32_t *segment)
         slot_pool_open(&tier->pool, *segment);
     } else {
         if (!slot_pool_next_absent(&tier->pool, segment) ||
+            cache_memory_reach(tier->memory, PLACE_FILE, *segment + 1) < 0 ||
             (!budget_take(tier->budget, segment_file_bytes(tier)) && !MUTANT(cache_files_overdrawn)))
             return false;
         slot_pool_add(&tier->pool, *segment);
@@ -201,11 +211,9 @@ void disk_tier_settle(struct disk_tier *tier)
         start_quiet(tier);
 }
 
-void disk_tier_give(struct disk_tier *tier, uint32_t slot)
+/* The segment is present and holds nothing. */
+static void segment_emptied(struct disk_tier *tier, uint32_t segment)
 {
-    uint32_t segment = slot / tier->pool.slots_per_segment;
-    if (slot_pool_give(&tier->pool, slot) > 0 && !MUTANT(segment_in_use_is_idle))
-        return;
     if (!tier->pool.segments[segment].closed)
         slot_pool_close(&tier->pool, segment);
     if (tier->file->can_discard) {
@@ -215,6 +223,39 @@ void disk_tier_give(struct disk_tier *tier, uint32_t slot)
         index_set_add(&tier->kept, segment);
         tier->kept_count++;
     }
+}
+
+void disk_tier_give(struct disk_tier *tier, uint32_t slot)
+{
+    if (slot_pool_give(&tier->pool, slot) > 0 && !MUTANT(segment_in_use_is_idle))
+        return;
+    segment_emptied(tier, slot / tier->pool.slots_per_segment);
+    disk_tier_settle(tier);
+}
+
+/* Adoption. */
+
+int disk_tier_adopt(struct disk_tier *tier, uint32_t end)
+{
+    assert(end <= tier->pool.segments_max && tier->pool.segments_end == 0);
+    if (!budget_take(tier->budget, end * segment_file_bytes(tier)))
+        return -ENOSPC;
+    for (uint32_t segment = 0; segment < end; segment++)
+        slot_pool_add(&tier->pool, segment);
+    tier->sequence = cache_memory_sequence(tier->memory);
+    return 0;
+}
+
+void disk_tier_adopt_slot(struct disk_tier *tier, uint32_t slot)
+{
+    slot_pool_adopt(&tier->pool, slot);
+}
+
+void disk_tier_adopted(struct disk_tier *tier)
+{
+    for (uint32_t segment = 0; segment < tier->pool.segments_end; segment++)
+        if (tier->pool.segments[segment].used == 0)
+            segment_emptied(tier, segment);
     disk_tier_settle(tier);
 }
 

@@ -13,6 +13,7 @@
 
 #include "block/node.h"
 #include "fleece/budget.h"
+#include "fleece/cache_memory.h"
 #include "fleece/slot_pool.h"
 
 struct punch { /* a piece of the file on its way out */
@@ -25,6 +26,7 @@ struct disk_tier {
     struct io *io;
     struct node *file;
     struct budget *budget;
+    struct cache_memory *memory; /* where the places have their records; NULL: a crash ends them */
     unsigned block_shift;
     struct slot_pool pool;                    /* a segment is present as long as it has a share of the budget */
     uint64_t sequence;                        /* of the next segment header */
@@ -52,7 +54,8 @@ struct disk_tier_options {
     struct node *file; /* at least disk_tier_file_bytes(…, 1) long; its size is the most that is ever used of it */
     struct budget *budget;
     unsigned block_shift;
-    uint64_t segment_bytes; /* of data; the same as the RAM tier's */
+    uint64_t segment_bytes;      /* of data; the same as the RAM tier's */
+    struct cache_memory *memory; /* made or adopted later, before the first spill; NULL: there is none */
 };
 
 struct spill_write { /* one request of a spill */
@@ -103,6 +106,11 @@ void disk_tier_spill(struct disk_tier *tier, struct spill *spill);
 /* Whether a spill of `slots` slots could find a place: budget and gaps. A hint: the file system may still be full. */
 bool disk_tier_has_room(const struct disk_tier *tier, uint32_t slots);
 
+/* Of a file that was adopted: segments below `end` have been used; the budget is charged for them, or -ENOSPC. Then each
+ * slot that holds a block, then, once, for all others: what space they have is given back in the background. */
+int disk_tier_adopt(struct disk_tier *tier, uint32_t end);
+void disk_tier_adopt_slot(struct disk_tier *tier, uint32_t slot);
+void disk_tier_adopted(struct disk_tier *tier);
 /* Gives one slot back; what is free is punched out of the file in large pieces, in the background. No read of it by a live
  * point is under way. */
 void disk_tier_give(struct disk_tier *tier, uint32_t slot);
@@ -113,6 +121,8 @@ uint32_t disk_tier_slots_max(const struct disk_tier *tier);
  * any more: the file is about to go. One caller at a time. */
 void disk_tier_when_quiet(struct disk_tier *tier, void (*quiet)(void *context), void *context);
 
+/* How many segments a file of this size has room for. */
+uint32_t disk_tier_segments_max(uint64_t file_bytes, uint64_t segment_bytes, unsigned block_shift);
 /* Bytes of a cache file with so many segments. */
 uint64_t disk_tier_file_bytes(uint64_t segment_bytes, uint64_t segments);
 

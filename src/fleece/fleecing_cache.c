@@ -23,7 +23,9 @@
  * will need for the same blocks in the file. So a spill never needs budget that it has not got: it could not be had at the
  * moment when it is needed most.
  *
- * A crash ends the cache: RAM has no name, and the file is recognised by its header and removed.
+ * A crash ends the cache: RAM has no name, and the file is recognised by its header and removed. Unless it has a memory that
+ * outlives the daemon (cache_memory.c): then the next daemon begins with the entries that are recorded there. What was kept
+ * only is forgotten, a spill under way has not happened, and an entry that was just being moved counts where it was.
  */
 #include "fleece/fleecing_cache.h"
 
@@ -32,6 +34,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/name.h"
 #include "base/probe.h"
 #include "base/zero.h"
 
@@ -76,29 +79,82 @@ static void spills_destroy(struct fleecing_cache *cache)
     cache->spills = NULL;
 }
 
-/* Numbers the places and makes the map for them. */
-static int map_create(struct fleecing_cache *cache, const struct fleecing_cache_options *options)
+/* How many places there are of each kind; -ENOMEM: more than can be numbered. */
+static int plan_places(const struct fleecing_cache_options *options, uint64_t charge, struct cache_memory_plan *plan)
 {
     const uint64_t blocks = (options->disk_bytes >> options->block_shift) + 1;
-    const uint32_t per_segment = cache->ram.pool.slots_per_segment;
-    uint64_t marks = reserved_segments(options->ram_budget->max_bytes, map_share(cache)),
-             useful = 4 * blocks / per_segment;
-    marks = marks < useful + 1 ? marks : useful + 1;
-    uint64_t ram = (uint64_t)cache->ram.pool.segments_max * per_segment;
-    uint64_t disk = options->file ? disk_tier_slots_max(&cache->disk) : 0;
-    if (ram + disk + marks * per_segment >= PLACE_NONE)
-        marks = ram + disk < PLACE_NONE ? (PLACE_NONE - 1 - ram - disk) / per_segment : 0;
-    if (ram + disk >= PLACE_NONE || slot_pool_init(&cache->marks, (uint32_t)marks, per_segment) < 0)
+    const uint64_t per_segment = options->segment_bytes >> options->block_shift;
+    const uint64_t useful = 4 * blocks / per_segment + 1;
+    *plan = (struct cache_memory_plan){.disk_bytes = options->disk_bytes,
+                                       .block_shift = options->block_shift,
+                                       .slots_per_segment = (uint32_t)per_segment};
+    plan->segments_max[PLACE_RAM] = (uint32_t)reserved_segments(options->ram_budget->max_bytes, charge);
+    if (options->file)
+        plan->segments_max[PLACE_FILE] = disk_tier_segments_max(options->file->size_bytes, options->segment_bytes,
+                                                                options->block_shift);
+    uint64_t marks = reserved_segments(options->ram_budget->max_bytes, per_segment * LIMIT_MAP_BYTES_PER_SLOT);
+    const uint64_t others = cache_memory_base(plan, PLACE_ZERO), left = PLACE_NONE - 1 - others;
+    if (others >= PLACE_NONE - CACHE_PLACES_ALIGNMENT)
         return -ENOMEM;
-    cache->disk_base = (uint32_t)ram;
-    cache->mark_base = (uint32_t)(ram + disk);
-    return block_map_init(&cache->map, (uint32_t)(ram + disk + marks * per_segment), blocks);
+    marks = marks < useful ? marks : useful;
+    if (marks * per_segment + CACHE_PLACES_ALIGNMENT > left)
+        marks = (left - CACHE_PLACES_ALIGNMENT) / per_segment;
+    plan->segments_max[PLACE_ZERO] = (uint32_t)marks;
+    return 0;
 }
+
+/* Whether the cache that is to be adopted is what this one would be: but for the budgets, which may have changed. */
+static int check_adopted(const struct fleecing_cache_options *options, const struct cache_memory_plan *has,
+                         const struct cache_memory_plan *wants, struct error *err)
+{
+    if (has->disk_bytes != wants->disk_bytes)
+        return error_set(err, EINVAL, "the disk has %llu bytes, and had %llu", (unsigned long long)wants->disk_bytes,
+                         (unsigned long long)has->disk_bytes);
+    if (has->block_shift != wants->block_shift || has->slots_per_segment != wants->slots_per_segment)
+        return error_set(err, EINVAL, "blocks of %llu bytes are preserved now, it was %llu", 1ULL << wants->block_shift,
+                         1ULL << has->block_shift);
+    if (has->segments_max[PLACE_FILE] != wants->segments_max[PLACE_FILE])
+        return error_set(err, EINVAL,
+                         options->file ? "its cache file has another size" : "it has no cache file any more");
+    return 0;
+}
+
+/* Numbers the places, in a memory that outlives the daemon if there is to be one. */
+static int places_create(struct fleecing_cache *cache, const struct fleecing_cache_options *options, uint64_t charge,
+                         struct cache_memory_plan *plan, struct error *err)
+{
+    int status = plan_places(options, charge, plan);
+    if (status < 0)
+        return error_set(err, -status, "no memory for the map of a fleecing cache");
+    if (cache->memory && cache->memory->adopted) {
+        const struct cache_memory_plan has = cache_memory_plan(cache->memory);
+        status = check_adopted(options, &has, plan, err);
+        *plan = has;
+    } else if (cache->memory) {
+        status = cache_memory_create(cache->memory, plan, options->file ? options->file_id : NULL, err);
+    }
+    cache->disk_base = cache_memory_base(plan, PLACE_FILE);
+    cache->mark_base = cache_memory_base(plan, PLACE_ZERO);
+    return status;
+}
+
+static int map_create(struct fleecing_cache *cache, const struct cache_memory_plan *plan)
+{
+    int status = slot_pool_init(&cache->marks, plan->segments_max[PLACE_ZERO], plan->slots_per_segment);
+    if (status == 0)
+        status = block_map_init(&cache->map, cache_memory_base(plan, PLACE_KINDS),
+                                (plan->disk_bytes >> plan->block_shift) + 1,
+                                cache->memory ? cache->memory->keys : NULL);
+    return status;
+}
+
+static int cache_adopt(struct fleecing_cache *cache, const struct cache_memory_plan *plan, struct error *err);
 
 int fleecing_cache_init(struct fleecing_cache *cache, const struct fleecing_cache_options *options, struct error *err)
 {
     *cache = (struct fleecing_cache){
         .io = options->io,
+        .memory = options->memory,
         .ram_budget = options->ram_budget,
         .block_shift = options->block_shift,
         .changed = options->changed,
@@ -106,25 +162,32 @@ int fleecing_cache_init(struct fleecing_cache *cache, const struct fleecing_cach
     };
     const uint64_t share = (options->segment_bytes >> options->block_shift) * LIMIT_MAP_BYTES_PER_SLOT;
     const uint64_t charge = options->segment_bytes + (options->file ? 2 : 1) * share;
-    int status = ram_tier_init(&cache->ram, options->io, options->ram_budget, options->block_shift,
-                               options->segment_bytes, charge,
-                               (uint32_t)reserved_segments(options->ram_budget->max_bytes, charge), err);
+    struct cache_memory_plan plan;
+    int status = places_create(cache, options, charge, &plan, err);
+    if (status < 0)
+        return status;
+    const struct ram_tier_options ram = {
+        options->io, options->ram_budget,         cache->memory, options->block_shift, options->segment_bytes,
+        charge,      plan.segments_max[PLACE_RAM]};
+    status = ram_tier_init(&cache->ram, &ram, err);
     if (status < 0)
         return status;
     cache->ram.grown = options->changed;
     cache->ram.context = options->context;
     if (options->file) {
         const struct disk_tier_options disk = {options->file, options->file_budget, options->block_shift,
-                                               options->segment_bytes};
+                                               options->segment_bytes, cache->memory};
         status = disk_tier_init(&cache->disk, options->io, &disk, err);
         cache->disk.punched = file_punched;
         cache->disk.context = cache;
     }
     if (options->keep_unchanged)
         cache->spare = calloc(LIMIT_SPARE_BLOCKS, sizeof *cache->spare);
-    if (status == 0 && ((options->keep_unchanged && !cache->spare) || map_create(cache, options) < 0 ||
+    if (status == 0 && ((options->keep_unchanged && !cache->spare) || map_create(cache, &plan) < 0 ||
                         (options->file && spills_create(cache) < 0)))
         status = error_set(err, ENOMEM, "no memory for the map of a fleecing cache");
+    if (status == 0 && cache->memory && cache->memory->adopted)
+        status = cache_adopt(cache, &plan, err);
     if (status < 0)
         fleecing_cache_fini(cache);
     return status;
@@ -187,7 +250,9 @@ static uint32_t mark_take(struct fleecing_cache *cache)
 {
     uint32_t segment, mark;
     if (slot_pool_take(&cache->marks, 1, &mark) == 0) {
-        if (!slot_pool_next_absent(&cache->marks, &segment) || !budget_take(cache->ram_budget, map_share(cache)))
+        if (!slot_pool_next_absent(&cache->marks, &segment) ||
+            cache_memory_reach(cache->memory, PLACE_ZERO, segment + 1) < 0 ||
+            !budget_take(cache->ram_budget, map_share(cache)))
             return PLACE_NONE;
         slot_pool_add(&cache->marks, segment);
         slot_pool_take(&cache->marks, 1, &mark);
@@ -235,6 +300,90 @@ static void disk_map_recharge(struct fleecing_cache *cache)
     cache->disk_map_charge = charge;
     if (cache->debt > 0 && budget_take(cache->ram_budget, cache->debt))
         cache->debt = 0;
+}
+
+/* ---- adoption ---- */
+
+/* Whether the place is recorded to hold an old block; -EINVAL: what is recorded cannot be. */
+static int record_counts(const struct fleecing_cache *cache, const struct cache_memory_plan *plan, uint32_t place)
+{
+    const uint64_t key = cache->map.keys[place];
+    if (key == 0 || block_map_epoch(&cache->map, place) == EPOCH_UNCHANGED)
+        return 0;
+    bool possible = block_map_epoch(&cache->map, place) > 0 &&
+                    block_map_block(&cache->map, place) <= plan->disk_bytes >> plan->block_shift;
+    return possible ? 1 : -EINVAL;
+}
+
+/* Counts the segments of a kind that hold something. */
+static int survey(const struct fleecing_cache *cache, const struct cache_memory_plan *plan, enum place_kind kind,
+                  uint32_t *segments)
+{
+    const uint32_t base = cache_memory_base(plan, kind), end = cache_memory_reached(cache->memory, kind);
+    *segments = 0;
+    for (uint32_t segment = 0; segment < end; segment++) {
+        bool used = false;
+        for (uint32_t i = 0; i < plan->slots_per_segment; i++) {
+            int counts = record_counts(cache, plan, base + segment * plan->slots_per_segment + i);
+            if (counts < 0)
+                return counts;
+            used = used || counts > 0;
+        }
+        *segments += used;
+    }
+    return 0;
+}
+
+static void adopt_place(struct fleecing_cache *cache, uint32_t place)
+{
+    if (!block_map_adopt(&cache->map, place)) {
+        cache->map.keys[place] = 0;
+        return;
+    }
+    switch (fleecing_cache_kind(cache, place)) {
+    case PLACE_RAM:
+        ram_tier_adopt(&cache->ram, place);
+        break;
+    case PLACE_FILE:
+        disk_tier_adopt_slot(&cache->disk, place - cache->disk_base);
+        break;
+    case PLACE_ZERO:
+        slot_pool_adopt(&cache->marks, place - cache->mark_base);
+        break;
+    }
+}
+
+/* Takes over what is recorded: the budgets are charged for all of it before anything is entered, so nothing fails half way. */
+static int cache_adopt(struct fleecing_cache *cache, const struct cache_memory_plan *plan, struct error *err)
+{
+    uint32_t segments[PLACE_KINDS] = {0};
+    char needs[16], has[16];
+    for (unsigned kind = 0; kind < PLACE_KINDS; kind++)
+        if (survey(cache, plan, kind, &segments[kind]) < 0)
+            return error_set(err, EINVAL, "its records are damaged");
+    const uint64_t charge = segments[PLACE_RAM] * cache->ram.segment_charge + segments[PLACE_ZERO] * map_share(cache);
+    if (!budget_take(cache->ram_budget, charge))
+        return error_set(err, ENOSPC, "it holds %s in RAM, and %s are allowed for all disks",
+                         size_format(needs, charge), size_format(has, cache->ram_budget->max_bytes));
+    if (cache->disk.file && disk_tier_adopt(&cache->disk, cache_memory_reached(cache->memory, PLACE_FILE)) < 0) {
+        budget_give(cache->ram_budget, charge);
+        return error_set(err, ENOSPC, "its cache file is larger than what is allowed for all cache files");
+    }
+    for (unsigned kind = 0; kind < PLACE_KINDS; kind++) {
+        const uint32_t base = cache_memory_base(plan, kind);
+        const uint32_t end = base + cache_memory_reached(cache->memory, kind) * plan->slots_per_segment;
+        for (uint32_t place = base; place < end; place++) {
+            if (record_counts(cache, plan, place) > 0)
+                adopt_place(cache, place);
+            else
+                cache->map.keys[place] = 0;
+        }
+    }
+    ram_tier_adopted(&cache->ram);
+    if (cache->disk.file)
+        disk_tier_adopted(&cache->disk);
+    disk_map_recharge(cache);
+    return 0;
 }
 
 void fleecing_cache_free(struct fleecing_cache *cache, uint32_t place)

@@ -23,6 +23,7 @@ struct cache_spill { /* one segment on its way to the file */
 
 struct fleecing_cache {
     struct io *io;
+    struct cache_memory *memory; /* NULL: a crash ends the cache */
     struct budget *ram_budget;
     unsigned block_shift;
     struct block_map map;
@@ -44,23 +45,24 @@ struct fleecing_cache {
     void *context;
 };
 
-enum place_kind { PLACE_RAM, PLACE_FILE, PLACE_ZERO };
-
 struct fleecing_cache_options {
     struct io *io;
     struct budget *ram_budget;
     unsigned block_shift;
     uint64_t segment_bytes, disk_bytes;
-    struct node *file;          /* NULL: RAM only */
-    struct budget *file_budget; /* bytes of cache files */
-    bool keep_unchanged;        /* blocks that were only read, in RAM that nobody else wants */
+    struct node *file;                   /* NULL: RAM only */
+    struct budget *file_budget;          /* bytes of cache files */
+    struct cache_memory *memory;         /* named, to be made; or adopted; NULL: a crash ends the cache */
+    const struct cache_file_id *file_id; /* with a file and a memory that is to be made */
+    bool keep_unchanged;                 /* blocks that were only read, in RAM that nobody else wants */
     void (*changed)(void *context);
     void *context;
 };
 
 /* The largest RAM budget that a cache made with `bytes` can use: so far its budget may grow while it lives. */
 uint64_t fleecing_cache_growth_max(uint64_t bytes);
-/* Reserves addresses, takes no memory for blocks yet. 0 or -errno with a sentence. */
+/* Reserves addresses, takes no memory for blocks yet; with an adopted memory it has what is recorded there. 0 or -errno with
+ * a sentence. */
 int fleecing_cache_init(struct fleecing_cache *cache, const struct fleecing_cache_options *options, struct error *err);
 /* It is empty and quiet. */
 void fleecing_cache_fini(struct fleecing_cache *cache);

@@ -11,8 +11,8 @@
  * While old data is being read, its block may be released or its points may die. From then on writes pass it, so what is
  * read is no point's data, not even that of a point cut later: the copy is stale there.
  *
- * Releases are in memory, as the points are; a crash ends both. (Whatever permits an unpreserved overwrite comes first:
- * the needed bit falls before a slot is freed, in one step, C12.)
+ * Whatever permits an unpreserved overwrite comes first (C12): the needed bit falls before a slot is freed, in one step; and
+ * for a point that outlives the daemon the bit falls in its shared memory before that, and a break is noted there first.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -80,6 +80,29 @@ struct point *point_create(struct copy_before_write *cbw, uint32_t epoch, struct
     return point;
 }
 
+int point_keep(struct point *point, unsigned number, atomic_uint *broken)
+{
+    struct copy_before_write *cbw = point->cbw;
+    assert(point->state == POINT_PREPARED && cbw->cache.memory && !point->through);
+    int status = needed_memory_begin(&point->stored, cbw->cache.memory, number, cbw_block_count(cbw));
+    if (status == 0)
+        point->broken = broken;
+    return status;
+}
+
+int point_store_needed(struct point *point, uint64_t *at)
+{
+    return needed_memory_store(&point->stored, &point->needed, at);
+}
+
+/* Before anything relies on it. */
+static void point_note_broken(struct point *point)
+{
+    if (point->broken)
+        atomic_store(point->broken, 1);
+    point->state = POINT_BROKEN;
+}
+
 void point_limit(struct point *point, struct bitmap *needed)
 {
     struct bitmap before = point->needed;
@@ -96,7 +119,7 @@ void point_go_live(struct point *point)
     list_remove(&point->link);
     list_append(&cbw->points, &point->link);
     if (point->broken_early) {
-        point->state = POINT_BROKEN;
+        point_note_broken(point);
         return;
     }
     point->state = POINT_LIVE;
@@ -147,6 +170,7 @@ void point_free(struct point *point)
 {
     assert(point->state == POINT_DELETED || point->state == POINT_PREPARED);
     list_remove(&point->link);
+    needed_memory_end(&point->stored);
     bitmap_fini(&point->needed);
     free(point);
 }
@@ -158,7 +182,7 @@ void cbw_break(struct copy_before_write *cbw, uint32_t first_epoch, uint32_t las
         struct point *point = container_of(link, struct point, link);
         if (point->state == POINT_LIVE && point->epoch >= first_epoch && point->epoch <= last_epoch) {
             PROBE(point_broken);
-            point->state = POINT_BROKEN;
+            point_note_broken(point);
             died = true;
         }
     }
@@ -180,7 +204,7 @@ bool cbw_break_losers(struct copy_before_write *cbw, enum cbw_loss loss, int sta
             continue;
         PROBE(point_loses);
         point->loses = false;
-        point->state = POINT_BROKEN;
+        point_note_broken(point);
         died = true;
         if (loss != LOST_CACHED || !MUTANT(lost_in_the_file_stays_here))
             cbw->hooks.lost(cbw->hooks.context, point->epoch, loss, status);
@@ -188,6 +212,36 @@ bool cbw_break_losers(struct copy_before_write *cbw, enum cbw_loss loss, int sta
     if (died)
         points_died(cbw);
     return died;
+}
+
+struct point *point_adopt(struct copy_before_write *cbw, uint32_t epoch, unsigned number, atomic_uint *broken)
+{
+    struct point *point = calloc(1, sizeof *point);
+    assert(epoch > cbw->newest_live);
+    if (!point || bitmap_init(&point->needed, cbw_block_count(cbw), true) < 0) {
+        free(point);
+        return NULL;
+    }
+    if (needed_memory_adopt(&point->stored, cbw->cache.memory, number, &point->needed) < 0) {
+        bitmap_fini(&point->needed);
+        free(point);
+        return NULL;
+    }
+    point->cbw = cbw;
+    point->epoch = epoch;
+    point->broken = broken;
+    list_append(&cbw->points, &point->link);
+    point->state = atomic_load(broken) ? POINT_BROKEN : POINT_LIVE;
+    if (point->state == POINT_LIVE) {
+        cbw->newest_live = epoch;
+        cbw_update_filter(cbw);
+    }
+    return point;
+}
+
+void cbw_adopted(struct copy_before_write *cbw)
+{
+    points_died(cbw);
 }
 
 bool cbw_has_points(const struct copy_before_write *cbw)
@@ -255,7 +309,10 @@ int point_release(struct point *point, struct range range)
     if (blocks.count == 0)
         return 0;
     uint64_t before = point->needed.set_count;
-    int status = bitmap_assign(&point->needed, blocks.first, blocks.count, false);
+    int status = needed_memory_release(&point->stored, blocks.first, blocks.count);
+    if (status < 0)
+        return status;
+    status = bitmap_assign(&point->needed, blocks.first, blocks.count, false);
     cbw->blocks_released += before - point->needed.set_count;
     point_free_entries(point, blocks);
     if (!MUTANT(release_keeps_copies))

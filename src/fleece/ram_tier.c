@@ -5,7 +5,8 @@
  * A segment holds no memory until it is grown (fallocate in tmpfs: a full tmpfs says ENOSPC here and never kills us with
  * SIGBUS later, C13), and is punched as soon as its last slot is given back, unless it is closed: then it is on its way to
  * the cache file, and is punched when that is over. Its memory and the map's share for its slots are charged to the budget
- * while it is there. The shared memory has no name: a crash leaves nothing.
+ * while it is there. The shared memory has no name: a crash leaves nothing. Or it has one: then the records (cache_memory.c)
+ * say which slots hold something, and what else has memory is punched when it is adopted.
  *
  * To grow a segment and to clear its pages takes as long as ten guest writes (0.1 ms and 0.3 ms a MiB). So the next one is
  * made ahead, by a helper thread, when less than half a segment is free:
@@ -31,20 +32,37 @@ static struct range segment_range(const struct ram_tier *tier, uint32_t segment)
 
 static void spare_grown(struct io_op *op, int64_t result);
 
-int ram_tier_init(struct ram_tier *tier, struct io *io, struct budget *budget, unsigned block_shift,
-                  uint64_t segment_bytes, uint64_t segment_charge, uint32_t segments_max, struct error *err)
+/* The memory of the slots: new, or as it was left. */
+static int slots_open(struct ram_tier *tier, uint64_t bytes, struct error *err)
+{
+    if (!tier->memory)
+        return io_shm_create(tier->io, &tier->shm, NULL, bytes, err);
+    const struct io_shm_name name = cache_memory_slots(tier->memory);
+    if (!tier->memory->adopted)
+        return io_shm_create(tier->io, &tier->shm, &name, bytes, err);
+    int status = io_shm_adopt(tier->io, &tier->shm, &name, err);
+    if (status == 0 && tier->shm.reserved_bytes != bytes) {
+        io_shm_destroy(tier->io, &tier->shm);
+        status = error_set(err, EINVAL, "the shared memory %s has not the right size", name.file);
+    }
+    return status;
+}
+
+int ram_tier_init(struct ram_tier *tier, const struct ram_tier_options *options, struct error *err)
 {
     *tier = (struct ram_tier){
-        .io = io,
-        .budget = budget,
-        .block_shift = block_shift,
-        .segment_bytes = segment_bytes,
-        .segment_charge = segment_charge,
+        .io = options->io,
+        .budget = options->budget,
+        .memory = options->memory,
+        .block_shift = options->block_shift,
+        .segment_bytes = options->segment_bytes,
+        .segment_charge = options->segment_charge,
         .growth.done = spare_grown,
     };
-    if (slot_pool_init(&tier->pool, segments_max, (uint32_t)(segment_bytes >> block_shift)) < 0)
-        return error_set(err, ENOMEM, "no memory for the fleecing cache's list of %u segments", segments_max);
-    int status = io_shm_create(io, &tier->shm, NULL, segments_max * segment_bytes, err);
+    uint32_t slots = (uint32_t)(options->segment_bytes >> options->block_shift);
+    if (slot_pool_init(&tier->pool, options->segments_max, slots) < 0)
+        return error_set(err, ENOMEM, "no memory for the fleecing cache's list of %u segments", options->segments_max);
+    int status = slots_open(tier, options->segments_max * options->segment_bytes, err);
     if (status < 0)
         slot_pool_fini(&tier->pool);
     return status;
@@ -137,6 +155,11 @@ static bool segment_grow(struct ram_tier *tier)
         budget_give(tier->budget, tier->segment_charge);
         return false;
     }
+    if (cache_memory_reach(tier->memory, PLACE_RAM, segment + 1) < 0) {
+        io_shm_punch(tier->io, &tier->shm, segment_range(tier, segment));
+        budget_give(tier->budget, tier->segment_charge);
+        return false;
+    }
     if (segment < tier->pool.segments_end)
         PROBE(ram_tier_segment_reused);
     slot_pool_add(&tier->pool, segment);
@@ -148,6 +171,8 @@ static bool segment_grow(struct ram_tier *tier)
 static bool segment_add(struct ram_tier *tier)
 {
     if (tier->spare == SPARE_READY || (tier->spare == SPARE_GROWING && MUTANT(spare_taken_early))) {
+        if (cache_memory_reach(tier->memory, PLACE_RAM, tier->spare_segment + 1) < 0)
+            return false;
         PROBE(ram_tier_spare_used);
         tier->spare = SPARE_NONE;
         slot_pool_add(&tier->pool, tier->spare_segment);
@@ -177,6 +202,22 @@ uint32_t ram_tier_take(struct ram_tier *tier, uint32_t count, uint32_t *first)
     if (taken > 0)
         spare_prepare(tier);
     return taken;
+}
+
+void ram_tier_adopt(struct ram_tier *tier, uint32_t slot)
+{
+    slot_pool_adopt(&tier->pool, slot);
+}
+
+void ram_tier_adopted(struct ram_tier *tier)
+{
+    const uint32_t end = tier->pool.segments_end;
+    for (uint32_t segment = 0; segment < end; segment++)
+        if (!tier->pool.segments[segment].present)
+            io_shm_punch(tier->io, &tier->shm, segment_range(tier, segment));
+    const uint64_t start = end * tier->segment_bytes;
+    if (start < tier->shm.reserved_bytes)
+        io_shm_punch(tier->io, &tier->shm, (struct range){start, tier->shm.reserved_bytes - start});
 }
 
 void ram_tier_give(struct ram_tier *tier, uint32_t slot)

@@ -8,6 +8,7 @@
 #define FLEECE_FLEECE_RAM_TIER_H
 
 #include "fleece/budget.h"
+#include "fleece/cache_memory.h"
 #include "fleece/slot_pool.h"
 #include "io/io.h"
 
@@ -16,6 +17,7 @@ enum ram_spare { SPARE_NONE, SPARE_GROWING, SPARE_READY };
 struct ram_tier {
     struct io *io;
     struct budget *budget;
+    struct cache_memory *memory; /* where the places have their records; NULL: a crash ends them */
     struct io_shm shm;
     unsigned block_shift;
     uint64_t segment_bytes, segment_charge; /* memory, and what of the budget it takes with its share of the map */
@@ -28,15 +30,28 @@ struct ram_tier {
     void *context;
 };
 
-/* Reserves addresses for segments_max, no memory. 0 or -errno with a sentence. Set grown(context) after it: called when a
- * spare has grown, or has not; then there may be room, and ram_tier_is_growing() is over. */
-int ram_tier_init(struct ram_tier *tier, struct io *io, struct budget *budget, unsigned block_shift,
-                  uint64_t segment_bytes, uint64_t segment_charge, uint32_t segments_max, struct error *err);
+struct ram_tier_options {
+    struct io *io;
+    struct budget *budget;
+    struct cache_memory *memory; /* made or adopted; NULL: the slots have no name */
+    unsigned block_shift;
+    uint64_t segment_bytes, segment_charge;
+    uint32_t segments_max;
+};
+
+/* Reserves addresses for segments_max, no memory; or maps the slots of a memory that was adopted. 0 or -errno with a
+ * sentence. Set grown(context) after it: called when a spare has grown, or has not; then there may be room, and
+ * ram_tier_is_growing() is over. */
+int ram_tier_init(struct ram_tier *tier, const struct ram_tier_options *options, struct error *err);
 /* No slot may be taken, and nothing is growing. */
 void ram_tier_fini(struct ram_tier *tier);
 
 /* Takes a run of up to `count` neighbouring slots; returns how many (0: full) and the first in *first. */
 uint32_t ram_tier_take(struct ram_tier *tier, uint32_t count, uint32_t *first);
+/* A slot that holds a block already; the budget has been charged for its segment. Then, once, for all that were not told of:
+ * what memory they have is given back. */
+void ram_tier_adopt(struct ram_tier *tier, uint32_t slot);
+void ram_tier_adopted(struct ram_tier *tier);
 /* Gives one slot back. No I/O may be under way on it (C13), but for the spill of a closed segment. */
 void ram_tier_give(struct ram_tier *tier, uint32_t slot);
 bool ram_tier_is_growing(const struct ram_tier *tier);

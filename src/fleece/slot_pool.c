@@ -126,6 +126,19 @@ uint32_t slot_pool_take(struct slot_pool *pool, uint32_t count, uint32_t *first)
     return taken;
 }
 
+void slot_pool_adopt(struct slot_pool *pool, uint32_t slot)
+{
+    uint32_t segment = slot / pool->slots_per_segment, in_segment = slot % pool->slots_per_segment;
+    struct slot_segment *s = &pool->segments[segment];
+    if (!s->present)
+        slot_pool_add(pool, segment);
+    assert(!s->closed && !segment_taken(s, in_segment));
+    s->taken[in_segment / 64] |= UINT64_C(1) << (in_segment % 64);
+    s->used++;
+    pool->slots_used++;
+    segment_settle(pool, segment);
+}
+
 void slot_pool_take_segment(struct slot_pool *pool, uint32_t segment)
 {
     struct slot_segment *s = &pool->segments[segment];

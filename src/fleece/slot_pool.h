@@ -46,6 +46,8 @@ void slot_pool_drop(struct slot_pool *pool, uint32_t segment);
 /* Takes a run of up to `count` neighbouring slots of the lowest segment with room; returns how many (0: no segment has
  * room) and the first in *first. */
 uint32_t slot_pool_take(struct slot_pool *pool, uint32_t count, uint32_t *first);
+/* Takes this one, whose segment becomes present if it is not. */
+void slot_pool_adopt(struct slot_pool *pool, uint32_t slot);
 /* Takes all slots of a present segment that has none taken yet. */
 void slot_pool_take_segment(struct slot_pool *pool, uint32_t segment);
 /* Gives one slot back; returns how many of its segment are still taken. */

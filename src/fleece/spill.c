@@ -282,6 +282,7 @@ static void header_compose(struct spill *spill)
         header->crcs[place_of(spill, i) % slots] = htole32(spill->crcs[i]);
     }
     header->sequence = htole64(++tier->sequence);
+    cache_memory_note_sequence(tier->memory, tier->sequence);
     header->crc = htole32(cache_header_crc(header));
 }
 

@@ -36,7 +36,7 @@ int point_write_through(struct point *point, struct node *target, enum through_m
 {
     struct copy_before_write *cbw = point->cbw;
     struct through_copies *through = &cbw->through;
-    assert(point->state == POINT_PREPARED && target->size_bytes >= cbw->node.size_bytes);
+    assert(point->state == POINT_PREPARED && !point->stored.memory && target->size_bytes >= cbw->node.size_bytes);
     if (!through->buffers) {
         size_t block = (size_t)1 << cbw->block_shift;
         through->buffer_bytes = block > THROUGH_BUFFER_BYTES ? block : THROUGH_BUFFER_BYTES;

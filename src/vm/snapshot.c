@@ -4,6 +4,7 @@
  * disk's reactor goes there as one message per disk ("part") and comes back, step by step:
  *
  *     QUEUED      another one is being cut
+ *     ADOPTED     or: a killed daemon has left it (vm/restart.c), and exports can't be made yet
  *     OPENING     the cache files of the disks are made, if there are no filters yet
  *     PREPARING   parts: filter (if there is none), point, view, needed set: all that takes memory, before the guest is held
  *     CUTTING     block/cut: hold, drain, all points go live, resume; an aborted attempt is tried again after a pause
@@ -20,7 +21,10 @@
  *
  * What must be whole before the guest is held is made in PREPARING; nothing that can fail happens inside the hold. A
  * failure in any step leads through FREEING, so nothing is left behind (R7). A lease that ends while its snapshot is made
- * dooms it: it is taken back as soon as its step is over. A crash ends it: nothing of it is on any disk.
+ * dooms it: it is taken back as soon as its step is over.
+ *
+ * A crash ends it, or the next daemon adopts it. The record of it says which, in one word: it is stored when the snapshot
+ * becomes LIVE, before its maker is told, and withdrawn when it becomes ENDING.
  */
 #include <assert.h>
 #include <errno.h>
@@ -28,6 +32,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "base/name.h"
 #include "base/probe.h"
 #include "io/uuid.h"
@@ -36,6 +41,7 @@ static void step_move(struct snapshot *snapshot, enum snapshot_step to)
 {
     static const unsigned allowed[] = {
         [QUEUED] = 1 << OPENING | 1 << FREEING,
+        [ADOPTED] = 1 << PUBLISHING | 1 << ENDING,
         [OPENING] = 1 << PREPARING | 1 << FREEING,
         [PREPARING] = 1 << CUTTING | 1 << FREEING,
         [CUTTING] = 1 << PUBLISHING | 1 << FREEING,
@@ -97,6 +103,13 @@ static bool filters_in_use(const struct snapshot *without)
     return false;
 }
 
+static void filters_closed(struct snapshot *snapshot)
+{
+    snapshot_table_destroy(&snapshot->vm->table);
+    snapshot->vm->filters = FILTERS_NONE;
+    snapshot_gone(snapshot);
+}
+
 static void file_closed(void *argument)
 {
     struct part *part = argument;
@@ -104,8 +117,7 @@ static void file_closed(void *argument)
     part->vd->file = NULL;
     if (--snapshot->parts_out > 0)
         return;
-    snapshot->vm->filters = FILTERS_NONE;
-    snapshot_gone(snapshot);
+    filters_closed(snapshot);
 }
 
 static void filters_gone(struct snapshot *snapshot)
@@ -119,14 +131,13 @@ static void filters_gone(struct snapshot *snapshot)
         snapshot->parts_out++;
         vm->options.hooks.cache_close(vm->options.hooks.context, vd->disk, vd->file, file_closed, &snapshot->parts[i]);
     }
-    if (--snapshot->parts_out == 0) {
-        vm->filters = FILTERS_NONE;
-        snapshot_gone(snapshot);
-    }
+    if (--snapshot->parts_out == 0)
+        filters_closed(snapshot);
 }
 
 static void snapshot_freed(struct snapshot *snapshot)
 {
+    snapshot_record_free(snapshot);
     if (snapshot->vm->filters != FILTERS_MADE || filters_in_use(snapshot)) {
         snapshot_gone(snapshot);
         return;
@@ -185,7 +196,9 @@ void snapshot_let_go(struct snapshot *snapshot)
 
 static void snapshot_end(struct snapshot *snapshot)
 {
+    io_timer_cancel(snapshot->vm->io, &snapshot->grace);
     step_move(snapshot, ENDING);
+    snapshot_record_end(snapshot);
     parts_send(snapshot, part_end, snapshot_withdraw);
 }
 
@@ -197,6 +210,14 @@ static void snapshot_forsaken(struct snapshot *snapshot, const char *fate)
     bool closing = snapshot->vm->closing;
     error_set(&snapshot->failure, closing ? ESHUTDOWN : ECANCELED, "snapshot '%s' was %s: %s", snapshot->name, fate,
               closing ? "the daemon is shutting down" : "its client is gone");
+}
+
+/* It waits for its client. */
+static void snapshot_wait_for_lease(struct snapshot *snapshot)
+{
+    struct vm *vm = snapshot->vm;
+    snapshot->grace_until_ns = io_now_ns(vm->io) + snapshot->grace_ns;
+    io_timer_set(vm->io, &snapshot->grace, snapshot->grace_until_ns);
 }
 
 static void snapshot_published(struct snapshot *snapshot)
@@ -212,7 +233,7 @@ static void snapshot_published(struct snapshot *snapshot)
         if (snapshot->parts[i].needed.status < 0)
             error_set(&snapshot->failure, ENOMEM, "snapshot '%s' refused: no memory to note what it needs of disk %s",
                       snapshot->name, snapshot->parts[i].vd->disk->name);
-    if (snapshot->broken && !snapshot->failure.code)
+    if (snapshot->broken && !snapshot->adopted && !snapshot->failure.code)
         error_set(&snapshot->failure, ENOSPC, "snapshot '%s' broke at once: %s", snapshot->name, snapshot->reason);
     if (snapshot->failure.code) {
         PROBE(snapshot_taken_back);
@@ -220,6 +241,12 @@ static void snapshot_published(struct snapshot *snapshot)
         return;
     }
     step_move(snapshot, LIVE);
+    if (snapshot->adopted) {
+        if (snapshot->record->leased)
+            snapshot_wait_for_lease(snapshot);
+        return;
+    }
+    snapshot_record_commit(snapshot);
     snapshot->created(snapshot->created_argument, snapshot, NULL);
     vm->options.hooks.snapshot_created(vm->options.hooks.context, snapshot);
 }
@@ -234,10 +261,16 @@ static void part_published(void *argument, int status)
         snapshot_published(snapshot);
 }
 
-static void snapshot_publish(struct snapshot *snapshot)
+static void snapshot_publish_views(struct snapshot *snapshot)
 {
     struct vm *vm = snapshot->vm;
-    step_move(snapshot, PUBLISHING);
+    for (unsigned i = 0; i < vm->disk_count && !snapshot->failure.code; i++)
+        if (snapshot->parts[i].status < 0)
+            snapshot->failure = snapshot->parts[i].error;
+    if (snapshot->failure.code) {
+        snapshot_published(snapshot);
+        return;
+    }
     snapshot->parts_out = snapshot->no_export ? 0 : vm->disk_count;
     for (unsigned i = 0; i < vm->disk_count && !snapshot->no_export; i++) {
         struct part *part = &snapshot->parts[i];
@@ -245,6 +278,15 @@ static void snapshot_publish(struct snapshot *snapshot)
     }
     if (snapshot->no_export)
         snapshot_published(snapshot);
+}
+
+static void snapshot_publish(struct snapshot *snapshot)
+{
+    step_move(snapshot, PUBLISHING);
+    if (snapshot->record && !snapshot->adopted)
+        parts_send(snapshot, part_store, snapshot_publish_views);
+    else
+        snapshot_publish_views(snapshot);
 }
 
 static void cut_attempt(struct snapshot *snapshot);
@@ -338,9 +380,12 @@ static void snapshot_prepare(struct snapshot *snapshot)
 static void file_opened(void *argument, struct node *file, const struct error *err)
 {
     struct part *part = argument;
+    const struct vm_hooks *hooks = &part->snapshot->vm->options.hooks;
     part->vd->file = file;
     if (err)
         part->vd->error = *err;
+    else if (file && part->snapshot->vm->table.layout)
+        hooks->cache_describe(hooks->context, file, &part->vd->file_id);
     if (--part->snapshot->parts_out == 0)
         snapshot_prepare(part->snapshot);
 }
@@ -353,6 +398,9 @@ static void snapshot_begin(struct snapshot *snapshot)
     snapshot->epoch = ++vm->last_epoch;
     snapshot->give_up_ns += io_now_ns(vm->io);
     step_move(snapshot, OPENING);
+    if (vm->filters == FILTERS_NONE)
+        snapshot_table_begin(vm);
+    snapshot_record_make(snapshot);
     snapshot->parts_out = 1; /* our own, so that it does not reach 0 within the loop */
     for (unsigned i = 0; i < vm->disk_count && vm->filters == FILTERS_NONE; i++) {
         struct vm_disk *vd = &vm->disks[i];
@@ -402,6 +450,11 @@ static int snapshot_check(struct vm *vm, const char *name, const char *bitmap, s
     return 0;
 }
 
+static void snapshot_grace_over(struct io_timer *timer)
+{
+    snapshot_end(container_of(timer, struct snapshot, grace));
+}
+
 static struct snapshot *snapshot_make(struct vm *vm, const struct snapshot_options *options, const char *name)
 {
     struct snapshot *snapshot = calloc(1, sizeof *snapshot + vm->disk_count * sizeof snapshot->parts[0]);
@@ -414,6 +467,9 @@ static struct snapshot *snapshot_make(struct vm *vm, const struct snapshot_optio
     if (options->bitmap)
         memccpy(snapshot->bitmap, options->bitmap, 0, sizeof snapshot->bitmap - 1);
     snapshot->no_export = options->no_export;
+    snapshot->ephemeral = options->ephemeral || options->through || options->no_export;
+    snapshot->grace_ns = LEASE_GRACE_DEFAULT_NS;
+    snapshot->grace.fire = snapshot_grace_over;
     snapshot->drain_ns = options->drain_ns ? options->drain_ns : CUT_ATTEMPT_NS;
     uint64_t total_ns = options->total_ns ? options->total_ns : CUT_TOTAL_MAX_NS;
     snapshot->give_up_ns = total_ns < CUT_TOTAL_MAX_NS ? total_ns : CUT_TOTAL_MAX_NS; /* from its beginning */
@@ -430,6 +486,49 @@ static struct snapshot *snapshot_make(struct vm *vm, const struct snapshot_optio
         snapshot->cut_disks[i].context = part;
     }
     return snapshot;
+}
+
+static void snapshot_not_adopted(void *argument, struct snapshot *snapshot, const struct error *err)
+{
+    (void)argument;
+    (void)snapshot;
+    log_warning("a snapshot of the daemon that was killed is lost: %s", err->text);
+}
+
+struct snapshot *snapshot_adopt(struct vm *vm, unsigned number)
+{
+    struct snapshot_record *record = &vm->table.records[number];
+    const struct snapshot_options options = {.bitmap = record->bitmap, .read_once = (enum read_once)record->read_once};
+    struct snapshot *snapshot = snapshot_make(vm, &options, record->name);
+    if (!snapshot)
+        return NULL;
+    snapshot->number = number;
+    snapshot->record = record;
+    snapshot->adopted = true;
+    snapshot->step = ADOPTED;
+    snapshot->epoch = record->epoch;
+    snapshot->attempts = record->cut_attempts;
+    snapshot->created_wall_ns = record->created_wall_ns;
+    snapshot->hold_ns = record->hold_ns;
+    memcpy(snapshot->uuid, record->uuid, sizeof snapshot->uuid);
+    snapshot->broken = atomic_load(&record->broken);
+    snprintf(snapshot->reason, sizeof snapshot->reason, "%.*s", (int)sizeof record->reason - 1,
+             record->reason[0] ? record->reason : "it broke in the moment in which the daemon was killed");
+    snapshot->created = snapshot_not_adopted;
+    list_append(&vm->snapshots, &snapshot->link);
+    vm->snapshot_count++;
+    return snapshot;
+}
+
+void snapshot_adopted(struct snapshot *snapshot)
+{
+    if (snapshot->step == ADOPTED)
+        snapshot_publish(snapshot);
+}
+
+void snapshot_bury(struct snapshot *snapshot)
+{
+    snapshot_end(snapshot);
 }
 
 void vm_snapshot_create(struct vm *vm, const struct snapshot_options *options,
@@ -495,6 +594,7 @@ static void snapshot_doom(struct snapshot *snapshot)
         PROBE(snapshot_doomed_in_making);
         snapshot->doomed = !MUTANT(lease_end_ignored);
         break;
+    case ADOPTED:
     case LIVE:
         snapshot_end(snapshot);
         break;
@@ -526,6 +626,7 @@ static void snapshot_broke(struct snapshot *snapshot)
 {
     const struct vm_hooks *hooks = &snapshot->vm->options.hooks;
     snapshot->broken = true;
+    snapshot_record_broke(snapshot);
     if (snapshot->step == LIVE)
         hooks->snapshot_broken(hooks->context, snapshot);
 }
@@ -577,6 +678,7 @@ void snapshot_info(const struct snapshot *snapshot, struct snapshot_info *info)
         .reason = snapshot->broken ? snapshot->reason : NULL,
         .state = state,
         .leased = snapshot->lease != NULL,
+        .restartable = snapshot->record != NULL,
         .bitmap = snapshot->bitmap[0] ? snapshot->bitmap : NULL,
         .read_once = snapshot->read_once,
         .created_wall_ns = snapshot->created_wall_ns,

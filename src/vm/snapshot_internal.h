@@ -9,7 +9,19 @@
 #include "track/bitmap_copy.h"
 #include "vm/vm_private.h"
 
-enum snapshot_step { QUEUED, OPENING, PREPARING, CUTTING, PUBLISHING, LIVE, ENDING, WITHDRAWING, FREEING, CLOSING };
+enum snapshot_step {
+    QUEUED,
+    ADOPTED,
+    OPENING,
+    PREPARING,
+    CUTTING,
+    PUBLISHING,
+    LIVE,
+    ENDING,
+    WITHDRAWING,
+    FREEING,
+    CLOSING
+};
 
 struct part { /* of a snapshot, on one disk */
     struct io_message message;
@@ -19,6 +31,8 @@ struct part { /* of a snapshot, on one disk */
     struct point *point;
     struct node *view, *through;
     struct cbw_waiter quiet;
+    uint64_t store_at; /* of the needed set, while it is stored for the next daemon */
+    struct io_timer store_on;
     struct bitmap_copy needed; /* of the dirty bitmap that the snapshot is limited to, until the cut */
     bool published;
     int status;
@@ -33,6 +47,11 @@ struct snapshot {
     char name[LIMIT_NAME_BYTES + 1], uuid[UUID_TEXT_BYTES], reason[LIMIT_ERROR_BYTES];
     bool broken, doomed, no_export;
     const void *lease;
+    uint64_t grace_ns, grace_until_ns;
+    struct io_timer grace; /* its client is gone */
+    bool ephemeral, adopted;
+    unsigned number;                /* in the table that outlives the daemon */
+    struct snapshot_record *record; /* NULL: the snapshot does not */
     enum read_once read_once;
     enum through_mode through_mode;
     char bitmap[LIMIT_NAME_BYTES + 1]; /* that it is limited to; "": it is not */
@@ -58,13 +77,37 @@ void parts_send(struct snapshot *snapshot, void (*work)(struct part *part), void
 
 /* The work of the steps, on the disk's reactor. PREPARING: filter, point, view and needed set are made. */
 void part_prepare(struct part *part);
+/* The work is done. */
+void part_back(struct part *part);
 /* CUTTING: at the instant itself. */
 void part_cut(struct cut_disk *cut_disk);
+/* PUBLISHING: what it needs is stored for the next daemon. */
+void part_store(struct part *part);
 /* ENDING: the point dies. */
 void part_end(struct part *part);
 /* FREEING: view and point go; it waits until what they leave has been freed. */
 void part_free(struct part *part);
 /* CLOSING: it was the last snapshot, the filter goes. */
 void part_close(struct part *part);
+/* The filter of the disk, and the view of the point; part->status. */
+void part_make_filter(struct part *part);
+int part_make_view(struct part *part);
+
+/* snapshot_record.c: what of a snapshot outlives the daemon. Before the filters are made: a table. */
+void snapshot_table_begin(struct vm *vm);
+/* With its epoch: a record, if it is to have one. Not there yet for the next daemon. */
+void snapshot_record_make(struct snapshot *snapshot);
+/* It is whole on all disks: from now on it is there. */
+void snapshot_record_commit(struct snapshot *snapshot);
+void snapshot_record_broke(struct snapshot *snapshot);
+/* Before it ends on any disk; and when nothing of it is left there. */
+void snapshot_record_end(struct snapshot *snapshot);
+void snapshot_record_free(struct snapshot *snapshot);
+
+/* snapshot.c: one of the snapshots that a killed daemon has left, NULL: no memory; when exports can be made; and when it
+ * can't be had after all, with snapshot->failure. */
+struct snapshot *snapshot_adopt(struct vm *vm, unsigned number);
+void snapshot_adopted(struct snapshot *snapshot);
+void snapshot_bury(struct snapshot *snapshot);
 
 #endif

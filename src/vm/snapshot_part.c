@@ -18,7 +18,7 @@ static void part_returned(struct io_message *message)
         snapshot->parts_done(snapshot);
 }
 
-static void part_back(struct part *part)
+void part_back(struct part *part)
 {
     part->message.deliver = part_returned;
     io_post(part->snapshot->vm->io, &part->message);
@@ -88,32 +88,56 @@ static void part_find_needed(struct part *part)
     part_back(part);
 }
 
-void part_prepare(struct part *part)
+void part_make_filter(struct part *part)
 {
     struct vm_disk *vd = part->vd;
     const struct vm_options *options = &vd->vm->options;
+    const struct cbw_options cbw = {.disk = vd->disk,
+                                    .ram_budget = &vd->vm->ram_budget,
+                                    .block_bytes = vd->block_bytes,
+                                    .segment_bytes = options->segment_bytes,
+                                    .file = vd->file,
+                                    .file_budget = &vd->vm->file_budget,
+                                    .memory = vd->vm->table.layout ? &vd->memory : NULL,
+                                    .file_id = &vd->file_id,
+                                    .timeout_ns = options->cbw_timeout_ns,
+                                    .copy_on_read = options->copy_on_read,
+                                    .hooks = {vd, disk_is_full, disk_has_freed, disk_lost_data}};
+    part->status = cbw_create(&cbw, &vd->cbw, &part->error);
+}
+
+int part_make_view(struct part *part)
+{
+    part->view = part->point ? snapshot_access_create(part->point) : NULL;
+    if (part->view)
+        part->view->read_once = part->snapshot->read_once;
+    return part->view ? 0 : -ENOMEM;
+}
+
+static void part_make_point(struct part *part)
+{
+    struct vm_disk *vd = part->vd;
+    struct snapshot *snapshot = part->snapshot;
+    part->point = point_create(vd->cbw, snapshot->epoch, NULL);
+    if (part_make_view(part) < 0 ||
+        (part->through && point_write_through(part->point, part->through, snapshot->through_mode) < 0))
+        part->status = error_set(&part->error, ENOMEM, "no memory for a snapshot of disk %s", vd->disk->name);
+    else if (snapshot->record && point_keep(part->point, snapshot->number, &snapshot->record->broken) < 0)
+        part->status = error_set(&part->error, ENOSPC, "no shared memory for a snapshot of disk %s", vd->disk->name);
+}
+
+void part_prepare(struct part *part)
+{
+    struct vm_disk *vd = part->vd;
     part->status = 0;
     if (!vd->cbw) {
-        const struct cbw_options cbw = {.disk = vd->disk,
-                                        .ram_budget = &vd->vm->ram_budget,
-                                        .block_bytes = vd->block_bytes,
-                                        .segment_bytes = options->segment_bytes,
-                                        .file = vd->file,
-                                        .file_budget = &vd->vm->file_budget,
-                                        .timeout_ns = options->cbw_timeout_ns,
-                                        .copy_on_read = options->copy_on_read,
-                                        .hooks = {vd, disk_is_full, disk_has_freed, disk_lost_data}};
-        part->status = cbw_create(&cbw, &vd->cbw, &part->error);
+        if (vd->vm->table.layout)
+            cache_memory_init(&vd->memory, vd->disk->node.io, vd->vm->memory_folder, vd->disk->name,
+                              snapshot_table_session(&vd->vm->table));
+        part_make_filter(part);
     }
-    if (part->status == 0) {
-        part->point = point_create(vd->cbw, part->snapshot->epoch, NULL);
-        part->view = part->point ? snapshot_access_create(part->point) : NULL;
-        if (part->view)
-            part->view->read_once = part->snapshot->read_once;
-        if (!part->view ||
-            (part->through && point_write_through(part->point, part->through, part->snapshot->through_mode) < 0))
-            part->status = error_set(&part->error, ENOMEM, "no memory for a snapshot of disk %s", vd->disk->name);
-    }
+    if (part->status == 0)
+        part_make_point(part);
     if (part->status < 0 || !part->snapshot->bitmap[0])
         part_back(part);
     else
@@ -131,9 +155,29 @@ void part_cut(struct cut_disk *cut_disk)
     point_go_live(part->point);
 }
 
+static void part_store_on(struct io_timer *timer)
+{
+    part_store(container_of(timer, struct part, store_on));
+}
+
+void part_store(struct part *part)
+{
+    int status = point_store_needed(part->point, &part->store_at);
+    if (status < 0)
+        part->status = error_set(&part->error, -status, "no shared memory to note what snapshot '%s' needs of disk %s",
+                                 part->snapshot->name, part->vd->disk->name);
+    if (status < 0 || part->store_at == 0) {
+        part_back(part);
+        return;
+    }
+    part->store_on.fire = part_store_on;
+    io_timer_set(part->vd->disk->node.io, &part->store_on, io_now_ns(part->vd->disk->node.io));
+}
+
 void part_end(struct part *part)
 {
-    point_end(part->point);
+    if (part->point)
+        point_end(part->point);
     part_back(part);
 }
 
@@ -156,6 +200,7 @@ void part_close(struct part *part)
         cbw_destroy(vd->cbw);
         vd->cbw = NULL;
     }
+    cache_memory_destroy(&vd->memory);
     part_back(part);
 }
 

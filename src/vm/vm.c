@@ -33,6 +33,8 @@ struct vm *vm_create(struct io *control, const struct vm_options *options)
     vm->ram_budget.max_bytes = options->ram_bytes;
     vm->file_budget.max_bytes = options->disk_bytes;
     list_init(&vm->snapshots);
+    if (options->memory_folder)
+        memccpy(vm->memory_folder, options->memory_folder, 0, sizeof vm->memory_folder - 1);
     return vm;
 }
 

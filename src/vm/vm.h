@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "block/disk.h"
+#include "fleece/cache_memory.h"
 #include "track/dirty_bitmap.h"
 #include "track/tracker.h"
 #include "track/write_sketch.h"
@@ -62,6 +63,13 @@ struct vm_hooks {
                        void (*done)(void *argument, struct node *file, const struct error *err), void *argument);
     void (*cache_close)(void *context, const struct disk *disk, struct node *file, void (*done)(void *argument),
                         void *argument);
+    /*
+     * What the next daemon needs to find the file again. And that: opens the file of a killed daemon, under its lock (C10);
+     * `done` comes later, with file or error. Both NULL: snapshots with a disk tier end with the daemon.
+     */
+    void (*cache_describe)(void *context, const struct node *file, struct cache_file_id *id);
+    void (*cache_adopt)(void *context, const struct disk *disk, uint64_t block_bytes, const struct cache_file_id *id,
+                        void (*done)(void *argument, struct node *file, const struct error *err), void *argument);
     /* The fill has reached a threshold: 50, 75 or 90 per cent. May be NULL. */
     void (*cache_threshold)(void *context, unsigned percent, const struct vm_cache_fill *fill);
     /* The budget of cache files made from now on. May be NULL. */
@@ -91,12 +99,13 @@ struct vm_hooks {
 
 struct vm_options {
     const char *name;
-    uint64_t ram_bytes;      /* hard cap of the RAM tier and of the map, over all disks */
-    uint64_t disk_bytes;     /* hard cap of all cache files; 0: no disk tier */
-    uint64_t cbw_timeout_ns; /* how long a guest's write may wait for room; 0: default */
-    bool copy_on_read;       /* what is read is kept in spare RAM */
-    uint64_t block_bytes;    /* of disks that do not say; 0: default */
-    uint64_t segment_bytes;  /* 0: default; the simulation uses tiny ones */
+    uint64_t ram_bytes;        /* hard cap of the RAM tier and of the map, over all disks */
+    uint64_t disk_bytes;       /* hard cap of all cache files; 0: no disk tier */
+    uint64_t cbw_timeout_ns;   /* how long a guest's write may wait for room; 0: default */
+    const char *memory_folder; /* of memory that outlives the daemon, on tmpfs; NULL: nothing does */
+    bool copy_on_read;         /* what is read is kept in spare RAM */
+    uint64_t block_bytes;      /* of disks that do not say; 0: default */
+    uint64_t segment_bytes;    /* 0: default; the simulation uses tiny ones */
     struct vm_hooks hooks;
 };
 
@@ -112,6 +121,16 @@ int vm_start(struct vm *vm, struct error *err);
  * why. `done` with an error: no memory.
  */
 void vm_recover(struct vm *vm, void (*done)(void *argument, const struct error *err), void *argument);
+/*
+ * After vm_start(), before anything is served, when the locks of all disks are held: takes over the snapshots that a killed
+ * daemon of the same boot has left, with copy-before-write in place, or buries all that is left of them and says why in the
+ * log. done(argument) comes later. The snapshots that are there then are not readable yet: vm_publish_adopted() makes them.
+ */
+void vm_adopt(struct vm *vm, void (*done)(void *argument), void *argument);
+/* When exports can be made: those of the snapshots that were adopted. */
+void vm_publish_adopted(struct vm *vm);
+/* The process ends at once: takes away the names of what outlives it. */
+void vm_forget(struct vm *vm);
 /* Deletes all snapshots, then closes all disks; calls done(argument) at the end, after which the vm is gone. Exports of
  * live disks must have ended. The reactors must still be running. */
 void vm_destroy(struct vm *vm, void (*done)(void *argument), void *argument);
@@ -140,6 +159,7 @@ struct snapshot_options {
     struct node *const *through;
     bool through_always; /* else only when the cache has no room */
     bool no_export;      /* its views are its maker's alone */
+    bool ephemeral;      /* it ends with the daemon, however that ends; so do those with `through` or no_export */
 };
 
 /*
@@ -166,6 +186,7 @@ struct snapshot_info {
     const char *name, *uuid, *reason; /* reason: why it is broken, else NULL. Valid until the snapshot ends. */
     enum snapshot_state state;
     bool leased;
+    bool restartable;                              /* it outlives kill -9 of the daemon */
     const char *bitmap;                            /* that it was limited to; NULL: all blocks are needed */
     const char *since_name, *since_uuid;           /* of the checkpoint that it was limited to; NULL: of none */
     const char *checkpoint_name, *checkpoint_uuid; /* that was made with it; NULL: none */

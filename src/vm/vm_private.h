@@ -3,10 +3,13 @@
 #ifndef FLEECE_VM_VM_PRIVATE_H
 #define FLEECE_VM_VM_PRIVATE_H
 
+#include <limits.h>
+
 #include "track/dirty_bitmap.h"
 #include "track/write_sketch.h"
 #include "vm/cache_forecast.h"
 #include "vm/room.h"
+#include "vm/snapshot_table.h"
 #include "vm/vm.h"
 
 struct vm_disk {
@@ -15,7 +18,9 @@ struct vm_disk {
     uint64_t block_bytes;
     struct node *file; /* its cache file, while its filter exists; the control thread makes it and takes it away */
 
-    struct error error; /* why it could not be made */
+    struct error error;           /* why it could not be made */
+    struct cache_memory memory;   /* of the filter, for the next daemon; used when there is a table of snapshots */
+    struct cache_file_id file_id; /* with it, of `file` */
     /* The disk's reactor's: */
     struct copy_before_write *cbw;                                          /* NULL: no snapshot needs one */
     uint64_t preserved_before, released_before, cut_before, spilled_before; /* by earlier ones */
@@ -41,11 +46,13 @@ struct vm {
     struct list snapshots;    /* in the order of creation; every one that is not freed */
     struct snapshot *cutting; /* one at a time: preparing or cutting */
     enum { FILTERS_NONE, FILTERS_MADE, FILTERS_CLOSING } filters; /* and cache files: of all disks, or of none */
+    struct snapshot_table table; /* as long as there are filters, if anything is to outlive the daemon */
     unsigned snapshot_count;
     unsigned next_number;
     uint32_t last_epoch;
 
     unsigned operations; /* on bitmaps and the cache, under way */
+    char memory_folder[PATH_MAX];
     struct io_timer watch;
     struct cache_forecast forecast;
     uint64_t ram_growth_max; /* of what the filters have reserved */

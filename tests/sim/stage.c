@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "base/limits.h"
+#include "driver/file.h"
 #include "sim_leaf.h"
 
 /* ---- the disk's operations ---- */
@@ -60,6 +61,15 @@ static void landed(void *context, const struct world_io *io, int64_t result)
     struct stage *stage = context;
     if (io->kind == WORLD_WRITE && result > 0 && stage->landed_count < 64)
         stage->landed[stage->landed_count++] = io->range.start / STAGE_BLOCK;
+}
+
+static void moment(void *context)
+{
+    struct stage *stage = context;
+    if (++stage->moments == stage->die_at) {
+        stage->dead = true;
+        world_die(stage->world);
+    }
 }
 
 static uint64_t delay(void *context, struct io *from, struct io *to)
@@ -182,6 +192,15 @@ static void snapshot_deleted(void *context, const char *name, const char *uuid)
 
 /* ---- cache files ---- */
 
+static int leaf_open(struct stage *stage, struct io *io, const char *path, struct node **node)
+{
+    if (!stage->restartable)
+        return sim_leaf_open(io, path, node);
+    struct error err;
+    const struct file_options options = {.path = path, .lock_wait_ns = 10 * NS_PER_S};
+    return file_open(io, &options, node, &err);
+}
+
 struct cache_answer {
     struct io_message message;
     struct stage *stage;
@@ -215,7 +234,7 @@ static void cache_open(void *context, const struct disk *disk, uint64_t block_by
     struct cache_answer *answer = cache_answer_new(stage, disk);
     assert_int_equal(block_bytes, STAGE_BLOCK);
     world_file_create(stage->world, answer->name, stage->cache_bytes, 512, false);
-    assert_int_equal(sim_leaf_open(disk->node.io, answer->name, &answer->file), 0);
+    assert_int_equal(leaf_open(stage, disk->node.io, answer->name, &answer->file), 0);
     stage->caches_open++;
     answer->opened = done;
     answer->argument = argument;
@@ -251,6 +270,30 @@ static void cache_close(void *context, const struct disk *disk, struct node *fil
     io_post(disk->node.io, &answer->message);
 }
 
+static void cache_describe(void *context, const struct node *file, struct cache_file_id *id)
+{
+    (void)context;
+    memset(id, 0, sizeof(*id));
+    snprintf(id->path, sizeof(id->path), "%llu bytes", (unsigned long long)file->size_bytes);
+}
+
+static void cache_adopt(void *context, const struct disk *disk, uint64_t block_bytes, const struct cache_file_id *id,
+                        void (*done)(void *argument, struct node *file, const struct error *err), void *argument)
+{
+    struct stage *stage = context;
+    struct cache_answer *answer = cache_answer_new(stage, disk);
+    char described[32];
+    assert_int_equal(block_bytes, STAGE_BLOCK);
+    assert_int_equal(leaf_open(stage, disk->node.io, answer->name, &answer->file), 0);
+    snprintf(described, sizeof(described), "%llu bytes", (unsigned long long)answer->file->size_bytes);
+    assert_string_equal(id->path, described);
+    stage->caches_open++;
+    answer->opened = done;
+    answer->argument = argument;
+    answer->message.deliver = cache_opened;
+    io_post(stage->control, &answer->message);
+}
+
 /* ---- life ---- */
 
 uint8_t stage_first_value(unsigned disk, uint64_t block)
@@ -265,17 +308,93 @@ static void open_disk(struct stage *stage, unsigned index)
     struct error err;
     uint8_t block[STAGE_BLOCK];
     snprintf(name, sizeof(name), "vd%c", 'a' + index);
-    stage->io[index] = world_reactor(stage->world, name, 0);
-    stage->files[index] = world_file_create(stage->world, name, STAGE_DISK_BYTES, 512, false);
-    for (uint64_t i = 0; i < STAGE_DISK_BYTES / STAGE_BLOCK; i++) {
+    stage->io[index] = world_reactor(stage->world, name, stage->process);
+    for (uint64_t i = 0; !stage->files[index] && i < STAGE_DISK_BYTES / STAGE_BLOCK; i++) {
+        struct world_file *file = world_file_find(stage->world, name);
+        if (!file)
+            file = world_file_create(stage->world, name, STAGE_DISK_BYTES, 512, false);
         memset(block, stage_first_value(index, i), sizeof(block));
-        world_file_fill(stage->files[index], i * STAGE_BLOCK, block, sizeof(block));
+        world_file_fill(file, i * STAGE_BLOCK, block, sizeof(block));
     }
+    stage->files[index] = world_file_find(stage->world, name);
     world_act_as(stage->world, stage->io[index]);
-    assert_int_equal(sim_leaf_open(stage->io[index], name, &leaf), 0);
+    assert_int_equal(leaf_open(stage, stage->io[index], name, &leaf), 0);
     world_act_as(stage->world, stage->control);
     assert_int_equal(vm_add_disk(stage->vm, name, leaf, 0, &err), 0);
     stage->disks[index] = vm_disk(stage->vm, index);
+}
+
+static void daemon_begin(struct stage *stage)
+{
+    struct error err;
+    stage->control = world_reactor(stage->world, "control", stage->process);
+    world_act_as(stage->world, stage->control);
+    stage->vm = vm_create(stage->control, &stage->options);
+    for (unsigned i = 0; i < stage->disk_count; i++)
+        open_disk(stage, i);
+    assert_int_equal(vm_start(stage->vm, &err), 0);
+    world_act_as(stage->world, NULL);
+}
+
+/* What killed daemons leave in this process's memory: nobody may free it, and it is no leak. */
+static struct vm *graveyard[4096];
+static unsigned graves;
+
+void stage_kill(struct stage *stage)
+{
+    stage->die_at = 0;
+    if (!stage->dead)
+        world_kill(stage->world, stage->process);
+    stage->dead = true;
+    stage->holding = false;
+    stage->held_count = 0;
+    stage->caches_open = 0;
+    stage->answer_count = stage->kept = 0;
+    assert_true(graves < sizeof(graveyard) / sizeof(graveyard[0]));
+    graveyard[graves++] = stage->vm;
+    for (unsigned i = 0; i < stage->snapshot_count; i++)
+        memset(stage->snapshots[i].views, 0, sizeof(stage->snapshots[i].views));
+}
+
+static void adopted(void *argument)
+{
+    struct stage *stage = argument;
+    stage->adopted = true;
+}
+
+static void adopt(void *argument)
+{
+    struct stage *stage = argument;
+    vm_adopt(stage->vm, adopted, stage);
+}
+
+static void publish_adopted(void *argument)
+{
+    struct stage *stage = argument;
+    vm_publish_adopted(stage->vm);
+}
+
+void stage_restart(struct stage *stage)
+{
+    assert_true(stage->dead);
+    stage->dead = stage->adopted = false;
+    stage->process++;
+    daemon_begin(stage);
+    world_call(stage->control, adopt, stage);
+    stage_settle(stage);
+    if (stage->dead)
+        return;
+    assert_true(stage->adopted);
+    for (unsigned i = 0; i < stage->disk_count; i++) {
+        char name[16];
+        snprintf(name, sizeof(name), "vd%c.cache", 'a' + i);
+        if (stage->caches_open == 0 && world_file_find(stage->world, name) != NULL) {
+            world_run_for(stage->world, 5 * NS_PER_S); /* until what the dead one wrote has landed */
+            world_file_remove(stage->world, name);
+        }
+    }
+    world_call(stage->control, publish_adopted, stage);
+    stage_settle(stage);
 }
 
 static void stage_begin(struct stage *stage, const struct stage_options *options)
@@ -287,9 +406,10 @@ static void stage_begin(struct stage *stage, const struct stage_options *options
                                   .fault = fault,
                                   .landed = landed,
                                   .delay = delay,
+                                  .moment = options->restartable ? moment : NULL,
                                   .shm_max_bytes = options->tmpfs_bytes};
     stage->world = world_create(&world);
-    stage->control = world_reactor(stage->world, "control", 0);
+    stage->restartable = options->restartable;
     stage->disk_count = options->disk_count;
     uint64_t segment_bytes = 64 * STAGE_BLOCK;
     uint64_t map_bytes = 64 * LIMIT_MAP_BYTES_PER_SLOT, charge = segment_bytes + map_bytes;
@@ -297,29 +417,27 @@ static void stage_begin(struct stage *stage, const struct stage_options *options
         charge += map_bytes;
         stage->cache_bytes = 4096 + options->cache_segments * (segment_bytes + 4096);
     }
-    struct vm_options vm = {.name = "stage",
-                            .ram_bytes = (options->segments ? options->segments : 64) * charge +
-                                         options->cache_segments * map_bytes,
-                            .disk_bytes = stage->cache_bytes,
-                            .cbw_timeout_ns = options->cbw_timeout_ns,
-                            .copy_on_read = options->copy_on_read,
-                            .block_bytes = STAGE_BLOCK,
-                            .segment_bytes = segment_bytes,
-                            .hooks = {.context = stage,
-                                      .publish = publish,
-                                      .unpublish = unpublish,
-                                      .cache_open = cache_open,
-                                      .cache_close = cache_close,
-                                      .snapshot_created = snapshot_created,
-                                      .snapshot_broken = snapshot_broken,
-                                      .snapshot_deleted = snapshot_deleted}};
-    struct error err;
-    world_act_as(stage->world, stage->control);
-    stage->vm = vm_create(stage->control, &vm);
-    for (unsigned i = 0; i < stage->disk_count; i++)
-        open_disk(stage, i);
-    assert_int_equal(vm_start(stage->vm, &err), 0);
-    world_act_as(stage->world, NULL);
+    stage->options = (struct vm_options){.name = "stage",
+                                         .ram_bytes = (options->segments ? options->segments : 64) * charge +
+                                                      options->cache_segments * map_bytes,
+                                         .disk_bytes = stage->cache_bytes,
+                                         .cbw_timeout_ns = options->cbw_timeout_ns,
+                                         .copy_on_read = options->copy_on_read,
+                                         .block_bytes = STAGE_BLOCK,
+                                         .segment_bytes = segment_bytes,
+                                         .hooks = {.context = stage,
+                                                   .publish = publish,
+                                                   .unpublish = unpublish,
+                                                   .cache_open = cache_open,
+                                                   .cache_close = cache_close,
+                                                   .cache_describe = options->restartable ? cache_describe : NULL,
+                                                   .cache_adopt = options->restartable ? cache_adopt : NULL,
+                                                   .snapshot_created = snapshot_created,
+                                                   .snapshot_broken = snapshot_broken,
+                                                   .snapshot_deleted = snapshot_deleted}};
+    if (options->restartable)
+        stage->options.memory_folder = "/dev/shm/fleece-0/stage";
+    daemon_begin(stage);
 }
 
 static void vm_gone(void *argument)
@@ -479,6 +597,12 @@ int stage_release(struct stage *stage, struct stage_snapshot *snapshot, unsigned
     world_run_for(stage->world, NS_PER_US);
     assert_true(release.done);
     return release.status;
+}
+
+void stage_release_soon(struct stage *stage, struct stage_request *request, uint64_t block, uint64_t count)
+{
+    (void)stage;
+    start(request, request->node, REQUEST_DISCARD, block, count);
 }
 
 uint32_t stage_residence(struct stage *stage, struct stage_snapshot *snapshot, unsigned disk, uint64_t block)

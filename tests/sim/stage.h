@@ -59,6 +59,10 @@ struct stage {
     struct stage_answer answers[64];
     unsigned answer_count, kept;
     bool gone;
+    struct vm_options options;
+    bool restartable, adopted, dead;
+    unsigned process;         /* of the daemon; the next one has the next number */
+    uint64_t moments, die_at; /* the daemon dies in this one; 0: never */
 };
 
 struct stage_request {
@@ -80,6 +84,7 @@ struct stage_options {
     unsigned cache_segments; /* of the cache files; 0: there are none */
     uint64_t cbw_timeout_ns; /* 0: default */
     bool copy_on_read;
+    bool restartable; /* what can outlives the daemon; its disks are the file driver's, with locks */
 };
 
 /* A test of cmocka's on a stage of its own, which is its state; the VM ends after it, and nothing may be left. */
@@ -88,6 +93,10 @@ struct stage_options {
                                              (&(struct stage_options){__VA_ARGS__}))
 int stage_set_up(void **state);
 int stage_tear_down(void **state);
+
+/* kill -9, or it has happened already (die_at); then another daemon for the same disks, which adopts what is left. */
+void stage_kill(struct stage *stage);
+void stage_restart(struct stage *stage);
 
 void stage_destroy_vm(struct stage *stage); /* asks for the end of the VM, which sets `gone` */
 
@@ -121,6 +130,8 @@ void stage_lose(struct stage *stage, unsigned disk, uint64_t block);
 void stage_overwrite_all(struct stage *stage, unsigned disk, uint64_t first, uint64_t count, uint8_t value);
 /* The snapshot's consumer releases blocks; 0 or -errno, at once. */
 int stage_release(struct stage *stage, struct stage_snapshot *snapshot, unsigned disk, uint64_t block, uint64_t count);
+/* The same, answered later; request->node is its view. */
+void stage_release_soon(struct stage *stage, struct stage_request *request, uint64_t block, uint64_t count);
 /* Where one block of a snapshot is: enum residence_flags, at once. */
 uint32_t stage_residence(struct stage *stage, struct stage_snapshot *snapshot, unsigned disk, uint64_t block);
 /* What the VM says of itself, at once. */

@@ -99,6 +99,9 @@ uint64_t world_disk_operations(const struct world *world);
 
 /* Sets the size of tmpfs. */
 void world_limit_shm(struct world *world, uint64_t max_bytes);
+/* Pieces of shared memory that have a name; and what all of it takes. */
+unsigned world_named_memory(const struct world *world);
+uint64_t world_shm_bytes(const struct world *world);
 
 /* Files. `alignment` is what direct I/O asks for: 512 or 4096. Bytes may be looked at (not changed) at any time. */
 struct world_file *world_file_create(struct world *world, const char *path, uint64_t size_bytes, uint32_t alignment,

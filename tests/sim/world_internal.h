@@ -115,7 +115,8 @@ struct description { /* an open file description; its index is the descriptor */
     unsigned lock_count;
     bool is_shm;
     char *shm_base; /* and what is mapped there */
-    uint64_t shm_reserved, shm_grown;
+    uint64_t shm_reserved;
+    uint8_t *shm_grown;          /* a bit for each page */
     struct named_shm *shm_named; /* NULL: it has no name */
 };
 
@@ -127,8 +128,9 @@ enum { WORLD_SHM_NAMES = 64, WORLD_SHM_NAME_BYTES = 256 };
 struct named_shm {                   /* outlives its process, not the power */
     char name[WORLD_SHM_NAME_BYTES]; /* empty: it has been removed, or there is none */
     char *base;                      /* where it is mapped, in every process: NULL: a free place */
-    uint64_t reserved, grown;
-    int fd; /* of who has it; -1: nobody */
+    uint64_t reserved;
+    uint8_t *grown; /* a bit for each page */
+    int fd;         /* of who has it; -1: nobody */
 };
 
 struct world {

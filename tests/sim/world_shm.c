@@ -18,12 +18,58 @@ void world_limit_shm(struct world *world, uint64_t max_bytes)
     world->options.shm_max_bytes = max_bytes;
 }
 
+uint64_t world_shm_bytes(const struct world *world)
+{
+    return world->shm_bytes;
+}
+
+unsigned world_named_memory(const struct world *world)
+{
+    unsigned count = 0;
+    for (unsigned i = 0; i < WORLD_SHM_NAMES; i++)
+        count += world->named_shm[i].base != NULL && world->named_shm[i].name[0] != '\0';
+    return count;
+}
+
 static char *shm_reserve(uint64_t bytes)
 {
     char *base = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED)
         abort();
     return base;
+}
+
+/* Not by calloc(), which some tests let fail. */
+static uint8_t *pages_new(uint64_t bytes)
+{
+    void *pages = mmap(NULL, bytes / WORLD_EXTENT_BYTES / 8 + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                       -1, 0);
+    if (pages == MAP_FAILED)
+        abort();
+    return pages;
+}
+
+static void pages_free(uint8_t *pages, uint64_t bytes)
+{
+    munmap(pages, bytes / WORLD_EXTENT_BYTES / 8 + 1);
+}
+
+/* From now on the pages of the range are there, or are not; returns how many bytes that changes. */
+static uint64_t pages_set(uint8_t *pages, struct range range, bool there)
+{
+    uint64_t changed = 0, end = range_end(range) / WORLD_EXTENT_BYTES;
+    for (uint64_t page = range.start / WORLD_EXTENT_BYTES; page < end;) {
+        if (page % 8 == 0 && end - page >= 8 && pages[page / 8] == (there ? 0xff : 0)) {
+            page += 8;
+            continue;
+        }
+        if ((pages[page / 8] >> page % 8 & 1) != there) {
+            pages[page / 8] ^= (uint8_t)(1u << page % 8);
+            changed += WORLD_EXTENT_BYTES;
+        }
+        page++;
+    }
+    return changed;
 }
 
 static struct named_shm *named_find(struct world *world, const struct io_shm_name *name)
@@ -45,6 +91,7 @@ static struct named_shm *named_new(struct world *world, const struct io_shm_name
         snprintf(named->name, sizeof named->name, "%s/%s", name->folder, name->file);
         named->base = shm_reserve(bytes);
         named->reserved = bytes;
+        named->grown = pages_new(bytes);
         return named;
     }
     world_violation(world, "more than %d named pieces of shared memory", WORLD_SHM_NAMES);
@@ -53,7 +100,9 @@ static struct named_shm *named_new(struct world *world, const struct io_shm_name
 static void named_free(struct world *world, struct named_shm *named)
 {
     munmap(named->base, named->reserved);
-    world->shm_bytes -= named->grown;
+    world->shm_bytes -= pages_set(named->grown, (struct range){0, round_up(named->reserved, WORLD_EXTENT_BYTES)},
+                                  false);
+    pages_free(named->grown, named->reserved);
     *named = (struct named_shm){.fd = -1};
 }
 
@@ -100,7 +149,7 @@ static int shm_open_(struct io *io, struct io_shm *shm, struct named_shm *named,
     description->shm_named = named;
     description->shm_base = named ? named->base : shm_reserve(reserve_bytes);
     description->shm_reserved = reserve_bytes;
-    description->shm_grown = named ? named->grown : 0;
+    description->shm_grown = named ? named->grown : pages_new(reserve_bytes);
     if (named)
         named->fd = fd;
     *shm = (struct io_shm){.base = description->shm_base, .reserved_bytes = reserve_bytes, .fd = fd};
@@ -144,14 +193,16 @@ int shm_grow_(struct io *io, struct io_shm *shm, struct range range)
     struct world *world = reactor_of(io)->world;
     struct description *description = shm_of(world, shm, range, "shm_grow");
     world_moment(io);
-    if (world->options.shm_max_bytes != 0 && world->shm_bytes + range.length > world->options.shm_max_bytes)
+    const uint64_t bytes = pages_set(description->shm_grown, range, true);
+    if (world->options.shm_max_bytes != 0 && world->shm_bytes + bytes > world->options.shm_max_bytes) {
+        if (bytes < range.length)
+            world_violation(world, "shm_grow of what is partly there, in a full tmpfs: nobody would know what is");
+        pages_set(description->shm_grown, range, false);
         return -ENOSPC;
+    }
     if (mprotect(shm->base + range.start, range.length, PROT_READ | PROT_WRITE) != 0)
         abort();
-    world->shm_bytes += range.length;
-    description->shm_grown += range.length;
-    if (description->shm_named)
-        description->shm_named->grown = description->shm_grown;
+    world->shm_bytes += bytes;
     return 0;
 }
 
@@ -172,10 +223,7 @@ void shm_punch_(struct io *io, struct io_shm *shm, struct range range)
     if (mmap(shm->base + range.start, range.length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
              -1, 0) == MAP_FAILED)
         abort();
-    if (range.length > description->shm_grown)
-        world_violation(world, "shm_punch of more than was grown");
-    world->shm_bytes -= range.length;
-    description->shm_grown -= range.length;
+    world->shm_bytes -= pages_set(description->shm_grown, range, false);
 }
 
 /* Who had it lets it go: a kill, or shm_destroy(). What has a name stays, and so does what is read into it later. */
@@ -183,15 +231,16 @@ void shm_drop(struct world *world, struct description *description)
 {
     struct named_shm *named = description->shm_named;
     if (named) {
-        named->grown = description->shm_grown;
         named->fd = -1;
         if (!named->name[0])
             named_free(world, named);
         return;
     }
     munmap(description->shm_base, description->shm_reserved);
-    world->shm_bytes -= description->shm_grown;
-    description->shm_grown = 0;
+    world->shm_bytes -= pages_set(description->shm_grown,
+                                  (struct range){0, round_up(description->shm_reserved, WORLD_EXTENT_BYTES)}, false);
+    pages_free(description->shm_grown, description->shm_reserved);
+    description->shm_grown = NULL;
 }
 
 void shm_destroy_(struct io *io, struct io_shm *shm)

@@ -68,7 +68,7 @@ static void against_model(void **state)
     struct model model = {0};
     uint32_t epoch = 1;
     srand(1);
-    assert_int_equal(block_map_init(&map, SLOTS, (uint64_t)BLOCKS << 20), 0);
+    assert_int_equal(block_map_init(&map, SLOTS, (uint64_t)BLOCKS << 20, NULL), 0);
     for (unsigned step = 0; step < 6000; step++) {
         uint32_t slot = (uint32_t)rand() % SLOTS;
         uint64_t block = block_number((unsigned)rand() % BLOCKS);

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What of a snapshot outlives the daemon: its record in the table (snapshot_table.h), kept in step with its life. A snapshot
+ * whose old data goes straight to a target, or that has no export, is its maker's, which ends with the daemon: it has none.
+ *
+ * The table comes with the filters and goes with them. Where none can be made, snapshots end with the daemon, and say so.
+ */
+#include <string.h>
+
+#include "base/log.h"
+#include "vm/snapshot_internal.h"
+
+void snapshot_table_begin(struct vm *vm)
+{
+    const char *disks[LIMIT_DISKS];
+    struct error err;
+    const bool files_go = vm->options.disk_bytes && vm->options.hooks.cache_open && !vm->options.hooks.cache_adopt;
+    if (!vm->memory_folder[0] || files_go || vm->table.layout)
+        return;
+    for (unsigned i = 0; i < vm->disk_count; i++)
+        disks[i] = vm->disks[i].disk->name;
+    if (snapshot_table_create(&vm->table, vm->io, vm->memory_folder, disks, vm->disk_count, &err) < 0)
+        log_warning("snapshots will end with the daemon: %s", err.text);
+}
+
+void snapshot_record_make(struct snapshot *snapshot)
+{
+    struct snapshot_table *table = &snapshot->vm->table;
+    if (!table->layout)
+        return;
+    snapshot_table_note_epoch(table, snapshot->epoch); /* records of the caches have it as well */
+    if (snapshot->ephemeral)
+        return;
+    snapshot->number = snapshot_table_take(table);
+    snapshot->record = &table->records[snapshot->number];
+}
+
+void snapshot_record_commit(struct snapshot *snapshot)
+{
+    struct snapshot_record *record = snapshot->record;
+    if (!record)
+        return;
+    record->epoch = snapshot->epoch;
+    record->cut_attempts = snapshot->attempts;
+    record->leased = snapshot->lease != NULL;
+    record->read_once = snapshot->read_once;
+    record->created_wall_ns = snapshot->created_wall_ns;
+    record->hold_ns = snapshot->hold_ns;
+    memcpy(record->name, snapshot->name, sizeof record->name);
+    memcpy(record->uuid, snapshot->uuid, sizeof record->uuid);
+    memcpy(record->bitmap, snapshot->bitmap, sizeof record->bitmap);
+    atomic_store(&record->state, RECORD_LIVE);
+}
+
+void snapshot_record_broke(struct snapshot *snapshot)
+{
+    if (!snapshot->record)
+        return;
+    memcpy(snapshot->record->reason, snapshot->reason, sizeof snapshot->record->reason);
+    atomic_store(&snapshot->record->broken, 1);
+}
+
+void snapshot_record_end(struct snapshot *snapshot)
+{
+    if (snapshot->record)
+        atomic_store(&snapshot->record->state, RECORD_ENDED);
+}
+
+void snapshot_record_free(struct snapshot *snapshot)
+{
+    if (snapshot->record)
+        atomic_store(&snapshot->record->state, RECORD_FREE);
+    snapshot->record = NULL;
+}

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The table of a VM's snapshots that outlives the daemon: shared memory beside that of the disks' caches. It says which
+ * snapshots there are; the memory of the disks says what is in them. Control thread, but for the word `broken`, which any
+ * disk's reactor sets.
+ */
+#ifndef FLEECE_VM_SNAPSHOT_TABLE_H
+#define FLEECE_VM_SNAPSHOT_TABLE_H
+
+#include <stdatomic.h>
+
+#include "fleece/cache_memory.h"
+#include "io/uuid.h"
+
+enum record_state {
+    RECORD_FREE,
+    RECORD_MAKING, /* a restart finds nothing of it */
+    RECORD_LIVE,   /* the one word that makes the snapshot, on all disks (C2) */
+    RECORD_ENDED,  /* the same as before it was made; its memory is still being given back */
+};
+
+struct snapshot_record {
+    atomic_uint state;  /* enum record_state */
+    atomic_uint broken; /* a block of it was lost, or it ran out of room; set before a write relies on it (C12) */
+    uint32_t epoch, cut_attempts;
+    uint32_t leased, read_once;
+    uint64_t created_wall_ns, hold_ns;
+    char name[LIMIT_NAME_BYTES + 1], uuid[UUID_TEXT_BYTES];
+    char bitmap[LIMIT_NAME_BYTES + 1]; /* that it is limited to; "": it is not */
+    char reason[LIMIT_ERROR_BYTES];    /* of `broken`; "" until it is known */
+};
+
+struct snapshot_table_layout;
+
+struct snapshot_table {
+    struct io *io;
+    const char *folder;
+    struct io_shm shm;
+    struct snapshot_table_layout *layout; /* NULL: there is none */
+    struct snapshot_record *records;      /* LIMIT_SNAPSHOTS */
+};
+
+/* An empty table for these disks. 0, or -errno with a sentence: no snapshot outlives the daemon then. */
+int snapshot_table_create(struct snapshot_table *table, struct io *io, const char *folder, const char *const *disks,
+                          unsigned disk_count, struct error *err);
+/* The table that a killed daemon has left. -ENOENT: there is none. -EAGAIN (another process has it), -EINVAL with a
+ * sentence: it is for other disks (then it is there, to be destroyed), or is not right. */
+int snapshot_table_adopt(struct snapshot_table *table, struct io *io, const char *folder, const char *const *disks,
+                         unsigned disk_count, struct error *err);
+/* When no snapshot is left: with what there may still be of the disks that it names. */
+void snapshot_table_destroy(struct snapshot_table *table);
+/* The process ends at once: only the names go. */
+void snapshot_table_forget(const struct snapshot_table *table);
+
+const uint8_t *snapshot_table_session(const struct snapshot_table *table);
+/* The number of a disk in it. */
+unsigned snapshot_table_disk(const struct snapshot_table *table, const char *name);
+/* A free record; there are as many as there can be snapshots. */
+unsigned snapshot_table_take(struct snapshot_table *table);
+/* The newest epoch that was ever used: noted before it is. */
+void snapshot_table_note_epoch(struct snapshot_table *table, uint32_t epoch);
+uint32_t snapshot_table_epoch(const struct snapshot_table *table);
+
+#endif
