@@ -64,15 +64,28 @@ static void close_idle(struct tracker *tracker)
         tracker_flush_disk(tracker, close_flushed);
 }
 
+/* The sidecar takes nothing any more; what it has been given must come back all the same. */
+static void close_broken(struct io_timer *timer)
+{
+    struct tracker *tracker = container_of(timer, struct tracker, pause);
+    struct io *io = tracker->disk->node.io;
+    bool storing = tracker->store.phase == STORE_WRITING || tracker->store.phase == STORE_SYNCING;
+    if (tracker->writer.busy || tracker->super.busy || storing || tracker->voiding.condemning)
+        io_timer_set(io, timer, io_now_ns(io) + 10 * NS_PER_MS);
+    else
+        tracker_op_fail(tracker, EIO, "%.400s", tracker->reason);
+}
+
 void tracker_run_close(struct tracker_op *op)
 {
     struct tracker *tracker = op->tracker;
+    tracker->pause.fire = close_broken;
     if (tracker->prepared)
         tracker_abandon(tracker);
     if (!tracker->opened)
         tracker_op_finish(tracker, 0);
     else if (tracker->broken)
-        tracker_op_fail(tracker, EIO, "%.400s", tracker->reason);
+        close_broken(&tracker->pause);
     else
         log_writer_when_idle(tracker, close_idle);
 }

@@ -24,7 +24,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/log.h"
 #include "track/tracker_internal.h"
 
 enum { CHUNK_PAGES = LIMIT_REQUEST_BYTES / SIDECAR_BLOCK_BYTES / 2 };
@@ -137,7 +136,6 @@ static void open_void(struct tracker *tracker)
     }
     activity_log_reset(&tracker->log);
     span_memory_close(&tracker->memory, true);
-    log_warning("disk %s: its checkpoints are invalid: %s", tracker->disk->name, tracker->reason);
 }
 
 static void open_record(struct tracker *tracker)
@@ -379,19 +377,40 @@ static int adopt(struct tracker *tracker)
     return tracker_grow_active(tracker, tracker->spans[tracker->span_count - 1]);
 }
 
+/* What a killed daemon left, if it fits. It may still be on its way out. */
+static int adopt_memory(struct tracker *tracker, struct error *err)
+{
+    struct io *io = tracker->disk->node.io;
+    const struct span_key past = tracker_key(tracker, tracker->super.past.nonce);
+    int status = span_memory_adopt(&tracker->memory, &past, err);
+    for (uint64_t waited = 0; status == -EAGAIN && waited < LOCK_WAIT_DEFAULT_NS; waited += LOCK_POLL_NS) {
+        io_sleep(io, LOCK_POLL_NS);
+        status = span_memory_adopt(&tracker->memory, &past, err);
+    }
+    return status;
+}
+
+/* 1: adopted; 0: new, and empty; -errno. */
 static int64_t memory_work(void *argument)
 {
     struct tracker *tracker = argument;
-    struct span_key past = tracker_key(tracker, tracker->super.past.nonce), now = tracker_key(tracker, tracker->nonce);
-    if (!tracker->super.past.clean && span_memory_adopt(&tracker->memory, &past, NULL) == 0)
+    struct error *err = &tracker->op->error;
+    const struct span_key now = tracker_key(tracker, tracker->nonce);
+    int status = adopt_memory(tracker, err);
+    if (status == 0 && !tracker->super.past.clean)
         return 1;
-    return span_memory_create(&tracker->memory, &now, &tracker->op->error);
+    span_memory_close(&tracker->memory, false); /* after a close in good order the sidecar has it all */
+    if (status == -ESTALE || status == -EAGAIN)
+        return status;
+    return span_memory_create(&tracker->memory, &now, err);
 }
 
 static void memory_opened(struct io_op *op, int64_t result)
 {
     struct tracker *tracker = container_of(op, struct tracker, work);
-    if (result < 0) {
+    if (result == -EAGAIN) {
+        open_failed(tracker, -EAGAIN, tracker->op->error.text);
+    } else if (result < 0) {
         void_because(tracker, "%.400s", tracker->op->error.text);
         open_count(tracker);
     } else if (result == 0) {
@@ -403,7 +422,7 @@ static void memory_opened(struct io_op *op, int64_t result)
         if (status < 0)
             void_because(tracker, "the bitmaps that a killed daemon left cannot be adopted: %s", error_name(status));
         else
-            span_memory_announce(&tracker->memory, tracker->nonce);
+            span_memory_announce(&tracker->memory, tracker->super.past.nonce, tracker->nonce);
         open_count(tracker);
     }
 }

@@ -106,14 +106,19 @@ int span_memory_create(struct span_memory *memory, const struct span_key *key, s
     return 0;
 }
 
+static bool header_is_ours(const struct span_memory_header *header, const struct span_key *key)
+{
+    return memcmp(header->magic, MEMORY_MAGIC, sizeof header->magic) == 0 && header->version == MEMORY_VERSION &&
+           memcmp(header->boot_id, key->boot_id, sizeof header->boot_id) == 0 &&
+           memcmp(header->uuid, key->uuid, sizeof header->uuid) == 0;
+}
+
 static bool header_fits(const struct span_memory *memory, const struct span_key *key)
 {
     const struct span_memory_header *header = memory->header;
-    return memcmp(header->magic, MEMORY_MAGIC, sizeof header->magic) == 0 && header->version == MEMORY_VERSION &&
+    return memory->shm.reserved_bytes == reserved_bytes(memory) &&
            header->granularity_shift == key->granularity_shift && header->disk_bytes == key->disk_bytes &&
-           header->sidecar_pages == memory->sidecar_pages && !header->is_void &&
-           memcmp(header->boot_id, key->boot_id, sizeof header->boot_id) == 0 &&
-           memcmp(header->uuid, key->uuid, sizeof header->uuid) == 0 &&
+           header->sidecar_pages == memory->sidecar_pages &&
            (memcmp(header->nonce, key->nonce, sizeof header->nonce) == 0 ||
             memcmp(header->nonce_next, key->nonce, sizeof header->nonce_next) == 0);
 }
@@ -124,21 +129,28 @@ int span_memory_adopt(struct span_memory *memory, const struct span_key *key, st
     int status = io_shm_adopt(memory->io, &memory->shm, &memory->name, err);
     if (status < 0)
         return status;
-    if (memory->shm.reserved_bytes == reserved_bytes(memory)) {
-        status = map_header(memory);
-        set_size(memory, key->disk_bytes, key->granularity_shift);
-        if (status == 0 && header_fits(memory, key))
-            return 0;
+    status = memory->shm.reserved_bytes >= SPAN_PAGE_BYTES ? map_header(memory) : -ENOENT;
+    if (status < 0 || !header_is_ours(memory->header, key))
+        status = error_set(err, ENOENT, "the shared memory '%s' is of another sidecar", memory->name.file);
+    else if (memory->header->is_void)
+        status = error_set(err, ESTALE, "tracking had ended when the daemon was killed");
+    else if (!header_fits(memory, key))
+        status = error_set(err, ESTALE, "the sidecar is older than what the daemon left in memory when it was killed");
+    if (status < 0) {
+        io_shm_destroy(memory->io, &memory->shm);
+        memory->open = false;
     }
-    io_shm_destroy(memory->io, &memory->shm);
-    memory->open = false;
-    return error_set(err, ENOENT, "the shared memory '%s' is of another time", memory->name.file);
+    set_size(memory, key->disk_bytes, key->granularity_shift);
+    return status;
 }
 
-void span_memory_announce(struct span_memory *memory, const uint8_t nonce[SPAN_NONCE_BYTES])
+void span_memory_announce(struct span_memory *memory, const uint8_t past[SPAN_NONCE_BYTES],
+                          const uint8_t nonce[SPAN_NONCE_BYTES])
 {
     struct span_memory_header *header = memory->header;
-    /* The sidecar has one of the two: the other one is replaced. */
+    /* The past one is one of the two, and a kill may come at any byte: it is in both places before one of them changes. */
+    memcpy(header->nonce, past, sizeof header->nonce);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
     memcpy(header->nonce_next, nonce, sizeof header->nonce_next);
 }
 

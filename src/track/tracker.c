@@ -244,7 +244,9 @@ void tracker_destroy(struct tracker *tracker)
     io_timer_cancel(io, &tracker->writer.stalled);
     io_timer_cancel(io, &tracker->voiding.timer);
     tracker->disk->gate = NULL;
-    span_memory_close(&tracker->memory, tracker->closed);
+    span_memory_close(&tracker->memory, false);
+    if (tracker->closed)
+        io_shm_remove(io, &tracker->memory.name);
     node_destroy(tracker->sidecar.node);
     tracker_free(tracker);
 }

@@ -122,9 +122,12 @@ int kit_start(struct kit *kit)
 {
     char name[16];
     struct tracker_options options = kit->options;
-    kit->process++;
-    snprintf(name, sizeof name, "vda %u", kit->process % 1000);
-    kit->io = world_reactor(kit->world, name, kit->process);
+    if (!kit->reactor_is_left) {
+        kit->process++;
+        snprintf(name, sizeof name, "vda %u", kit->process % 1000);
+        kit->io = world_reactor(kit->world, name, kit->process);
+    }
+    kit->reactor_is_left = false;
     world_act_as(kit->world, kit->io);
     kit->disk = disk_create("vda", open_file(kit, "disk"));
     watch(kit);
@@ -145,7 +148,7 @@ int kit_start(struct kit *kit)
 
 void kit_leave(struct kit *kit)
 {
-    world_run_for(kit->world, NS_PER_S);
+    world_run_for(kit->world, NS_PER_MS);
     world_act_as(kit->world, kit->io);
     tracker_destroy(kit->tracker);
     list_remove(&kit->observer->link);
@@ -153,6 +156,7 @@ void kit_leave(struct kit *kit)
     disk_destroy(kit->disk);
     kit->tracker = NULL;
     kit->disk = NULL;
+    kit->reactor_is_left = true;
     world_act_as(kit->world, NULL);
 }
 

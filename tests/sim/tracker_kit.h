@@ -45,6 +45,7 @@ struct kit {
     struct tracker_op op;
     bool op_done;
     unsigned process;
+    bool reactor_is_left; /* a daemon that ended in good order leaves it to the next one */
     struct kit_write writes[KIT_WRITES];
     uint8_t *buffer; /* what writes write */
     struct kit_checkpoint *checkpoints[KIT_CHECKPOINTS];

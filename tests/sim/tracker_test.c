@@ -122,10 +122,104 @@ static void lives_of_all_kinds(void **state)
         lead_a_life(seed);
 }
 
+/* ---- damage */
+
+enum ending { CLOSED, MEMORY_LOST, ENDINGS };
+
+static void forget_memory(struct kit *kit)
+{
+    struct io *io = world_reactor(kit->world, "eraser", 900);
+    world_act_as(kit->world, io);
+    io_shm_remove(io, &kit->options.memory);
+    world_act_as(kit->world, NULL);
+}
+
+/* A sidecar with three checkpoints, pages in both copies, and a log that has gone round. */
+static void make_sidecar(struct kit *kit, enum ending ending)
+{
+    kit_init(kit, &(struct world_options){.seed = 5});
+    assert_int_equal(kit_start(kit), 0);
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(kit_checkpoint(kit, (const char *[]){"a", "b", "c"}[i]), 0);
+        for (unsigned round = 0; round < 3; round++) {
+            for (unsigned e = 0; e < 4; e++)
+                kit_write_now(kit, (i * 5 + round + e) % KIT_EXTENTS * 1024 + 10 * i + round, 2);
+            kit_stop(kit);
+            assert_int_equal(kit_start(kit), 0);
+        }
+    }
+    kit_write_now(kit, 19 * 1024 + 1, 1);
+    if (ending == CLOSED) {
+        kit_stop(kit);
+    } else {
+        kit_kill(kit);
+        world_run_for(kit->world, 5 * NS_PER_S);
+        forget_memory(kit);
+    }
+}
+
+/* A start on a damaged sidecar: refused, or every checkpoint is invalid, and both name the bytes. */
+static void expect_noticed(struct kit *kit, uint64_t offset)
+{
+    int status = kit_start(kit);
+    const char *said = status < 0 ? kit->err.text : tracker_invalid_reason(kit->tracker);
+    unsigned long long first = 0, last = 0;
+    if (status != -EBADMSG && status != 0)
+        fail_msg("byte %llu: status %d", (unsigned long long)offset, status);
+    if (!said)
+        fail_msg("byte %llu: nothing is noticed", (unsigned long long)offset);
+    const char *bytes = strstr(said, "bytes ");
+    if (!bytes || sscanf(bytes, "bytes %llu-%llu", &first, &last) != 2 || offset < first || offset > last)
+        fail_msg("byte %llu: '%s'", (unsigned long long)offset, said);
+    for (unsigned i = 0; i < kit->checkpoint_count && status == 0; i++)
+        assert_int_equal(kit_state(kit, kit->checkpoints[i]->id.name), CHECKPOINT_INVALID);
+    if (status < 0)
+        assert_non_null(strstr(said, "fleece checkpoint reset"));
+    kit_leave(kit);
+}
+
+/* Blocks in which something is: header, superblocks, log, and the pages of three areas. */
+static unsigned used_blocks(const uint8_t *bytes, uint64_t size, uint64_t *blocks)
+{
+    unsigned count = 0;
+    for (uint64_t at = 0; at < size; at += KIT_BLOCK)
+        if (bytes[at] || memcmp(bytes + at, bytes + at + 1, KIT_BLOCK - 1))
+            blocks[count++] = at;
+    return count;
+}
+
+static void every_byte_class_of_the_sidecar(void **state)
+{
+    (void)state;
+    static const uint64_t places[] = {0,  5,   7,  12,
+                                      16, 300, 511}; /* of a sector: sum, number, kind, sequence, payload */
+    for (enum ending ending = CLOSED; ending < ENDINGS; ending++) {
+        struct kit kit;
+        uint64_t blocks[64];
+        make_sidecar(&kit, ending);
+        struct world_file *file = kit_sidecar(&kit);
+        uint64_t size = world_file_size(file);
+        uint8_t *whole = malloc(size);
+        memcpy(whole, world_file_bytes(file), size);
+        unsigned count = used_blocks(whole, size, blocks);
+        assert_int_equal(count, 17 + 6);
+        for (unsigned i = 0; i < count * 8; i++) {
+            uint64_t offset = blocks[i / 8] + i % 8 * 512 + places[i % 7];
+            uint8_t flipped = (uint8_t)(whole[offset] ^ (1 << i % 8));
+            world_file_fill(file, offset, &flipped, 1);
+            expect_noticed(&kit, offset);
+            world_file_fill(file, 0, whole, size);
+        }
+        free(whole);
+        kit_fini(&kit);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_checkpoint_reports_what_was_written_since),
+        cmocka_unit_test(every_byte_class_of_the_sidecar),
         cmocka_unit_test(lives_of_all_kinds),
     };
     if (argc == 3)
