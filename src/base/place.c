@@ -21,3 +21,18 @@ int place_memory(char *path, size_t size, const char *vm)
     int length = snprintf(path, size, "/dev/shm/fleece-%u/%s", (unsigned)geteuid(), vm);
     return length < 0 || (size_t)length >= size ? -ENAMETOOLONG : 0;
 }
+
+int place_state(char *path, size_t size, const char *vm)
+{
+    const char *state = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
+    int length;
+    if (geteuid() == 0)
+        length = snprintf(path, size, "/var/lib/fleece/%s", vm);
+    else if (state && state[0] == '/')
+        length = snprintf(path, size, "%s/fleece/%s", state, vm);
+    else if (home && home[0] == '/')
+        length = snprintf(path, size, "%s/.local/state/fleece/%s", home, vm);
+    else
+        return -ENOENT;
+    return length < 0 || (size_t)length >= size ? -ENAMETOOLONG : 0;
+}

@@ -12,4 +12,8 @@ int place_runtime(char *path, size_t size, const char *vm, const char *file);
 /* /dev/shm/fleece-UID/VM: memory that outlives a killed daemon. 0, or -ENAMETOOLONG. */
 int place_memory(char *path, size_t size, const char *vm);
 
+/* Where state outlives a reboot: /var/lib/fleece/VM for root, $XDG_STATE_HOME/fleece/VM (~/.local/state without that
+ * variable) for a user. 0, -ENAMETOOLONG, or -ENOENT: there is no home. */
+int place_state(char *path, size_t size, const char *vm);
+
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Events about snapshots, the cache and jobs. SHUTDOWN is sent by the server itself. */
+/* Events about snapshots, checkpoints, the cache and jobs. SHUTDOWN is sent by the server itself. */
 #include "control/client.h"
 #include "control/describe.h"
 
@@ -31,6 +31,20 @@ void control_event_snapshot_broken(struct control_server *server, const struct s
 void control_event_snapshot_deleted(struct control_server *server, const char *name, const char *uuid)
 {
     server_emit(server, "FLEECE_SNAPSHOT_DELETED", json_pack("{s:s, s:s}", "name", name, "uuid", uuid));
+}
+
+void control_event_checkpoint(struct control_server *server, enum vm_checkpoint_event event,
+                              const struct checkpoint_id *id, const char *disk, const char *reason)
+{
+    static const char *const names[] = {
+        [VM_CHECKPOINT_CREATED] = "FLEECE_CHECKPOINT_CREATED",
+        [VM_CHECKPOINT_COMMITTED] = "FLEECE_CHECKPOINT_COMMITTED",
+        [VM_CHECKPOINT_DELETED] = "FLEECE_CHECKPOINT_DELETED",
+        [VM_CHECKPOINT_INVALID] = "FLEECE_CHECKPOINT_INVALID",
+    };
+    json_t *data = id ? json_pack("{s:s, s:s}", "name", id->name, "uuid", id->uuid)
+                      : json_pack("{s:s, s:o}", "disk", disk, "reason", describe_text(reason));
+    server_emit(server, names[event], data);
 }
 
 /* ---- jobs: QEMU's events, in QEMU's order ---- */

@@ -4,6 +4,7 @@
  *
  *   CLAIM    run-time folder and its lock, so that nothing below ever happens twice for one VM
  *   OPEN     the disks, on a helper thread, since a killed daemon's locks may have to be waited for
+ *   RECOVER  sidecars and checkpoints: what each disk knows of its changes, before any of them is written
  *   EXPORT   the NBD server: from here on the guest is served
  *   SERVE    the control socket, and "ready"
  *   then, after a signal, `quit` or a failure at any point, whatever exists ends in the opposite order:
@@ -22,6 +23,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -34,17 +36,20 @@
 
 #include "base/log.h"
 #include "base/name.h"
+#include "base/place.h"
 #include "control/server.h"
 #include "daemon/caches.h"
 #include "daemon/disks.h"
 #include "daemon/exports.h"
 #include "daemon/notify.h"
 #include "daemon/runtime.h"
+#include "daemon/sidecars.h"
 #include "io/ring.h"
 
 enum state {
     DAEMON_CLAIM,
     DAEMON_OPEN,
+    DAEMON_RECOVER,
     DAEMON_EXPORT,
     DAEMON_SERVE,
     DAEMON_END_JOBS,
@@ -67,6 +72,8 @@ struct daemon {
     unsigned reactor_count;
     struct disks disks;
     struct caches caches;
+    struct sidecars sidecars;
+    char memory_folder[PATH_MAX];
     struct io_op open;
     struct vm *vm;
     struct job_table jobs;
@@ -89,7 +96,8 @@ static void daemon_move(struct daemon *daemon, enum state to)
 {
     static const char allowed[][DAEMON_ENDED + 1] = {
         [DAEMON_CLAIM] = {[DAEMON_OPEN] = 1, [DAEMON_END_JOBS] = 1},
-        [DAEMON_OPEN] = {[DAEMON_EXPORT] = 1, [DAEMON_END_JOBS] = 1},
+        [DAEMON_OPEN] = {[DAEMON_RECOVER] = 1, [DAEMON_END_JOBS] = 1},
+        [DAEMON_RECOVER] = {[DAEMON_EXPORT] = 1, [DAEMON_END_JOBS] = 1},
         [DAEMON_EXPORT] = {[DAEMON_SERVE] = 1, [DAEMON_END_JOBS] = 1},
         [DAEMON_SERVE] = {[DAEMON_END_JOBS] = 1},
         [DAEMON_END_JOBS] = {[DAEMON_UNEXPORT] = 1},
@@ -295,6 +303,38 @@ static void vm_cache_resized(void *context, uint64_t disk_bytes)
     caches_resize(&daemon->caches, disk_bytes);
 }
 
+static void vm_sidecar_open(void *context, const struct disk *disk, bool create,
+                            void (*done)(void *argument, const struct vm_sidecar *sidecar, const struct error *err),
+                            void *argument)
+{
+    struct daemon *daemon = context;
+    sidecars_open(&daemon->sidecars, disk, create, done, argument);
+}
+
+static void vm_sidecar_keep(void *context, const struct disk *disk,
+                            void (*done)(void *argument, const struct error *err), void *argument)
+{
+    struct daemon *daemon = context;
+    sidecars_keep(&daemon->sidecars, disk, done, argument);
+}
+
+static void vm_sidecar_remove(void *context, const struct disk *disk,
+                              void (*done)(void *argument, const struct error *err), void *argument)
+{
+    struct daemon *daemon = context;
+    sidecars_remove(&daemon->sidecars, disk, done, argument);
+}
+
+static void vm_checkpoint_event(void *context, enum vm_checkpoint_event event, const struct checkpoint_id *id,
+                                const char *disk, const char *reason)
+{
+    struct daemon *daemon = context;
+    if (event == VM_CHECKPOINT_INVALID)
+        log_warning("the checkpoints of disk %s are invalid: %s", disk, reason);
+    if (daemon->control)
+        control_event_checkpoint(daemon->control, event, id, disk, reason);
+}
+
 static void vm_snapshot_created(void *context, const struct snapshot *snapshot)
 {
     struct daemon *daemon = context;
@@ -376,6 +416,7 @@ static int daemon_make_vm(struct daemon *daemon, struct error *err)
         .disk_bytes = daemon->caches.max_bytes,
         .cbw_timeout_ns = daemon->options->cbw_timeout_ns,
         .copy_on_read = daemon->options->copy_on_read,
+        .memory_folder = daemon->memory_folder,
         .hooks = {.context = daemon,
                   .publish = vm_publish,
                   .unpublish = vm_unpublish,
@@ -384,6 +425,10 @@ static int daemon_make_vm(struct daemon *daemon, struct error *err)
                   .cache_threshold = vm_cache_threshold,
                   .cache_resized = vm_cache_resized,
                   .cache_space = vm_cache_space,
+                  .sidecar_open = vm_sidecar_open,
+                  .sidecar_keep = vm_sidecar_keep,
+                  .sidecar_remove = vm_sidecar_remove,
+                  .checkpoint_event = vm_checkpoint_event,
                   .snapshot_created = vm_snapshot_created,
                   .snapshot_broken = vm_snapshot_broken,
                   .snapshot_deleted = vm_snapshot_deleted},
@@ -436,6 +481,21 @@ static int64_t open_all(void *argument)
     return status;
 }
 
+/* Nothing is served before every disk knows what it knew (C2). */
+static void daemon_recovered(void *argument, const struct error *failure)
+{
+    struct daemon *daemon = argument;
+    if (failure || daemon->end_wanted) {
+        if (failure)
+            daemon_fail(daemon, failure);
+        else
+            daemon_end(daemon, "host-signal");
+        return;
+    }
+    daemon_move(daemon, DAEMON_EXPORT);
+    exports_start(daemon->exports, daemon->vm, daemon->nbd, daemon->nbd_count, daemon_exported, daemon);
+}
+
 static void disks_opened(struct io_op *op, int64_t result)
 {
     struct daemon *daemon = container_of(op, struct daemon, open);
@@ -449,8 +509,9 @@ static void disks_opened(struct io_op *op, int64_t result)
         daemon_fail(daemon, &err);
         return;
     }
-    daemon_move(daemon, DAEMON_EXPORT);
-    exports_start(daemon->exports, daemon->vm, daemon->nbd, daemon->nbd_count, daemon_exported, daemon);
+    sidecars_init(&daemon->sidecars, daemon->control_io, daemon->options, daemon->disks.leaves);
+    daemon_move(daemon, DAEMON_RECOVER);
+    vm_recover(daemon->vm, daemon_recovered, daemon);
 }
 
 static unsigned reactors_wanted(const struct options *options)
@@ -496,6 +557,7 @@ static int check_state_dir(const struct options *options, struct error *err)
 static void choose_places(struct daemon *daemon)
 {
     const struct options *options = daemon->options;
+    (void)place_memory(daemon->memory_folder, sizeof daemon->memory_folder, options->vm); /* names are short */
     if (options->control)
         snprintf(daemon->control_path, sizeof daemon->control_path, "%s", options->control);
     else

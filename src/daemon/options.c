@@ -30,6 +30,8 @@ const char options_help[] =
     "      driver=file|null     null, with an empty FILE: reads zeroes, forgets writes\n"
     "      size=SIZE            of a null disk\n"
     "      granularity=SIZE     unit of preservation, a power of two from 4K (the default) to 4M\n"
+    "      track=on|off         note changes for incremental backups, or never (default: once a checkpoint is made)\n"
+    "      track-granularity=SIZE unit of that, from 4K (the default) to 4M\n"
     "  --nbd ADDRESS            unix:PATH or tcp:HOST:PORT (loopback only); default: nbd.sock in the run-time folder\n"
     "  --control SOCKET         the control socket; default: control.sock in the run-time folder\n"
     "  --fleece OPTION=VALUE[,…] where blocks are preserved\n"
@@ -41,7 +43,7 @@ const char options_help[] =
     "  --io-threads N           I/O threads; default: one per disk, as many as there are processors, 4 at most\n"
     "  --lock-timeout SECONDS   how long to wait for the lock of a disk that a killed daemon still holds (default: "
     "30)\n"
-    "  --state-dir DIR          where state of block devices is kept\n"
+    "  --state-dir DIR          where state of block devices is kept, and of images in folders that can't be written\n"
     "  --help, --version\n\n"
     "The run-time folder is $XDG_RUNTIME_DIR/fleece/VM, for root /run/fleece/VM. See fleeced(8).\n";
 
@@ -88,6 +90,17 @@ static int parse_choice(const char *option, const char *name, const char *value,
 
 /* --- --disk */
 
+static int parse_granularity(const char *option, const char *name, const char *value, uint64_t *bytes,
+                             struct error *err)
+{
+    int status = size_parse(name, value, bytes, err);
+    if (status < 0)
+        return error_prefix(err, "%s", option);
+    if (*bytes < BLOCK_BYTES_MIN || *bytes > BLOCK_BYTES_MAX || (*bytes & (*bytes - 1)) != 0)
+        return error_set(err, EINVAL, "%s: %s=%.100s is not right: a power of two from 4K to 4M", option, name, value);
+    return 0;
+}
+
 static int parse_disk_option(const char *option, struct disk_options *disk, const char *name, const char *value,
                              struct error *err)
 {
@@ -112,20 +125,19 @@ static int parse_disk_option(const char *option, struct disk_options *disk, cons
             return error_set(err, EINVAL, "%s: size=%.100s is not right: from 1 byte to 4096T", option, value);
         return 0;
     }
-    if (strcmp(name, "granularity") == 0) {
-        int status = size_parse("granularity", value, &disk->block_bytes, err);
-        if (status < 0)
-            return error_prefix(err, "%s", option);
-        if (disk->block_bytes < BLOCK_BYTES_MIN || disk->block_bytes > BLOCK_BYTES_MAX ||
-            (disk->block_bytes & (disk->block_bytes - 1)) != 0)
-            return error_set(err, EINVAL, "%s: granularity=%.100s is not right: a power of two from 4K to 4M", option,
-                             value);
-        return 0;
+    if (strcmp(name, "granularity") == 0)
+        return parse_granularity(option, name, value, &disk->block_bytes, err);
+    if (strcmp(name, "track-granularity") == 0)
+        return parse_granularity(option, name, value, &disk->track_granularity, err);
+    if (strcmp(name, "track") == 0) {
+        bool on = false;
+        int status = parse_choice(option, name, value, "off", "on", &on, err);
+        disk->track = on ? TRACK_ON : TRACK_OFF;
+        return status;
     }
-    if (strcmp(name, "track") == 0)
-        return error_set(err, EINVAL, "%s: track= (change tracking) is not supported yet", option);
     return error_set(err, EINVAL,
-                     "%s: unknown option '%.100s': format, cache, read-only, driver, size and granularity are known",
+                     "%s: unknown option '%.100s': format, cache, read-only, driver, size, granularity, track and "
+                     "track-granularity are known",
                      option, name);
 }
 
@@ -136,6 +148,8 @@ static int check_disk(const char *option, struct disk_options *disk, const char 
         return error_set(err, EINVAL, "%s: driver=null wants size=SIZE", option);
     if (disk->null_driver && path[0] && strcmp(path, "null") != 0)
         return error_set(err, EINVAL, "%s: driver=null uses no file, but '%.200s' is given", option, path);
+    if (disk->track == TRACK_ON && (disk->null_driver || disk->read_only))
+        return error_set(err, EINVAL, "%s: track=on is for disks that can be written and keep what is", option);
     if (disk->null_driver)
         return 0;
     if (!path[0])

@@ -9,6 +9,12 @@
 #include "base/error.h"
 #include "base/limits.h"
 
+enum track_option {
+    TRACK_AUTO, /* when there is a sidecar, or a checkpoint is made */
+    TRACK_ON,
+    TRACK_OFF,
+};
+
 struct disk_options {
     char name[LIMIT_NAME_BYTES + 1];
     char *path; /* as it was given; NULL for the null driver */
@@ -17,6 +23,8 @@ struct disk_options {
     bool page_cache;
     uint64_t size_bytes;  /* of the null driver */
     uint64_t block_bytes; /* of preservation; 0: the default */
+    enum track_option track;
+    uint64_t track_granularity; /* of a sidecar that is made; 0: the default */
 };
 
 enum options_action { OPTIONS_SERVE, OPTIONS_HELP, OPTIONS_VERSION };

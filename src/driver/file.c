@@ -350,3 +350,9 @@ int file_open(struct io *io, const struct file_options *options, struct node **n
     *node = &file->node;
     return 0;
 }
+
+int file_stat(const struct node *node, struct io_stat *stat)
+{
+    const struct file_node *file = container_of(node, struct file_node, node);
+    return io_stat(node->io, file->fd, stat);
+}

@@ -30,4 +30,7 @@ struct file_options {
  */
 int file_open(struct io *io, const struct file_options *options, struct node **node, struct error *err);
 
+/* What the kernel says of the file of a node of this driver. Any thread. 0 or -errno. */
+int file_stat(const struct node *node, struct io_stat *stat);
+
 #endif

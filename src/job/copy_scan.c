@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The scan of a copy: runs ahead of the workers through the source's block status, or through its dirty map, so that they
- * need not ask about each extent. Extents that are taken out of this order are asked about by their workers. What was taken already is passed over:
- * it may have been released, and a snapshot does not answer for that.
+ * need not ask about each extent. Extents that are taken out of this order are asked about by their workers. What was
+ * taken already is passed over: it may have been released, and a snapshot does not answer for that.
  */
 #include "job/copy_internal.h"
 

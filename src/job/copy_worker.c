@@ -2,8 +2,8 @@
 /*
  * One extent through its worker:
  *
- *     (ask which blocks are needed, or dirty) -> (ask which cells may hold data) -> read those -> hash and look for zeroes (helper
- *     thread) -> write the cells that hold data, and zeroes where the target has to be told
+ *     (ask which blocks are needed, or dirty) -> (ask which cells may hold data) -> read those -> hash and look for
+ *     zeroes (helper thread) -> write the cells that hold data, and zeroes where the target has to be told
  *
  * Everything is counted in cells of 4 KiB: a bitmap says which ones may hold data (from the block status), later which ones
  * do (from looking). Parts nearer to each other than COPY_GAP_CELLS are read and written as one: a request costs more than

@@ -13,6 +13,8 @@
  */
 #include "track/bitmap_copy.h"
 
+#include <string.h>
+
 #include "base/probe.h"
 
 static void copy_written(struct write_observer *observer, struct range range)
@@ -56,21 +58,45 @@ static void copy_runs(struct bitmap_copy *copy)
     }
 }
 
+/* Runs of a checkpoint's changes, which the tracker finds in its spans. */
+static void copy_changes(struct bitmap_copy *copy)
+{
+    for (unsigned runs = 0; runs < LIMIT_BITMAP_STEP_RUNS && copy->at < copy->disk->node.size_bytes; runs++) {
+        struct range run;
+        uint64_t next;
+        copy->status = tracker_changed(copy->tracker, copy->checkpoint, copy->at, &run, &next);
+        if (copy->status < 0)
+            return;
+        copy->at = next;
+        if (run.length == 0)
+            return; /* it has looked at as much as a step may */
+        struct block_range blocks = range_to_blocks(run, copy->block_shift);
+        copy->status = bitmap_assign(&copy->blocks, blocks.first, blocks.count, true);
+        if (copy->status < 0)
+            return;
+    }
+}
+
 /* One step a tick: the next one comes by a timer, not by a task, for the tasks of a tick all run before its I/O does. */
 static void copy_step(struct io_task *task)
 {
     struct bitmap_copy *copy = container_of(task, struct bitmap_copy, step);
     struct dirty_bitmap *source = copy->source;
-    if (copy->status == 0 && copy->source_shift == copy->block_shift)
+    const uint64_t end = source ? source->bits.bit_count : copy->disk->node.size_bytes;
+    if (copy->status == 0 && copy->tracker)
+        copy_changes(copy);
+    else if (copy->status == 0 && copy->source_shift == copy->block_shift)
         copy_chunks(copy);
     else if (copy->status == 0)
         copy_runs(copy);
-    if (copy->status == 0 && copy->at < source->bits.bit_count) {
+    if (copy->status == 0 && copy->at < end) {
         io_timer_set(copy->disk->node.io, &copy->next, io_now_ns(copy->disk->node.io));
         return;
     }
     copy->source = NULL;
-    dirty_bitmap_copied(source);
+    copy->tracker = NULL;
+    if (source)
+        dirty_bitmap_copied(source);
     copy->done(copy);
 }
 
@@ -80,30 +106,45 @@ static void copy_next(struct io_timer *timer)
     io_task_queue(copy->disk->node.io, &copy->step);
 }
 
-void bitmap_copy_start(struct bitmap_copy *copy, struct disk *disk, struct dirty_bitmap *source, unsigned block_shift,
+static void copy_start(struct bitmap_copy *copy, struct disk *disk, unsigned source_shift, unsigned block_shift,
                        void (*done)(struct bitmap_copy *copy))
 {
-    assert(io_on_owner(disk->node.io) && !source->inconsistent);
+    assert(io_on_owner(disk->node.io));
     const uint64_t block_bytes = UINT64_C(1) << block_shift;
     *copy = (struct bitmap_copy){
         .block_shift = block_shift,
-        .source_shift = source->granularity_shift,
+        .source_shift = source_shift,
         .disk = disk,
-        .source = source,
         .observer = {.written = copy_written},
         .step = {.run = copy_step},
         .next = {.fire = copy_next},
         .done = done,
     };
-    source->copies++;
     copy->status = bitmap_init(&copy->blocks, (disk->node.size_bytes + block_bytes - 1) >> block_shift, false);
     list_append(&disk->observers, &copy->observer.link);
     io_timer_set(disk->node.io, &copy->next, io_now_ns(disk->node.io));
 }
 
+void bitmap_copy_start(struct bitmap_copy *copy, struct disk *disk, struct dirty_bitmap *source, unsigned block_shift,
+                       void (*done)(struct bitmap_copy *copy))
+{
+    assert(!source->inconsistent);
+    copy_start(copy, disk, source->granularity_shift, block_shift, done);
+    copy->source = source;
+    source->copies++;
+}
+
+void bitmap_copy_start_since(struct bitmap_copy *copy, struct disk *disk, struct tracker *tracker,
+                             const char *checkpoint_uuid, unsigned block_shift, void (*done)(struct bitmap_copy *copy))
+{
+    copy_start(copy, disk, (unsigned)__builtin_ctzll(tracker_granularity(tracker)), block_shift, done);
+    copy->tracker = tracker;
+    memcpy(copy->checkpoint, checkpoint_uuid, sizeof copy->checkpoint);
+}
+
 void bitmap_copy_end(struct bitmap_copy *copy)
 {
-    assert(!copy->source);
+    assert(!copy->source && !copy->tracker);
     if (list_linked(&copy->observer.link))
         list_remove(&copy->observer.link);
 }

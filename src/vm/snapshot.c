@@ -8,6 +8,7 @@
  *     OPENING     the cache files of the disks are made, if there are no filters yet
  *     PREPARING   parts: filter (if there is none), point, view, needed set: all that takes memory, before the guest is held
  *     CUTTING     block/cut: hold, drain, all points go live, resume; an aborted attempt is tried again after a pause
+ *     RECORDING   the checkpoint that was made with it becomes durable, if there is one (snapshot_checkpoint.c)
  *     PUBLISHING  the views become exports; the caller is told only when all are
  *     LIVE        (or broken: its points are dead, the exports answer errors, and it says why)
  *     ENDING      parts: the points die at once
@@ -18,6 +19,9 @@
  * A snapshot that is limited to a dirty bitmap needs what is set in it at the cut. The copy of the bitmap is made in
  * PREPARING and goes on noting writes until the cut (track/bitmap_copy), so that it is whole then and the hold takes no
  * memory. Had it no memory for one of those writes, the point needs all blocks, and the snapshot is taken back.
+ *
+ * A checkpoint that is made alone is a *bare* snapshot: it is cut like any other, but has no filter, point or view, is
+ * listed nowhere, and ends when its checkpoint is recorded.
  *
  * What must be whole before the guest is held is made in PREPARING; nothing that can fail happens inside the hold. A
  * failure in any step leads through FREEING, so nothing is left behind (R7). A lease that ends while its snapshot is made
@@ -36,7 +40,9 @@
 #include "base/name.h"
 #include "base/probe.h"
 #include "io/uuid.h"
+#include "vm/checkpoint_table.h"
 #include "vm/snapshot_internal.h"
+
 static void step_move(struct snapshot *snapshot, enum snapshot_step to)
 {
     static const unsigned allowed[] = {
@@ -44,7 +50,8 @@ static void step_move(struct snapshot *snapshot, enum snapshot_step to)
         [ADOPTED] = 1 << PUBLISHING | 1 << ENDING,
         [OPENING] = 1 << PREPARING | 1 << FREEING,
         [PREPARING] = 1 << CUTTING | 1 << FREEING,
-        [CUTTING] = 1 << PUBLISHING | 1 << FREEING,
+        [CUTTING] = 1 << RECORDING | 1 << PUBLISHING | 1 << FREEING,
+        [RECORDING] = 1 << PUBLISHING | 1 << ENDING,
         [PUBLISHING] = 1 << LIVE | 1 << ENDING,
         [LIVE] = 1 << ENDING,
         [ENDING] = 1 << WITHDRAWING,
@@ -84,6 +91,8 @@ static void snapshot_gone(struct snapshot *snapshot)
         cut_next(vm);
     if (snapshot->failure.code)
         snapshot->created(snapshot->created_argument, NULL, &snapshot->failure);
+    else if (snapshot->bare)
+        snapshot->created(snapshot->created_argument, snapshot, NULL);
     else
         vm->options.hooks.snapshot_deleted(vm->options.hooks.context, snapshot->name, snapshot->uuid);
     if (snapshot->deleted)
@@ -97,7 +106,7 @@ static bool filters_in_use(const struct snapshot *without)
 {
     list_each (link, &without->vm->snapshots) {
         const struct snapshot *snapshot = container_of(link, struct snapshot, link);
-        if (snapshot != without && snapshot->step > QUEUED)
+        if (snapshot != without && snapshot->step > QUEUED && !snapshot->bare)
             return true;
     }
     return false;
@@ -138,7 +147,7 @@ static void filters_gone(struct snapshot *snapshot)
 static void snapshot_freed(struct snapshot *snapshot)
 {
     snapshot_record_free(snapshot);
-    if (snapshot->vm->filters != FILTERS_MADE || filters_in_use(snapshot)) {
+    if (snapshot->vm->filters != FILTERS_MADE || snapshot->bare || filters_in_use(snapshot)) {
         snapshot_gone(snapshot);
         return;
     }
@@ -237,6 +246,7 @@ static void snapshot_published(struct snapshot *snapshot)
         error_set(&snapshot->failure, ENOSPC, "snapshot '%s' broke at once: %s", snapshot->name, snapshot->reason);
     if (snapshot->failure.code) {
         PROBE(snapshot_taken_back);
+        snapshot_checkpoint_drop(snapshot);
         snapshot_end(snapshot);
         return;
     }
@@ -247,6 +257,7 @@ static void snapshot_published(struct snapshot *snapshot)
         return;
     }
     snapshot_record_commit(snapshot);
+    snapshot_checkpoint_tell(snapshot);
     snapshot->created(snapshot->created_argument, snapshot, NULL);
     vm->options.hooks.snapshot_created(vm->options.hooks.context, snapshot);
 }
@@ -289,6 +300,19 @@ static void snapshot_publish(struct snapshot *snapshot)
         snapshot_publish_views(snapshot);
 }
 
+/* The checkpoint is durable on every disk that could. */
+static void snapshot_recorded(struct snapshot *snapshot)
+{
+    const int status = snapshot_checkpoint_enter(snapshot, &snapshot->failure);
+    cut_next(snapshot->vm);
+    if (status < 0 && !snapshot->bare)
+        snapshot->failure = (struct error){0}; /* the snapshot is whole: each disk says why it has no checkpoint */
+    if (!snapshot->bare)
+        snapshot_publish(snapshot);
+    else
+        snapshot_end(snapshot);
+}
+
 static void cut_attempt(struct snapshot *snapshot);
 
 static void cut_pause_over(struct io_timer *timer)
@@ -310,8 +334,13 @@ static void cut_done(struct cut *cut, int status)
     snapshot->hold_ns = cut->hold_ns;
     if (status == 0) {
         snapshot->created_wall_ns = io_wall_ns(vm->io);
-        cut_next(vm);
-        snapshot_publish(snapshot);
+        if (snapshot->checkpoint.name[0]) {
+            step_move(snapshot, RECORDING);
+            parts_send(snapshot, part_record, snapshot_recorded);
+        } else {
+            cut_next(vm);
+            snapshot_publish(snapshot);
+        }
     } else if (snapshot->doomed) {
         snapshot_forsaken(snapshot, "not taken");
         snapshot_free(snapshot);
@@ -377,6 +406,13 @@ static void snapshot_prepare(struct snapshot *snapshot)
     parts_send(snapshot, part_prepare, snapshot_prepared);
 }
 
+static void sidecar_opened(struct vm_disk *vd)
+{
+    struct snapshot *snapshot = vd->tracking.opened_context;
+    if (--snapshot->parts_out == 0)
+        snapshot_prepare(snapshot);
+}
+
 static void file_opened(void *argument, struct node *file, const struct error *err)
 {
     struct part *part = argument;
@@ -395,14 +431,18 @@ static void snapshot_begin(struct snapshot *snapshot)
     struct vm *vm = snapshot->vm;
     const struct vm_hooks *hooks = &vm->options.hooks;
     vm->cutting = snapshot;
-    snapshot->epoch = ++vm->last_epoch;
+    snapshot->checkpoint.created_wall_ns = io_wall_ns(vm->io);
     snapshot->give_up_ns += io_now_ns(vm->io);
     step_move(snapshot, OPENING);
-    if (vm->filters == FILTERS_NONE)
-        snapshot_table_begin(vm);
-    snapshot_record_make(snapshot);
+    if (!snapshot->bare) {
+        if (vm->filters == FILTERS_NONE)
+            snapshot_table_begin(vm);
+        snapshot->epoch = ++vm->last_epoch;
+        snapshot_record_make(snapshot);
+    }
     snapshot->parts_out = 1; /* our own, so that it does not reach 0 within the loop */
-    for (unsigned i = 0; i < vm->disk_count && vm->filters == FILTERS_NONE; i++) {
+    snapshot->parts_out += snapshot_sidecars_open(snapshot, sidecar_opened);
+    for (unsigned i = 0; i < vm->disk_count && vm->filters == FILTERS_NONE && !snapshot->bare; i++) {
         struct vm_disk *vd = &vm->disks[i];
         vd->error = (struct error){0};
         if (!vm->options.disk_bytes || !hooks->cache_open)
@@ -410,8 +450,10 @@ static void snapshot_begin(struct snapshot *snapshot)
         snapshot->parts_out++;
         hooks->cache_open(hooks->context, vd->disk, vd->block_bytes, file_opened, &snapshot->parts[i]);
     }
-    cache_watch_begin(vm);
-    vm->filters = FILTERS_MADE;
+    if (!snapshot->bare) {
+        cache_watch_begin(vm);
+        vm->filters = FILTERS_MADE;
+    }
     if (--snapshot->parts_out == 0)
         snapshot_prepare(snapshot);
 }
@@ -421,6 +463,8 @@ static void snapshot_begin(struct snapshot *snapshot)
 struct snapshot *vm_snapshot_next(const struct vm *vm, const struct snapshot *after)
 {
     const struct list_node *next = after ? after->link.next : vm->snapshots.head.next;
+    while (next != &vm->snapshots.head && container_of(next, struct snapshot, link)->bare)
+        next = next->next;
     return next == &vm->snapshots.head ? NULL : container_of(next, struct snapshot, link);
 }
 
@@ -468,7 +512,7 @@ static struct snapshot *snapshot_make(struct vm *vm, const struct snapshot_optio
         memccpy(snapshot->bitmap, options->bitmap, 0, sizeof snapshot->bitmap - 1);
     snapshot->no_export = options->no_export;
     snapshot->ephemeral = options->ephemeral || options->through || options->no_export;
-    snapshot->grace_ns = LEASE_GRACE_DEFAULT_NS;
+    snapshot->grace_ns = options->grace_ns;
     snapshot->grace.fire = snapshot_grace_over;
     snapshot->drain_ns = options->drain_ns ? options->drain_ns : CUT_ATTEMPT_NS;
     uint64_t total_ns = options->total_ns ? options->total_ns : CUT_TOTAL_MAX_NS;
@@ -510,6 +554,9 @@ struct snapshot *snapshot_adopt(struct vm *vm, unsigned number)
     snapshot->attempts = record->cut_attempts;
     snapshot->created_wall_ns = record->created_wall_ns;
     snapshot->hold_ns = record->hold_ns;
+    snapshot->grace_ns = record->grace_ns ? record->grace_ns : LEASE_GRACE_DEFAULT_NS;
+    snapshot->since = record->since;
+    snapshot->checkpoint = record->checkpoint;
     memcpy(snapshot->uuid, record->uuid, sizeof snapshot->uuid);
     snapshot->broken = atomic_load(&record->broken);
     snprintf(snapshot->reason, sizeof snapshot->reason, "%.*s", (int)sizeof record->reason - 1,
@@ -531,6 +578,22 @@ void snapshot_bury(struct snapshot *snapshot)
     snapshot_end(snapshot);
 }
 
+/* It waits for its turn, or begins. */
+static void snapshot_start(struct snapshot *snapshot,
+                           void (*done)(void *argument, struct snapshot *snapshot, const struct error *err),
+                           void *argument)
+{
+    struct vm *vm = snapshot->vm;
+    snapshot->created = done;
+    snapshot->created_argument = argument;
+    list_append(&vm->snapshots, &snapshot->link);
+    vm->snapshot_count++;
+    if (!vm->cutting && vm->filters != FILTERS_CLOSING)
+        snapshot_begin(snapshot);
+    else
+        PROBE(snapshot_queued);
+}
+
 void vm_snapshot_create(struct vm *vm, const struct snapshot_options *options,
                         void (*done)(void *argument, struct snapshot *snapshot, const struct error *err),
                         void *argument)
@@ -547,18 +610,38 @@ void vm_snapshot_create(struct vm *vm, const struct snapshot_options *options,
     struct snapshot *snapshot = NULL;
     if (snapshot_check(vm, name, options->bitmap, &err) == 0 && !(snapshot = snapshot_make(vm, options, name)))
         error_set(&err, ENOMEM, "no memory for snapshot '%s'", name);
-    if (!snapshot) {
-        done(argument, NULL, &err);
-        return;
+    if (snapshot && snapshot_checkpoints_choose(snapshot, options, &err) < 0) {
+        free(snapshot);
+        snapshot = NULL;
     }
-    snapshot->created = done;
-    snapshot->created_argument = argument;
-    list_append(&vm->snapshots, &snapshot->link);
-    vm->snapshot_count++;
-    if (!vm->cutting && vm->filters != FILTERS_CLOSING)
-        snapshot_begin(snapshot);
+    if (snapshot)
+        snapshot_start(snapshot, done, argument);
     else
-        PROBE(snapshot_queued);
+        done(argument, NULL, &err);
+}
+
+struct snapshot *snapshot_create_bare(struct vm *vm, const char *checkpoint,
+                                      void (*done)(void *argument, struct snapshot *snapshot, const struct error *err),
+                                      void *argument, struct error *err)
+{
+    const struct snapshot_options options = {.checkpoint = checkpoint};
+    struct snapshot *snapshot = NULL;
+    if (vm->closing)
+        error_set(err, ESHUTDOWN, "no checkpoint '%.80s': the daemon is shutting down", checkpoint);
+    else if (vm->snapshot_count == LIMIT_SNAPSHOTS)
+        error_set(err, ENOSPC, "checkpoint '%.80s' must wait: there are %d snapshots, as many as a VM can have",
+                  checkpoint, LIMIT_SNAPSHOTS);
+    else if (!(snapshot = snapshot_make(vm, &options, "")))
+        error_set(err, ENOMEM, "no memory for checkpoint '%.80s'", checkpoint);
+    if (snapshot && snapshot_checkpoints_choose(snapshot, &options, err) < 0) {
+        free(snapshot);
+        snapshot = NULL;
+    }
+    if (!snapshot)
+        return NULL;
+    snapshot->bare = snapshot->no_export = true;
+    snapshot_start(snapshot, done, argument);
+    return snapshot;
 }
 
 void vm_snapshot_delete(struct vm *vm, const char *name, void (*done)(void *argument, const struct error *err),
@@ -590,6 +673,7 @@ static void snapshot_doom(struct snapshot *snapshot)
     case OPENING:
     case PREPARING:
     case CUTTING:
+    case RECORDING:
     case PUBLISHING:
         PROBE(snapshot_doomed_in_making);
         snapshot->doomed = !MUTANT(lease_end_ignored);
@@ -610,9 +694,36 @@ void vm_lease_end(struct vm *vm, const void *lease)
 {
     list_each_safe (link, &vm->snapshots) {
         struct snapshot *snapshot = container_of(link, struct snapshot, link);
-        if (lease && snapshot->lease == lease)
+        if (!lease || snapshot->lease != lease)
+            continue;
+        if (snapshot->grace_ns == 0 || snapshot->step != LIVE) {
             snapshot_doom(snapshot);
+            continue;
+        }
+        snapshot->lease = NULL;
+        snapshot_wait_for_lease(snapshot);
     }
+    checkpoints_lease_end(vm, lease);
+}
+
+int vm_snapshot_lease(struct vm *vm, const char *uuid, const void *lease, struct error *err)
+{
+    struct snapshot *snapshot = NULL;
+    while ((snapshot = vm_snapshot_next(vm, snapshot)) && strcmp(snapshot->uuid, uuid) != 0)
+        ;
+    if (!snapshot || snapshot->step != LIVE)
+        return error_set(err, ENOENT, "there is no snapshot %.40s (any more)", uuid);
+    if (snapshot->lease && snapshot->lease != lease)
+        return error_set(err, EBUSY, "snapshot '%s' belongs to another connection", snapshot->name);
+    io_timer_cancel(vm->io, &snapshot->grace);
+    snapshot->lease = lease;
+    if (!snapshot->grace_ns)
+        snapshot->grace_ns = LEASE_GRACE_DEFAULT_NS;
+    struct checkpoint *checkpoint = snapshot->checkpoint.name[0] ? checkpoint_find(vm, snapshot->checkpoint.uuid)
+                                                                 : NULL;
+    if (checkpoint && !checkpoint->committed)
+        checkpoint_hold(checkpoint, lease, snapshot->grace_ns);
+    return 0;
 }
 
 void snapshots_end_all(struct vm *vm)
@@ -657,32 +768,4 @@ void snapshots_lost(struct vm *vm, struct loss loss, const struct vm_disk *vd)
                  error_name(loss.status));
         snapshot_broke(snapshot);
     }
-}
-
-struct node *snapshot_view(const struct snapshot *snapshot, unsigned disk_index)
-{
-    assert(disk_index < snapshot->vm->disk_count);
-    return snapshot->parts[disk_index].view;
-}
-
-void snapshot_info(const struct snapshot *snapshot, struct snapshot_info *info)
-{
-    enum snapshot_state state = SNAPSHOT_CREATING;
-    if (snapshot->step > LIVE)
-        state = SNAPSHOT_DELETING;
-    else if (snapshot->step == LIVE)
-        state = snapshot->broken ? SNAPSHOT_BROKEN : SNAPSHOT_LIVE;
-    *info = (struct snapshot_info){
-        .name = snapshot->name,
-        .uuid = snapshot->uuid,
-        .reason = snapshot->broken ? snapshot->reason : NULL,
-        .state = state,
-        .leased = snapshot->lease != NULL,
-        .restartable = snapshot->record != NULL,
-        .bitmap = snapshot->bitmap[0] ? snapshot->bitmap : NULL,
-        .read_once = snapshot->read_once,
-        .created_wall_ns = snapshot->created_wall_ns,
-        .hold_ns = snapshot->hold_ns,
-        .cut_attempts = snapshot->attempts,
-    };
 }

@@ -15,12 +15,21 @@ enum snapshot_step {
     OPENING,
     PREPARING,
     CUTTING,
+    RECORDING,
     PUBLISHING,
     LIVE,
     ENDING,
     WITHDRAWING,
     FREEING,
     CLOSING
+};
+
+struct part;
+
+struct map_copy { /* of changes since a checkpoint, until the cut; then the view shows it */
+    struct bitmap_copy copy;
+    struct part *part;
+    const char *name; /* of the checkpoint */
 };
 
 struct part { /* of a snapshot, on one disk */
@@ -33,7 +42,18 @@ struct part { /* of a snapshot, on one disk */
     struct cbw_waiter quiet;
     uint64_t store_at; /* of the needed set, while it is stored for the next daemon */
     struct io_timer store_on;
-    struct bitmap_copy needed; /* of the dirty bitmap that the snapshot is limited to, until the cut */
+    struct bitmap_copy needed; /* of the dirty bitmap or the changes that the snapshot is limited to, until the cut */
+    struct map_copy *maps;     /* of changes since checkpoints, that the view shows: those that the disk knows */
+    unsigned map_count;
+    unsigned preparing; /* steps of PREPARING that are under way */
+    bool incremental;   /* limited to what changed since snapshot->since */
+    uint64_t dirty_bytes;
+    char full_reason[LIMIT_ERROR_BYTES]; /* why it is not; empty: it is, or need not be */
+    /* Its part of the checkpoint that is made with the snapshot: */
+    enum { UNTRACKED, PREPARED, CUT } checkpoint;
+    bool recorded; /* it was made */
+    struct tracker_op tracker_op;
+    char checkpoint_reason[LIMIT_ERROR_BYTES]; /* why it has none */
     bool published;
     int status;
     struct error error;
@@ -46,12 +66,17 @@ struct snapshot {
     enum snapshot_step step;
     char name[LIMIT_NAME_BYTES + 1], uuid[UUID_TEXT_BYTES], reason[LIMIT_ERROR_BYTES];
     bool broken, doomed, no_export;
+    bool bare; /* a checkpoint alone: no view, no filter */
     const void *lease;
     uint64_t grace_ns, grace_until_ns;
     struct io_timer grace; /* its client is gone */
     bool ephemeral, adopted;
-    unsigned number;                /* in the table that outlives the daemon */
-    struct snapshot_record *record; /* NULL: the snapshot does not */
+    unsigned number;                             /* in the table that outlives the daemon */
+    struct snapshot_record *record;              /* NULL: the snapshot does not */
+    struct checkpoint_id checkpoint;             /* that is made with it; name "": none */
+    struct checkpoint_id since;                  /* that it is limited to; name "": none */
+    struct checkpoint_id maps[LIMIT_DIRTY_MAPS]; /* that the views show: `since` first */
+    unsigned map_count;
     enum read_once read_once;
     enum through_mode through_mode;
     char bitmap[LIMIT_NAME_BYTES + 1]; /* that it is limited to; "": it is not */
@@ -77,6 +102,8 @@ void parts_send(struct snapshot *snapshot, void (*work)(struct part *part), void
 
 /* The work of the steps, on the disk's reactor. PREPARING: filter, point, view and needed set are made. */
 void part_prepare(struct part *part);
+/* PREPARING goes on: one step of it is done on this disk. */
+void part_prepared(struct part *part);
 /* The work is done. */
 void part_back(struct part *part);
 /* CUTTING: at the instant itself. */
@@ -109,5 +136,31 @@ void snapshot_record_free(struct snapshot *snapshot);
 struct snapshot *snapshot_adopt(struct vm *vm, unsigned number);
 void snapshot_adopted(struct snapshot *snapshot);
 void snapshot_bury(struct snapshot *snapshot);
+
+/* A checkpoint alone: cut and recorded; done() with the snapshot (then it is freed) or the reason. NULL: refused at once. */
+struct snapshot *snapshot_create_bare(struct vm *vm, const char *checkpoint,
+                                      void (*done)(void *argument, struct snapshot *snapshot, const struct error *err),
+                                      void *argument, struct error *err);
+
+/* snapshot_checkpoint.c: what a snapshot has to do with checkpoints. */
+/* Looks up what the options name; makes up the new checkpoint. -ENOENT, -EEXIST, -EINVAL, -ENOSPC with a sentence. */
+int snapshot_checkpoints_choose(struct snapshot *snapshot, const struct snapshot_options *options, struct error *err);
+/* OPENING: disks without a sidecar get one when a checkpoint is to be made; opened(vd) for each, later. Returns how many. */
+unsigned snapshot_sidecars_open(struct snapshot *snapshot, void (*opened)(struct vm_disk *vd));
+/* On the disk's reactor. PREPARING: the new span, the copies of changes; counts in part->preparing. */
+void part_prepare_checkpoint(struct part *part);
+void part_prepare_changes(struct part *part);
+/* At the cut. */
+void part_cut_checkpoint(struct part *part);
+/* RECORDING: the checkpoint becomes durable on this disk. */
+void part_record(struct part *part);
+/* FREEING: what was prepared and not cut. */
+void part_free_checkpoint(struct part *part);
+/* After RECORDING: the table has it. -EIO with a sentence when no disk has. */
+int snapshot_checkpoint_enter(struct snapshot *snapshot, struct error *err);
+/* The snapshot is there: so is its checkpoint. */
+void snapshot_checkpoint_tell(const struct snapshot *snapshot);
+/* The snapshot could not be made: nor was its checkpoint. */
+void snapshot_checkpoint_drop(struct snapshot *snapshot);
 
 #endif

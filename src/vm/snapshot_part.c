@@ -64,13 +64,20 @@ static void disk_lost_data(void *context, uint32_t epoch, enum cbw_loss how, int
     nudge_send(&vd->lost, vd->vm->io);
 }
 
+void part_prepared(struct part *part)
+{
+    assert(part->preparing > 0);
+    if (--part->preparing == 0)
+        part_back(part);
+}
+
 static void part_needed_found(struct bitmap_copy *needed)
 {
     struct part *part = container_of(needed, struct part, needed);
     if (needed->status < 0)
         part->status = error_set(&part->error, ENOMEM, "no memory for the blocks that snapshot '%s' needs of disk %s",
                                  part->snapshot->name, part->vd->disk->name);
-    part_back(part);
+    part_prepared(part);
 }
 
 /* The needed set is copied from the dirty bitmap, in steps. */
@@ -80,12 +87,12 @@ static void part_find_needed(struct part *part)
     struct dirty_bitmap *bitmap;
     part->status = dirty_bitmap_find(&vd->bitmaps, part->snapshot->bitmap, &bitmap, &part->error);
     if (part->status == 0) {
+        part->preparing++;
         bitmap_copy_start(&part->needed, vd->disk, bitmap, cbw_block_shift(vd->cbw), part_needed_found);
         return;
     }
     error_prefix(&part->error, "snapshot '%s' can't be limited to what is dirty", part->snapshot->name);
     part->error.code = EINVAL; /* it is the bitmap that was not found, no snapshot or disk */
-    part_back(part);
 }
 
 void part_make_filter(struct part *part)
@@ -118,41 +125,50 @@ static void part_make_point(struct part *part)
 {
     struct vm_disk *vd = part->vd;
     struct snapshot *snapshot = part->snapshot;
-    part->point = point_create(vd->cbw, snapshot->epoch, NULL);
-    if (part_make_view(part) < 0 ||
-        (part->through && point_write_through(part->point, part->through, snapshot->through_mode) < 0))
-        part->status = error_set(&part->error, ENOMEM, "no memory for a snapshot of disk %s", vd->disk->name);
-    else if (snapshot->record && point_keep(part->point, snapshot->number, &snapshot->record->broken) < 0)
-        part->status = error_set(&part->error, ENOSPC, "no shared memory for a snapshot of disk %s", vd->disk->name);
-}
-
-void part_prepare(struct part *part)
-{
-    struct vm_disk *vd = part->vd;
-    part->status = 0;
     if (!vd->cbw) {
         if (vd->vm->table.layout)
             cache_memory_init(&vd->memory, vd->disk->node.io, vd->vm->memory_folder, vd->disk->name,
                               snapshot_table_session(&vd->vm->table));
         part_make_filter(part);
     }
-    if (part->status == 0)
-        part_make_point(part);
-    if (part->status < 0 || !part->snapshot->bitmap[0])
-        part_back(part);
-    else
+    if (part->status < 0)
+        return;
+    part->point = point_create(vd->cbw, snapshot->epoch, NULL);
+    if (part_make_view(part) < 0 ||
+        (part->through && point_write_through(part->point, part->through, snapshot->through_mode) < 0))
+        part->status = error_set(&part->error, ENOMEM, "no memory for a snapshot of disk %s", vd->disk->name);
+    else if (snapshot->record && point_keep(part->point, snapshot->number, &snapshot->record->broken) < 0)
+        part->status = error_set(&part->error, ENOSPC, "no shared memory for a snapshot of disk %s", vd->disk->name);
+    if (part->status == 0 && snapshot->bitmap[0])
         part_find_needed(part);
+    if (part->status == 0)
+        part_prepare_changes(part);
+}
+
+void part_prepare(struct part *part)
+{
+    part->status = 0;
+    part->preparing = 1; /* our own, so that it comes back once */
+    if (!part->snapshot->bare)
+        part_make_point(part);
+    if (part->status == 0)
+        part_prepare_checkpoint(part);
+    part_prepared(part);
 }
 
 void part_cut(struct cut_disk *cut_disk)
 {
     struct part *part = cut_disk->context;
-    if (part->snapshot->bitmap[0]) {
+    if (part->snapshot->bitmap[0] || part->incremental) {
         bitmap_copy_end(&part->needed);
-        if (part->needed.status == 0 && !MUTANT(snapshot_not_limited))
+        if (part->needed.status == 0 && !MUTANT(snapshot_not_limited)) {
+            part->dirty_bytes = part->needed.blocks.set_count << part->needed.block_shift;
             point_limit(part->point, &part->needed.blocks);
+        }
     }
-    point_go_live(part->point);
+    part_cut_checkpoint(part);
+    if (part->point)
+        point_go_live(part->point);
 }
 
 static void part_store_on(struct io_timer *timer)
@@ -212,9 +228,10 @@ void part_free(struct part *part)
         point_free(part->point);
     part->view = NULL;
     part->point = NULL;
+    part_free_checkpoint(part);
     bitmap_copy_end(&part->needed);
     bitmap_fini(&part->needed.blocks);
-    if (!part->vd->cbw) {
+    if (!part->vd->cbw || part->snapshot->bare) {
         part_back(part);
         return;
     }

@@ -46,6 +46,9 @@ void snapshot_record_commit(struct snapshot *snapshot)
     record->read_once = snapshot->read_once;
     record->created_wall_ns = snapshot->created_wall_ns;
     record->hold_ns = snapshot->hold_ns;
+    record->grace_ns = snapshot->grace_ns;
+    record->since = snapshot->since;
+    record->checkpoint = snapshot->checkpoint;
     memcpy(record->name, snapshot->name, sizeof record->name);
     memcpy(record->uuid, snapshot->uuid, sizeof record->uuid);
     memcpy(record->bitmap, snapshot->bitmap, sizeof record->bitmap);

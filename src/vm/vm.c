@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/name.h"
+#include "vm/checkpoint_table.h"
 #include "vm/vm_private.h"
 
 struct vm *vm_create(struct io *control, const struct vm_options *options)
@@ -33,6 +34,7 @@ struct vm *vm_create(struct io *control, const struct vm_options *options)
     vm->ram_budget.max_bytes = options->ram_bytes;
     vm->file_budget.max_bytes = options->disk_bytes;
     list_init(&vm->snapshots);
+    list_init(&vm->checkpoints);
     if (options->memory_folder)
         memccpy(vm->memory_folder, options->memory_folder, 0, sizeof vm->memory_folder - 1);
     return vm;
@@ -63,6 +65,7 @@ int vm_add_disk(struct vm *vm, const char *name, struct node *leaf, uint64_t blo
     struct vm_disk *vd = &vm->disks[vm->disk_count];
     vd->vm = vm;
     vd->disk = disk;
+    snprintf(vd->memory_file, sizeof vd->memory_file, "%s.track", name);
     vd->block_bytes = block_bytes ? block_bytes : vm->options.block_bytes;
     vd->room.disk = disk;
     dirty_bitmaps_init(&vd->bitmaps, disk);
@@ -130,10 +133,26 @@ static void disk_closed(struct io_message *message)
         return;
     if (vm->room)
         room_destroy(vm->room);
+    checkpoints_fini(vm);
     void (*destroyed)(void *) = vm->destroyed;
     void *argument = vm->destroyed_argument;
     free(vm);
     destroyed(argument);
+}
+
+static void disk_free(struct vm_disk *vd)
+{
+    disk_destroy(vd->disk);
+    vd->closing.deliver = disk_closed;
+    io_post(vd->vm->io, &vd->closing);
+}
+
+/* In good order, or as well as the sidecar lets it: then the next start recovers. */
+static void tracker_closed(struct tracker_op *op)
+{
+    struct vm_disk *vd = container_of(op, struct vm_disk, tracking.op);
+    tracker_destroy(vd->tracking.tracker);
+    disk_free(vd);
 }
 
 static void disk_close(struct io_message *message)
@@ -142,9 +161,12 @@ static void disk_close(struct io_message *message)
     assert(!vd->cbw);
     dirty_bitmaps_fini(&vd->bitmaps);
     write_sketch_end(&vd->recent);
-    disk_destroy(vd->disk);
-    message->deliver = disk_closed;
-    io_post(vd->vm->io, message);
+    if (!vd->tracking.tracker) {
+        disk_free(vd);
+        return;
+    }
+    vd->tracking.op = (struct tracker_op){.done = tracker_closed};
+    tracker_close(vd->tracking.tracker, &vd->tracking.op);
 }
 
 static void room_fell_idle(void *argument)
@@ -165,6 +187,7 @@ static void vm_close_disks(struct vm *vm)
     } else if (vm->disk_count > 0) {
         room_fell_idle(vm);
     } else {
+        checkpoints_fini(vm);
         vm->destroyed(vm->destroyed_argument);
         free(vm);
     }

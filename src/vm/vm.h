@@ -77,7 +77,7 @@ struct vm_hooks {
     /* Bytes that the file systems of the cache files have left; a moment ago is good enough. NULL: more than the budget. */
     uint64_t (*cache_space)(void *context);
     /*
-     * The sidecar of a disk, opened and locked; with `create` made if it is not there, under no name until sidecar_keep().
+     * The sidecar of a disk, opened and locked; with `create` made if it is not there, without a name until sidecar_keep().
      * None is no error: neither node nor err. `err` alone: it can't be had (ENOTSUP: the disk can't be tracked). On the
      * control thread; `done` comes later. NULL: nothing is tracked.
      */

@@ -10,6 +10,7 @@
 #include "vm/cache_forecast.h"
 #include "vm/room.h"
 #include "vm/snapshot_table.h"
+#include "vm/tracking.h"
 #include "vm/vm.h"
 
 struct vm_disk {
@@ -21,6 +22,8 @@ struct vm_disk {
     struct error error;           /* why it could not be made */
     struct cache_memory memory;   /* of the filter, for the next daemon; used when there is a table of snapshots */
     struct cache_file_id file_id; /* with it, of `file` */
+    struct tracking tracking;
+    char memory_file[LIMIT_NAME_BYTES + 8]; /* of its named memory */
     /* The disk's reactor's: */
     struct copy_before_write *cbw;                                          /* NULL: no snapshot needs one */
     uint64_t preserved_before, released_before, cut_before, spilled_before; /* by earlier ones */
@@ -51,7 +54,9 @@ struct vm {
     unsigned next_number;
     uint32_t last_epoch;
 
-    unsigned operations; /* on bitmaps and the cache, under way */
+    unsigned operations;     /* on bitmaps, checkpoints and the cache, under way */
+    struct list checkpoints; /* oldest first; see vm/checkpoint_table.h */
+    unsigned checkpoint_count;
     char memory_folder[PATH_MAX];
     struct io_timer watch;
     struct cache_forecast forecast;

@@ -39,7 +39,7 @@ def test_usage(t):
     refuse(t, 2, "format=qcow2 is not supported yet", "--disk", "vda=x,format=qcow2")
     refuse(t, 2, "--vhost-user is not supported yet", "--vhost-user", "vda=s")
     refuse(t, 2, "--config is not supported yet", "--config", "x")
-    refuse(t, 2, "track= (change tracking) is not supported yet", "--disk", "vda=x,track=on")
+    refuse(t, 2, "track=maybe is not right: off or on", "--disk", "vda=x,track=maybe")
 
 
 def test_disks_that_cannot_be_served(t):

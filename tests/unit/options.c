@@ -136,7 +136,11 @@ static void wrong_disks(void **state)
     wrong("granularity=8M is not right", "--disk", "vda=a,granularity=8M", NULL);
     wrong("granularity=12K is not right", "--disk", "vda=a,granularity=12K", NULL);
     wrong("--disk vda: granularity 'big' is not a size", "--disk", "vda=a,granularity=big", NULL);
-    wrong("track= (change tracking) is not supported yet", "--disk", "vda=a,track=on", NULL);
+    wrong("track=maybe is not right: off or on", "--disk", "vda=a,track=maybe", NULL);
+    wrong("track=on is for disks that can be written", "--disk", "vda=a,track=on,read-only=on", NULL);
+    wrong("track=on is for disks that can be written", "--disk", "vda=,driver=null,size=1M,track=on", NULL);
+    wrong("track-granularity=3K is not right: a power of two from 4K to 4M", "--disk", "vda=a,track-granularity=3K",
+          NULL);
     wrong("unknown option 'colour'", "--disk", "vda=a,colour=red", NULL);
     wrong("'ro' is not NAME=VALUE", "--disk", "vda=a,ro", NULL);
     wrong("'' is not NAME=VALUE", "--disk", "vda=a,", NULL);

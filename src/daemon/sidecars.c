@@ -1,0 +1,331 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A sidecar lies beside its disk's image, as IMAGE.fleece; in the state directory, as VM.DISK.fleece, for block devices
+ * and where the folder of the image can't be written. Its presence opts the disk in; with track=on, or when the first
+ * checkpoint is made, it is made; with track=off it is only opened to be made void (C11).
+ *
+ * A new one has no name until the tracker has written its superblock (sidecars_keep): a crash before leaves nothing (R7).
+ * A sidecar that can't even be told to be void any more is removed; where that fails, a tombstone in the state directory,
+ * VM.DISK.fleece-void, says so, and the next start removes both (C20).
+ *
+ * Everything that may block runs on a helper thread, one operation for each disk at a time.
+ */
+#include "daemon/sidecars.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/place.h"
+#include "driver/file.h"
+
+/* --- places */
+
+/* Both places, as far as there are such. */
+static void choose_places(struct sidecars *sidecars, struct sidecar *sidecar)
+{
+    const struct disk_options *disk = sidecar->disk;
+    struct stat st;
+    char *real = disk->path ? realpath(disk->path, NULL) : NULL;
+    if (real && stat(real, &st) == 0 && S_ISREG(st.st_mode) &&
+        (size_t)snprintf(sidecar->beside, PATH_MAX, "%s.fleece", real) >= PATH_MAX)
+        sidecar->beside[0] = 0;
+    if (sidecars->state_dir[0] && (size_t)snprintf(sidecar->in_state, PATH_MAX, "%s/%s.%s.fleece", sidecars->state_dir,
+                                                   sidecars->options->vm, disk->name) >= PATH_MAX)
+        sidecar->in_state[0] = 0;
+    free(real);
+}
+
+void sidecars_init(struct sidecars *sidecars, struct io *control, const struct options *options,
+                   struct node *const *leaves)
+{
+    sidecars->control = control;
+    sidecars->options = options;
+    if (options->state_dir)
+        snprintf(sidecars->state_dir, sizeof sidecars->state_dir, "%s", options->state_dir);
+    else if (place_state(sidecars->state_dir, sizeof sidecars->state_dir, options->vm) < 0)
+        sidecars->state_dir[0] = 0;
+    for (unsigned i = 0; i < options->disk_count; i++) {
+        struct sidecar *sidecar = &sidecars->all[i];
+        *sidecar = (struct sidecar){.disk = &options->disks[i], .leaf = leaves[i], .sidecars = sidecars, .fd = -1};
+        choose_places(sidecars, sidecar);
+    }
+}
+
+static struct sidecar *sidecar_of(struct sidecars *sidecars, const struct disk *disk)
+{
+    for (unsigned i = 0; i < sidecars->options->disk_count; i++)
+        if (strcmp(sidecars->options->disks[i].name, disk->name) == 0)
+            return &sidecars->all[i];
+    assert(!"a disk of the command line");
+    return NULL;
+}
+
+const char *sidecars_path(const struct sidecars *sidecars, unsigned disk_index)
+{
+    const struct sidecar *sidecar = &sidecars->all[disk_index];
+    if (sidecar->path[0])
+        return sidecar->path;
+    return sidecar->beside[0] ? sidecar->beside : sidecar->in_state;
+}
+
+static int sync_folder_of(const char *path)
+{
+    char copy[PATH_MAX];
+    snprintf(copy, sizeof copy, "%s", path);
+    int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    int status = fsync(fd) < 0 ? -errno : 0;
+    close(fd);
+    return status;
+}
+
+static bool can_write_folder_of(const char *path)
+{
+    char copy[PATH_MAX];
+    snprintf(copy, sizeof copy, "%s", path);
+    return path[0] && access(dirname(copy), W_OK | X_OK) == 0;
+}
+
+/* The state directory is made when it is the default one and needed. */
+static void make_state_dir(const struct sidecars *sidecars)
+{
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s", sidecars->state_dir);
+    for (char *slash = path[0] ? strchr(path + 1, '/') : NULL; slash; slash = strchr(slash + 1, '/')) {
+        *slash = 0;
+        (void)mkdir(path, 0700);
+        *slash = '/';
+    }
+    (void)mkdir(path, 0700);
+}
+
+/* --- what the tracker asks for */
+
+static struct disk_identity identify(void *context)
+{
+    const struct sidecar *sidecar = context;
+    struct io_stat stat;
+    if (file_stat(sidecar->leaf, &stat) < 0)
+        return (struct disk_identity){0};
+    return (struct disk_identity){stat.size_bytes, stat.device, stat.inode, stat.mtime_ns, stat.ctime_ns};
+}
+
+static void tombstone_path(const struct sidecar *sidecar, char path[PATH_MAX])
+{
+    if ((size_t)snprintf(path, PATH_MAX, "%s-void", sidecar->in_state) >= PATH_MAX)
+        path[0] = 0;
+}
+
+static int leave_tombstone(const struct sidecar *sidecar, const char *reason)
+{
+    char path[PATH_MAX];
+    tombstone_path(sidecar, path);
+    make_state_dir(sidecar->sidecars);
+    int fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return -errno;
+    int status = dprintf(fd, "%s is void: %s\n", sidecar->path, reason) < 0 || fsync(fd) < 0 ? -errno : 0;
+    close(fd);
+    return status < 0 ? status : sync_folder_of(path);
+}
+
+/* On a helper thread: the sidecar takes no writes any more, so it goes. */
+static int condemn(void *context, const char *reason)
+{
+    const struct sidecar *sidecar = context;
+    if (sidecar->fd >= 0)
+        return 0; /* it has no name yet: nobody will find it */
+    if ((unlink(sidecar->path) == 0 || errno == ENOENT) && sync_folder_of(sidecar->path) == 0)
+        return 0;
+    return leave_tombstone(sidecar, reason);
+}
+
+/* --- opening and making, on a helper thread */
+
+/* What an earlier daemon said of it. */
+static int heed_tombstone(struct sidecar *sidecar, const char *path)
+{
+    char tombstone[PATH_MAX];
+    tombstone_path(sidecar, tombstone);
+    if (!tombstone[0] || access(tombstone, F_OK) < 0)
+        return 0;
+    if ((unlink(path) < 0 && errno != ENOENT) || sync_folder_of(path) < 0)
+        return error_set(&sidecar->err, ENOTSUP, "'%.300s' is void, as '%.300s' says, and can't be removed: %s", path,
+                         tombstone, error_name(errno));
+    (void)unlink(tombstone);
+    return 0;
+}
+
+static int open_found(struct sidecar *sidecar, const char *path)
+{
+    struct stat st;
+    if (lstat(path, &st) < 0)
+        return -ENOENT;
+    snprintf(sidecar->path, sizeof sidecar->path, "%s", path);
+    if (!S_ISREG(st.st_mode))
+        return error_set(&sidecar->err, ENOTSUP, "'%.300s' is no regular file: it can't be the sidecar of disk %s",
+                         path, sidecar->disk->name);
+    struct file_options options = {.path = path, .lock_wait_ns = sidecar->sidecars->options->lock_wait_ns};
+    if (file_open(sidecar->reactor, &options, &sidecar->result.node, &sidecar->err) < 0)
+        return error_prefix(&sidecar->err, "the sidecar of disk %s", sidecar->disk->name);
+    return 0;
+}
+
+static int make_new(struct sidecar *sidecar)
+{
+    const char *path = can_write_folder_of(sidecar->beside) ? sidecar->beside : sidecar->in_state;
+    const uint64_t granularity = sidecar->disk->track_granularity;
+    char folder[PATH_MAX];
+    if (path == sidecar->in_state)
+        make_state_dir(sidecar->sidecars);
+    if (!path[0] || !can_write_folder_of(path))
+        return error_set(&sidecar->err, ENOTSUP,
+                         "there is no folder that can be written for the sidecar of disk %s: name one with --state-dir",
+                         sidecar->disk->name);
+    snprintf(sidecar->path, sizeof sidecar->path, "%s", path);
+    snprintf(folder, sizeof folder, "%s", path);
+    sidecar->fd = open(dirname(folder), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (sidecar->fd < 0)
+        return error_set(&sidecar->err, ENOTSUP, "the sidecar of disk %s can't be made in '%.300s': %s",
+                         sidecar->disk->name, folder, error_name(errno));
+    const uint64_t bytes = tracker_sidecar_bytes(sidecar->leaf->size_bytes, granularity);
+    struct file_options options = {.path = path, .adopt = true, .fd = sidecar->fd};
+    int status = ftruncate(sidecar->fd, (off_t)bytes) < 0 ? -errno : 0;
+    if (status < 0)
+        error_set(&sidecar->err, ENOTSUP, "the sidecar of disk %s can't have %llu bytes: %s", sidecar->disk->name,
+                  (unsigned long long)bytes, error_name(status));
+    else
+        status = file_open(sidecar->reactor, &options, &sidecar->result.node, &sidecar->err);
+    if (status < 0) {
+        close(sidecar->fd);
+        sidecar->fd = -1;
+        return -sidecar->err.code;
+    }
+    sidecar->result.created = true;
+    sidecar->result.granularity_bytes = granularity;
+    return 0;
+}
+
+static int64_t open_blocking(void *argument)
+{
+    struct sidecar *sidecar = argument;
+    const bool off = sidecar->disk->track == TRACK_OFF;
+    int status = -ENOENT;
+    if (strcmp(sidecar->leaf->ops->driver, "file") != 0)
+        return error_set(&sidecar->err, ENOTSUP, "disk %s is neither a file nor a block device: it can't be tracked",
+                         sidecar->disk->name);
+    const char *places[] = {sidecar->beside, sidecar->in_state};
+    for (unsigned i = 0; i < 2 && status == -ENOENT; i++)
+        if (places[i][0] && (status = heed_tombstone(sidecar, places[i])) == 0)
+            status = open_found(sidecar, places[i]);
+    if (status == -ENOENT && off && sidecar->create)
+        return error_set(&sidecar->err, ENOTSUP, "disk %s is served with track=off", sidecar->disk->name);
+    if (status == -ENOENT && (sidecar->create || sidecar->disk->track == TRACK_ON))
+        status = make_new(sidecar);
+    if (status == -ENOENT)
+        return 0;
+    if (status < 0)
+        return status;
+    sidecar->found = true;
+    sidecar->result.forbidden = off;
+    sidecar->result.identity = identify(sidecar);
+    sidecar->result.identify = identify;
+    sidecar->result.condemn = condemn;
+    sidecar->result.context = sidecar;
+    return 0;
+}
+
+static void opened(struct io_op *op, int64_t result)
+{
+    struct sidecar *sidecar = container_of(op, struct sidecar, op);
+    if (result < 0)
+        sidecar->opened(sidecar->argument, NULL, &sidecar->err);
+    else
+        sidecar->opened(sidecar->argument, sidecar->found ? &sidecar->result : NULL, NULL);
+}
+
+void sidecars_open(void *context, const struct disk *disk, bool create,
+                   void (*done)(void *argument, const struct vm_sidecar *sidecar, const struct error *err),
+                   void *argument)
+{
+    struct sidecar *sidecar = sidecar_of(context, disk);
+    sidecar->reactor = disk->node.io;
+    sidecar->create = create;
+    sidecar->found = false;
+    sidecar->result = (struct vm_sidecar){0};
+    sidecar->opened = done;
+    sidecar->argument = argument;
+    sidecar->op.done = opened;
+    io_work(sidecar->sidecars->control, &sidecar->op, open_blocking, sidecar);
+}
+
+/* --- its name */
+
+static int64_t keep_blocking(void *argument)
+{
+    struct sidecar *sidecar = argument;
+    char self[64];
+    snprintf(self, sizeof self, "/proc/self/fd/%d", sidecar->fd);
+    int status = linkat(AT_FDCWD, self, AT_FDCWD, sidecar->path, AT_SYMLINK_FOLLOW) < 0 ? -errno : 0;
+    if (status == 0)
+        status = sync_folder_of(sidecar->path);
+    if (status < 0)
+        return error_set(&sidecar->err, ENOTSUP, "the sidecar '%.300s' can't get its name: %s", sidecar->path,
+                         error_name(status));
+    return 0;
+}
+
+static void ended(struct io_op *op, int64_t result)
+{
+    struct sidecar *sidecar = container_of(op, struct sidecar, op);
+    sidecar->fd = -1; /* the node's own */
+    sidecar->ended(sidecar->argument, result < 0 ? &sidecar->err : NULL);
+}
+
+static void sidecar_work(struct sidecar *sidecar, int64_t (*work)(void *argument),
+                         void (*done)(void *argument, const struct error *err), void *argument)
+{
+    sidecar->ended = done;
+    sidecar->argument = argument;
+    sidecar->op.done = ended;
+    io_work(sidecar->sidecars->control, &sidecar->op, work, sidecar);
+}
+
+void sidecars_keep(void *context, const struct disk *disk, void (*done)(void *argument, const struct error *err),
+                   void *argument)
+{
+    sidecar_work(sidecar_of(context, disk), keep_blocking, done, argument);
+}
+
+static int64_t remove_blocking(void *argument)
+{
+    struct sidecar *sidecar = argument;
+    char tombstone[PATH_MAX];
+    const char *places[] = {sidecar->beside, sidecar->in_state};
+    tombstone_path(sidecar, tombstone);
+    for (unsigned i = 0; i < 2; i++) {
+        if (!places[i][0] || (unlink(places[i]) < 0 && errno == ENOENT))
+            continue;
+        if (access(places[i], F_OK) == 0 || sync_folder_of(places[i]) < 0)
+            return error_set(&sidecar->err, EIO, "the sidecar '%.300s' can't be removed: %s", places[i],
+                             error_name(errno));
+    }
+    if (tombstone[0])
+        (void)unlink(tombstone);
+    return 0;
+}
+
+void sidecars_remove(void *context, const struct disk *disk, void (*done)(void *argument, const struct error *err),
+                     void *argument)
+{
+    sidecar_work(sidecar_of(context, disk), remove_blocking, done, argument);
+}
