@@ -18,8 +18,8 @@
  * A discard of blocks that are needed changes nothing yet: it is put off (deferred_discards.c), and a write of the same
  * blocks cancels it.
  *
- * A crash loses cache and points, but for what is in a memory that outlives it: cache_memory.c has the blocks, needed_memory.c
- * what is needed of them. The disk itself is never changed by this filter.
+ * A crash loses cache and points, but for what is in a memory that outlives it: cache_memory.c has the blocks,
+ * needed_memory.c what is needed of them. The disk itself is never changed by this filter.
  */
 #include <errno.h>
 #include <stdlib.h>

@@ -353,7 +353,8 @@ static void adopt_place(struct fleecing_cache *cache, uint32_t place)
     }
 }
 
-/* Takes over what is recorded: the budgets are charged for all of it before anything is entered, so nothing fails half way. */
+/* Takes over what is recorded: the budgets are charged for all of it before anything is entered, so nothing fails
+ * half way. */
 static int cache_adopt(struct fleecing_cache *cache, const struct cache_memory_plan *plan, struct error *err)
 {
     uint32_t segments[PLACE_KINDS] = {0};
