@@ -65,6 +65,38 @@ enum {
     /* Extents answered to one block status request. */
     LIMIT_STATUS_EXTENTS = 1024,
 
+    /* Pages of metadata of one qcow2 image, of 4 KiB: 16 MiB, twice that while a commit lasts. They map 128 GiB of 64 KiB
+     * clusters. When three quarters have changed they are written. */
+    QCOW2_PAGE_BYTES = 4096,
+    LIMIT_QCOW2_PAGES = 4096,
+    LIMIT_QCOW2_DIRTY_PAGES = 3072,
+    LIMIT_QCOW2_BUCKETS = 1024,
+    /* ... written at once: enough to keep a disk busy. */
+    LIMIT_QCOW2_PAGE_WRITES = 16,
+    /* The part of a qcow2 image that its header, the extensions and the name of the backing file lie in. */
+    LIMIT_QCOW2_HEADER_BYTES = 64 * 1024,
+    /* Runs of clusters that wait until nothing refers to them on the disk; then a commit is due. And clusters of a run: they
+     * have 32 pages of counts. */
+    LIMIT_QCOW2_FREED = 1024,
+    LIMIT_QCOW2_FREED_RUN = 65536,
+    /* Parts of reads, and writes, under way on one image; further ones wait. */
+    LIMIT_QCOW2_PIECES = 64,
+    LIMIT_QCOW2_WRITES = 64,
+    /* Fragments of one of them: buffers have few, and a part with more is cut. */
+    LIMIT_QCOW2_FRAGMENTS = 16,
+    /* Compressed clusters that are read at once (up to 4 MiB packed and 2 MiB unpacked each), and buffers of writes. */
+    LIMIT_QCOW2_INFLATES = 8,
+    LIMIT_QCOW2_BUFFERS = 8,
+    /* Clusters compressed in one go: a request of 1 MiB. What they make is aligned for direct I/O. */
+    LIMIT_QCOW2_PACK_CLUSTERS = 16,
+    QCOW2_PACK_ALIGNMENT = 4096,
+    /* The fastest of the levels that compress well. */
+    QCOW2_ZSTD_LEVEL = 1,
+    /* Runs of mappings that one block status request looks at: about a millisecond. */
+    LIMIT_QCOW2_STATUS_STEPS = 4096,
+    /* Images of a chain: hourly backups of ten days, and well below the files that a process may have open. */
+    LIMIT_BACKING_DEPTH = 256,
+
     /* Slots of one segment of the fleecing cache: 1 MiB of 4 KiB blocks. */
     LIMIT_SEGMENT_SLOTS = 256,
     /* Segments of one disk on their way from RAM to the cache file: enough to keep a disk busy, few enough to leave it to
@@ -219,6 +251,9 @@ enum {
 #define BOUNCE_SMALL_BYTES (64 * KIB)
 /* Largest disk: 36 bits of an entry of the cache's map name a 4 KiB block. */
 #define LIMIT_DISK_BYTES (256 * TIB)
+/* Tables of a qcow2 image: QEMU's bounds. */
+#define LIMIT_QCOW2_L1_BYTES (32 * MIB)
+#define LIMIT_QCOW2_REFTABLE_BYTES (8 * MIB)
 /* A file that grows with what is written to it: the image of such a disk, with what a format adds. */
 #define LIMIT_GROWABLE_BYTES (2 * LIMIT_DISK_BYTES)
 /* Snapshots that one daemon can make in its life: 28 bits of such an entry. One a second for eight years. */

@@ -11,10 +11,10 @@
 enum qcow2_compression { QCOW2_PLAIN, QCOW2_ZSTD };
 
 struct qcow2_create_options {
-    uint64_t size_bytes;                /* of the virtual disk; a multiple of 512 */
+    uint64_t size_bytes;                /* of the virtual disk */
     const char *backing_name;           /* stored in the header as it is (relative); NULL: none */
     const char *backing_format;         /* "raw" or "qcow2"; with backing_name */
-    enum qcow2_compression compression; /* of clusters that are written whole, by this process, one after the other */
+    enum qcow2_compression compression; /* what qcow2_compress_set() may ask for later */
 };
 
 /* What an image says about itself, before anything else is opened. */
@@ -24,18 +24,25 @@ struct qcow2_info {
     char backing_format[16]; /* empty: the image does not say */
 };
 
-/* Nothing here blocks: done() is called later, once, on the thread of `file`. On success the image has taken `file` over. */
+/*
+ * Both: done() is called later, once, on the thread of `file`, unless the result is -ENOMEM. Sentences do not name the file;
+ * the caller puts its name before them.
+ */
 
-/* Writes an empty image into `file`, which is empty (size 0 or all zeroes) and can grow. Then open it. */
-void qcow2_create(struct node *file, const struct qcow2_create_options *options,
-                  void (*done)(void *argument, int status, const struct error *err), void *argument);
-/* Reads and checks header and tables' bounds. Unknown incompatible features, dirty or corrupt bits, encryption: refused,
- * each by its name. Then qcow2_backing_set() if it has a backing file. */
-void qcow2_open(struct node *file, bool read_only,
-                void (*done)(void *argument, struct node *image, const struct error *err), void *argument);
+/* Writes an empty image into `file`, which is empty and growable, and flushes it. Then open it. */
+int qcow2_create(struct node *file, const struct qcow2_create_options *options,
+                 void (*done)(void *argument, int status, const struct error *err), void *argument);
+/* Reads and checks the header. Unknown incompatible features, dirty or corrupt bits, encryption, data elsewhere:
+ * refused, each by its name; for writing also snapshots inside, and a file that is not growable. On success the image
+ * has taken `file` over, else `image` is NULL. Then qcow2_backing_set() if it has a backing file. */
+int qcow2_open(struct node *file, bool read_only,
+               void (*done)(void *argument, struct node *image, const struct error *err), void *argument);
 void qcow2_info(const struct node *image, struct qcow2_info *info);
 /* Takes over `backing`: where the image has nothing, it reads from there, and zeroes behind its end. Before the first
- * request. */
+ * request. An image that says that it has one, and was given none, answers requests that need it with -ENODATA;
+ * REQUEST_TOP never does. */
 void qcow2_backing_set(struct node *image, struct node *backing);
+/* From now on clusters that are written whole are compressed, on helper threads. It was created with QCOW2_ZSTD. */
+void qcow2_compress_set(struct node *image);
 
 #endif

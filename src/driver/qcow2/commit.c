@@ -1,0 +1,301 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Metadata to the file, in the order that a crash may interrupt anywhere:
+ *
+ *     refcount blocks, sync (and with them all data written so far), refcount table, sync, L2 tables, sync, L1 table, sync;
+ *     then what nothing refers to any more is counted down, and these counts are written.
+ *
+ * So a mapping that is on the disk always finds there what it refers to: the data, the table, a count that is not zero. What
+ * is lost, or there in part, is at worst a cluster that is counted and not used. Steps with nothing to do are left out: a
+ * backup that only maps new clusters has two syncs.
+ *
+ * A commit takes the pages that are dirty when it begins, at one instant, so what it writes fits together; mappings made
+ * later wait for the next commit. It begins when somebody flushes, or when the cache runs out of pages that may go.
+ *
+ * When a step fails nothing of the later steps is written, the flushes of this commit fail, and the pages stay dirty.
+ */
+#include <assert.h>
+#include <errno.h>
+
+#include "base/probe.h"
+#include "driver/qcow2/internal.h"
+
+#define TO(step) (1u << (step))
+static const uint32_t allowed_moves[] = {
+    [COMMIT_IDLE] = TO(COMMIT_REFBLOCKS),
+    [COMMIT_REFBLOCKS] = TO(COMMIT_SYNC_DATA) | TO(COMMIT_END),
+    [COMMIT_SYNC_DATA] = TO(COMMIT_REFTABLE) | TO(COMMIT_END),
+    [COMMIT_REFTABLE] = TO(COMMIT_SYNC_REFTABLE) | TO(COMMIT_END),
+    [COMMIT_SYNC_REFTABLE] = TO(COMMIT_L2) | TO(COMMIT_END),
+    [COMMIT_L2] = TO(COMMIT_SYNC_L2) | TO(COMMIT_END),
+    [COMMIT_SYNC_L2] = TO(COMMIT_L1) | TO(COMMIT_END),
+    [COMMIT_L1] = TO(COMMIT_SYNC_END) | TO(COMMIT_END),
+    [COMMIT_SYNC_END] = TO(COMMIT_FREE) | TO(COMMIT_END),
+    [COMMIT_FREE] = TO(COMMIT_FREED) | TO(COMMIT_END),
+    [COMMIT_FREED] = TO(COMMIT_PUNCH) | TO(COMMIT_END),
+    [COMMIT_PUNCH] = TO(COMMIT_END),
+    [COMMIT_END] = TO(COMMIT_IDLE),
+};
+
+static struct qcow2 *image_of(struct commit *commit)
+{
+    return container_of(commit, struct qcow2, commit);
+}
+
+static void commit_move(struct commit *commit, enum commit_step step)
+{
+    assert(allowed_moves[commit->step] & TO(step));
+    commit->step = step;
+}
+
+static void commit_go_on(struct commit *commit);
+
+void commit_init(struct qcow2 *image)
+{
+    for (unsigned class = 0; class < PAGE_CLASSES; class ++)
+        list_init(&image->commit.pages[class]);
+    list_init(&image->commit.flushers);
+    list_init(&image->commit.next);
+}
+
+static void take_dirty(struct qcow2 *image, enum page_class class)
+{
+    list_each (node, &image->dirty[class]) {
+        struct page *page = container_of(node, struct page, link);
+        page->dirty = false;
+        page->committing = true;
+        image->dirty_count--;
+    }
+    list_take_all(&image->commit.pages[class], &image->dirty[class]);
+}
+
+void commit_begin(struct qcow2 *image)
+{
+    struct commit *commit = &image->commit;
+    bool has_work = image->dirty_count > 0 || image->freed_count > 0 || !list_empty(&commit->next);
+    if (commit->step != COMMIT_IDLE || !has_work) /* with work it never ends in here */
+        return;
+    commit_move(commit, COMMIT_REFBLOCKS);
+    commit->status = 0;
+    commit->unsynced = false;
+    for (unsigned class = 0; class < PAGE_CLASSES; class ++)
+        take_dirty(image, class);
+    list_take_all(&commit->flushers, &commit->next);
+    commit->freed = image->freed_count;
+    commit->next_freed = 0;
+    commit_go_on(commit);
+}
+
+void commit_wait(struct qcow2 *image, struct qcow2_waiter *waiter)
+{
+    qcow2_wait(&image->commit.next, waiter);
+    commit_begin(image);
+}
+
+/* The page is out of the commit. */
+static void page_finish(struct page *page, bool written)
+{
+    page->committing = false;
+    page_drop_shadow(page);
+    if (!written && !page->dirty) {
+        page->dirty = true;
+        page->image->dirty_count++;
+    }
+    page_settle(page);
+}
+
+static void page_written(struct request *req, int status)
+{
+    struct page *page = container_of(req, struct page, req);
+    struct commit *commit = &page->image->commit;
+    commit->writing--;
+    if (status < 0 && commit->status == 0)
+        commit->status = status;
+    page_finish(page, status == 0);
+    commit_go_on(commit);
+}
+
+/* Whether the step is over: all pages of the class are written, or one could not be. */
+static bool write_pages(struct commit *commit, enum page_class class)
+{
+    struct qcow2 *image = image_of(commit);
+    while (commit->status == 0 && commit->writing < LIMIT_QCOW2_PAGE_WRITES && !list_empty(&commit->pages[class])) {
+        struct page *page = container_of(list_take_first(&commit->pages[class]), struct page, link);
+        commit->writing++;
+        commit->unsynced = true;
+        page->iov = (struct iovec){page->shadow ? page->shadow : page->bytes, image->page_bytes};
+        page->req = (struct request){.kind = REQUEST_WRITE,
+                                     .range = {page->offset, image->page_bytes},
+                                     .iov = &page->iov,
+                                     .iov_count = 1,
+                                     .done = page_written};
+        node_submit(image->file, &page->req);
+    }
+    return commit->writing == 0;
+}
+
+static void request_done(struct request *req, int status)
+{
+    struct commit *commit = container_of(req, struct commit, req);
+    if (commit->step != COMMIT_PUNCH && status < 0 && commit->status == 0) /* space that stays is no loss */
+        commit->status = status;
+    commit->writing--;
+    commit_go_on(commit);
+}
+
+static void start_request(struct commit *commit, enum request_kind kind, struct range range)
+{
+    commit->writing++;
+    commit->req = (struct request){.kind = kind, .range = range, .done = request_done};
+    node_submit(image_of(commit)->file, &commit->req);
+}
+
+static bool has_pages(const struct commit *commit, enum page_class first)
+{
+    for (unsigned class = first; class < PAGE_CLASSES; class ++)
+        if (!list_empty(&commit->pages[class]))
+            return true;
+    return false;
+}
+
+/* Moves on, with a sync when one is due. Whether there is none under way. */
+static bool next_with_sync(struct commit *commit, enum commit_step step, bool due)
+{
+    commit_move(commit, commit->status < 0 ? COMMIT_END : step);
+    if (commit->status < 0 || !due || (MUTANT(qcow2_mapping_before_data) && step == COMMIT_SYNC_DATA) ||
+        (MUTANT(qcow2_table_before_mapping) && step == COMMIT_SYNC_L2))
+        return true;
+    commit->unsynced = false;
+    start_request(commit, REQUEST_FLUSH, (struct range){0, 0});
+    return false;
+}
+
+static void free_wake(struct qcow2_waiter *waiter, int status)
+{
+    struct commit *commit = container_of(waiter, struct commit, waiter);
+    if (status < 0 && commit->status == 0)
+        commit->status = status;
+    commit_go_on(commit);
+}
+
+/* Whether all of them are counted down. A block that can't be read keeps its counts: clusters leak, nothing else. */
+static bool free_clusters(struct commit *commit)
+{
+    struct qcow2 *image = image_of(commit);
+    commit->waiter.wake = free_wake;
+    while (commit->status == 0 && commit->next_freed < commit->freed) {
+        struct freed *freed = &image->freed[commit->next_freed];
+        bool free_now = false;
+        int status = clusters_release(image, freed, &commit->waiter, &free_now);
+        if (status == -EAGAIN)
+            return false;
+        if (status < 0)
+            commit->status = status;
+        freed->punch = freed->punch && free_now && status == 0;
+        commit->next_freed++;
+    }
+    take_dirty(image, PAGE_REFBLOCK);
+    return true;
+}
+
+/* Whether nothing is left to punch. */
+static bool punch_next(struct commit *commit)
+{
+    struct qcow2 *image = image_of(commit);
+    while (commit->next_freed < commit->freed && image->file->can_discard) {
+        const struct freed *freed = &image->freed[commit->next_freed++];
+        if (!freed->punch)
+            continue;
+        start_request(commit, REQUEST_DISCARD,
+                      (struct range){freed->first << image->cluster_bits, freed->count << image->cluster_bits});
+        return false;
+    }
+    return true;
+}
+
+/* What a failure has left goes back, and the waiters hear of it. */
+static void commit_end(struct commit *commit)
+{
+    struct qcow2 *image = image_of(commit);
+    struct list flushers;
+    assert(commit->writing == 0);
+    for (unsigned class = 0; class < PAGE_CLASSES; class ++)
+        while (!list_empty(&commit->pages[class]))
+            page_finish(container_of(list_take_first(&commit->pages[class]), struct page, link), false);
+    if (commit->status == 0 || commit->next_freed > 0) {
+        unsigned done = commit->status == 0 ? commit->freed : commit->next_freed;
+        image->freed_count -= done;
+        memmove(image->freed, image->freed + done, image->freed_count * sizeof *image->freed);
+    }
+    list_init(&flushers);
+    list_take_all(&flushers, &commit->flushers);
+    commit_move(commit, COMMIT_IDLE);
+    int status = commit->status;
+    if (status < 0) /* whoever waits for room hears of it too: there will be none */
+        PROBE(qcow2_commit_failed);
+    qcow2_wake_all(&flushers, status);
+    qcow2_wake_all(&image->room_waiters, status);
+    if (!list_empty(&commit->next))
+        commit_begin(image);
+    else if (image->doomed && commit->step == COMMIT_IDLE)
+        node_destroy(&image->node);
+}
+
+static void commit_go_on(struct commit *commit)
+{
+    bool finished = commit->writing == 0;
+    while (finished && commit->step != COMMIT_IDLE) {
+        switch (commit->step) {
+        case COMMIT_REFBLOCKS:
+            finished = write_pages(commit, PAGE_REFBLOCK) &&
+                       next_with_sync(commit, COMMIT_SYNC_DATA, has_pages(commit, PAGE_REFTABLE));
+            break;
+        case COMMIT_SYNC_DATA:
+            commit_move(commit, commit->status < 0 ? COMMIT_END : COMMIT_REFTABLE);
+            break;
+        case COMMIT_REFTABLE:
+            finished = write_pages(commit, PAGE_REFTABLE) &&
+                       next_with_sync(commit, COMMIT_SYNC_REFTABLE, commit->unsynced && has_pages(commit, PAGE_L2));
+            break;
+        case COMMIT_SYNC_REFTABLE:
+            commit_move(commit, commit->status < 0 ? COMMIT_END : COMMIT_L2);
+            break;
+        case COMMIT_L2:
+            finished = write_pages(commit, PAGE_L2) &&
+                       next_with_sync(commit, COMMIT_SYNC_L2, commit->unsynced && has_pages(commit, PAGE_L1));
+            break;
+        case COMMIT_SYNC_L2:
+            commit_move(commit, commit->status < 0 ? COMMIT_END : COMMIT_L1);
+            break;
+        case COMMIT_L1:
+            finished = write_pages(commit, PAGE_L1) &&
+                       next_with_sync(commit, COMMIT_SYNC_END, !list_empty(&commit->flushers) || commit->freed > 0);
+            break;
+        case COMMIT_SYNC_END:
+            commit_move(commit, commit->status < 0 ? COMMIT_END : COMMIT_FREE);
+            break;
+        case COMMIT_FREE:
+            finished = free_clusters(commit);
+            if (finished)
+                commit_move(commit, commit->status < 0 ? COMMIT_END : COMMIT_FREED);
+            break;
+        case COMMIT_FREED:
+            finished = write_pages(commit, PAGE_REFBLOCK);
+            if (finished) {
+                commit_move(commit, commit->status < 0 ? COMMIT_END : COMMIT_PUNCH);
+                commit->next_freed = 0;
+            }
+            break;
+        case COMMIT_PUNCH:
+            finished = punch_next(commit);
+            if (finished)
+                commit_move(commit, COMMIT_END);
+            break;
+        case COMMIT_END:
+            commit_end(commit);
+            return;
+        case COMMIT_IDLE:
+            break;
+        }
+    }
+}

@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What the files of the qcow2 driver share. qcow2.c says how they work together. */
+#ifndef FLEECE_DRIVER_QCOW2_INTERNAL_H
+#define FLEECE_DRIVER_QCOW2_INTERNAL_H
+
+#include "driver/qcow2/header.h"
+
+/* Whoever waits for metadata. */
+struct qcow2_waiter {
+    struct list_node link;
+    /* It has happened: decide afresh. Or -errno: it can't. Called once for each time that it was queued. */
+    void (*wake)(struct qcow2_waiter *waiter, int status);
+};
+
+/* Metadata is kept in pages: parts of tables. The order is that of writing (commit.c). */
+enum page_class { PAGE_REFBLOCK, PAGE_REFTABLE, PAGE_L2, PAGE_L1, PAGE_CLASSES };
+
+struct page {
+    struct qcow2 *image;
+    struct list_node hash_link;
+    struct list_node
+        link; /* in clean, dirty[class] or, by the commit, committing[class]; loading or being written: nowhere */
+    uint64_t offset; /* in the file */
+    char *bytes;
+    char *shadow; /* what the commit writes, when `bytes` has changed since it began */
+    enum page_class class;
+    bool loading, dirty, committing;
+    struct list waiting; /* for the load */
+    struct request req;
+    struct iovec iov;
+};
+
+enum commit_step {
+    COMMIT_IDLE,
+    COMMIT_REFBLOCKS,
+    COMMIT_SYNC_DATA,
+    COMMIT_REFTABLE,
+    COMMIT_SYNC_REFTABLE,
+    COMMIT_L2,
+    COMMIT_SYNC_L2,
+    COMMIT_L1,
+    COMMIT_SYNC_END,
+    COMMIT_FREE,  /* count down what nothing refers to any more */
+    COMMIT_FREED, /* write these counts */
+    COMMIT_PUNCH, /* give their space back */
+    COMMIT_END,
+};
+
+/* Clusters that nothing will refer to once the mappings in memory are stable: each is to be counted down by one. */
+struct freed {
+    uint64_t first, count;
+    bool punch; /* they were zeroed or discarded: whoever still reads them may as well read zeroes */
+};
+
+struct commit {
+    enum commit_step step;
+    int status;
+    unsigned writing;
+    bool unsynced; /* pages were written since the last sync of this commit */
+    struct list pages[PAGE_CLASSES];
+    struct list flushers;       /* waiters of this one */
+    struct list next;           /* of the next one */
+    unsigned freed, next_freed; /* image->freed[0..freed) are of this commit; those before next_freed are done */
+    struct qcow2_waiter waiter;
+    struct request req;
+};
+
+/* A part of a read that goes to one place. */
+struct piece {
+    struct list_node link;
+    struct request *parent;
+    struct request req;
+    struct iovec iov[LIMIT_QCOW2_FRAGMENTS];
+};
+
+/* A part of a request that is one kind of thing. */
+struct mapping {
+    enum mapping_kind { MAP_NONE, MAP_ZERO, MAP_DATA, MAP_COMPRESSED } kind;
+    uint64_t host;   /* of its first byte; of the compressed data */
+    uint64_t length; /* bytes from there on that are so; of a compressed cluster: to its end */
+    uint32_t compressed_bytes;
+};
+
+/* A cluster as its L2 entry has it. Without extended entries a cluster is its own only subcluster. */
+struct cluster {
+    uint64_t host;       /* 0: none */
+    uint32_t data, zero; /* subclusters, a bit for each */
+    uint32_t compressed_bytes;
+    bool compressed;
+    bool copied; /* nobody else refers to it */
+};
+
+struct qcow2 {
+    struct node node; /* first */
+    struct node *file, *backing;
+    struct qcow2_header header;
+    uint32_t cluster_bits, cluster_bytes, page_bytes;
+    uint32_t subclusters, granule_bytes; /* the unit that is there or not */
+    uint32_t entry_bytes, l2_bits;       /* 2^l2_bits entries in an L2 table */
+    uint32_t refcount_bits;
+    uint64_t refblock_entries;
+    bool compress; /* clusters that are written whole */
+    bool doomed;   /* destroyed, but a commit is under way */
+    /* cache.c */
+    struct list buckets[LIMIT_QCOW2_BUCKETS];
+    struct list clean, dirty[PAGE_CLASSES];
+    unsigned page_count, dirty_count;
+    struct list room_waiters; /* for a page that may go */
+    struct commit commit;
+    /* refcount.c */
+    uint64_t cursor;  /* the next cluster; everything from there on is free and zero */
+    uint64_t pack_at; /* compressed data goes on here when its cluster is the last one; 0: it begins a cluster */
+    struct freed *freed;
+    unsigned freed_count;
+    /* read.c */
+    struct piece *pieces;
+    struct list free_pieces, piece_waiters;
+    unsigned inflating;
+    struct list inflate_waiters;
+    /* write.c */
+    struct qcow2_write *write_slots;
+    struct list free_writes, writes; /* slots: idle, at work */
+    struct list waiting_writes;      /* requests without a slot */
+    struct list blocked;             /* by what others at work are mapping */
+    bool starting_writes;            /* those that waited */
+    unsigned buffers_used;
+    struct list buffer_waiters;
+    char *zeroes;
+};
+
+static inline struct qcow2 *qcow2_of(struct node *node)
+{
+    return (struct qcow2 *)(void *)node; /* node is its first member */
+}
+
+static inline void qcow2_wait(struct list *queue, struct qcow2_waiter *waiter)
+{
+    list_append(queue, &waiter->link);
+}
+
+/* All that are in the queue now. */
+void qcow2_wake_all(struct list *queue, int status);
+/* The first one only. */
+void qcow2_wake_one(struct list *queue);
+
+/* Where the image ends: offsets are to lie before it. A multiple of the cluster size. */
+uint64_t qcow2_end(const struct qcow2 *image);
+/* Whether [offset, offset+length) may be a cluster or table of this image: whole clusters, not the header, nor one of
+ * the two tables that the header names, and not beyond the end. */
+bool qcow2_place_is_right(const struct qcow2 *image, uint64_t offset, uint64_t length);
+/* How many of the bytes from `at` on the first fragments cover, as many as fit into one request of ours. */
+uint64_t qcow2_fragments_length(const struct request *req, uint64_t at, uint64_t length);
+
+/* open.c: all memory of it but itself. */
+void qcow2_image_free(struct qcow2 *image);
+extern const struct node_ops qcow2_ops;
+
+/* cache.c. All of these: 0, or -EAGAIN: the waiter is queued, or another error. */
+void cache_init(struct qcow2 *image);
+void cache_fini(struct qcow2 *image);
+int page_get(struct qcow2 *image, enum page_class class, uint64_t offset, struct qcow2_waiter *waiter,
+             struct page **page);
+/* A page of zeroes, without looking into the file. */
+int page_new(struct qcow2 *image, enum page_class class, uint64_t offset, struct qcow2_waiter *waiter,
+             struct page **page);
+/* Before `bytes` are changed. false: no memory. */
+bool page_change(struct page *page);
+void page_settle(struct page *page); /* to the list that it belongs to */
+void page_drop_shadow(struct page *page);
+
+/* commit.c */
+void commit_init(struct qcow2 *image);
+/* The waiter is woken when everything that is in memory now is stable, or it failed. */
+void commit_wait(struct qcow2 *image, struct qcow2_waiter *waiter);
+/* Begins one, unless one is under way, so that pages become clean. */
+void commit_begin(struct qcow2 *image);
+
+/* refcount.c: 0, or -EAGAIN: the waiter is queued, or another error. */
+int clusters_allocate(struct qcow2 *image, uint64_t count, struct qcow2_waiter *waiter, uint64_t *offset);
+/* Room for compressed clusters, packed one behind the other. sizes[i] == 0: not one of them. */
+int packed_allocate(struct qcow2 *image, const uint32_t *sizes, unsigned count, struct qcow2_waiter *waiter,
+                    uint64_t *offset);
+/* Room for so many entries in image->freed; else a commit begins. */
+int freed_reserve(struct qcow2 *image, unsigned count, struct qcow2_waiter *waiter);
+void freed_add(struct qcow2 *image, uint64_t offset, uint64_t bytes, bool punch);
+/* Counts one down. *zero: some are free now. */
+int clusters_release(struct qcow2 *image, const struct freed *freed, struct qcow2_waiter *waiter, bool *free);
+
+/* mapping.c: 0, or -EAGAIN: the waiter is queued, or another error. */
+/* The entry of a guest's cluster; -ENOENT: it has no table, and neither has anything before *table_end (in clusters). */
+int l2_find(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waiter, struct page **page, unsigned *index,
+            uint64_t *table_end);
+int l2_create(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waiter);
+/* -EIO: no image has such an entry. */
+int cluster_decode(const struct qcow2 *image, const struct page *page, unsigned index, struct cluster *cluster);
+void cluster_encode(const struct qcow2 *image, struct page *page, unsigned index, const struct cluster *cluster);
+int mapping_find(struct qcow2 *image, uint64_t at, uint64_t length, struct qcow2_waiter *waiter,
+                 struct mapping *mapping);
+static inline unsigned l2_page_entries(const struct qcow2 *image)
+{
+    return image->page_bytes / image->entry_bytes;
+}
+
+struct qcow2_write;
+/* read.c, status.c, write.c, zero.c */
+void read_submit(struct qcow2 *image, struct request *req);
+void status_submit(struct qcow2 *image, struct request *req);
+void write_submit(struct qcow2 *image, struct request *req);
+/* The next step of zeroing or discarding: w->at moves; or *as_data: zeroes are to be written up to w->data_end. 0, or
+ * -EAGAIN: the waiter is queued, or another error. `limit`: others are at work from there on. */
+int zero_go_on(struct qcow2_write *w, uint64_t limit, bool *as_data);
+struct piece *piece_take(struct qcow2 *image, struct request *parent);
+void piece_put(struct qcow2 *image, struct piece *piece);
+
+/* inflate.c: the rest of a read's compressed cluster from `at` on, into its memory. done: on the owner. */
+struct inflate {
+    struct qcow2 *image;
+    struct request *parent;
+    uint64_t at, length; /* of the guest */
+    struct mapping mapping;
+    void (*done)(struct inflate *inflate, int status);
+    /* private: */
+    char *packed, *cluster;
+    struct range span;
+    uint64_t read;
+    struct request req;
+    struct iovec iov;
+    struct io_op op;
+};
+/* false: no memory; else done() comes, and frees it with inflate_free(). */
+bool inflate_start(struct qcow2 *image, struct request *parent, uint64_t at, uint64_t length,
+                   const struct mapping *mapping, void (*done)(struct inflate *inflate, int status));
+void inflate_free(struct inflate *inflate);
+/* Compressing, on any thread. The size, or 0: it does not become smaller by a sector at least. */
+struct ZSTD_CCtx_s *deflate_open(void);
+void deflate_close(struct ZSTD_CCtx_s *context);
+uint32_t deflate_cluster(struct ZSTD_CCtx_s *context, const char *cluster, uint32_t cluster_bytes, char *packed);
+
+enum write_step {
+    WRITE_IDLE,
+    WRITE_DECIDE,
+    WRITE_IN_PLACE,   /* where the data is already */
+    WRITE_FILL_READ,  /* what stays of the clusters at the edges: from their old place */
+    WRITE_FILL_WRITE, /* ... to the new one */
+    WRITE_DATA,
+    WRITE_PACK,       /* compress */
+    WRITE_PACK_PLACE, /* allocate */
+    WRITE_PACK_DATA,
+    WRITE_LINK, /* enter the new place into the table */
+    WRITE_COMMIT,
+};
+
+/* A write, write zeroes or discard at work. */
+struct qcow2_write {
+    struct list_node link; /* in image->writes, or free_writes */
+    struct qcow2 *image;
+    struct request *req;
+    struct qcow2_waiter waiter;
+    struct io_task task;
+    enum write_step step;
+    int status;
+    uint64_t at;          /* the request has come so far */
+    uint64_t data_end;    /* of what is written as data, in one go or several */
+    bool zeroes;          /* that data is zeroes */
+    struct range part;    /* of the guest's bytes: under way */
+    struct range locked;  /* whole clusters that are being mapped; empty: none. Nobody else may change their mapping. */
+    struct range kept;    /* what will be there of them then: the part and what is filled */
+    uint64_t host;        /* of locked.start */
+    struct range fill[2]; /* at the edges, of the guest's bytes */
+    uint64_t filled;      /* of both together */
+    char *buffer;         /* for filling or packing */
+    uint32_t sizes[LIMIT_QCOW2_PACK_CLUSTERS]; /* compressed; 0: it stays plain */
+    unsigned packed_count, plain_count, next_plain;
+    uint64_t packed_bytes, packed_host;
+    bool pack;
+    struct io_op op;
+    struct request child;
+    struct iovec iov[LIMIT_QCOW2_FRAGMENTS];
+};
+
+/* What a request of ours carries in its leaf_scratch, but for writes. */
+struct qcow2_op {
+    struct qcow2 *image;
+    struct qcow2_waiter waiter;
+    uint64_t at; /* the request has come so far */
+    unsigned pending;
+    int status;
+    bool waiting, again;
+};
+_Static_assert(sizeof(struct qcow2_op) <= sizeof(((struct request *)0)->leaf_scratch), "fits into the request");
+
+static inline struct qcow2_op *qcow2_op_of(struct request *req)
+{
+    return (struct qcow2_op *)(void *)req->leaf_scratch;
+}
+
+static inline struct request *qcow2_op_request(struct qcow2_op *op)
+{
+    return (struct request *)(void *)((char *)op - offsetof(struct request, leaf_scratch));
+}
+
+#endif
