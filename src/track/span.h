@@ -48,7 +48,7 @@ struct span {
     uint64_t since_count; /* bits set in this span or a later one */
 };
 
-/* Layout for a sidecar's pages and a disk's bits; nothing is opened. `name` must stay. */
+/* Layout for a sidecar's pages; nothing is opened. `name` must stay. */
 void span_memory_init(struct span_memory *memory, struct io *io, const struct io_shm_name *name,
                       uint64_t sidecar_pages);
 /* Creates it anew, for that key as the next one; these two may block: on a helper. */

@@ -139,9 +139,11 @@ static bool fill_wanted(struct tracker *tracker)
     return store->count > 0;
 }
 
-static bool retire(struct tracker *tracker, struct activity_slot *slot)
+/* An extent, and the others of its page that are as idle: the page is written for all of them. false: no room. */
+static bool retire(struct tracker *tracker, const struct activity_slot *slot)
 {
-    const uint64_t page = slot->extent / SIDECAR_PAGE_EXTENTS;
+    struct activity_log *log = &tracker->log;
+    const uint32_t page = slot->extent / SIDECAR_PAGE_EXTENTS, first = page * SIDECAR_PAGE_EXTENTS;
     unsigned needed = 0;
     for (unsigned i = 0; i < tracker->span_count; i++)
         needed += tracker->spans[i]->changed[page];
@@ -150,7 +152,10 @@ static bool retire(struct tracker *tracker, struct activity_slot *slot)
     for (unsigned i = 0; i < tracker->span_count; i++)
         if (tracker->spans[i]->changed[page])
             batch_add(tracker, tracker->spans[i], page);
-    activity_log_retire(&tracker->log, slot->extent);
+    activity_log_retire(log, slot->extent);
+    for (uint32_t extent = first; extent < first + SIDECAR_PAGE_EXTENTS && extent < log->extent_count; extent++)
+        if (activity_log_is_active(log, extent) && !activity_log_is_touched(log, extent))
+            activity_log_retire(log, extent);
     return true;
 }
 

@@ -122,6 +122,28 @@ static void lives_of_all_kinds(void **state)
         lead_a_life(seed);
 }
 
+static void memory_is_bounded_and_reported(void **state)
+{
+    (void)state;
+    struct kit kit;
+    struct checkpoint_info info;
+    kit_init(&kit, &(struct world_options){.seed = 3});
+    assert_int_equal(kit_start(&kit), 0);
+    assert_int_equal(kit_checkpoint(&kit, "a"), 0);
+    assert_int_equal(tracker_checkpoints(kit.tracker, &info, 1), 1);
+    assert_int_equal(info.memory_bytes, 4096); /* a head, and no page: nothing has changed */
+    assert_int_equal(info.file_bytes, 2 * 4096);
+    assert_int_equal(info.changed_bytes, 0);
+    kit_write(&kit, REQUEST_DISCARD, 0, KIT_BLOCKS / 2);
+    kit_write(&kit, REQUEST_DISCARD, KIT_BLOCKS / 2, KIT_BLOCKS / 2);
+    kit_settle(&kit);
+    assert_int_equal(tracker_checkpoints(kit.tracker, &info, 1), 1);
+    assert_int_equal(info.memory_bytes, 2 * 4096); /* one bit a block, all in one page */
+    assert_int_equal(info.changed_bytes, KIT_DISK_BYTES);
+    kit_stop(&kit);
+    kit_fini(&kit);
+}
+
 /* ---- damage */
 
 enum ending { CLOSED, MEMORY_LOST, ENDINGS };
@@ -215,14 +237,77 @@ static void every_byte_class_of_the_sidecar(void **state)
     }
 }
 
+/* ---- for the reader of docs/formats/sidecar.md */
+
+static FILE *open_new(const char *folder, unsigned number, const char *ending)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%u.%s", folder, number, ending);
+    FILE *file = fopen(path, "w");
+    if (!file)
+        fail_msg("cannot write '%s'", path);
+    return file;
+}
+
+/* The sidecar as it is, then what the tracker makes of it. */
+static void write_case(struct kit *kit, const char *folder, unsigned number)
+{
+    FILE *file = open_new(folder, number, "fleece");
+    fwrite(world_file_bytes(kit_sidecar(kit)), 1, world_file_size(kit_sidecar(kit)), file);
+    fclose(file);
+    assert_int_equal(kit_start(kit), 0);
+    assert_null(tracker_invalid_reason(kit->tracker));
+    kit_judge(kit);
+    for (unsigned i = 0; i < kit->checkpoint_count; i++) {
+        const char *uuid = kit->checkpoints[i]->id.uuid;
+        file = open_new(folder, number, uuid);
+        for (uint64_t at = 0, next; at < KIT_DISK_BYTES; at = next) {
+            struct range run;
+            assert_int_equal(tracker_changed(kit->tracker, uuid, at, &run, &next), 0);
+            for (uint64_t start = run.start; start < range_end(run); start += KIT_BLOCK)
+                fprintf(file, "%llu %d\n", (unsigned long long)start, KIT_BLOCK);
+        }
+        fclose(file);
+    }
+}
+
+static void write_sidecars(const char *folder)
+{
+    for (unsigned number = 0; number < 8; number++) {
+        struct kit kit;
+        kit_init(&kit, &(struct world_options){.seed = 70 + number, .power = true});
+        kit.options.slots = LIMIT_TRACK_SLOTS_MIN;
+        assert_int_equal(kit_start(&kit), 0);
+        for (unsigned i = 0; i < 3; i++) {
+            assert_int_equal(kit_checkpoint(&kit, (const char *[]){"a", "b", "c"}[i]), 0);
+            for (unsigned w = 0; w < 60; w++)
+                kit_write_now(&kit, world_below(kit.world, KIT_BLOCKS - 2), 2);
+        }
+        for (unsigned w = 0; w < KIT_WRITES; w++)
+            kit_write(&kit, REQUEST_WRITE, world_below(kit.world, KIT_BLOCKS), 1);
+        if (number < 2) {
+            kit_stop(&kit);
+        } else {
+            world_run_for(kit.world, number * 30 * NS_PER_US);
+            kit_power_loss(&kit);
+        }
+        write_case(&kit, folder, number);
+        kit_stop(&kit);
+        kit_fini(&kit);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_checkpoint_reports_what_was_written_since),
+        cmocka_unit_test(memory_is_bounded_and_reported),
         cmocka_unit_test(every_byte_class_of_the_sidecar),
         cmocka_unit_test(lives_of_all_kinds),
     };
-    if (argc == 3)
+    if (argc == 3 && strcmp(argv[1], "--write") == 0)
+        write_sidecars(argv[2]);
+    else if (argc == 3)
         for (uint64_t seed = strtoull(argv[1], NULL, 0); seed <= strtoull(argv[2], NULL, 0); seed++)
             lead_a_life(seed);
     return argc == 3 ? 0 : cmocka_run_group_tests(tests, NULL, NULL);
