@@ -441,7 +441,7 @@ static void snapshot_begin(struct snapshot *snapshot)
         snapshot_record_make(snapshot);
     }
     snapshot->parts_out = 1; /* our own, so that it does not reach 0 within the loop */
-    snapshot->parts_out += snapshot_sidecars_open(snapshot, sidecar_opened);
+    snapshot_sidecars_open(snapshot, sidecar_opened);
     for (unsigned i = 0; i < vm->disk_count && vm->filters == FILTERS_NONE && !snapshot->bare; i++) {
         struct vm_disk *vd = &vm->disks[i];
         vd->error = (struct error){0};

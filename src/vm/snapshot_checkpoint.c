@@ -84,18 +84,16 @@ int snapshot_checkpoints_choose(struct snapshot *snapshot, const struct snapshot
     return 0;
 }
 
-unsigned snapshot_sidecars_open(struct snapshot *snapshot, void (*opened)(struct vm_disk *vd))
+void snapshot_sidecars_open(struct snapshot *snapshot, void (*opened)(struct vm_disk *vd))
 {
     struct vm *vm = snapshot->vm;
-    unsigned count = 0;
     for (unsigned i = 0; i < vm->disk_count && snapshot->checkpoint.name[0]; i++) {
         struct vm_disk *vd = &vm->disks[i];
         if (vd->tracking.state != TRACKING_NONE)
             continue;
-        count++;
+        snapshot->parts_out++; /* before: a disk that can't be tracked says so at once */
         tracking_open(vd, true, opened, snapshot);
     }
-    return count;
 }
 
 /* Something of this name may have been made since it was looked up. */

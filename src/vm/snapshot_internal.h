@@ -145,8 +145,8 @@ struct snapshot *snapshot_create_bare(struct vm *vm, const char *checkpoint,
 /* snapshot_checkpoint.c: what a snapshot has to do with checkpoints. */
 /* Looks up what the options name; makes up the new checkpoint. -ENOENT, -EEXIST, -EINVAL, -ENOSPC with a sentence. */
 int snapshot_checkpoints_choose(struct snapshot *snapshot, const struct snapshot_options *options, struct error *err);
-/* OPENING: disks without a sidecar get one when a checkpoint is to be made; opened(vd) for each, later. Returns how many. */
-unsigned snapshot_sidecars_open(struct snapshot *snapshot, void (*opened)(struct vm_disk *vd));
+/* OPENING: disks without a sidecar get one when a checkpoint is to be made; opened(vd) for each, now or later. */
+void snapshot_sidecars_open(struct snapshot *snapshot, void (*opened)(struct vm_disk *vd));
 /* On the disk's reactor. PREPARING: the new span, the copies of changes; counts in part->preparing. */
 void part_prepare_checkpoint(struct part *part);
 void part_prepare_changes(struct part *part);
