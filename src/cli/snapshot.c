@@ -28,12 +28,31 @@ static json_int_t milliseconds(const char *text)
     return (json_int_t)(seconds * 1000);
 }
 
+/* --checkpoint NAME, --since CHECKPOINT, --map CHECKPOINT (several times). */
+static int create_checkpoint_option(struct cli *cli, int option, const char *name, json_t *arguments)
+{
+    const char *key = option == 'c' ? "checkpoint" : option == 's' ? "since" : "map";
+    struct error err;
+    if (name_check("checkpoint name", name, &err) < 0) /* UUIDs are right names */
+        return cli_usage(cli, "--%s: %s", key, err.text);
+    if (option == 'm' && !json_object_get(arguments, "maps"))
+        json_object_set_new(arguments, "maps", json_array());
+    if (option == 'm')
+        json_array_append_new(json_object_get(arguments, "maps"), json_string(name));
+    else
+        json_object_set_new(arguments, key, json_string(name));
+    return CLI_DONE;
+}
+
 /* Into the command's arguments. */
 static int create_options(struct cli *cli, int argc, char **argv, json_t *arguments)
 {
     static const struct option options[] = {{"drain-timeout", required_argument, NULL, 'd'},
                                             {"read-once", optional_argument, NULL, 'o'},
                                             {"bitmap", required_argument, NULL, 'b'},
+                                            {"checkpoint", required_argument, NULL, 'c'},
+                                            {"since", required_argument, NULL, 's'},
+                                            {"map", required_argument, NULL, 'm'},
                                             {NULL, 0, NULL, 0}};
     int option;
     struct error err;
@@ -53,10 +72,16 @@ static int create_options(struct cli *cli, int argc, char **argv, json_t *argume
             if (name_check("name of a dirty bitmap", optarg, &err) < 0)
                 return cli_usage(cli, "--bitmap: %s", err.text);
             json_object_set_new(arguments, "bitmap", json_string(optarg));
+        } else if (option == 'c' || option == 's' || option == 'm') {
+            int code = create_checkpoint_option(cli, option, optarg, arguments);
+            if (code != CLI_DONE)
+                return code;
         } else {
             return cli_usage_option(cli, option, argv);
         }
     }
+    if (json_object_get(arguments, "since") && json_object_get(arguments, "bitmap"))
+        return cli_usage(cli, "--since and --bitmap both say what the snapshot needs; give one of them");
     if (argc - optind > 1)
         return cli_usage(cli, "snapshot create takes one name, not %d", argc - optind);
     if (optind < argc && name_check("snapshot name", argv[optind], &err) < 0)
@@ -64,6 +89,30 @@ static int create_options(struct cli *cli, int argc, char **argv, json_t *argume
     if (optind < argc)
         json_object_set_new(arguments, "name", json_string(argv[optind]));
     return CLI_DONE;
+}
+
+static void print_created(const json_t *snapshot)
+{
+    const json_t *since = json_object_get(snapshot, "since"), *checkpoint = json_object_get(snapshot, "checkpoint");
+    size_t i;
+    json_t *view;
+    char changed[16];
+    printf("snapshot %s created; the guest's writes were held for %.0f us\n", cli_text(snapshot, "name"),
+           hold_us(snapshot));
+    json_array_foreach (json_object_get(snapshot, "exports"), i, view) {
+        const char *disk = cli_text(view, "disk");
+        if (json_is_true(json_object_get(view, "incremental")))
+            printf("disk %s: %s changed since %s\n", disk,
+                   size_format(changed, (uint64_t)json_integer_value(json_object_get(view, "dirty"))),
+                   cli_text(since, "name"));
+        else if (since)
+            printf("disk %s: in full, since %s\n", disk, cli_text(view, "reason"));
+        if (json_object_get(view, "checkpoint-reason"))
+            printf("disk %s: no checkpoint, since %s\n", disk, cli_text(view, "checkpoint-reason"));
+    }
+    if (checkpoint)
+        printf("checkpoint %s is %s: %s\n", cli_text(checkpoint, "name"), cli_text(checkpoint, "state"),
+               cli_text(checkpoint, "uuid"));
 }
 
 static int snapshot_create(struct cli *cli, int argc, char **argv)
@@ -75,8 +124,7 @@ static int snapshot_create(struct cli *cli, int argc, char **argv)
     if (code == CLI_DONE && cli->json)
         cli_print_json(result);
     else if (code == CLI_DONE)
-        printf("snapshot %s created; the guest's writes were held for %.0f us\n", cli_text(result, "name"),
-               hold_us(result));
+        print_created(result);
     json_decref(arguments);
     json_decref(result);
     return code;
@@ -218,8 +266,8 @@ static int snapshot_run(struct cli *cli, int argc, char **argv)
 
 const struct cli_command cli_snapshot = {
     .name = "snapshot",
-    .arguments = "create [NAME] [--drain-timeout SECONDS] [--read-once[=eager]] [--bitmap BITMAP] | list | residence "
-                 "NAME DISK | delete NAME",
+    .arguments = "create [NAME] [--drain-timeout SECONDS] [--read-once[=eager]] [--bitmap BITMAP] [--checkpoint NAME] "
+                 "[--since CHECKPOINT] [--map CHECKPOINT…] | list | residence NAME DISK | delete NAME",
     .summary = "take, show and end snapshots of all disks of the VM at one instant",
     .run = snapshot_run,
 };

@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <jansson.h>
 
@@ -63,6 +64,26 @@ static void print_disks(const json_t *disks)
                number_of(disk, "errors"), number_of(disk, "writes-in-flight"), number_of(disk, "blocks-preserved"));
 }
 
+/* Of the disks that are tracked, or should be. */
+static void print_tracking(const json_t *disks)
+{
+    size_t i, lines = 0;
+    json_t *disk;
+    json_array_foreach (disks, i, disk) {
+        const json_t *tracking = json_object_get(disk, "tracking");
+        char active[32];
+        if (strcmp(text_of(tracking, "state"), "off") == 0)
+            continue;
+        if (lines++ == 0)
+            printf("\n%-12s %-9s %-9s %12s %12s %12s %12s  %s\n", "TRACKING", "STATE", "RECOVERY", "ACTIVE", "LOGGED",
+                   "STORED", "PARKED", "REASON");
+        snprintf(active, sizeof active, "%lld/%lld", number_of(tracking, "active"), number_of(tracking, "slots"));
+        printf("%-12s %-9s %-9s %12s %12lld %12lld %12lld  %s\n", text_of(disk, "name"), text_of(tracking, "state"),
+               text_of(tracking, "recovery"), active, number_of(tracking, "log-writes"),
+               number_of(tracking, "page-writes"), number_of(tracking, "writes-parked"), text_of(tracking, "reason"));
+    }
+}
+
 static void print_exports(const json_t *exports)
 {
     size_t i;
@@ -110,6 +131,7 @@ static int status_run(struct cli *cli, int argc, char **argv)
     else {
         print_head(status);
         print_disks(json_object_get(status, "disks"));
+        print_tracking(json_object_get(status, "disks"));
         print_exports(json_object_get(status, "exports"));
         print_snapshots(json_object_get(status, "snapshots"));
     }

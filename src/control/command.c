@@ -18,9 +18,9 @@
 
 #include "control/client.h"
 
-static const struct control_command *const tables[] = {control_commands_vm,     control_commands_snapshot,
-                                                       control_commands_export, control_commands_bitmap,
-                                                       control_commands_cache,  control_commands_job};
+static const struct control_command *const tables[] = {
+    control_commands_vm,    control_commands_snapshot,   control_commands_export, control_commands_bitmap,
+    control_commands_cache, control_commands_checkpoint, control_commands_job};
 enum { TABLE_COUNT = sizeof tables / sizeof *tables };
 
 static const struct control_command *find_command(const char *name)

@@ -15,6 +15,15 @@ static const struct control_argument create_arguments[] = {
     {.name = "bitmap", .kind = CONTROL_STRING},
     {.name = "read-once", .kind = CONTROL_STRING},
     {.name = "drain-timeout-ms", .kind = CONTROL_INTEGER, .min = 1, .max = (json_int_t)(CUT_TOTAL_MAX_NS / NS_PER_MS)},
+    {.name = "checkpoint", .kind = CONTROL_STRING},
+    {.name = "since", .kind = CONTROL_STRING},
+    {.name = "maps", .kind = CONTROL_ARRAY},
+    {.name = "grace", .kind = CONTROL_INTEGER, .min = 0, .max = (json_int_t)(LEASE_GRACE_MAX_NS / NS_PER_S)},
+    {.name = NULL},
+};
+
+static const struct control_argument lease_arguments[] = {
+    {.name = "uuid", .kind = CONTROL_STRING, .required = true},
     {.name = NULL},
 };
 
@@ -31,21 +40,6 @@ static const struct control_argument residence_arguments[] = {
     {.name = NULL},
 };
 
-/* Where the view of each disk can be read: [{"disk", "export", "uri"}]. */
-static json_t *views(const struct control_host *host, const char *snapshot_name)
-{
-    json_t *array = json_array();
-    for (unsigned i = 0; i < vm_disk_count(host->vm); i++) {
-        const char *disk = vm_disk(host->vm, i)->name;
-        char export[2 * LIMIT_NAME_BYTES + 2];
-        snprintf(export, sizeof export, "%s@%s", disk, snapshot_name);
-        json_array_append_new(array, json_pack("{s:s, s:s, s:I, s:o}", "disk", disk, "export", export, "size",
-                                               (json_int_t)vm_disk(host->vm, i)->node.size_bytes, "uri",
-                                               describe_uri(host, export)));
-    }
-    return array;
-}
-
 static void snapshot_create_done(void *argument, struct snapshot *snapshot, const struct error *err)
 {
     struct control_request *request = argument;
@@ -53,31 +47,89 @@ static void snapshot_create_done(void *argument, struct snapshot *snapshot, cons
         control_fail_with(request, err);
         return;
     }
-    struct snapshot_info info;
-    snapshot_info(snapshot, &info);
-    json_t *result = describe_snapshot(snapshot);
+    json_t *result = describe_snapshot(snapshot), *checkpoint = json_object_get(result, "checkpoint");
+    if (checkpoint) /* nobody can have committed it before it is named here */
+        json_object_set_new(checkpoint, "state", json_string("pending"));
     if (result)
-        json_object_set_new(result, "exports", views(&request->server->host, info.name));
+        json_object_set_new(result, "exports", describe_views(&request->server->host, snapshot));
     control_return(request, result);
+}
+
+/* The argument `maps` into names[LIMIT_SNAPSHOT_MAPS]. False: it has been answered. */
+static bool read_maps(struct control_request *request, const char **names, unsigned *count)
+{
+    const json_t *maps = json_object_get(request->arguments, "maps");
+    const size_t size = json_array_size(maps);
+    if (size > LIMIT_SNAPSHOT_MAPS) {
+        control_fail(request, "GenericError", "Parameter 'maps' has %zu members, but must have at most %d", size,
+                     LIMIT_SNAPSHOT_MAPS);
+        return false;
+    }
+    for (size_t i = 0; i < size; i++) {
+        names[i] = json_string_value(json_array_get(maps, i));
+        if (names[i])
+            continue;
+        control_fail(request, "GenericError", "Parameter 'maps': member %zu must be the name or UUID of a checkpoint",
+                     i);
+        return false;
+    }
+    *count = (unsigned)size;
+    return true;
 }
 
 static void snapshot_create(struct control_request *request)
 {
     json_int_t drain_ms = json_integer_value(json_object_get(request->arguments, "drain-timeout-ms"));
     bool lease = json_is_true(json_object_get(request->arguments, "lease"));
-    const char *read_once = control_argument_text(request, "read-once");
+    const char *read_once = control_argument_text(request, "read-once"), *maps[LIMIT_SNAPSHOT_MAPS];
+    const json_t *grace = json_object_get(request->arguments, "grace");
     struct snapshot_options options = {
         .name = control_argument_text(request, "name"),
         .drain_ns = (uint64_t)drain_ms * NS_PER_MS,
         .lease = lease ? request->client->lease : NULL,
         .bitmap = control_argument_text(request, "bitmap"),
+        .since = control_argument_text(request, "since"),
+        .checkpoint = control_argument_text(request, "checkpoint"),
+        .maps = maps,
+        .grace_ns = (uint64_t)json_integer_value(grace) * NS_PER_S,
     };
     if (read_once && !describe_read_once_parse(read_once, &options.read_once)) {
         control_fail(request, "GenericError", "Parameter 'read-once' is '%.100s': off, disconnect or eager is right",
                      read_once);
         return;
     }
-    vm_snapshot_create(request->server->host.vm, &options, snapshot_create_done, request);
+    if (options.since && options.bitmap) {
+        control_fail(request, "GenericError",
+                     "Parameters 'since' and 'bitmap' both say what the snapshot needs: give one");
+        return;
+    }
+    if (grace && !lease) {
+        control_fail(request, "GenericError", "Parameter 'grace' is about a lease: it needs 'lease' to be true");
+        return;
+    }
+    if (read_maps(request, maps, &options.map_count))
+        vm_snapshot_create(request->server->host.vm, &options, snapshot_create_done, request);
+}
+
+static void snapshot_lease(struct control_request *request)
+{
+    struct vm *vm = request->server->host.vm;
+    struct error err = {0};
+    const char *uuid = control_argument_text(request, "uuid");
+    if (vm_snapshot_lease(vm, uuid, request->client->lease, &err) < 0) {
+        control_fail_with(request, &err);
+        return;
+    }
+    struct snapshot *snapshot = NULL;
+    struct snapshot_info info;
+    do {
+        snapshot = vm_snapshot_next(vm, snapshot);
+        snapshot_info(snapshot, &info);
+    } while (strcmp(info.uuid, uuid) != 0);
+    json_t *result = describe_snapshot(snapshot);
+    if (result)
+        json_object_set_new(result, "exports", describe_views(&request->server->host, snapshot));
+    control_return(request, result);
 }
 
 static void snapshot_delete_done(void *argument, const struct error *err)
@@ -182,6 +234,7 @@ static void query_snapshots(struct control_request *request)
 const struct control_command control_commands_snapshot[] = {
     {.name = "fleece-snapshot-create", .arguments = create_arguments, .run = snapshot_create},
     {.name = "fleece-snapshot-delete", .arguments = delete_arguments, .run = snapshot_delete},
+    {.name = "fleece-snapshot-lease", .arguments = lease_arguments, .run = snapshot_lease},
     {.name = "fleece-query-snapshots", .run = query_snapshots},
     {.name = "fleece-query-residence", .arguments = residence_arguments, .run = query_residence},
     {.name = NULL},

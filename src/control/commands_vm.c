@@ -30,7 +30,7 @@ static void quit(struct control_request *request)
     host.quit(host.context);
 }
 
-/* --- fleece-query-status: first what the reactors say about the disks, then what the NBD server says. */
+/* --- fleece-query-status: first what the reactors say about the disks and their tracking, then what the NBD server says. */
 
 static json_t *strings(const char *const *texts, unsigned count)
 {
@@ -59,10 +59,24 @@ static void status_has_exports(void *argument, const struct nbd_server_status *e
     control_return(request, status);
 }
 
+static void status_has_tracking(void *argument, const struct vm_checkpoints *checkpoints)
+{
+    struct control_request *request = argument;
+    const struct control_host *host = &request->server->host;
+    json_t *disks = json_object_get(request->partial, "disks");
+    for (unsigned i = 0; checkpoints && i < checkpoints->disk_count; i++)
+        json_object_set_new(json_array_get(disks, i), "tracking", describe_tracking(&checkpoints->disks[i]));
+    host->exports_query(host->context, status_has_exports, request);
+}
+
 static void status_has_disks(void *argument, const struct vm_status *vm_status)
 {
     struct control_request *request = argument;
     const struct control_host *host = &request->server->host;
+    if (!vm_status) {
+        control_return(request, NULL);
+        return;
+    }
     json_t *disks = json_array();
     for (unsigned i = 0; i < vm_status->disk_count; i++)
         json_array_append_new(
@@ -80,7 +94,7 @@ static void status_has_disks(void *argument, const struct vm_status *vm_status)
                                  (json_int_t)host->rss_bytes(host->context), "nbd",
                                  strings(host->nbd_addresses, host->nbd_address_count), "reactors",
                                  strings(host->reactors, host->reactor_count), "disks", disks, "cache", cache);
-    host->exports_query(host->context, status_has_exports, request);
+    vm_checkpoints_query(host->vm, status_has_tracking, request);
 }
 
 static void fleece_query_status(struct control_request *request)

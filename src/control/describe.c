@@ -82,9 +82,53 @@ json_t *describe_snapshot(const struct snapshot *snapshot)
         json_object_set_new(json, "read-once", json_string(read_once_names[info.read_once]));
     if (json && info.bitmap)
         json_object_set_new(json, "bitmap", json_string(info.bitmap));
+    if (json && info.since_uuid)
+        json_object_set_new(json, "since", json_pack("{s:s, s:s}", "name", info.since_name, "uuid", info.since_uuid));
+    if (json && info.checkpoint_uuid)
+        json_object_set_new(json, "checkpoint",
+                            json_pack("{s:s, s:s}", "name", info.checkpoint_name, "uuid", info.checkpoint_uuid));
+    if (json && info.grace_left_ns)
+        json_object_set_new(json, "grace-left-ms", json_integer((json_int_t)(info.grace_left_ns / NS_PER_MS)));
     if (json && info.reason)
         json_object_set_new(json, "reason", describe_text(info.reason));
     return json;
+}
+
+/* What the arguments `since` and `checkpoint` came to on one disk. */
+static void describe_view_changes(json_t *json, const struct snapshot *snapshot, unsigned disk_index)
+{
+    struct snapshot_info info;
+    struct snapshot_disk_info disk;
+    snapshot_info(snapshot, &info);
+    snapshot_disk_info(snapshot, disk_index, &disk);
+    if (info.since_uuid)
+        json_object_set_new(json, "incremental", json_boolean(disk.incremental));
+    if (disk.incremental)
+        json_object_set_new(json, "dirty", json_integer((json_int_t)disk.dirty_bytes));
+    if (disk.reason)
+        json_object_set_new(json, "reason", describe_text(disk.reason));
+    if (info.checkpoint_uuid)
+        json_object_set_new(json, "checkpoint", json_boolean(disk.checkpoint));
+    if (disk.checkpoint_reason)
+        json_object_set_new(json, "checkpoint-reason", describe_text(disk.checkpoint_reason));
+}
+
+json_t *describe_views(const struct control_host *host, const struct snapshot *snapshot)
+{
+    struct snapshot_info info;
+    snapshot_info(snapshot, &info);
+    json_t *array = json_array();
+    for (unsigned i = 0; i < vm_disk_count(host->vm); i++) {
+        const struct disk *disk = vm_disk(host->vm, i);
+        char export[2 * LIMIT_NAME_BYTES + 2];
+        snprintf(export, sizeof export, "%s@%s", disk->name, info.name);
+        json_t *json = json_pack("{s:s, s:s, s:I, s:o}", "disk", disk->name, "export", export, "size",
+                                 (json_int_t)disk->node.size_bytes, "uri", describe_uri(host, export));
+        if (json)
+            describe_view_changes(json, snapshot, i);
+        json_array_append_new(array, json);
+    }
+    return array;
 }
 
 json_t *describe_snapshots(const struct vm *vm)

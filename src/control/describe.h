@@ -7,6 +7,7 @@
 
 #include "control/server.h"
 #include "job/job.h"
+#include "vm/checkpoints.h"
 
 /* Any bytes as a JSON string: those that are not UTF-8 become '?'. */
 json_t *describe_text(const char *text);
@@ -16,10 +17,15 @@ json_t *describe_time(uint64_t wall_ns);
 json_t *describe_version(void);
 json_t *describe_snapshots(const struct vm *vm); /* all, in the order of their cuts */
 json_t *describe_snapshot(const struct snapshot *snapshot);
+/* Where its views can be read, and what there is to say of each disk: [{"disk", "export", "size", "uri", …}]. */
+json_t *describe_views(const struct control_host *host, const struct snapshot *snapshot);
 /* "off", "disconnect", "eager". False: it is none of them. */
 bool describe_read_once_parse(const char *name, enum read_once *read_once);
 /* {"fill-bytes", "fill-bytes-max", "fill-rate", "seconds-to-full"}, the last one only when it grows. */
 json_t *describe_fill(const struct vm_cache_fill *fill);
+json_t *describe_checkpoint_id(const struct checkpoint_id *id); /* {"name", "uuid", "created", "created-ns"} */
+json_t *describe_checkpoints(const struct vm_checkpoints *checkpoints);
+json_t *describe_tracking(const struct vm_tracking_disk *disk);
 json_t *describe_disk(const struct vm_disk_status *disk, const char *driver, const char *file);
 json_t *describe_export(const struct control_host *host, const struct nbd_export_status *export);
 /* Members of the NBD server's status. */
