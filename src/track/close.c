@@ -59,7 +59,7 @@ static void close_flushed(struct request *req, int status)
 
 static void close_idle(struct tracker *tracker)
 {
-    assert(list_empty(&tracker->writer.waiting));
+    assert(list_empty(&tracker->writer.waiting) && list_empty(&tracker->writer.composed));
     if (!tracker_op_voided(tracker))
         tracker_flush_disk(tracker, close_flushed);
 }

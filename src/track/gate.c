@@ -43,8 +43,9 @@ static bool all_set(const struct tracker *tracker, uint64_t first, uint64_t coun
     return true;
 }
 
-/* Sets the bits of a run within extents that are active, or whose bits are set. */
-static void mark(struct tracker *tracker, uint64_t first, uint64_t count)
+/* Sets the bits of a run within extents that are active, or whose bits are set. Out of the way of the writes that find their
+ * bits set: these take no stack frame. */
+__attribute__((noinline)) static void mark(struct tracker *tracker, uint64_t first, uint64_t count)
 {
     for (uint64_t at = first, end = first + count, next; at < end; at = next) {
         uint64_t extent = extent_of(at), limit = (extent + 1) * SIDECAR_EXTENT_BITS;
@@ -73,7 +74,8 @@ static bool activate(struct tracker *tracker, uint64_t extent)
     return status == 0 && activity_log_add(&tracker->log, (uint32_t)extent);
 }
 
-static bool admit_slowly(struct tracker *tracker, struct request *req, uint64_t first, uint64_t count)
+__attribute__((noinline)) static bool admit_slowly(struct tracker *tracker, struct request *req, uint64_t first,
+                                                   uint64_t count)
 {
     bool admitted = true;
     for (uint64_t at = first, end = first + count, next; at < end; at = next) {
@@ -103,11 +105,14 @@ bool tracker_admit(struct write_gate *gate, struct request *req)
 {
     struct tracker *tracker = (struct tracker *)(void *)gate; /* its first member */
     const uint64_t first = req->range.start >> tracker->shift, last = (range_end(req->range) - 1) >> tracker->shift;
+    const uint64_t *words = tracker->recording;
     if (extent_of(first) != extent_of(last) || !activity_log_is_active(&tracker->log, extent_of(first)))
         return admit_slowly(tracker, req, first, last - first + 1);
-    if (tracker->recording && first / 64 == last / 64 &&
-        !(~tracker->recording[first / 64] & span_mask(first, last + 1, first / 64)))
-        return true;
+    if (words && first / 64 == last / 64) { /* what most writes are: bits of one word, set already */
+        uint64_t mask = ~UINT64_C(0) >> (63 - (last - first)) << first % 64;
+        if (!(~words[first / 64] & mask))
+            return true;
+    }
     mark(tracker, first, last - first + 1);
     return true;
 }

@@ -22,10 +22,21 @@ static void log_writer_check_idle(struct tracker *tracker)
     idle(tracker);
 }
 
+/* The time of those who wait begins anew. */
+static void log_writer_watch(struct tracker *tracker)
+{
+    struct log_writer *writer = &tracker->writer;
+    struct io *io = tracker->disk->node.io;
+    io_timer_cancel(io, &writer->stalled);
+    if (tracker->voiding.phase == VOID_NONE && !list_empty(&writer->waiting))
+        io_timer_set(io, &writer->stalled, io_now_ns(io) + TRACK_STALL_NS);
+}
+
 void log_writer_release(struct tracker *tracker)
 {
-    io_timer_cancel(tracker->disk->node.io, &tracker->writer.stalled);
+    disk_resubmit_all(tracker->disk, &tracker->writer.composed);
     disk_resubmit_all(tracker->disk, &tracker->writer.waiting);
+    log_writer_watch(tracker);
 }
 
 static void log_written(struct sidecar_io *io, int status)
@@ -39,8 +50,10 @@ static void log_written(struct sidecar_io *io, int status)
     } else {
         writer->number = (writer->number + 1) & SIDECAR_NUMBER_MASK;
         tracker->counters.activations += activity_log_composed(&tracker->log);
-        if (tracker->voiding.phase != VOID_NOTING)
-            log_writer_release(tracker);
+        if (tracker->voiding.phase != VOID_NOTING) {
+            disk_resubmit_all(tracker->disk, &writer->composed);
+            log_writer_watch(tracker);
+        }
     }
     if (writer->wanted)
         io_task_queue(tracker->disk->node.io, &writer->task);
@@ -63,6 +76,7 @@ static void log_write(struct io_task *task)
     }
     bool stored = tracker->store.phase == STORE_STORED;
     activity_log_compose(&tracker->log, stored, &payload);
+    list_take_all(&writer->composed, &writer->waiting);
     if (stored)
         tracker->store.phase = STORE_IDLE;
     uint32_t number = (writer->number + 1) & SIDECAR_NUMBER_MASK;
@@ -112,6 +126,7 @@ void log_writer_when_idle(struct tracker *tracker, void (*idle)(struct tracker *
 void log_writer_init(struct tracker *tracker)
 {
     list_init(&tracker->writer.waiting);
+    list_init(&tracker->writer.composed);
     tracker->writer.task.run = log_write;
     tracker->writer.stalled.fire = log_stalled;
 }

@@ -182,24 +182,37 @@ static void fill_retiring(struct tracker *tracker)
     }
 }
 
+static bool start_retiring(struct tracker *tracker)
+{
+    if (!activity_log_is_low(&tracker->log) || tracker->span_count == 0)
+        return false;
+    fill_retiring(tracker);
+    if (tracker->log.retiring_count > 0)
+        batch_start(tracker);
+    return tracker->log.retiring_count > 0;
+}
+
 void page_store_next(struct tracker *tracker)
 {
     struct page_store *store = &tracker->store;
     if (store->phase != STORE_IDLE || tracker->voiding.phase == VOID_NOTING)
         return;
-    if (store->wanted) {
-        if (fill_wanted(tracker)) {
-            batch_start(tracker);
-            return;
-        }
-        void (*wanted)(struct tracker *) = store->wanted;
-        store->wanted = NULL;
-        wanted(tracker);
-    } else if (activity_log_is_low(&tracker->log) && tracker->span_count > 0) {
-        fill_retiring(tracker);
-        if (tracker->log.retiring_count > 0)
-            batch_start(tracker);
+    /* Operations and retirement take turns: the guest may wait for slots. */
+    bool operations_turn = store->wanted && !store->was_wanted;
+    store->was_wanted = false;
+    if (!operations_turn && start_retiring(tracker))
+        return;
+    if (!store->wanted)
+        return;
+    if (fill_wanted(tracker)) {
+        store->was_wanted = true;
+        batch_start(tracker);
+        return;
     }
+    void (*wanted)(struct tracker *) = store->wanted;
+    store->wanted = NULL;
+    wanted(tracker);
+    page_store_next(tracker);
 }
 
 void page_store_want(struct tracker *tracker, struct span *only, void (*done)(struct tracker *tracker))

@@ -174,13 +174,15 @@ static int decode(struct tracker *tracker, const struct sidecar_super *super)
     struct super_past *past = &tracker->super.past;
     uint32_t count = le32toh(super->checkpoint_count), samples = le32toh(super->sample_count);
     bool valid = false, used[SIDECAR_AREAS] = {false};
-    if (count > LIMIT_CHECKPOINTS || samples > LIMIT_TRACK_SAMPLES || super->reason[SIDECAR_REASON_BYTES - 1])
+    uint64_t size = le64toh(super->disk_bytes);
+    if (count > LIMIT_CHECKPOINTS || samples > LIMIT_TRACK_SAMPLES || super->reason[SIDECAR_REASON_BYTES - 1] ||
+        size == 0 || size > LIMIT_DISK_BYTES)
         return -EBADMSG;
     past->clean = super->clean != 0;
     memcpy(past->nonce, super->nonce, sizeof past->nonce);
     memcpy(past->boot_id, super->boot_id, sizeof past->boot_id);
     past->identity = identity_from_file(&super->identity);
-    tracker->disk_bytes = le64toh(super->disk_bytes);
+    tracker->disk_bytes = size;
     memcpy(tracker->reason, super->reason, sizeof tracker->reason);
     for (uint32_t i = 0; i < count; i++) {
         int status = decode_checkpoint(tracker, &super->checkpoints[i]);

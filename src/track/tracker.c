@@ -239,7 +239,8 @@ struct tracker *tracker_create(struct disk *disk, const struct tracker_options *
 void tracker_destroy(struct tracker *tracker)
 {
     struct io *io = tracker->disk->node.io;
-    assert(!tracker->op && list_empty(&tracker->ops) && list_empty(&tracker->writer.waiting));
+    assert(!tracker->op && list_empty(&tracker->ops) && list_empty(&tracker->writer.waiting) &&
+           list_empty(&tracker->writer.composed));
     assert(!tracker->writer.busy && !tracker->super.busy && !tracker->voiding.condemning);
     io_timer_cancel(io, &tracker->writer.stalled);
     io_timer_cancel(io, &tracker->voiding.timer);

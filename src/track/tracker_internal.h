@@ -46,6 +46,7 @@ struct page_store {
     struct sidecar_io sync;
     /* What an operation wants stored: all changed pages of one span, or of all. */
     void (*wanted)(struct tracker *tracker); /* called when it is done; NULL: nothing is wanted */
+    bool was_wanted;                         /* the last batch was for it */
     struct span *only;
     unsigned at_span;
     uint64_t at_page;
@@ -57,7 +58,8 @@ struct log_writer {
     uint32_t number; /* of the last one written */
     bool busy, wanted;
     struct io_task task;
-    struct list waiting; /* requests, until the next block is durable */
+    /* Requests that wait for the next block to be composed, and for the one under way to be durable. */
+    struct list waiting, composed;
     struct io_timer stalled;
     void (*idle)(struct tracker *tracker); /* an operation waits until nothing is to be written; NULL: none does */
 };
