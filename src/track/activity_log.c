@@ -139,6 +139,11 @@ void activity_log_touch(struct activity_log *log, uint32_t extent)
     slot_of(log, extent)->touched = true;
 }
 
+bool activity_log_is_composed(const struct activity_log *log, uint32_t extent)
+{
+    return log->slots[log->extents[extent] & SLOT_MASK].composed;
+}
+
 bool activity_log_is_touched(const struct activity_log *log, uint32_t extent)
 {
     return log->slots[log->extents[extent] & SLOT_MASK].touched;

@@ -74,6 +74,8 @@ static inline bool activity_log_has_ahead(const struct activity_log *log)
 bool activity_log_add(struct activity_log *log, uint32_t extent);
 /* It got new bits: others are retired before it. */
 void activity_log_touch(struct activity_log *log, uint32_t extent);
+/* A LOGGING one is named by the block that is being written. */
+bool activity_log_is_composed(const struct activity_log *log, uint32_t extent);
 bool activity_log_is_touched(const struct activity_log *log, uint32_t extent);
 /* ACTIVE -> RETIRING -> ACTIVE. */
 void activity_log_retire(struct activity_log *log, uint32_t extent);

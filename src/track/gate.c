@@ -77,7 +77,7 @@ static bool activate(struct tracker *tracker, uint64_t extent)
 __attribute__((noinline)) static bool admit_slowly(struct tracker *tracker, struct request *req, uint64_t first,
                                                    uint64_t count)
 {
-    bool admitted = true;
+    bool admitted = true, next_block = false; /* next_block: the one under way does not name them all */
     for (uint64_t at = first, end = first + count, next; at < end; at = next) {
         uint64_t extent = extent_of(at), limit = (extent + 1) * SIDECAR_EXTENT_BITS;
         next = limit < end ? limit : end;
@@ -89,6 +89,9 @@ __attribute__((noinline)) static bool admit_slowly(struct tracker *tracker, stru
             continue;
         }
         admitted = false;
+        if (state == EXTENT_LOGGING && activity_log_is_composed(&tracker->log, (uint32_t)extent))
+            continue;
+        next_block = true;
         if (state == EXTENT_IDLE && tracker->voiding.phase == VOID_NONE && !activate(tracker, extent))
             break;
     }
@@ -96,7 +99,7 @@ __attribute__((noinline)) static bool admit_slowly(struct tracker *tracker, stru
         mark(tracker, first, count);
         return true;
     }
-    log_writer_park(tracker, req);
+    log_writer_park(tracker, req, next_block);
     page_store_next(tracker);
     return false;
 }

@@ -97,12 +97,12 @@ void log_writer_request(struct tracker *tracker)
         io_task_queue(tracker->disk->node.io, &tracker->writer.task);
 }
 
-void log_writer_park(struct tracker *tracker, struct request *req)
+void log_writer_park(struct tracker *tracker, struct request *req, bool next_block)
 {
     struct log_writer *writer = &tracker->writer;
     struct io *io = tracker->disk->node.io;
     tracker->counters.writes_parked++;
-    disk_park(&writer->waiting, req);
+    disk_park(next_block ? &writer->waiting : &writer->composed, req);
     if (tracker->voiding.phase == VOID_NONE && !io_timer_armed(&writer->stalled))
         io_timer_set(io, &writer->stalled, io_now_ns(io) + TRACK_STALL_NS);
     if (tracker->log.fresh_count > 0)

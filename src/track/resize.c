@@ -54,6 +54,7 @@ void tracker_run_resize(struct tracker_op *op)
         status = -EFBIG;
     else
         status = activity_log_resize(&tracker->log, tracker_extents(new_bits));
+    log_writer_release(tracker); /* slots may have become free */
     for (unsigned i = 0; i < tracker->span_count && status == 0; i++)
         if (new_bits < old_bits)
             span_clear_from(tracker->spans[i], new_bits);

@@ -191,8 +191,8 @@ bool tracker_admit(struct write_gate *gate, struct request *req);
 
 /* log_writer.c */
 void log_writer_init(struct tracker *tracker);
-/* A write waits for the block that is written next; bounded. */
-void log_writer_park(struct tracker *tracker, struct request *req);
+/* A write waits for the block that is composed next, or for the one under way; bounded. */
+void log_writer_park(struct tracker *tracker, struct request *req, bool next_block);
 /* A block is written at the end of the tick, or when the one under way is. */
 void log_writer_request(struct tracker *tracker);
 /* Calls idle() later, when no block is being written or wanted. */

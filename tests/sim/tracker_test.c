@@ -122,6 +122,33 @@ static void lives_of_all_kinds(void **state)
         lead_a_life(seed);
 }
 
+/* Of writes to one extent, those that come while the block that names it is composed, or under way, or just after. */
+static void writes_wait_for_one_block(void **state)
+{
+    (void)state;
+    struct kit kit;
+    struct tracker_counters counters;
+    kit_init(&kit, &(struct world_options){.seed = 4});
+    assert_int_equal(kit_start(&kit), 0);
+    assert_int_equal(kit_checkpoint(&kit, "a"), 0);
+    for (uint64_t extent = 0; extent < 4; extent++) {
+        struct kit_write *writes[20];
+        for (unsigned i = 0; i < 20; i++) {
+            writes[i] = kit_write(&kit, REQUEST_WRITE, extent * 1024 + i, 1);
+            world_run_for(kit.world, i * NS_PER_US);
+        }
+        kit_settle(&kit);
+        for (unsigned i = 0; i < 20; i++)
+            assert_true(writes[i]->took_ns < 100 * NS_PER_MS);
+    }
+    tracker_counters(kit.tracker, &counters);
+    assert_int_equal(counters.log_writes, 4);
+    assert_int_equal(counters.activations, 4);
+    assert_int_equal(kit_judge(&kit), 0);
+    kit_stop(&kit);
+    kit_fini(&kit);
+}
+
 static void memory_is_bounded_and_reported(void **state)
 {
     (void)state;
@@ -301,6 +328,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_checkpoint_reports_what_was_written_since),
+        cmocka_unit_test(writes_wait_for_one_block),
         cmocka_unit_test(memory_is_bounded_and_reported),
         cmocka_unit_test(every_byte_class_of_the_sidecar),
         cmocka_unit_test(lives_of_all_kinds),
