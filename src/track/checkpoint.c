@@ -91,7 +91,10 @@ static int64_t memory_create(void *argument)
 {
     struct tracker *tracker = argument;
     struct span_key key = tracker_key(tracker, tracker->nonce);
-    return span_memory_create(&tracker->memory, &key, &tracker->op->error);
+    int status = span_memory_create(&tracker->memory, &key, &tracker->op->error);
+    if (status == 0)
+        span_memory_settle(&tracker->memory);
+    return status;
 }
 
 static void memory_created(struct io_op *op, int64_t result)

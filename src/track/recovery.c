@@ -142,6 +142,8 @@ static void open_record(struct tracker *tracker)
 {
     if (tracker->recovering->reason[0])
         open_void(tracker);
+    else if (tracker->memory.open)
+        span_memory_announce(&tracker->memory, tracker->super.past.nonce, tracker->nonce);
     if (tracker->disk_bytes != tracker->disk->leaf->size_bytes) {
         tracker->disk_bytes = tracker->disk->leaf->size_bytes;
         tracker->memory.bit_count = (tracker->disk_bytes + tracker_granularity(tracker) - 1) >> tracker->shift;
@@ -421,8 +423,6 @@ static void memory_opened(struct io_op *op, int64_t result)
         int status = adopt(tracker);
         if (status < 0)
             void_because(tracker, "the bitmaps that a killed daemon left cannot be adopted: %s", error_name(status));
-        else
-            span_memory_announce(&tracker->memory, tracker->super.past.nonce, tracker->nonce);
         open_count(tracker);
     }
 }

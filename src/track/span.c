@@ -101,7 +101,6 @@ int span_memory_create(struct span_memory *memory, const struct span_key *key, s
     memcpy(header->uuid, key->uuid, sizeof header->uuid);
     memcpy(header->nonce, key->nonce, sizeof header->nonce);
     memcpy(header->nonce_next, key->nonce, sizeof header->nonce_next);
-    memcpy(header->magic, MEMORY_MAGIC, sizeof header->magic);
     set_size(memory, key->disk_bytes, key->granularity_shift);
     return 0;
 }
@@ -144,6 +143,13 @@ int span_memory_adopt(struct span_memory *memory, const struct span_key *key, st
     return status;
 }
 
+/* Without its magic it is nobody's: while it is filled from the sidecar it knows nothing that the sidecar does not. */
+static void make_known(struct span_memory_header *header)
+{
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    memcpy(header->magic, MEMORY_MAGIC, sizeof header->magic);
+}
+
 void span_memory_announce(struct span_memory *memory, const uint8_t past[SPAN_NONCE_BYTES],
                           const uint8_t nonce[SPAN_NONCE_BYTES])
 {
@@ -152,11 +158,13 @@ void span_memory_announce(struct span_memory *memory, const uint8_t past[SPAN_NO
     memcpy(header->nonce, past, sizeof header->nonce);
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     memcpy(header->nonce_next, nonce, sizeof header->nonce_next);
+    make_known(header);
 }
 
 void span_memory_settle(struct span_memory *memory)
 {
     memcpy(memory->header->nonce, memory->header->nonce_next, sizeof memory->header->nonce);
+    make_known(memory->header);
 }
 
 void span_memory_set_size(struct span_memory *memory, uint64_t disk_bytes)

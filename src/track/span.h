@@ -51,13 +51,14 @@ struct span {
 /* Layout for a sidecar's pages; nothing is opened. `name` must stay. */
 void span_memory_init(struct span_memory *memory, struct io *io, const struct io_shm_name *name,
                       uint64_t sidecar_pages);
-/* Creates it anew, for that key as the next one; these two may block: on a helper. */
+/* Creates it anew, for that key; nobody adopts it before one of the two below. These two may block: on a helper. */
 int span_memory_create(struct span_memory *memory, const struct span_key *key, struct error *err);
 /* Adopts what a killed process has left, if it is of that key. -ENOENT: there is nothing of this sidecar and boot; -EAGAIN:
  * a process has it; -ESTALE: it is of this sidecar and boot, and says that the sidecar is not to be trusted: it was made
  * void, or the sidecar is older than the memory. */
 int span_memory_adopt(struct span_memory *memory, const struct span_key *key, struct error *err);
-/* The nonce of this open beside that of the last one, which the sidecar has; and alone, when the sidecar has it (C11). */
+/* What it holds is complete: the nonce of this open beside that of the last one, which the sidecar has; and alone, when
+ * the sidecar has it (C11). */
 void span_memory_announce(struct span_memory *memory, const uint8_t past[SPAN_NONCE_BYTES],
                           const uint8_t nonce[SPAN_NONCE_BYTES]);
 void span_memory_settle(struct span_memory *memory);
