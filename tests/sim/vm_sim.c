@@ -83,11 +83,11 @@ static bool child_passed(const struct shared *shared, unsigned job, int status)
     return false;
 }
 
-/* The file driver and qcow2 have simulations of their own (file_sim.c, qcow2_sim.c); here the world's disks are served
- * by sim_leaf.c. */
+/* The file driver, qcow2 and change tracking that outlives the daemon have simulations of their own (file_sim.c,
+ * qcow2_sim.c, track_crash.c); here the world's disks are served by sim_leaf.c. */
 static bool is_elsewhere(const char *name)
 {
-    return strncmp(name, "file_", 5) == 0 || strncmp(name, "qcow2_", 6) == 0;
+    return strncmp(name, "file_", 5) == 0 || strncmp(name, "qcow2_", 6) == 0 || strncmp(name, "track_", 6) == 0;
 }
 
 /* Probes of one name (in inlined or repeated code) count together. */

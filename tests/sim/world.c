@@ -448,15 +448,18 @@ bool world_run_until(struct world *world, bool (*condition)(void *argument), voi
     return true;
 }
 
+uint64_t world_next(struct world *world)
+{
+    uint64_t due = world->heap_count > 0 ? world->heap[1]->due : UINT64_MAX;
+    next_reactor(world, &due);
+    return due;
+}
+
 void world_run_for(struct world *world, uint64_t duration_ns)
 {
     uint64_t end = world->now + duration_ns;
-    for (;;) {
-        uint64_t due = world->heap_count > 0 ? world->heap[1]->due : UINT64_MAX;
-        next_reactor(world, &due);
-        if (due > end || !world_step(world))
-            break;
-    }
+    while (world_next(world) <= end && world_step(world))
+        ;
     if (world->now < end)
         world->now = end;
 }

@@ -84,6 +84,7 @@ bool world_step(struct world *world);
 bool world_run_until(struct world *world, bool (*condition)(void *argument), void *argument, uint64_t timeout_ns);
 void world_run_for(struct world *world, uint64_t duration_ns);
 uint64_t world_now(const struct world *world);
+uint64_t world_next(struct world *world); /* when the next thing happens; UINT64_MAX: nothing will */
 /* The reactor does not run before `until_ns`: its thread hangs in a system call. */
 void world_stall(struct io *io, uint64_t until_ns);
 

@@ -171,6 +171,8 @@ int disk_truncate(struct io *io, int fd, uint64_t size_bytes)
     file_reserve(world, file, size_bytes);
     if (size_bytes < file->size) {
         memset(file->bytes + size_bytes, 0, file->size - size_bytes);
+        if (file->stable != NULL)
+            memset(file->stable + size_bytes, 0, file->size - size_bytes);
         for (uint64_t i = round_up(size_bytes, WORLD_EXTENT_BYTES); i < file->size; i += WORLD_EXTENT_BYTES)
             file->allocated[i / WORLD_EXTENT_BYTES] = 0;
     }
