@@ -52,6 +52,8 @@ static void log_written(struct sidecar_io *io, int status)
         tracker->counters.activations += activity_log_composed(&tracker->log);
         if (tracker->voiding.phase != VOID_NOTING) {
             disk_resubmit_all(tracker->disk, &writer->composed);
+            if (!writer->wanted) /* they came while this block, which names their extents, was on its way */
+                disk_resubmit_all(tracker->disk, &writer->waiting);
             log_writer_watch(tracker);
         }
     }
