@@ -1,208 +1,161 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * fleece restore: one disk of a point, to a new file, or over an existing file or block device with --force.
+ * fleece restore: one disk of a point, or all of them, from all images that they lie over.
  *
- * Each extent is compared with its SHA-256 before it is written. A new file that could not be completed is removed. An
- * existing one is opened, and so locked, before anything is done to it: a disk that a VM is using is refused. Its content
- * is then dropped at once, so that the result is as sparse as a new file; a block device is written over, zeroes included.
+ * The chain is read as one disk, by its newest image that holds a block, and what an image holds is compared with its
+ * SHA-256 before anything of it is written (set/chain_view.c). So a damaged set restores either the right bytes or
+ * nothing.
  */
 #include "cli/command.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
-#include <libgen.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <jansson.h>
 
 #include "base/name.h"
-#include "job/image.h"
+#include "cli/chain_images.h"
+#include "cli/restore_target.h"
 #include "cli/set_argument.h"
-#include "cli/transfer.h"
 
 struct restore {
     struct cli *cli;
-    const char *disk, *target_path;
-    bool force;
+    const char *disk, *to, *to_folder;
+    bool all, force, qcow2;
     struct set *set;
     char point[POINT_NAME_BYTES];
-    char image[PATH_MAX];
     struct transfer transfer;
-    struct node *target;
-    bool made_file, target_is_zero;
-    uint64_t data_bytes;
 };
 
-/* An existing file gets the size of the disk, and no content. It is open, so nobody else has it. */
-static int empty_file(struct restore *restore, uint64_t size_bytes, struct error *err)
-{
-    if (truncate(restore->target_path, 0) < 0 || truncate(restore->target_path, (off_t)size_bytes) < 0)
-        return error_set(err, errno, "can't give '%s' a size of %llu bytes: %s", restore->target_path,
-                         (unsigned long long)size_bytes, error_name(errno));
-    node_destroy(restore->target); /* it has measured the file as it was */
-    restore->target = NULL;
-    restore->target_is_zero = true;
-    return image_open(restore->transfer.io, restore->target_path, false, &restore->target, err);
-}
-
-/* Any file of the set: another disk's image, or another point's, must not be lost to a slip of the fingers. */
-static bool lies_in_set(const struct restore *restore)
-{
-    char set[PATH_MAX], target[PATH_MAX];
-    if (!realpath(set_path(restore->set), set) || !realpath(restore->target_path, target))
-        return false;
-    size_t length = strlen(set);
-    return strncmp(target, set, length) == 0 && target[length] == '/';
-}
-
-static int open_existing(struct restore *restore, const struct stat *stat, uint64_t size_bytes, struct error *err)
-{
-    struct stat image;
-    const char *path = restore->target_path;
-    if (!S_ISREG(stat->st_mode) && !S_ISBLK(stat->st_mode))
-        return error_set(err, EINVAL, "'%s' is neither a file nor a block device", path);
-    if (!restore->force)
-        return error_set(err, EEXIST, "'%s' exists; it is overwritten only with --force", path);
-    if (lstat(restore->image, &image) == 0 && image.st_dev == stat->st_dev && image.st_ino == stat->st_ino)
-        return error_set(err, EINVAL, "'%s' is the image in the backup set itself", path);
-    if (lies_in_set(restore))
-        return error_set(err, EINVAL, "'%s' is a file of the backup set itself", path);
-    if (S_ISREG(stat->st_mode) && stat->st_size == 0 && truncate(path, (off_t)size_bytes) < 0) /* nothing to lose */
-        return error_set(err, errno, "can't give '%s' a size of %llu bytes: %s", path, (unsigned long long)size_bytes,
-                         error_name(errno));
-    int status = image_open(restore->transfer.io, path, false, &restore->target, err);
-    if (status < 0)
-        return status;
-    if (S_ISREG(stat->st_mode))
-        return empty_file(restore, size_bytes, err);
-    if (restore->target->size_bytes < size_bytes)
-        return error_set(err, ENOSPC, "the block device '%s' has %llu bytes; disk %s needs %llu", path,
-                         (unsigned long long)restore->target->size_bytes, restore->disk,
-                         (unsigned long long)size_bytes);
-    return 0;
-}
-
-static int open_target(struct restore *restore, uint64_t size_bytes, struct error *err)
-{
-    struct stat found;
-    if (stat(restore->target_path, &found) == 0)
-        return open_existing(restore, &found, size_bytes, err);
-    if (errno != ENOENT)
-        return error_set(err, errno, "'%s' can't be written: %s", restore->target_path, error_name(errno));
-    int status = image_create(restore->transfer.io, restore->target_path, size_bytes, &restore->target, err);
-    restore->made_file = status == 0;
-    restore->target_is_zero = true;
-    return status;
-}
-
-/* The name of a new file is durable only when its folder is. */
-static int sync_folder(const struct restore *restore, struct error *err)
-{
-    char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s", restore->target_path);
-    int fd = open(dirname(path), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int code = fd < 0 || fsync(fd) < 0 ? errno : 0;
-    if (fd >= 0)
-        close(fd);
-    return code ? error_set(err, code, "can't make '%s' durable: %s", restore->target_path, error_name(code)) : 0;
-}
-
-static int restore_image(struct restore *restore, const struct manifest_disk *disk, const uint8_t *hashes,
-                         struct error *err)
-{
-    struct node *source = NULL;
-    int status = image_open(restore->transfer.io, restore->image, true, &source, err);
-    if (status < 0)
-        return status;
-    status = open_target(restore, disk->size_bytes, err);
-    if (status == 0) {
-        struct copy_options options = {.source = source,
-                                       .target = restore->target,
-                                       .source_name = restore->image,
-                                       .target_name = restore->target_path,
-                                       .expected = hashes,
-                                       .target_is_zero = restore->target_is_zero};
-        status = transfer_copy(&restore->transfer, restore->point, disk->name, &options, &restore->data_bytes, err);
-    }
-    if (restore->target)
-        node_destroy(restore->target);
-    node_destroy(source);
-    if (status == 0 && restore->made_file)
-        status = sync_folder(restore, err);
-    if (status < 0 && restore->made_file)
-        unlink(restore->target_path);
-    return status;
-}
-
-static int no_such_disk(const struct restore *restore, const struct manifest *manifest, struct error *err)
-{
-    char names[LIMIT_ERROR_BYTES / 2] = "";
-    for (unsigned i = 0; i < manifest->disk_count; i++) {
-        size_t used = strlen(names);
-        snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "", manifest->disks[i].name);
-    }
-    return error_set(err, ENOENT, "point %s of '%s' has no disk '%.64s'; it has %s", restore->point,
-                     set_path(restore->set), restore->disk, names);
-}
-
-static int restore_disk(struct restore *restore, const char *wanted, struct manifest *manifest, struct error *err)
-{
-    struct hashes hashes = {0};
-    int status = set_point_find(restore->set, wanted, restore->point, err);
-    if (status == 0)
-        status = set_manifest_load(restore->set, restore->point, manifest, err);
-    if (status < 0)
-        return status;
-    const struct manifest_disk *disk = manifest_disk_find(manifest, restore->disk);
-    if (!disk)
-        return no_such_disk(restore, manifest, err);
-    status = set_hashes_load(restore->set, restore->point, disk, &hashes, err);
-    if (status == 0)
-        status = set_image_find(restore->set, restore->point, disk, restore->image, sizeof restore->image, err);
-    if (status == 0)
-        status = restore_image(restore, disk, hashes.sha256, err);
-    hashes_fini(&hashes);
-    return status;
-}
-
-static void print_result(const struct restore *restore, uint64_t size_bytes)
+static void print_result(const struct restore *restore, const struct manifest_disk *disk, const char *where,
+                         uint64_t data_bytes)
 {
     char text[2][16];
     if (!restore->cli->json) {
-        printf("restored disk %s of point %s to %s: %s with %s of data\n", restore->disk, restore->point,
-               restore->target_path, size_format(text[0], size_bytes), size_format(text[1], restore->data_bytes));
+        printf("restored disk %s of point %s to %s: %s with %s of data\n", disk->name, restore->point, where,
+               size_format(text[0], disk->size_bytes), size_format(text[1], data_bytes));
         return;
     }
-    json_t *line = json_pack("{s:s, s:s, s:s, s:I, s:I}", "event", "done", "point", restore->point, "disk",
-                             restore->disk, "size", (json_int_t)size_bytes, "data", (json_int_t)restore->data_bytes);
+    json_t *line = json_pack("{s:s, s:s, s:s, s:I, s:I}", "event", "done", "point", restore->point, "disk", disk->name,
+                             "size", (json_int_t)disk->size_bytes, "data", (json_int_t)data_bytes);
     json_dumpf(line, stdout, JSON_COMPACT);
     putchar('\n');
     json_decref(line);
 }
 
-static int restore_all(struct restore *restore, const char *wanted)
+/* The images are open. *touched: something may have been written over. */
+static int copy_images(struct restore *restore, struct chain_images *images, const struct manifest_disk *disk,
+                       const char *where, bool *touched, struct error *err)
+{
+    struct restore_target target = {.transfer = &restore->transfer,
+                                    .set = restore->set,
+                                    .where = where,
+                                    .disk = disk->name,
+                                    .qcow2 = restore->qcow2,
+                                    .force = restore->force};
+    uint64_t data_bytes = 0;
+    int status = restore_target_open(&target, disk->size_bytes, err);
+    if (status == 0) {
+        struct copy_options options = {.source = images->view,
+                                       .target = target.node,
+                                       .source_name = images->layers[0].name,
+                                       .target_name = where,
+                                       .target_is_zero = target.is_zero};
+        status = transfer_copy(&restore->transfer, restore->point, disk->name, &options, &data_bytes, err);
+        if (status < 0 && chain_view_error(images->view)->code)
+            *err = *chain_view_error(images->view);
+    }
+    *touched = target.overwrites;
+    status = restore_target_close(&target, status, err);
+    if (status == 0)
+        print_result(restore, disk, where, data_bytes);
+    return status;
+}
+
+static int restore_disk(struct restore *restore, const char *name, const char *where, bool *touched, struct error *err)
+{
+    struct chain chain;
+    struct chain_images images;
+    int status = chain_resolve(restore->set, restore->point, name, &chain, err);
+    if (status < 0)
+        return status;
+    status = chain_images_open(&restore->transfer, restore->set, &chain, 0, chain.count, &images, err);
+    if (status == 0) {
+        status = chain_images_show(&images, chain.links[0].disk.size_bytes, NULL, err);
+        if (status == 0)
+            status = copy_images(restore, &images, &chain.links[0].disk, where, touched, err);
+        chain_images_close(&images);
+    }
+    chain_free(&chain);
+    return status;
+}
+
+static int restore_one(struct restore *restore, const char *name, const char *where)
 {
     struct error err;
-    struct manifest *manifest = calloc(1, sizeof *manifest);
-    if (!manifest)
-        return cli_fail("no memory for a manifest");
-    int status = restore_disk(restore, wanted, manifest, &err), code = CLI_DONE;
+    bool touched = false;
+    int status = restore_disk(restore, name, where, &touched, &err);
     if (status == 0)
-        print_result(restore, manifest_disk_find(manifest, restore->disk)->size_bytes);
-    else if (transfer_interrupted(&restore->transfer)) {
-        code = CLI_INTERRUPTED;
-        cli_fail("interrupted: '%s' was not restored%s", restore->target_path,
-                 restore->made_file ? "" : "; what it held may be lost");
-    } else
+        return CLI_DONE;
+    if (!transfer_interrupted(&restore->transfer))
+        return cli_fail("%s", err.text);
+    cli_fail("interrupted: '%s' was not restored%s", where, touched ? "; what it held may be lost" : "");
+    return CLI_INTERRUPTED;
+}
+
+/* All disks of the point into a folder, which may be there. The first that fails ends it. */
+static int restore_all(struct restore *restore)
+{
+    struct error err;
+    struct manifest *manifest = malloc(sizeof *manifest);
+    int code = CLI_DONE;
+    if (!manifest)
+        code = cli_fail("no memory for a manifest");
+    else if (set_manifest_load(restore->set, restore->point, manifest, &err) < 0)
         code = cli_fail("%s", err.text);
+    else if (mkdir(restore->to_folder, 0700) < 0 && errno != EEXIST)
+        code = cli_fail("can't make the folder '%s': %s", restore->to_folder, error_name(errno));
+    for (unsigned i = 0; code == CLI_DONE && i < manifest->disk_count; i++) {
+        char where[PATH_MAX];
+        const char *name = manifest->disks[i].name;
+        int length = snprintf(where, sizeof where, "%s/%s.%s", restore->to_folder, name,
+                              restore->qcow2 ? "qcow2" : "raw");
+        code = (size_t)length < sizeof where
+                   ? restore_one(restore, name, where)
+                   : cli_fail("the path of the folder '%.80s' is too long", restore->to_folder);
+    }
     free(manifest);
     return code;
+}
+
+static int parse_format(struct restore *restore, const char *text)
+{
+    restore->qcow2 = strcmp(text, "qcow2") == 0;
+    if (restore->qcow2 || strcmp(text, "raw") == 0)
+        return CLI_DONE;
+    return cli_usage(restore->cli, "--format '%s' is neither 'raw' nor 'qcow2'", text);
+}
+
+static int check_arguments(const struct restore *restore, int count)
+{
+    if (count != 1)
+        return cli_usage(restore->cli, "restore wants one backup set, or one point of it: DIR or DIR@POINT");
+    if (restore->all && (restore->disk || restore->to))
+        return cli_usage(restore->cli, "--all goes with --to-dir FOLDER, not with --disk or --to");
+    if (restore->all && !restore->to_folder)
+        return cli_usage(restore->cli, "say where to: --to-dir FOLDER");
+    if (!restore->all && restore->to_folder)
+        return cli_usage(restore->cli, "--to-dir goes with --all");
+    if (!restore->all && !restore->disk)
+        return cli_usage(restore->cli, "say which disk: --disk NAME, or --all");
+    if (!restore->all && (!restore->to || !restore->to[0]))
+        return cli_usage(restore->cli, "say where to: --to FILE");
+    return CLI_DONE;
 }
 
 static int parse(struct restore *restore, int argc, char **argv)
@@ -210,17 +163,29 @@ static int parse(struct restore *restore, int argc, char **argv)
     static const struct option options[] = {
         {"disk", required_argument, NULL, 'd'},
         {"to", required_argument, NULL, 't'},
+        {"to-dir", required_argument, NULL, 'D'},
+        {"format", required_argument, NULL, 'F'},
+        {"all", no_argument, NULL, 'a'},
         {"force", no_argument, NULL, 'f'},
         {NULL, 0, NULL, 0},
     };
-    int option;
-    while ((option = getopt_long(argc, argv, ":", options, NULL)) != -1) {
+    int option, code = CLI_DONE;
+    while (code == CLI_DONE && (option = getopt_long(argc, argv, ":", options, NULL)) != -1) {
         switch (option) {
         case 'd':
             restore->disk = optarg;
             break;
         case 't':
-            restore->target_path = optarg;
+            restore->to = optarg;
+            break;
+        case 'D':
+            restore->to_folder = optarg;
+            break;
+        case 'F':
+            code = parse_format(restore, optarg);
+            break;
+        case 'a':
+            restore->all = true;
             break;
         case 'f':
             restore->force = true;
@@ -229,13 +194,7 @@ static int parse(struct restore *restore, int argc, char **argv)
             return cli_usage_option(restore->cli, option, argv);
         }
     }
-    if (argc - optind != 1)
-        return cli_usage(restore->cli, "restore wants one backup set, or one point of it: DIR or DIR@POINT");
-    if (!restore->disk)
-        return cli_usage(restore->cli, "say which disk: --disk NAME");
-    if (!restore->target_path || !restore->target_path[0])
-        return cli_usage(restore->cli, "say where to: --to FILE");
-    return CLI_DONE;
+    return code == CLI_DONE ? check_arguments(restore, argc - optind) : code;
 }
 
 static int restore_run(struct cli *cli, int argc, char **argv)
@@ -248,10 +207,11 @@ static int restore_run(struct cli *cli, int argc, char **argv)
         return code;
     if (set_argument_open(argv[optind], &restore.set, &wanted, &err) < 0)
         return cli_fail("%s", err.text);
-    if (transfer_open(&restore.transfer, cli->json, &err) < 0) {
+    if (set_begin_reading(restore.set, &err) < 0 || set_point_find(restore.set, wanted, restore.point, &err) < 0 ||
+        transfer_open(&restore.transfer, cli->json, &err) < 0) {
         code = cli_fail("%s", err.text);
     } else {
-        code = restore_all(&restore, wanted);
+        code = restore.all ? restore_all(&restore) : restore_one(&restore, restore.disk, restore.to);
         transfer_close(&restore.transfer);
     }
     set_close(restore.set);
@@ -260,7 +220,7 @@ static int restore_run(struct cli *cli, int argc, char **argv)
 
 const struct cli_command cli_restore = {
     .name = "restore",
-    .arguments = "DIR[@POINT] --disk NAME --to FILE [--force]",
-    .summary = "write a disk of a backup point (the latest by default) to a file or block device",
+    .arguments = "DIR[@POINT] (--disk NAME --to FILE | --all --to-dir FOLDER) [--format raw|qcow2] [--force]",
+    .summary = "write a disk of a backup point (the latest by default) to a file, block device or NBD URI",
     .run = restore_run,
 };

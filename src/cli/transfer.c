@@ -19,7 +19,10 @@
 #include <unistd.h>
 
 #include "driver/nbd.h"
+#include "driver/null.h"
+#include "driver/qcow2/qcow2.h"
 #include "io/ring.h"
+#include "job/image.h"
 
 static void stop_signals(sigset_t *signals)
 {
@@ -42,9 +45,10 @@ bool transfer_interrupted(struct transfer *transfer)
 
 static void end_copy(struct transfer *transfer)
 {
-    if (!transfer->copy)
+    if (!transfer->copy && !transfer->requesting)
         return;
-    copy_cancel(transfer->copy);
+    if (transfer->copy)
+        copy_cancel(transfer->copy);
     if (!io_timer_armed(&transfer->patience))
         io_timer_set(transfer->io, &transfer->patience, io_now_ns(transfer->io) + TRANSFER_PATIENCE_NS);
 }
@@ -52,7 +56,7 @@ static void end_copy(struct transfer *transfer)
 static void patience_over(struct io_timer *timer)
 {
     struct transfer *transfer = container_of(timer, struct transfer, patience);
-    if (transfer->copy && transfer->hang_up)
+    if ((transfer->copy || transfer->requesting) && transfer->hang_up)
         nbd_node_hang_up(transfer->hang_up);
     if (transfer->blocked_fd >= 0)
         shutdown(transfer->blocked_fd, SHUT_RDWR);
@@ -156,6 +160,63 @@ void transfer_block(struct transfer *transfer, int64_t (*work)(void *argument), 
     io_work(transfer->io, &transfer->block_op, work, argument);
     ring_run(transfer->io);
     io_timer_cancel(transfer->io, &transfer->patience);
+}
+
+static void request_done(struct request *req, int status)
+{
+    struct transfer *transfer = container_of(req, struct transfer, request);
+    transfer->status = status;
+    transfer->requesting = false;
+    ring_quit(transfer->io);
+}
+
+int transfer_request(struct transfer *transfer, struct node *node, struct request *req)
+{
+    assert(!transfer->copy && !transfer->requesting);
+    transfer->request = *req;
+    transfer->request.done = request_done;
+    transfer->requesting = true;
+    transfer->hang_up = strcmp(node->ops->driver, "nbd") == 0 ? node : NULL;
+    arm_signal(transfer);
+    node_submit(node, &transfer->request);
+    ring_run(transfer->io);
+    io_timer_cancel(transfer->io, &transfer->patience);
+    *req = transfer->request;
+    return transfer->status;
+}
+
+static void qcow2_opened(void *argument, struct node *image, const struct error *err)
+{
+    struct transfer *transfer = argument;
+    transfer->opened = image;
+    if (!image)
+        transfer->err = *err;
+    ring_quit(transfer->io);
+}
+
+int transfer_open_qcow2(struct transfer *transfer, const char *path, struct node **image, struct error *err)
+{
+    struct node *file, *nothing;
+    struct qcow2_info info;
+    int status = image_open(transfer->io, path, true, &file, err);
+    if (status < 0)
+        return status;
+    if (qcow2_open(file, true, qcow2_opened, transfer) < 0)
+        transfer->err.code = 0;
+    else
+        ring_run(transfer->io);
+    if (!transfer->opened) {
+        node_destroy(file);
+        *err = transfer->err;
+        return err->code ? error_prefix(err, "%s", path) : error_set(err, ENOMEM, "no memory to open %s", path);
+    }
+    qcow2_info(transfer->opened, &info);
+    nothing = info.backing_name[0] ? null_create(transfer->io, info.size_bytes) : NULL;
+    if (nothing)
+        qcow2_backing_set(transfer->opened, nothing);
+    *image = transfer->opened;
+    transfer->opened = NULL;
+    return 0;
 }
 
 static void copy_progress(void *context, uint64_t done_bytes, uint64_t total_bytes, uint64_t data_bytes)

@@ -22,7 +22,7 @@ struct transfer {
     int signal_fd;
     bool interrupted;
     struct io_op signal_op, watch_op;
-    bool signal_armed, watch_armed;
+    bool signal_armed, watch_armed, requesting;
     struct io_timer patience;
     struct progress progress;
     struct copy *copy;
@@ -34,6 +34,8 @@ struct transfer {
     uint64_t data_bytes;
     int status;
     struct error err;
+    struct request request; /* of transfer_request() */
+    struct node *opened;    /* by transfer_open_qcow2() */
 };
 
 int transfer_open(struct transfer *transfer, bool json, struct error *err);
@@ -45,6 +47,13 @@ bool transfer_interrupted(struct transfer *transfer);
 /* Runs work(argument), which blocks on the socket `fd`, on a helper thread. When a signal comes, or came before and the
  * work lasts longer than is polite, the socket is shut down both ways. */
 void transfer_block(struct transfer *transfer, int64_t (*work)(void *argument), void *argument, int fd);
+
+/* Submits a request to a node of this reactor and waits for it; an NBD node that does not answer after an interruption is
+ * hung up. 0 or -errno. `req`: what is asked for; afterwards, what was answered. */
+int transfer_request(struct transfer *transfer, struct node *node, struct request *req);
+
+/* Opens a qcow2 image to be read, by itself: where it has nothing there are zeroes, whatever it says lies below. */
+int transfer_open_qcow2(struct transfer *transfer, const char *path, struct node **image, struct error *err);
 
 /*
  * Runs one copy to its end. Fills in the io, the callbacks and the context; options->mismatch gets options->context. An

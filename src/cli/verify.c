@@ -1,157 +1,169 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * fleece verify: reads every image of a point, or of all points, and compares each extent with the SHA-256 that was taken
- * when it was captured. Everything is looked at, so that one damaged place does not hide the next.
+ * fleece verify: all points of a set, each image once; or one point, with all images that it lies over. Manifests are
+ * read and checked first, then the chain, then the image (verify_image.c). Whatever is found damaged, the rest is looked
+ * at, too.
+ *
+ * With --sample only a part of the extents is read, chosen at random; tables, manifests and files of hashes are always
+ * checked as a whole. Nothing is written.
  */
 #include "cli/command.h"
 
 #include <errno.h>
-#include <limits.h>
+#include <getopt.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
 
 #include <jansson.h>
 
 #include "base/name.h"
-#include "job/image.h"
 #include "cli/set_argument.h"
-#include "cli/transfer.h"
+#include "cli/verify_image.h"
 
 struct verify {
     struct cli *cli;
     struct set *set;
     struct transfer transfer;
-    unsigned damaged;                 /* disks and manifests, in all */
-    uint64_t extent_count, bad_count; /* of this disk */
-    uint8_t *bad;                     /* one bit for each of its extents */
+    double sample_percent;
+    uint64_t seed, random;
+    unsigned damaged; /* images and manifests, in all */
+    uint64_t extents, looked_at;
 };
 
-static void extent_differs(void *context, struct range extent)
+static void print_json(json_t *line)
+{
+    json_dumpf(line, stdout, JSON_COMPACT);
+    putchar('\n');
+    fflush(stdout);
+    json_decref(line);
+}
+
+static void image_damaged(void *context, const struct chain_link *link, const char *path, struct range range,
+                          const char *what)
 {
     struct verify *verify = context;
-    uint64_t number = extent.start / COPY_EXTENT_BYTES;
-    verify->bad[number / 8] |= (uint8_t)(1u << number % 8);
-    verify->bad_count++;
+    cli_fail("point %s, disk %s%s: %s", link->point, link->disk.name, range.length ? " is damaged" : "", what);
+    if (!verify->cli->json)
+        return;
+    json_t *line = json_pack("{s:s, s:s, s:s, s:s, s:s}", "event", "damage", "point", link->point, "disk",
+                             link->disk.name, "what", what, "file", path);
+    if (!line) /* a path that is not UTF-8 */
+        line = json_pack("{s:s, s:s, s:s}", "event", "damage", "point", link->point, "disk", link->disk.name);
+    if (range.length) {
+        json_object_set_new(line, "start", json_integer((json_int_t)range.start));
+        json_object_set_new(line, "length", json_integer((json_int_t)range.length));
+    }
+    print_json(line);
 }
 
-static bool is_bad(const struct verify *verify, uint64_t number)
+static void point_damaged(struct verify *verify, const char *point, const char *disk, const char *text)
 {
-    return number < verify->extent_count && (verify->bad[number / 8] >> number % 8 & 1);
-}
-
-/* Extents [first, end), all of them damaged. */
-static void say_range(const char *point, const struct manifest_disk *disk, const char *path, uint64_t first,
-                      uint64_t end)
-{
-    uint64_t start = first * COPY_EXTENT_BYTES, stop = end * COPY_EXTENT_BYTES;
-    char extents[64];
-    if (stop > disk->size_bytes)
-        stop = disk->size_bytes;
-    if (end == first + 1)
-        snprintf(extents, sizeof extents, "extent %llu", (unsigned long long)first);
+    verify->damaged++;
+    if (disk)
+        cli_fail("point %s, disk %s is damaged: %s", point, disk, text);
     else
-        snprintf(extents, sizeof extents, "extents %llu to %llu", (unsigned long long)first,
-                 (unsigned long long)end - 1);
-    cli_fail("point %s, disk %s is damaged: %s (bytes %llu to %llu) of %s: not the SHA-256 of the time of the backup",
-             point, disk->name, extents, (unsigned long long)start, (unsigned long long)stop - 1, path);
+        cli_fail("point %s is damaged: %s", point, text);
+    if (!verify->cli->json)
+        return;
+    json_t *line = json_pack("{s:s, s:s, s:s}", "event", "damage", "point", point, "what", text);
+    if (!line)
+        line = json_pack("{s:s, s:s}", "event", "damage", "point", point);
+    if (disk)
+        json_object_set_new(line, "disk", json_string(disk));
+    print_json(line);
 }
 
-static void say_damage(const struct verify *verify, const char *point, const struct manifest_disk *disk,
-                       const char *path)
+static void print_image(const struct verify *verify, const struct chain_link *link, const struct verify_result *result)
 {
-    unsigned said = 0, unsaid = 0;
-    for (uint64_t first = 0, end; verify->bad_count > 0 && first < verify->extent_count; first = end) {
-        end = first + 1;
-        if (!is_bad(verify, first))
-            continue;
-        while (is_bad(verify, end))
-            end++;
-        if (said < LIMIT_VERIFY_RANGES) {
-            say_range(point, disk, path, first, end);
-            said++;
-        } else {
-            unsaid++;
-        }
-    }
-    if (unsaid > 0)
-        cli_fail("point %s, disk %s: %u more places are damaged", point, disk->name, unsaid);
-}
-
-static int verify_image(struct verify *verify, const char *point, const struct manifest_disk *disk, char *path,
-                        struct error *err)
-{
-    struct hashes hashes = {0};
-    struct node *source = NULL;
-    uint64_t data_bytes;
-    int status = set_hashes_load(verify->set, point, disk, &hashes, err);
-    if (status == 0)
-        status = set_image_find(verify->set, point, disk, path, PATH_MAX, err);
-    if (status == 0)
-        status = image_open(verify->transfer.io, path, true, &source, err);
-    if (status == 0) {
-        struct copy_options options = {.source = source,
-                                       .source_name = path,
-                                       .expected = hashes.sha256,
-                                       .mismatch = extent_differs,
-                                       .context = verify};
-        status = transfer_copy(&verify->transfer, point, disk->name, &options, &data_bytes, err);
-        node_destroy(source);
-    }
-    hashes_fini(&hashes);
-    return status;
-}
-
-static void print_disk(const struct verify *verify, const char *point, const struct manifest_disk *disk, bool well)
-{
-    char text[16];
+    char text[16], sampled[64] = "";
+    const struct manifest_disk *disk = &link->disk;
     if (verify->cli->json) {
-        json_t *line = json_pack("{s:s, s:s, s:s, s:b, s:I, s:I}", "event", "disk", "point", point, "disk", disk->name,
-                                 "ok", well, "extents", (json_int_t)verify->extent_count, "damaged",
-                                 (json_int_t)verify->bad_count);
-        json_dumpf(line, stdout, JSON_COMPACT);
-        putchar('\n');
-        json_decref(line);
-    } else {
-        printf("%s %s: %s, %s\n", point, disk->name, size_format(text, disk->size_bytes), well ? "intact" : "DAMAGED");
+        print_json(json_pack("{s:s, s:s, s:s, s:s, s:b, s:I, s:I, s:I}", "event", "disk", "point", link->point, "disk",
+                             disk->name, "kind", disk->incremental ? "incremental" : "full", "ok", result->places == 0,
+                             "extents", (json_int_t)result->extents, "verified", (json_int_t)result->looked_at,
+                             "damaged", (json_int_t)result->damaged_extents));
+        return;
     }
+    if (verify->sample_percent < 100)
+        snprintf(sampled, sizeof sampled, ", %llu of %llu MiB looked at", (unsigned long long)result->looked_at,
+                 (unsigned long long)result->extents);
+    printf("%s %s: %s%s%s, %s\n", link->point, disk->name, disk->incremental ? "incremental, " : "",
+           size_format(text, disk->captured_bytes), sampled, result->places == 0 ? "intact" : "DAMAGED");
     fflush(stdout);
 }
 
-static void verify_disk(struct verify *verify, const char *point, const struct manifest_disk *disk)
+static void verify_link(struct verify *verify, const struct chain *chain, unsigned link)
 {
+    struct verify_options options = {.transfer = &verify->transfer,
+                                     .set = verify->set,
+                                     .sample_percent = verify->sample_percent,
+                                     .random = &verify->random,
+                                     .damage = image_damaged,
+                                     .context = verify};
+    struct verify_result result;
     struct error err;
-    char path[PATH_MAX];
-    verify->bad_count = 0;
-    verify->extent_count = copy_extent_count(disk->size_bytes);
-    verify->bad = calloc(verify->extent_count / 8 + 1, 1);
-    int status = verify->bad ? verify_image(verify, point, disk, path, &err)
-                             : error_set(&err, ENOMEM, "no memory to note what is damaged");
-    bool interrupted = transfer_interrupted(&verify->transfer);
-    if (status < 0 && !interrupted)
-        cli_fail("point %s, disk %s: %s", point, disk->name, err.text);
-    else if (!interrupted)
-        say_damage(verify, point, disk, path);
-    free(verify->bad);
-    if (interrupted)
+    int status = verify_image(&options, chain, link, &result, &err);
+    if (transfer_interrupted(&verify->transfer))
         return;
-    bool well = status == 0 && verify->bad_count == 0;
-    verify->damaged += !well;
-    print_disk(verify, point, disk, well);
+    if (status < 0) {
+        point_damaged(verify, chain->links[link].point, chain->links[link].disk.name, err.text);
+        return;
+    }
+    if (result.places > LIMIT_VERIFY_RANGES)
+        cli_fail("point %s, disk %s: %llu more places are damaged", chain->links[link].point,
+                 chain->links[link].disk.name, (unsigned long long)result.places - LIMIT_VERIFY_RANGES);
+    verify->damaged += result.places > 0;
+    verify->extents += result.extents;
+    verify->looked_at += result.looked_at;
+    print_image(verify, &chain->links[link], &result);
 }
 
-static void verify_point(struct verify *verify, const char *point)
+/*
+ * A disk of a point, and with `whole` what it lies over. Otherwise those images are verified with their own points, and
+ * the one below is only looked for: a chain that leads back must somewhere lead to a point with a later name, and is
+ * walked there.
+ */
+static void verify_disk(struct verify *verify, const char *point, const struct manifest_disk *disk, bool whole)
+{
+    struct chain chain;
+    struct error err;
+    bool backwards = disk->incremental && point_name_compare(disk->parent.point, point) >= 0;
+    int status = whole || backwards ? chain_resolve(verify->set, point, disk->name, &chain, &err)
+                                    : chain_resolve_step(verify->set, point, disk->name, &chain, &err);
+    if (status < 0) {
+        point_damaged(verify, point, disk->name, err.text);
+        return;
+    }
+    for (unsigned i = 0; i < (whole ? chain.count : 1) && !transfer_interrupted(&verify->transfer); i++)
+        verify_link(verify, &chain, i);
+    chain_free(&chain);
+}
+
+static void verify_point(struct verify *verify, const char *point, bool whole)
 {
     struct error err;
     struct manifest *manifest = malloc(sizeof *manifest);
-    if (!manifest || set_manifest_load(verify->set, point, manifest, &err) < 0) {
-        cli_fail("point %s is damaged: %s", point, manifest ? err.text : "no memory for its manifest");
-        verify->damaged++;
-        free(manifest);
-        return;
-    }
-    for (unsigned i = 0; i < manifest->disk_count && !transfer_interrupted(&verify->transfer); i++)
-        verify_disk(verify, point, &manifest->disks[i]);
+    if (!manifest || set_manifest_load(verify->set, point, manifest, &err) < 0)
+        point_damaged(verify, point, NULL, manifest ? err.text : "no memory for its manifest");
+    else
+        for (unsigned i = 0; i < manifest->disk_count && !transfer_interrupted(&verify->transfer); i++)
+            verify_disk(verify, point, &manifest->disks[i], whole);
     free(manifest);
+}
+
+static int verify_end(const struct verify *verify)
+{
+    if (verify->sample_percent < 100 && verify->cli->json)
+        print_json(json_pack("{s:s, s:f, s:I, s:I, s:I}", "event", "sample", "percent", verify->sample_percent, "seed",
+                             (json_int_t)verify->seed, "extents", (json_int_t)verify->extents, "verified",
+                             (json_int_t)verify->looked_at));
+    else if (verify->sample_percent < 100)
+        printf("a sample: %" PRIu64 " of %" PRIu64 " MiB were looked at (--seed %" PRIu64 ")\n", verify->looked_at,
+               verify->extents, verify->seed);
+    return verify->damaged == 0 ? CLI_DONE : CLI_FAILED;
 }
 
 static int verify_points(struct verify *verify, const char *wanted)
@@ -167,27 +179,70 @@ static int verify_points(struct verify *verify, const char *wanted)
         return cli_fail("the backup set '%s' has no point yet", set_path(verify->set));
     }
     if (wanted)
-        verify_point(verify, name);
+        verify_point(verify, name, true);
     for (unsigned i = 0; i < points.count && !wanted && !transfer_interrupted(&verify->transfer); i++)
-        verify_point(verify, points.names[i]);
+        verify_point(verify, points.names[i], false);
     set_points_free(&points);
     if (!transfer_interrupted(&verify->transfer))
-        return verify->damaged == 0 ? CLI_DONE : CLI_FAILED;
+        return verify_end(verify);
     cli_fail("interrupted: not everything was verified");
     return CLI_INTERRUPTED;
 }
 
+/* "5", "0.5" or "5%": more than 0, 100 at most. */
+static bool parse_percent(const char *text, double *percent)
+{
+    char *end;
+    *percent = strtod(text, &end);
+    if (end == text || (strcmp(end, "") != 0 && strcmp(end, "%") != 0))
+        return false;
+    return *percent > 0 && *percent <= 100;
+}
+
+static bool parse_seed(const char *text, uint64_t *seed)
+{
+    char *end;
+    errno = 0;
+    *seed = strtoull(text, &end, 10);
+    return text[0] >= '0' && text[0] <= '9' && *end == '\0' && errno == 0 && *seed <= INT64_MAX;
+}
+
+static int parse(struct verify *verify, int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"sample", required_argument, NULL, 's'},
+        {"seed", required_argument, NULL, 'S'},
+        {NULL, 0, NULL, 0},
+    };
+    int option;
+    while ((option = getopt_long(argc, argv, ":", options, NULL)) != -1) {
+        if (option == 's' && !parse_percent(optarg, &verify->sample_percent))
+            return cli_usage(verify->cli, "--sample is '%s', not a part such as 5%% (more than 0, at most 100)",
+                             optarg);
+        if (option == 'S' && !parse_seed(optarg, &verify->seed))
+            return cli_usage(verify->cli, "--seed is '%s', not a whole number of 0 to %lld", optarg,
+                             (long long)INT64_MAX);
+        if (option != 's' && option != 'S')
+            return cli_usage_option(verify->cli, option, argv);
+    }
+    if (argc - optind != 1)
+        return cli_usage(verify->cli, "verify wants one backup set, or one point of it: DIR or DIR@POINT");
+    return CLI_DONE;
+}
+
 static int verify_run(struct cli *cli, int argc, char **argv)
 {
-    struct verify verify = {.cli = cli};
+    struct verify verify = {.cli = cli, .sample_percent = 100};
     struct error err;
     const char *wanted;
-    if (argc != 2)
-        return cli_usage(cli, "verify wants one backup set, or one point of it: DIR or DIR@POINT");
-    if (set_argument_open(argv[1], &verify.set, &wanted, &err) < 0)
+    getrandom(&verify.seed, sizeof(uint32_t), 0);
+    int code = parse(&verify, argc, argv);
+    if (code != CLI_DONE)
+        return code;
+    verify.random = verify.seed;
+    if (set_argument_open(argv[optind], &verify.set, &wanted, &err) < 0)
         return cli_fail("%s", err.text);
-    int code;
-    if (transfer_open(&verify.transfer, cli->json, &err) < 0) {
+    if (set_begin_reading(verify.set, &err) < 0 || transfer_open(&verify.transfer, cli->json, &err) < 0) {
         code = cli_fail("%s", err.text);
     } else {
         code = verify_points(&verify, wanted);
@@ -199,7 +254,7 @@ static int verify_run(struct cli *cli, int argc, char **argv)
 
 const struct cli_command cli_verify = {
     .name = "verify",
-    .arguments = "DIR[@POINT]",
+    .arguments = "DIR[@POINT] [--sample PERCENT [--seed NUMBER]]",
     .summary = "read the images of a backup set and compare them with the hashes of the time of the backup",
     .run = verify_run,
 };

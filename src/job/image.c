@@ -20,17 +20,36 @@ static int open_either_way(struct io *io, struct file_options *options, struct n
     return file_open(io, options, node, err);
 }
 
-int image_create(struct io *io, const char *path, uint64_t size_bytes, struct node **node, struct error *err)
+static int create_file(struct io *io, struct file_options *options, struct node **node, struct error *err)
 {
-    struct file_options options = {.path = path, .create = true, .size_bytes = size_bytes};
+    const char *path = options->path;
+    options->create = true;
     if (access(path, F_OK) == 0) /* before anything is unlinked */
         return error_set(err, EEXIST, "'%s' exists already", path);
-    int status = open_either_way(io, &options, node, err);
+    int status = open_either_way(io, options, node, err);
     if (status == -ENOENT)
         return error_set(err, ENOENT, "'%s' can't be made: there is no such folder", path);
     if (status < 0 && status != -EEXIST)
         unlink(path); /* a file that could not get its size */
     return status;
+}
+
+int image_create(struct io *io, const char *path, uint64_t size_bytes, struct node **node, struct error *err)
+{
+    struct file_options options = {.path = path, .size_bytes = size_bytes};
+    return create_file(io, &options, node, err);
+}
+
+int image_create_growable(struct io *io, const char *path, struct node **node, struct error *err)
+{
+    struct file_options options = {.path = path, .growable = true};
+    return create_file(io, &options, node, err);
+}
+
+int image_open_growable(struct io *io, const char *path, struct node **node, struct error *err)
+{
+    struct file_options options = {.path = path, .growable = true};
+    return open_either_way(io, &options, node, err);
 }
 
 int image_open(struct io *io, const char *path, bool read_only, struct node **node, struct error *err)

@@ -108,7 +108,7 @@ def test_restore_over_what_is_there(t):
     point, = points(t, t.path("set"))
     before = look(t.path("set"))
     refused = t.fleece(*restore, t.path("set") / point / "vda.raw", "--force", status=1).stderr
-    assert "is the image in the backup set itself" in refused, refused
+    assert "is a file of the backup set itself" in refused, refused
     for other in ("vdb.raw", "manifest.json", "../fleece.json"):
         refused = t.fleece(*restore, t.path("set") / point / other, "--force", status=1).stderr
         assert "is a file of the backup set itself" in refused, refused

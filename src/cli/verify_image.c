@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What is looked at in an image:
+ *
+ *  - what it says about itself, and its file of hashes, when it is opened (chain_images.c)
+ *  - the bytes: of each extent (or of a sample) what was captured is read, hashed and compared. All of it, so that one
+ *    damaged place does not hide the next
+ *  - of a qcow2 image its tables and counts (set/qcow2_check.c), which no hash covers
+ *  - of an overlay, which blocks it holds: exactly those that were captured. One that is missing would let the parent show
+ *    through (C25), even where that is zero as well today; one too many would hide the parent
+ *
+ * Damaged extents are gathered, and neighbours told as one place.
+ */
+#include "cli/verify_image.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/bitmap.h"
+#include "cli/chain_images.h"
+#include "set/qcow2_check.h"
+
+enum finding { FOUND_NOTHING, FOUND_OTHER_HASH, FOUND_UNREADABLE };
+
+struct check {
+    const struct verify_options *options;
+    const struct chain_link *link;
+    const struct hashes *hashes;
+    struct verify_result *result;
+    const char *path;
+    uint8_t *findings;   /* of each extent */
+    char unreadable[64]; /* why, of the first one */
+};
+
+static void tell(struct check *check, struct range range, const char *what)
+{
+    if (check->result->places++ < LIMIT_VERIFY_RANGES)
+        check->options->damage(check->options->context, check->link, check->path, range, what);
+}
+
+/* --- the bytes */
+
+static void extent_damaged(void *context, unsigned layer, struct range extent, int status)
+{
+    struct check *check = context;
+    uint8_t *finding = &check->findings[extent.start / COPY_EXTENT_BYTES];
+    assert(layer == 0);
+    check->result->damaged_extents += *finding == FOUND_NOTHING;
+    *finding = status == -EBADMSG ? FOUND_OTHER_HASH : FOUND_UNREADABLE;
+    if (status != -EBADMSG && !check->unreadable[0])
+        snprintf(check->unreadable, sizeof check->unreadable, "%s", error_name(status));
+}
+
+static void tell_extents(struct check *check)
+{
+    uint64_t count = check->hashes->count;
+    for (uint64_t first = 0, end; check->result->damaged_extents > 0 && first < count; first = end) {
+        char sentence[512], extents[64];
+        uint64_t start = first * COPY_EXTENT_BYTES, stop;
+        for (end = first + 1; end < count && check->findings[end] == check->findings[first];)
+            end++;
+        if (check->findings[first] == FOUND_NOTHING)
+            continue;
+        stop = end * COPY_EXTENT_BYTES < check->hashes->size_bytes ? end * COPY_EXTENT_BYTES
+                                                                   : check->hashes->size_bytes;
+        if (end == first + 1)
+            snprintf(extents, sizeof extents, "extent %llu", (unsigned long long)first);
+        else
+            snprintf(extents, sizeof extents, "extents %llu to %llu", (unsigned long long)first,
+                     (unsigned long long)end - 1);
+        bool other_hash = check->findings[first] == FOUND_OTHER_HASH;
+        snprintf(sentence, sizeof sentence, "%s (bytes %llu to %llu) of %.300s: %s%s", extents,
+                 (unsigned long long)start, (unsigned long long)stop - 1, check->path,
+                 other_hash ? "not the SHA-256 of the time of the backup" : "unreadable: ",
+                 other_hash ? "" : check->unreadable);
+        tell(check, (struct range){start, stop - start}, sentence);
+    }
+}
+
+/* Whether the image holds anything of the extent. */
+static bool has_extent(const struct hashes *hashes, uint64_t extent)
+{
+    static const uint8_t none[COPY_MASK_BYTES];
+    return !hashes->masks || memcmp(hashes->masks + extent * COPY_MASK_BYTES, none, sizeof none) != 0;
+}
+
+/* splitmix64 (Steele, Lea, Flood 2014): good enough to choose a sample. */
+static uint64_t random_next(uint64_t *state)
+{
+    uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);
+    z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
+    return z ^ z >> 31;
+}
+
+/* Exactly so many of the extents that hold something, each of them as likely (Knuth's algorithm S). At least one. */
+static int choose_sample(struct check *check, struct bitmap *only)
+{
+    uint64_t left = check->result->extents, status = 0;
+    uint64_t wanted = (uint64_t)((double)left * check->options->sample_percent / 100 + 0.999999);
+    wanted = wanted < left ? wanted : left;
+    check->result->looked_at = wanted;
+    for (uint64_t extent = 0; extent < check->hashes->count && wanted > 0 && status == 0; extent++) {
+        if (!has_extent(check->hashes, extent))
+            continue;
+        if (random_next(check->options->random) % left < wanted) {
+            status = bitmap_assign(only, extent, 1, true) < 0;
+            wanted--;
+        }
+        left--;
+    }
+    return status ? -ENOMEM : 0;
+}
+
+static int check_bytes(struct check *check, struct chain_images *images, struct error *err)
+{
+    struct bitmap only = {0};
+    uint64_t data_bytes;
+    struct chain_view_options options = {.damaged = extent_damaged, .context = check, .only = &only};
+    int status = bitmap_init(&only, check->hashes->count, false);
+    if (status == 0)
+        status = choose_sample(check, &only);
+    if (status < 0)
+        error_set(err, ENOMEM, "no memory to choose what is looked at");
+    else
+        status = chain_images_show(images, check->hashes->size_bytes, &options, err);
+    if (status == 0) {
+        struct copy_options copy = {.source = images->view, .source_name = check->path};
+        status = transfer_copy(check->options->transfer, check->link->point, check->link->disk.name, &copy, &data_bytes,
+                               err);
+    }
+    if (status == 0)
+        tell_extents(check);
+    bitmap_fini(&only);
+    return status;
+}
+
+/* --- which blocks an overlay holds */
+
+static void tell_blocks(struct check *check, uint64_t first, uint64_t end, bool missing)
+{
+    char sentence[512];
+    uint64_t start = first * HASHES_BLOCK_BYTES, stop = end * HASHES_BLOCK_BYTES;
+    stop = stop < check->hashes->size_bytes ? stop : check->hashes->size_bytes;
+    if (stop <= start)
+        return;
+    snprintf(sentence, sizeof sentence, "bytes %llu to %llu of %.300s: %s", (unsigned long long)start,
+             (unsigned long long)stop - 1, check->path,
+             missing ? "captured, but the image has no such block, and the one below it shows through"
+                     : "the image has a block that was not captured, and hides the one below it");
+    tell(check, (struct range){start, stop - start}, sentence);
+}
+
+/* Blocks [first, end), of which the image holds all or none. */
+static void compare_blocks(struct check *check, uint64_t first, uint64_t end, bool held)
+{
+    uint64_t wrong_from = first;
+    for (uint64_t block = first; block <= end; block++)
+        if (block == end || hashes_has_block(check->hashes, block) == held) {
+            if (block > wrong_from)
+                tell_blocks(check, wrong_from, block, !held);
+            wrong_from = block + 1;
+        }
+}
+
+static int check_blocks(struct check *check, struct node *image, struct error *err)
+{
+    struct block_extent answer[256];
+    uint64_t size = check->hashes->size_bytes;
+    for (uint64_t at = 0; at < size;) {
+        struct request req = {.kind = REQUEST_BLOCK_STATUS,
+                              .flags = REQUEST_TOP,
+                              .range = {at, size - at},
+                              .extents = answer,
+                              .extent_max = sizeof answer / sizeof *answer};
+        int status = transfer_request(check->options->transfer, image, &req);
+        if (transfer_interrupted(check->options->transfer))
+            return error_set(err, ECANCELED, "interrupted");
+        if (status < 0) {
+            char sentence[512];
+            snprintf(sentence, sizeof sentence, "the tables of %.300s at byte %llu of the disk: unreadable: %s",
+                     check->path, (unsigned long long)at, error_name(status));
+            tell(check, (struct range){at, COPY_EXTENT_BYTES < size - at ? COPY_EXTENT_BYTES : size - at}, sentence);
+            at = round_down(at, COPY_EXTENT_BYTES) + COPY_EXTENT_BYTES;
+            continue;
+        }
+        for (unsigned i = 0; i < req.extent_count; at += answer[i++].length)
+            compare_blocks(check, at / HASHES_BLOCK_BYTES,
+                           (at + answer[i].length + HASHES_BLOCK_BYTES - 1) / HASHES_BLOCK_BYTES,
+                           !(answer[i].flags & EXTENT_BACKING));
+    }
+    return 0;
+}
+
+/* --- tables */
+
+static void table_damaged(void *context, uint64_t file_offset, const char *what)
+{
+    struct check *check = context;
+    char sentence[512];
+    snprintf(sentence, sizeof sentence, "byte %llu of the file %.250s: %s", (unsigned long long)file_offset,
+             check->path, what);
+    tell(check, (struct range){0, 0}, sentence);
+}
+
+static int check_tables(struct check *check, struct error *err)
+{
+    int fd = open(check->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return error_set(err, errno, "%s can't be opened: %s", check->path, error_name(errno));
+    struct qcow2_check_options options = {.fd = fd, .damage = table_damaged, .context = check};
+    int status = qcow2_check(&options, err);
+    close(fd);
+    return status < 0 ? error_prefix(err, "%s", check->path) : 0;
+}
+
+/* --- the whole */
+
+static int check_image(struct check *check, struct chain_images *images, struct error *err)
+{
+    check->hashes = images->layers[0].hashes;
+    check->path = images->layers[0].name;
+    check->findings = calloc(check->hashes->count + 1, 1);
+    if (!check->findings)
+        return error_set(err, ENOMEM, "no memory to note what is damaged");
+    for (uint64_t extent = 0; extent < check->hashes->count; extent++)
+        check->result->extents += has_extent(check->hashes, extent);
+    int status = check_bytes(check, images, err);
+    if (status == 0 && check->link->disk.format == MANIFEST_QCOW2)
+        status = check_tables(check, err);
+    if (status == 0 && check->link->disk.incremental)
+        status = check_blocks(check, images->layers[0].image, err);
+    free(check->findings);
+    return status;
+}
+
+int verify_image(const struct verify_options *options, const struct chain *chain, unsigned link,
+                 struct verify_result *result, struct error *err)
+{
+    struct check check = {.options = options, .link = &chain->links[link], .result = result};
+    struct chain_images images;
+    memset(result, 0, sizeof *result);
+    int status = chain_images_open(options->transfer, options->set, chain, link, 1, &images, err);
+    if (status < 0) {
+        check.path = "";
+        tell(&check, (struct range){0, 0}, err->text);
+        return status == -ECANCELED ? status : 0;
+    }
+    status = check_image(&check, &images, err);
+    chain_images_close(&images);
+    return status;
+}
