@@ -365,6 +365,11 @@ const char *tracker_invalid_reason(const struct tracker *tracker)
     return invalid || tracker->broken ? tracker->reason : NULL;
 }
 
+const char *tracker_lost_reason(const struct tracker *tracker)
+{
+    return tracker->voiding.phase == VOID_NONE ? tracker->reason : tracker->voiding.reason;
+}
+
 enum tracker_recovery tracker_recovery(const struct tracker *tracker)
 {
     return tracker->recovery;

@@ -127,6 +127,8 @@ uint64_t tracker_granularity(const struct tracker *tracker);
 unsigned tracker_checkpoints(const struct tracker *tracker, struct checkpoint_info *infos, unsigned max);
 /* Why nothing can be trusted; NULL: all is well. */
 const char *tracker_invalid_reason(const struct tracker *tracker);
+/* Why those checkpoints are invalid that are, also when later ones are right; of no meaning when there is none. */
+const char *tracker_lost_reason(const struct tracker *tracker);
 /* How the last tracker_open() came to what it knows. */
 enum tracker_recovery { TRACKER_NEW, TRACKER_CLEAN, TRACKER_ADOPTED, TRACKER_REPLAYED, TRACKER_VOID };
 enum tracker_recovery tracker_recovery(const struct tracker *tracker);

@@ -563,6 +563,7 @@ struct query {
     struct vm_checkpoints answer;
     char reasons[LIMIT_DISKS][LIMIT_ERROR_BYTES];
     char lacking[LIMIT_DISKS][LIMIT_ERROR_BYTES];
+    char lost[LIMIT_DISKS][LIMIT_ERROR_BYTES]; /* why parts are invalid */
 };
 
 static void part_look(struct tracking_part *part)
@@ -576,6 +577,7 @@ static void part_look(struct tracking_part *part)
     disk->recovery = tracker_recovery(tracker);
     disk->granularity_bytes = tracker_granularity(tracker);
     tracker_counters(tracker, &disk->counters);
+    memccpy(query->lost[index], tracker_lost_reason(tracker), 0, LIMIT_ERROR_BYTES - 1);
     if (reason) {
         memccpy(query->reasons[index], reason, 0, LIMIT_ERROR_BYTES - 1);
         disk->reason = query->reasons[index];
@@ -599,7 +601,7 @@ static void query_fill(struct query *query, const struct tracking_work *work, st
                 continue;
             disk->present = true;
             disk->state = info->state;
-            disk->reason = info->state == CHECKPOINT_INVALID ? query->answer.disks[i].reason : NULL;
+            disk->reason = info->state == CHECKPOINT_INVALID ? query->lost[i] : NULL;
             disk->changed_bytes = info->changed_bytes;
             disk->memory_bytes = info->memory_bytes;
             disk->file_bytes = info->file_bytes;

@@ -188,8 +188,7 @@ static bool knows(const struct part *part, const struct checkpoint_id *id, char 
         snprintf(reason, LIMIT_ERROR_BYTES, "disk %s was not tracked at checkpoint '%s'", disk, id->name);
     else
         snprintf(reason, LIMIT_ERROR_BYTES, "checkpoint '%s' is invalid on disk %s: %.300s", id->name, disk,
-                 tracker_invalid_reason(tracking->tracker) ? tracker_invalid_reason(tracking->tracker)
-                                                           : "no reason known");
+                 tracker_lost_reason(tracking->tracker));
     return false;
 }
 
