@@ -509,7 +509,7 @@ static void disks_opened(struct io_op *op, int64_t result)
         daemon_fail(daemon, &err);
         return;
     }
-    sidecars_init(&daemon->sidecars, daemon->control_io, daemon->options, daemon->disks.leaves);
+    sidecars_init(&daemon->sidecars, daemon->control_io, daemon->options, daemon->disks.leaves, daemon->disks.files);
     daemon_move(daemon, DAEMON_RECOVER);
     vm_recover(daemon->vm, daemon_recovered, daemon);
 }

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "driver/file.h"
 #include "driver/null.h"
+#include "job/image_chain.h"
 
 static void say_waiting(void *context, const char *path)
 {
@@ -17,8 +18,30 @@ static void say_waiting(void *context, const char *path)
     log_info("waiting up to %g s for the lock on %s", (double)disks->options->lock_wait_ns / (double)NS_PER_S, path);
 }
 
-static int open_disk(struct disks *disks, const struct disk_options *disk, struct io *io, struct node **leaf)
+/* What an overlay is on top of may lie anywhere, as in QEMU. */
+static int open_qcow2(struct disks *disks, const struct disk_options *disk, struct io *io, struct node **leaf,
+                      struct node **file)
 {
+    const struct image_chain_options options = {
+        .io = io,
+        .elsewhere = true,
+        .path = disk->path,
+        .read_only = disk->read_only,
+        .page_cache = disk->page_cache,
+        .lock_wait_ns = disks->options->lock_wait_ns,
+        .waiting = say_waiting,
+        .waiting_context = disks,
+        .file = file,
+    };
+    int status = image_chain_open(&options, leaf, &disks->err);
+    return status < 0 ? error_prefix(&disks->err, "--disk %s", disk->name) : 0;
+}
+
+static int open_disk(struct disks *disks, const struct disk_options *disk, struct io *io, struct node **leaf,
+                     struct node **file_node)
+{
+    if (disk->qcow2)
+        return open_qcow2(disks, disk, io, leaf, file_node);
     if (disk->null_driver) {
         *leaf = null_create(io, disk->size_bytes);
         if (!*leaf)
@@ -35,6 +58,7 @@ static int open_disk(struct disks *disks, const struct disk_options *disk, struc
         .waiting_context = disks,
     };
     int status = file_open(io, &options, leaf, &disks->err);
+    *file_node = *leaf;
     return status < 0 ? error_prefix(&disks->err, "--disk %s", disk->name) : 0;
 }
 
@@ -43,7 +67,7 @@ int64_t disks_open(void *argument)
     struct disks *disks = argument;
     for (unsigned i = 0; i < disks->options->disk_count; i++) {
         int status = open_disk(disks, &disks->options->disks[i], disks->reactors[i % disks->reactor_count],
-                               &disks->leaves[i]);
+                               &disks->leaves[i], &disks->files[i]);
         if (status < 0)
             return status;
         disks->opened++;

@@ -11,6 +11,7 @@ struct disks { /* set by the caller: options, reactors, reactor_count */
     struct io **reactors;
     unsigned reactor_count;
     struct node *leaves[LIMIT_DISKS]; /* of those that were opened, in order */
+    struct node *files[LIMIT_DISKS];  /* their files: the leaf itself, or what it owns; NULL: it has none */
     unsigned opened;
     struct error err;
 };

@@ -24,7 +24,7 @@ const char options_help[] =
     "Serves the disks of one virtual machine over NBD and takes snapshots of them while they are written to.\n\n"
     "  --name VM                the name of the VM\n"
     "  --disk NAME=FILE[,…]     a disk: an image file or a block device; a comma in FILE is written twice\n"
-    "      format=raw           the format of the image\n"
+    "      format=raw|qcow2     the format of the image (default: raw)\n"
     "      cache=none|writeback direct I/O (the default), or the page cache\n"
     "      read-only=on|off     refuse writes (default: off)\n"
     "      driver=file|null     null, with an empty FILE: reads zeroes, forgets writes\n"
@@ -104,13 +104,8 @@ static int parse_granularity(const char *option, const char *name, const char *v
 static int parse_disk_option(const char *option, struct disk_options *disk, const char *name, const char *value,
                              struct error *err)
 {
-    if (strcmp(name, "format") == 0) {
-        if (strcmp(value, "raw") == 0)
-            return 0;
-        if (strcmp(value, "qcow2") == 0)
-            return error_set(err, EINVAL, "%s: format=qcow2 is not supported yet; only format=raw is", option);
-        return error_set(err, EINVAL, "%s: format=%.100s is unknown; format=raw is what can be served", option, value);
-    }
+    if (strcmp(name, "format") == 0)
+        return parse_choice(option, name, value, "raw", "qcow2", &disk->qcow2, err);
     if (strcmp(name, "cache") == 0)
         return parse_choice(option, name, value, "none", "writeback", &disk->page_cache, err);
     if (strcmp(name, "read-only") == 0)
@@ -146,6 +141,8 @@ static int check_disk(const char *option, struct disk_options *disk, const char 
 {
     if (disk->null_driver && disk->size_bytes == 0)
         return error_set(err, EINVAL, "%s: driver=null wants size=SIZE", option);
+    if (disk->null_driver && disk->qcow2)
+        return error_set(err, EINVAL, "%s: format=qcow2 is for files", option);
     if (disk->null_driver && path[0] && strcmp(path, "null") != 0)
         return error_set(err, EINVAL, "%s: driver=null uses no file, but '%.200s' is given", option, path);
     if (disk->track == TRACK_ON && (disk->null_driver || disk->read_only))

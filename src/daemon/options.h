@@ -19,6 +19,7 @@ struct disk_options {
     char name[LIMIT_NAME_BYTES + 1];
     char *path; /* as it was given; NULL for the null driver */
     bool null_driver;
+    bool qcow2; /* format=qcow2 */
     bool read_only;
     bool page_cache;
     uint64_t size_bytes;  /* of the null driver */

@@ -44,7 +44,7 @@ static void choose_places(struct sidecars *sidecars, struct sidecar *sidecar)
 }
 
 void sidecars_init(struct sidecars *sidecars, struct io *control, const struct options *options,
-                   struct node *const *leaves)
+                   struct node *const *leaves, struct node *const *files)
 {
     sidecars->control = control;
     sidecars->options = options;
@@ -54,7 +54,11 @@ void sidecars_init(struct sidecars *sidecars, struct io *control, const struct o
         sidecars->state_dir[0] = 0;
     for (unsigned i = 0; i < options->disk_count; i++) {
         struct sidecar *sidecar = &sidecars->all[i];
-        *sidecar = (struct sidecar){.disk = &options->disks[i], .leaf = leaves[i], .sidecars = sidecars, .fd = -1};
+        *sidecar = (struct sidecar){.disk = &options->disks[i],
+                                    .file = files[i],
+                                    .disk_bytes = leaves[i]->size_bytes,
+                                    .sidecars = sidecars,
+                                    .fd = -1};
         choose_places(sidecars, sidecar);
     }
 }
@@ -114,9 +118,9 @@ static struct disk_identity identify(void *context)
 {
     const struct sidecar *sidecar = context;
     struct io_stat stat;
-    if (file_stat(sidecar->leaf, &stat) < 0)
+    if (file_stat(sidecar->file, &stat) < 0)
         return (struct disk_identity){0};
-    return (struct disk_identity){stat.size_bytes, stat.device, stat.inode, stat.mtime_ns, stat.ctime_ns};
+    return (struct disk_identity){sidecar->disk_bytes, stat.device, stat.inode, stat.mtime_ns, stat.ctime_ns};
 }
 
 static void tombstone_path(const struct sidecar *sidecar, char path[PATH_MAX])
@@ -197,7 +201,7 @@ static int make_new(struct sidecar *sidecar)
     if (sidecar->fd < 0)
         return error_set(&sidecar->err, ENOTSUP, "the sidecar of disk %s can't be made in '%.300s': %s",
                          sidecar->disk->name, folder, error_name(errno));
-    const uint64_t bytes = tracker_sidecar_bytes(sidecar->leaf->size_bytes, granularity);
+    const uint64_t bytes = tracker_sidecar_bytes(sidecar->disk_bytes, granularity);
     struct file_options options = {.path = path, .adopt = true, .fd = sidecar->fd};
     int status = ftruncate(sidecar->fd, (off_t)bytes) < 0 ? -errno : 0;
     if (status < 0)
@@ -220,7 +224,7 @@ static int64_t open_blocking(void *argument)
     struct sidecar *sidecar = argument;
     const bool off = sidecar->disk->track == TRACK_OFF;
     int status = -ENOENT;
-    if (strcmp(sidecar->leaf->ops->driver, "file") != 0)
+    if (!sidecar->file)
         return error_set(&sidecar->err, ENOTSUP, "disk %s is neither a file nor a block device: it can't be tracked",
                          sidecar->disk->name);
     const char *places[] = {sidecar->beside, sidecar->in_state};

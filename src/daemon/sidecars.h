@@ -13,7 +13,8 @@
 
 struct sidecar { /* of one disk */
     const struct disk_options *disk;
-    struct node *leaf; /* of the disk */
+    struct node *file; /* of the disk's image; NULL: it has none */
+    uint64_t disk_bytes;
     struct io *reactor;
     char beside[PATH_MAX], in_state[PATH_MAX]; /* where it may lie; "": nowhere there */
     char path[PATH_MAX];                       /* where it lies, or will */
@@ -38,9 +39,9 @@ struct sidecars {
     struct vm *vm; /* whose disks they are, in the same order */
 };
 
-/* After the disks were opened: leaves and reactors by disk. */
+/* After the disks were opened: their leaves, and the nodes of their files. */
 void sidecars_init(struct sidecars *sidecars, struct io *control, const struct options *options,
-                   struct node *const *leaves);
+                   struct node *const *leaves, struct node *const *files);
 
 /* For struct vm_hooks; the context is the struct sidecars. */
 void sidecars_open(void *context, const struct disk *disk, bool create,

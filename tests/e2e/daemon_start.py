@@ -36,7 +36,7 @@ def test_usage(t):
     assert t.run(t.program("fleeced"), "--version").stdout.startswith("fleeced ")
     refuse(t, 2, "--name is missing")
     refuse(t, 2, "'--colour' is no option", "--colour")
-    refuse(t, 2, "format=qcow2 is not supported yet", "--disk", "vda=x,format=qcow2")
+    refuse(t, 2, "format=vmdk is not right: raw or qcow2", "--disk", "vda=x,format=vmdk")
     refuse(t, 2, "--vhost-user is not supported yet", "--vhost-user", "vda=s")
     refuse(t, 2, "--config is not supported yet", "--config", "x")
     refuse(t, 2, "track=maybe is not right: off or on", "--disk", "vda=x,track=maybe")

@@ -121,8 +121,8 @@ static void wrong_disks(void **state)
     wrong("disk name '' is not valid", "--disk", "=f", NULL);
     wrong("--disk vda: the name of the file is missing", "--disk", "vda=", NULL);
     wrong("--disk vda: two disks have this name", "--disk", "vda=a", "--disk", "vda=b", NULL);
-    wrong("format=qcow2 is not supported yet", "--disk", "vda=a,format=qcow2", NULL);
-    wrong("format=vmdk is unknown", "--disk", "vda=a,format=vmdk", NULL);
+    wrong("format=vmdk is not right: raw or qcow2", "--disk", "vda=a,format=vmdk", NULL);
+    wrong("format=qcow2 is for files", "--disk", "vda=,driver=null,size=1M,format=qcow2", NULL);
     wrong("cache=unsafe is not right: none or writeback", "--disk", "vda=a,cache=unsafe", NULL);
     wrong("read-only=yes is not right: off or on", "--disk", "vda=a,read-only=yes", NULL);
     wrong("driver=rbd is not right: file or null", "--disk", "vda=a,driver=rbd", NULL);
