@@ -47,13 +47,11 @@ static int create_checkpoint_option(struct cli *cli, int option, const char *nam
 /* Into the command's arguments. */
 static int create_options(struct cli *cli, int argc, char **argv, json_t *arguments)
 {
-    static const struct option options[] = {{"drain-timeout", required_argument, NULL, 'd'},
-                                            {"read-once", optional_argument, NULL, 'o'},
-                                            {"bitmap", required_argument, NULL, 'b'},
-                                            {"checkpoint", required_argument, NULL, 'c'},
-                                            {"since", required_argument, NULL, 's'},
-                                            {"map", required_argument, NULL, 'm'},
-                                            {NULL, 0, NULL, 0}};
+    static const struct option options[] = {
+        {"drain-timeout", required_argument, NULL, 'd'}, {"read-once", optional_argument, NULL, 'o'},
+        {"bitmap", required_argument, NULL, 'b'},        {"checkpoint", required_argument, NULL, 'c'},
+        {"since", required_argument, NULL, 's'},         {"map", required_argument, NULL, 'm'},
+        {"ephemeral", no_argument, NULL, 'e'},           {NULL, 0, NULL, 0}};
     int option;
     struct error err;
     optind = 0;
@@ -76,6 +74,8 @@ static int create_options(struct cli *cli, int argc, char **argv, json_t *argume
             int code = create_checkpoint_option(cli, option, optarg, arguments);
             if (code != CLI_DONE)
                 return code;
+        } else if (option == 'e') {
+            json_object_set_new(arguments, "durability", json_string("ephemeral"));
         } else {
             return cli_usage_option(cli, option, argv);
         }
@@ -267,7 +267,7 @@ static int snapshot_run(struct cli *cli, int argc, char **argv)
 const struct cli_command cli_snapshot = {
     .name = "snapshot",
     .arguments = "create [NAME] [--drain-timeout SECONDS] [--read-once[=eager]] [--bitmap BITMAP] [--checkpoint NAME] "
-                 "[--since CHECKPOINT] [--map CHECKPOINT…] | list | residence NAME DISK | delete NAME",
+                 "[--since CHECKPOINT] [--map CHECKPOINT…] [--ephemeral] | list | residence NAME DISK | delete NAME",
     .summary = "take, show and end snapshots of all disks of the VM at one instant",
     .run = snapshot_run,
 };

@@ -13,6 +13,7 @@ static const struct control_argument create_arguments[] = {
     {.name = "name", .kind = CONTROL_STRING},
     {.name = "lease", .kind = CONTROL_BOOLEAN},
     {.name = "bitmap", .kind = CONTROL_STRING},
+    {.name = "durability", .kind = CONTROL_STRING},
     {.name = "read-once", .kind = CONTROL_STRING},
     {.name = "drain-timeout-ms", .kind = CONTROL_INTEGER, .min = 1, .max = (json_int_t)(CUT_TOTAL_MAX_NS / NS_PER_MS)},
     {.name = "checkpoint", .kind = CONTROL_STRING},
@@ -77,6 +78,18 @@ static bool read_maps(struct control_request *request, const char **names, unsig
     return true;
 }
 
+/* False: it has been answered. */
+static bool read_durability(struct control_request *request, bool *ephemeral)
+{
+    const char *durability = control_argument_text(request, "durability");
+    *ephemeral = durability && strcmp(durability, "ephemeral") == 0;
+    if (!durability || *ephemeral || strcmp(durability, "restartable") == 0)
+        return true;
+    control_fail(request, "GenericError", "Parameter 'durability' is '%.100s': restartable or ephemeral is right",
+                 durability);
+    return false;
+}
+
 static void snapshot_create(struct control_request *request)
 {
     json_int_t drain_ms = json_integer_value(json_object_get(request->arguments, "drain-timeout-ms"));
@@ -107,7 +120,7 @@ static void snapshot_create(struct control_request *request)
         control_fail(request, "GenericError", "Parameter 'grace' is about a lease: it needs 'lease' to be true");
         return;
     }
-    if (read_maps(request, maps, &options.map_count))
+    if (read_durability(request, &options.ephemeral) && read_maps(request, maps, &options.map_count))
         vm_snapshot_create(request->server->host.vm, &options, snapshot_create_done, request);
 }
 

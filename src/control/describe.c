@@ -80,6 +80,8 @@ json_t *describe_snapshot(const struct snapshot *snapshot)
                              "attempts", (int)info.cut_attempts);
     if (json)
         json_object_set_new(json, "read-once", json_string(read_once_names[info.read_once]));
+    if (json)
+        json_object_set_new(json, "durability", json_string(info.restartable ? "restartable" : "ephemeral"));
     if (json && info.bitmap)
         json_object_set_new(json, "bitmap", json_string(info.bitmap));
     if (json && info.since_uuid)

@@ -26,6 +26,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/range.h"
 #include "driver/file.h"
 #include "fleece/disk_tier.h"
 
@@ -208,6 +209,62 @@ int cache_file_make(const struct cache_file_plan *plan, struct cache_file *file,
     return 0;
 }
 
+/* --- adopting */
+
+/* Open, with its header in *header. */
+static int open_left(const struct cache_file_id *id, struct cache_file *file, struct cache_file_header *header,
+                     struct stat *st)
+{
+    file->fd = open(id->path, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (file->fd < 0)
+        return -errno;
+    if (fstat(file->fd, st) < 0 || !S_ISREG(st->st_mode) || st->st_dev != id->device || st->st_ino != id->inode)
+        return -ESTALE;
+    return pread(file->fd, header, sizeof *header, 0) == (ssize_t)sizeof *header ? 0 : -EIO;
+}
+
+static int lock_left(const struct cache_file *file, uint64_t patience_ns)
+{
+    int status;
+    while ((status = take_lock(file->fd)) == -EAGAIN && patience_ns >= LOCK_POLL_NS) {
+        nanosleep(&(struct timespec){.tv_nsec = (long)LOCK_POLL_NS}, NULL);
+        patience_ns -= LOCK_POLL_NS;
+    }
+    return status;
+}
+
+int cache_file_adopt(const struct cache_file_plan *plan, const struct cache_file_id *id, uint64_t patience_ns,
+                     struct cache_file *file, struct error *err)
+{
+    struct cache_file_header header;
+    char disk[sizeof header.disk] = "";
+    struct stat st;
+    int status = open_left(id, file, &header, &st);
+    memcpy(disk, plan->disk, strnlen(plan->disk, sizeof disk));
+    if (status == 0 &&
+        (memcmp(header.magic, CACHE_FILE_MAGIC, CACHE_MAGIC_BYTES) != 0 ||
+         header.crc != htole32(cache_header_crc(&header)) || header.version != htole32(CACHE_VERSION) ||
+         memcmp(header.uuid, id->uuid, sizeof header.uuid) != 0 || memcmp(header.disk, disk, sizeof disk) != 0))
+        status = -EINVAL;
+    if (status == 0)
+        status = lock_left(file, patience_ns);
+    if (status < 0) {
+        if (file->fd >= 0)
+            close(file->fd);
+        return error_set(err, -status, "the cache file %.300s of disk %s: %s", id->path, plan->disk,
+                         status == -EINVAL ? "its header is not what it was" : error_name(status));
+    }
+    memcpy(file->path, id->path, sizeof file->path);
+    file->device = st.st_dev;
+    file->inode = st.st_ino;
+    /* Beyond the end, where nothing is. */
+    file->can_punch = fallocate(file->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                                (off_t)round_up((uint64_t)st.st_size, CACHE_HEADER_BYTES),
+                                (off_t)CACHE_HEADER_BYTES) == 0;
+    file->direct = fcntl(file->fd, F_SETFL, O_DIRECT) == 0;
+    return 0;
+}
+
 /* --- removing */
 
 int cache_file_unlink(const struct cache_file *file)
@@ -299,11 +356,24 @@ static int remove_name(int folder, const char *name, const struct stat *st)
     return unlinkat(folder, name, 0) < 0 ? -errno : 0;
 }
 
+static bool is_kept(const struct cache_sweep *sweep, int folder, const char *name)
+{
+    struct stat st;
+    if (fstatat(folder, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        return false;
+    for (unsigned i = 0; i < sweep->kept_count; i++)
+        if (sweep->kept[i].device == st.st_dev && sweep->kept[i].inode == st.st_ino)
+            return true;
+    return false;
+}
+
 static void sweep_name(struct cache_sweep *sweep, int folder, const char *folder_name, const char *name)
 {
     struct stat st;
     enum kind kind;
     int fd = -1;
+    if (is_kept(sweep, folder, name))
+        return;
     while ((kind = recognise(folder, name, sweep->vm, &fd, &st)) == IN_USE && sweep->patience_ns >= LOCK_POLL_NS) {
         nanosleep(&(struct timespec){.tv_nsec = (long)LOCK_POLL_NS}, NULL);
         sweep->patience_ns -= LOCK_POLL_NS;

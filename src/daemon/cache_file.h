@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "fleece/cache_format.h"
+#include "fleece/cache_memory.h"
 
 struct cache_file_plan {
     const char *folder, *vm, *disk;
@@ -42,8 +43,21 @@ int cache_file_make(const struct cache_file_plan *plan, struct cache_file *file,
 /* Takes its name away, if it is still the file's. -errno: it is still there. */
 int cache_file_unlink(const struct cache_file *file);
 
+/*
+ * Opens the file that a killed daemon has left, waits for its lock (patience_ns at most) and takes it. It must be the very
+ * file, with the header of a cache file of this disk. 0 or -errno with a sentence; then it is left as it is.
+ */
+int cache_file_adopt(const struct cache_file_plan *plan, const struct cache_file_id *id, uint64_t patience_ns,
+                     struct cache_file *file, struct error *err);
+
 struct cache_sweep {
     const char *vm;
+    /* Files of ours, which stay. */
+    struct {
+        dev_t device;
+        ino_t inode;
+    } kept[LIMIT_DISKS];
+    unsigned kept_count;
     uint64_t patience_ns; /* for files that are in use: the last writes of a killed daemon may be landing */
     /* Of removed files, still open: the last close gives back the space, which may take many seconds. */
     int removed[LIMIT_DISKS];

@@ -3,7 +3,7 @@
  * A cache file's life:
  *
  *   (WAITING)  the space of an earlier one is being given back: both together could exceed the limit
- *   MAKING     on a helper thread
+ *   MAKING     on a helper thread; or adopted, where a killed daemon has left it for the snapshots that survive
  *   OPEN
  *   UNLINKING  on a helper thread
  *   CLOSING    the node, on its reactor; then the VM is told
@@ -36,6 +36,7 @@ struct cache {
     struct caches *caches;
     struct io *io; /* the disk's */
     struct cache_file_plan plan;
+    const struct cache_file_id *id; /* of one that is adopted */
     struct cache_file file;
     enum { WAITING, MAKING, OPEN, UNLINKING, CLOSING, FREEING } state;
     int spare_fd; /* the same description again */
@@ -172,7 +173,7 @@ static void sweep_folder(struct caches *caches, const char *folder, const char *
 }
 
 /* Everywhere this start names, whether it wants cache files or not. */
-static void sweep(struct caches *caches)
+void caches_sweep(struct caches *caches)
 {
     const struct options *options = caches->options;
     const char *seen[LIMIT_DISKS + 2];
@@ -180,6 +181,11 @@ static void sweep(struct caches *caches)
     unsigned count = 0;
     bool is_device;
     caches->swept = (struct cache_sweep){.vm = options->vm, .patience_ns = CACHE_FILE_WAIT_NS};
+    list_each (link, &caches->files) {
+        const struct cache_file *file = &container_of(link, struct cache, link)->file;
+        caches->swept.kept[caches->swept.kept_count].device = file->device;
+        caches->swept.kept[caches->swept.kept_count++].inode = file->inode;
+    }
     if (options->cache_dir)
         sweep_folder(caches, options->cache_dir, seen, &count);
     if (options->state_dir)
@@ -196,7 +202,6 @@ static void sweep(struct caches *caches)
 int caches_prepare(struct caches *caches, struct node *const *leaves, struct error *err)
 {
     const struct options *options = caches->options;
-    sweep(caches);
     if (!options_want_cache_files(options))
         return 0;
     caches->max_bytes = options->cache_bytes ? options->cache_bytes : sum_of_disks(caches, leaves);
@@ -250,28 +255,40 @@ static void cache_free(struct cache *cache)
         caches->idle(caches->idle_argument);
 }
 
-static int64_t make(void *argument) /* on a helper thread */
+/* The node of a file that is open; else it is closed. */
+static int open_node(struct cache *cache)
 {
-    struct cache *cache = argument;
-    int status = cache_file_make(&cache->plan, &cache->file, &cache->err);
-    if (status < 0)
-        return status;
     struct file_options options = {
         .path = cache->file.path, .page_cache = !cache->file.direct, .adopt = true, .fd = cache->file.fd};
-    status = file_open(cache->io, &options, &cache->node, &cache->err);
+    int status = file_open(cache->io, &options, &cache->node, &cache->err);
     if (status == -EINVAL && cache->file.direct && fcntl(cache->file.fd, F_SETFL, 0) == 0) {
         options.page_cache = true; /* its direct I/O asks for more than we have */
         status = file_open(cache->io, &options, &cache->node, &cache->err);
     }
     if (status == 0)
         cache->spare_fd = fcntl(cache->file.fd, F_DUPFD_CLOEXEC, 0); /* without it, closing takes a little longer */
-    if (status < 0) {
-        cache_file_unlink(&cache->file);
+    if (status < 0)
         close(cache->file.fd);
-        return status;
-    }
-    cache->node->can_discard = cache->file.can_punch;
-    return 0;
+    else
+        cache->node->can_discard = cache->file.can_punch;
+    return status;
+}
+
+static int64_t make(void *argument) /* on a helper thread */
+{
+    struct cache *cache = argument;
+    int status = cache_file_make(&cache->plan, &cache->file, &cache->err);
+    if (status == 0 && (status = open_node(cache)) < 0)
+        cache_file_unlink(&cache->file);
+    return status;
+}
+
+static int64_t adopt(void *argument) /* on a helper thread */
+{
+    struct cache *cache = argument;
+    int status = cache_file_adopt(&cache->plan, cache->id, cache->caches->options->lock_wait_ns, &cache->file,
+                                  &cache->err);
+    return status < 0 ? status : open_node(cache);
 }
 
 static void made(struct io_op *op, int64_t result)
@@ -350,6 +367,36 @@ void caches_open(void *context, const struct disk *disk, uint64_t block_bytes,
         io_work(caches->control, &cache->op, nothing, cache);
     else if (caches->freeing == 0)
         begin(cache);
+}
+
+void caches_describe(const struct caches *caches, const struct node *file, struct cache_file_id *id)
+{
+    *id = (struct cache_file_id){0};
+    list_each (link, &caches->files) {
+        const struct cache *cache = container_of(link, struct cache, link);
+        if (cache->node != file)
+            continue;
+        memcpy(id->uuid, cache->plan.uuid, sizeof id->uuid);
+        memcpy(id->path, cache->file.path, sizeof id->path);
+        id->device = cache->file.device;
+        id->inode = cache->file.inode;
+    }
+}
+
+void caches_adopt(struct caches *caches, const struct disk *disk, uint64_t block_bytes, const struct cache_file_id *id,
+                  void (*done)(void *argument, struct node *file, const struct error *err), void *argument)
+{
+    struct cache *cache = calloc(1, sizeof *cache);
+    if (!cache)
+        abort(); /* a few hundred bytes at the start: nothing could go on */
+    *cache = (struct cache){
+        .caches = caches, .io = disk->node.io, .opened = done, .argument = argument, .spare_fd = -1, .id = id};
+    cache->plan = (struct cache_file_plan){.vm = caches->options->vm, .disk = disk->name, .block_bytes = block_bytes};
+    memcpy(cache->plan.uuid, id->uuid, sizeof cache->plan.uuid);
+    list_append(&caches->files, &cache->link);
+    cache->state = MAKING;
+    cache->op.done = made;
+    io_work(caches->control, &cache->op, adopt, cache);
 }
 
 /* --- taking away */

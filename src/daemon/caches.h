@@ -31,9 +31,10 @@ void caches_init(struct caches *caches, struct io *control, const struct options
  * place for the cache of a block device). May block: on a helper thread.
  */
 int caches_choose(struct caches *caches, struct error *err);
-/* After the disks were opened, with their sizes: how much there may be, and away with what a killed daemon left.
- * Likewise. */
+/* After the disks were opened, with their sizes: how much there may be. Likewise. */
 int caches_prepare(struct caches *caches, struct node *const *leaves, struct error *err);
+/* After what can be adopted was adopted: away with all else that a killed daemon left. May block as well. */
+void caches_sweep(struct caches *caches);
 /* When the guest is served: gives back the space of what a killed daemon left. */
 void caches_free_left_overs(struct caches *caches);
 /* Whether no file is there and none's space is being given back. */
@@ -57,6 +58,9 @@ uint64_t caches_space(struct caches *caches);
  */
 void caches_open(void *context, const struct disk *disk, uint64_t block_bytes,
                  void (*done)(void *argument, struct node *file, const struct error *err), void *argument);
+void caches_describe(const struct caches *caches, const struct node *file, struct cache_file_id *id);
+void caches_adopt(struct caches *caches, const struct disk *disk, uint64_t block_bytes, const struct cache_file_id *id,
+                  void (*done)(void *argument, struct node *file, const struct error *err), void *argument);
 void caches_close(void *context, const struct disk *disk, struct node *file, void (*done)(void *argument),
                   void *argument);
 

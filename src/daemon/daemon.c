@@ -4,7 +4,8 @@
  *
  *   CLAIM    run-time folder and its lock, so that nothing below ever happens twice for one VM
  *   OPEN     the disks, on a helper thread, since a killed daemon's locks may have to be waited for
- *   RECOVER  sidecars and checkpoints: what each disk knows of its changes, before any of them is written
+ *   RECOVER  sidecars and checkpoints: what each disk knows of its changes, before any of them is written; then the
+ *            snapshots of a killed daemon, with copy-before-write in place, and away with what else it has left
  *   EXPORT   the NBD server: from here on the guest is served
  *   SERVE    the control socket, and "ready"
  *   then, after a signal, `quit` or a failure at any point, whatever exists ends in the opposite order:
@@ -166,6 +167,10 @@ static void daemon_end_next(void *argument)
 static void daemon_fail(struct daemon *daemon, const struct error *err)
 {
     log_error("%s", err->text);
+    if (is_starting(daemon) && daemon->vm && vm_snapshot_next(daemon->vm, NULL)) {
+        runtime_release(&daemon->runtime); /* an orderly end would delete them: the next start adopts them again */
+        _exit(EXIT_FAILED);
+    }
     daemon->exit_code = EXIT_FAILED;
     daemon_end(daemon, "host-signal");
 }
@@ -175,6 +180,8 @@ static void daemon_fail(struct daemon *daemon, const struct error *err)
 static void daemon_give_up(struct daemon *daemon)
 {
     caches_give_up(&daemon->caches);
+    if (daemon->vm)
+        vm_forget(daemon->vm);
     runtime_release(&daemon->runtime);
     _exit(EXIT_INTERRUPTED);
 }
@@ -281,6 +288,19 @@ static void vm_cache_close(void *context, const struct disk *disk, struct node *
     caches_close(&daemon->caches, disk, file, done, argument);
 }
 
+static void vm_cache_describe(void *context, const struct node *file, struct cache_file_id *id)
+{
+    const struct daemon *daemon = context;
+    caches_describe(&daemon->caches, file, id);
+}
+
+static void vm_cache_adopt(void *context, const struct disk *disk, uint64_t block_bytes, const struct cache_file_id *id,
+                           void (*done)(void *argument, struct node *file, const struct error *err), void *argument)
+{
+    struct daemon *daemon = context;
+    caches_adopt(&daemon->caches, disk, block_bytes, id, done, argument);
+}
+
 static void vm_cache_threshold(void *context, unsigned percent, const struct vm_cache_fill *fill)
 {
     struct daemon *daemon = context;
@@ -385,15 +405,12 @@ static void say_ready(const struct daemon *daemon)
     notify_send("READY=1");
 }
 
-static void daemon_exported(void *argument, const struct error *failure)
+static void daemon_published(void *argument)
 {
     struct daemon *daemon = argument;
     struct error err;
-    if (failure || daemon->end_wanted) {
-        if (failure)
-            daemon_fail(daemon, failure);
-        else
-            daemon_end(daemon, "host-signal");
+    if (daemon->end_wanted) {
+        daemon_end(daemon, "host-signal");
         return;
     }
     if (control_server_listen(daemon->control, daemon->control_path, &err) < 0) {
@@ -405,6 +422,17 @@ static void daemon_exported(void *argument, const struct error *failure)
     daemon_move(daemon, DAEMON_SERVE);
     caches_free_left_overs(&daemon->caches);
     say_ready(daemon);
+}
+
+static void daemon_exported(void *argument, const struct error *failure)
+{
+    struct daemon *daemon = argument;
+    if (failure)
+        daemon_fail(daemon, failure);
+    else if (daemon->end_wanted)
+        daemon_end(daemon, "host-signal");
+    else
+        vm_publish_adopted(daemon->vm, daemon_published, daemon);
 }
 
 /* The VM takes over the leaves that were opened. */
@@ -422,6 +450,8 @@ static int daemon_make_vm(struct daemon *daemon, struct error *err)
                   .unpublish = vm_unpublish,
                   .cache_open = vm_cache_open,
                   .cache_close = vm_cache_close,
+                  .cache_describe = vm_cache_describe,
+                  .cache_adopt = vm_cache_adopt,
                   .cache_threshold = vm_cache_threshold,
                   .cache_resized = vm_cache_resized,
                   .cache_space = vm_cache_space,
@@ -481,7 +511,35 @@ static int64_t open_all(void *argument)
     return status;
 }
 
-/* Nothing is served before every disk knows what it knew (C2). */
+static void daemon_swept(struct io_op *op, int64_t result)
+{
+    struct daemon *daemon = container_of(op, struct daemon, open);
+    (void)result;
+    if (daemon->end_wanted) {
+        daemon_end(daemon, "host-signal");
+        return;
+    }
+    daemon_move(daemon, DAEMON_EXPORT);
+    exports_start(daemon->exports, daemon->vm, daemon->nbd, daemon->nbd_count, daemon_exported, daemon);
+}
+
+/* On a helper thread. */
+static int64_t sweep(void *argument)
+{
+    struct daemon *daemon = argument;
+    caches_sweep(&daemon->caches);
+    return 0;
+}
+
+/* What is left of the killed daemon is nobody's now. */
+static void daemon_adopted(void *argument)
+{
+    struct daemon *daemon = argument;
+    daemon->open.done = daemon_swept;
+    io_work(daemon->control_io, &daemon->open, sweep, daemon);
+}
+
+/* Nothing is served before every disk knows what it knew, and every snapshot is adopted or buried (C2). */
 static void daemon_recovered(void *argument, const struct error *failure)
 {
     struct daemon *daemon = argument;
@@ -492,8 +550,7 @@ static void daemon_recovered(void *argument, const struct error *failure)
             daemon_end(daemon, "host-signal");
         return;
     }
-    daemon_move(daemon, DAEMON_EXPORT);
-    exports_start(daemon->exports, daemon->vm, daemon->nbd, daemon->nbd_count, daemon_exported, daemon);
+    vm_adopt(daemon->vm, daemon_adopted, daemon);
 }
 
 static void disks_opened(struct io_op *op, int64_t result)

@@ -89,6 +89,8 @@ static void part_adopt(struct part *part)
         other->point = point_adopt(vd->cbw, snapshot->epoch, snapshot->number, &snapshot->record->broken);
         if (part_make_view(other) < 0)
             part->status = error_set(&part->error, ENOMEM, "no memory for snapshot '%s'", snapshot->name);
+        else if (other->incremental)
+            other->dirty_bytes = other->point->needed.set_count << cbw_block_shift(vd->cbw);
     }
     for (unsigned i = 0; part->status == 0 && i < LIMIT_SNAPSHOTS; i++)
         if (atomic_load(&vm->table.records[i].state) != RECORD_LIVE)
@@ -100,7 +102,7 @@ static void part_adopt(struct part *part)
 
 static void parts_adopted(struct snapshot *first)
 {
-    struct adoption *adoption = first->created_argument;
+    struct adoption *adoption = first->vm->adoption;
     struct vm *vm = adoption->vm;
     for (unsigned i = 0; i < vm->disk_count && !adoption->error.code; i++)
         if (first->parts[i].status < 0) {
@@ -134,7 +136,7 @@ static void adoption_parts(struct adoption *adoption)
 static void file_adopted(void *argument, struct node *file, const struct error *err)
 {
     struct part *part = argument;
-    struct adoption *adoption = part->snapshot->created_argument;
+    struct adoption *adoption = part->vd->vm->adoption;
     part->vd->file = file;
     if (err && !adoption->error.code)
         adoption->error = *err;
@@ -199,7 +201,6 @@ static void snapshots_make(struct adoption *adoption)
             error_set(&adoption->error, ENOMEM, "no memory for a snapshot");
             break;
         }
-        snapshot->created_argument = adoption;
         adoption->first = adoption->first ? adoption->first : snapshot;
         epoch = snapshot->epoch;
     }
@@ -237,6 +238,7 @@ void vm_adopt(struct vm *vm, void (*done)(void *argument), void *argument)
     if (!adoption)
         abort(); /* a few hundred bytes at the start: nothing could go on */
     *adoption = (struct adoption){.vm = vm, .done = done, .argument = argument};
+    vm->adoption = adoption;
     if (!vm->memory_folder[0] || table_adopt(vm) < 0) {
         adoption_end(adoption);
         return;
@@ -251,10 +253,22 @@ void vm_adopt(struct vm *vm, void (*done)(void *argument), void *argument)
         adoption_end(adoption);
 }
 
-void vm_publish_adopted(struct vm *vm)
+void adopted_published(struct vm *vm)
 {
-    list_each_safe (link, &vm->snapshots)
+    if (--vm->publishing == 0)
+        vm->published(vm->published_argument);
+}
+
+void vm_publish_adopted(struct vm *vm, void (*done)(void *argument), void *argument)
+{
+    vm->publishing = 1; /* our own, so that it does not reach 0 within the loop */
+    vm->published = done;
+    vm->published_argument = argument;
+    list_each_safe (link, &vm->snapshots) {
+        vm->publishing++;
         snapshot_adopted(container_of(link, struct snapshot, link));
+    }
+    adopted_published(vm);
 }
 
 void vm_forget(struct vm *vm)

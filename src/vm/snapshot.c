@@ -254,6 +254,7 @@ static void snapshot_published(struct snapshot *snapshot)
     if (snapshot->adopted) {
         if (snapshot->record->leased)
             snapshot_wait_for_lease(snapshot);
+        adopted_published(vm);
         return;
     }
     snapshot_record_commit(snapshot);
@@ -534,9 +535,9 @@ static struct snapshot *snapshot_make(struct vm *vm, const struct snapshot_optio
 
 static void snapshot_not_adopted(void *argument, struct snapshot *snapshot, const struct error *err)
 {
-    (void)argument;
     (void)snapshot;
     log_warning("a snapshot of the daemon that was killed is lost: %s", err->text);
+    adopted_published(argument);
 }
 
 struct snapshot *snapshot_adopt(struct vm *vm, unsigned number)
@@ -561,7 +562,12 @@ struct snapshot *snapshot_adopt(struct vm *vm, unsigned number)
     snapshot->broken = atomic_load(&record->broken);
     snprintf(snapshot->reason, sizeof snapshot->reason, "%.*s", (int)sizeof record->reason - 1,
              record->reason[0] ? record->reason : "it broke in the moment in which the daemon was killed");
+    for (unsigned i = 0; i < vm->disk_count; i++)
+        snapshot->parts[i].incremental = record->incremental >>
+                                             snapshot_table_disk(&vm->table, vm->disks[i].disk->name) &
+                                         1;
     snapshot->created = snapshot_not_adopted;
+    snapshot->created_argument = vm;
     list_append(&vm->snapshots, &snapshot->link);
     vm->snapshot_count++;
     return snapshot;
@@ -569,8 +575,8 @@ struct snapshot *snapshot_adopt(struct vm *vm, unsigned number)
 
 void snapshot_adopted(struct snapshot *snapshot)
 {
-    if (snapshot->step == ADOPTED)
-        snapshot_publish(snapshot);
+    assert(snapshot->step == ADOPTED);
+    snapshot_publish(snapshot);
 }
 
 void snapshot_bury(struct snapshot *snapshot)
@@ -717,6 +723,8 @@ int vm_snapshot_lease(struct vm *vm, const char *uuid, const void *lease, struct
         return error_set(err, EBUSY, "snapshot '%s' belongs to another connection", snapshot->name);
     io_timer_cancel(vm->io, &snapshot->grace);
     snapshot->lease = lease;
+    if (snapshot->record)
+        snapshot->record->leased = 1;
     if (!snapshot->grace_ns)
         snapshot->grace_ns = LEASE_GRACE_DEFAULT_NS;
     struct checkpoint *checkpoint = snapshot->checkpoint.name[0] ? checkpoint_find(vm, snapshot->checkpoint.uuid)

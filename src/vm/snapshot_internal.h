@@ -136,6 +136,8 @@ void snapshot_record_free(struct snapshot *snapshot);
 struct snapshot *snapshot_adopt(struct vm *vm, unsigned number);
 void snapshot_adopted(struct snapshot *snapshot);
 void snapshot_bury(struct snapshot *snapshot);
+/* restart.c: the exports of one of them are there, or can't be. */
+void adopted_published(struct vm *vm);
 
 /* A checkpoint alone: cut and recorded; done() with the snapshot (then it is freed) or the reason. NULL: refused at once. */
 struct snapshot *snapshot_create_bare(struct vm *vm, const char *checkpoint,

@@ -49,6 +49,9 @@ void snapshot_record_commit(struct snapshot *snapshot)
     record->grace_ns = snapshot->grace_ns;
     record->since = snapshot->since;
     record->checkpoint = snapshot->checkpoint;
+    for (unsigned i = 0; i < snapshot->vm->disk_count; i++)
+        record->incremental |= (uint64_t)snapshot->parts[i].incremental
+                               << snapshot_table_disk(&snapshot->vm->table, snapshot->vm->disks[i].disk->name);
     memcpy(record->name, snapshot->name, sizeof record->name);
     memcpy(record->uuid, snapshot->uuid, sizeof record->uuid);
     memcpy(record->bitmap, snapshot->bitmap, sizeof record->bitmap);

@@ -51,7 +51,12 @@ int snapshot_table_create(struct snapshot_table *table, struct io *io, const cha
 {
     *table = (struct snapshot_table){.io = io, .folder = folder};
     const struct io_shm_name name = name_of(table);
-    int status = io_shm_create(io, &table->shm, &name, whole.length, err);
+    int status = io_shm_adopt(io, &table->shm, &name, err);
+    if (status == -EAGAIN)
+        return status; /* another daemon of this user serves a VM of this name, in another run-time folder */
+    if (status == 0)
+        io_shm_destroy(io, &table->shm);
+    status = io_shm_create(io, &table->shm, &name, whole.length, err);
     if (status < 0)
         return status;
     status = io_shm_grow(io, &table->shm, whole);

@@ -26,6 +26,7 @@ struct snapshot_record {
     uint32_t epoch, cut_attempts;
     uint32_t leased, read_once;
     uint64_t created_wall_ns, hold_ns, grace_ns;
+    uint64_t incremental; /* a bit for each disk, in the order of the table: limited to what changed since `since` */
     struct checkpoint_id since, checkpoint; /* that it is limited to, that was made with it; names "": none */
     char name[LIMIT_NAME_BYTES + 1], uuid[UUID_TEXT_BYTES];
     char bitmap[LIMIT_NAME_BYTES + 1]; /* that it is limited to; "": it is not */

@@ -127,8 +127,8 @@ void vm_recover(struct vm *vm, void (*done)(void *argument, const struct error *
  * log. done(argument) comes later. The snapshots that are there then are not readable yet: vm_publish_adopted() makes them.
  */
 void vm_adopt(struct vm *vm, void (*done)(void *argument), void *argument);
-/* When exports can be made: those of the snapshots that were adopted. */
-void vm_publish_adopted(struct vm *vm);
+/* When exports can be made: those of the snapshots that were adopted. done(argument) comes when they are there. */
+void vm_publish_adopted(struct vm *vm, void (*done)(void *argument), void *argument);
 /* The process ends at once: takes away the names of what outlives it. */
 void vm_forget(struct vm *vm);
 /* Deletes all snapshots, then closes all disks; calls done(argument) at the end, after which the vm is gone. Exports of

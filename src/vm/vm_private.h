@@ -58,6 +58,10 @@ struct vm {
     struct list checkpoints; /* oldest first; see vm/checkpoint_table.h */
     unsigned checkpoint_count;
     char memory_folder[PATH_MAX];
+    struct adoption *adoption; /* of the snapshots of a killed daemon, at the start; restart.c */
+    unsigned publishing;       /* snapshots that were adopted, whose exports are being made */
+    void (*published)(void *argument);
+    void *published_argument;
     struct io_timer watch;
     struct cache_forecast forecast;
     uint64_t ram_growth_max; /* of what the filters have reserved */

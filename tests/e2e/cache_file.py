@@ -267,7 +267,7 @@ def test_left_overs_and_decoys(t):
     file = t.path(f"{t.vm}.vda.fleece-cache")
     for options in (["--fleece", "ram=4M,max=64M"], []):
         d = t.daemon({"vda": image}, "--fleece", "ram=4M,max=64M")
-        d.fleece("snapshot", "create", "s")
+        d.fleece("snapshot", "create", "--ephemeral", "s")
         guest = Guest(d, image)
         guest.dirty(1500)
         guest.end()

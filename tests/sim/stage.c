@@ -371,7 +371,8 @@ static void adopt(void *argument)
 static void publish_adopted(void *argument)
 {
     struct stage *stage = argument;
-    vm_publish_adopted(stage->vm);
+    stage->adopted = false;
+    vm_publish_adopted(stage->vm, adopted, stage);
 }
 
 void stage_restart(struct stage *stage)
@@ -395,6 +396,7 @@ void stage_restart(struct stage *stage)
     }
     world_call(stage->control, publish_adopted, stage);
     stage_settle(stage);
+    assert_true(stage->dead || stage->adopted);
 }
 
 static void stage_begin(struct stage *stage, const struct stage_options *options)

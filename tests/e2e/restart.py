@@ -1,0 +1,156 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Snapshots that outlive kill -9 of the daemon."""
+import os
+import random
+import time
+
+import harness
+
+MIB = 1 << 20
+STAMP = "tests/tools/stamp"
+
+
+def disks(t):
+    return {"vda": t.disk("a.raw", 24 * MIB, fill=1), "vdb": t.disk("b.raw", 8 * MIB, fill=2)}
+
+
+def writer(t, d, log):
+    said = open(t.path(f"{log}.said"), "wb")
+    return t.spawn(t.program(STAMP), "write", d.uri("vda"), d.uri("vdb"), "--log", t.path(log), "--region", "0:8M",
+                   "--writers", "4", "--queue", "8", "--until-disconnect", stdout=said, stderr=-2)
+
+
+def copy(t, d, export, name):
+    path = t.path(name)
+    path.unlink(missing_ok=True)
+    t.run("nbdcopy", d.uri(export), path)
+    return path.read_bytes()
+
+
+def snapshots(d):
+    return {s["name"]: s for s in d.status()["snapshots"]}
+
+
+def memory(t):
+    return f"/dev/shm/fleece-{os.getuid()}/{t.vm}"
+
+
+def test_snapshots_survive_kills_under_load(t):
+    """RAM and cache files, several snapshots, several deaths: what was read of each before is read again after; and one that
+    nobody had read yet holds exactly what was acknowledged before it was made."""
+    harness.need("nbdcopy")
+    images, content, made = disks(t), {}, {}
+    options = ["--fleece", "ram=4M,max=256M"]
+    for round_ in range(3):
+        t.daemons.clear()
+        d = t.daemon(images, *options)
+        known = snapshots(d)
+        assert set(known) == set(made), (known, made)
+        for name, before in made.items():
+            assert known[name] == before, (known[name], before)
+        for (export, data) in content.items():
+            assert copy(t, d, export, "again") == data, f"round {round_}: {export} has changed"
+        if round_:
+            t.run(t.program(STAMP), "check", d.uri(f"vda@late{round_ - 1}"), d.uri(f"vdb@late{round_ - 1}"), "--log",
+                  t.path(f"log{round_ - 1}"), "--before", before_late, "--after", after_late)
+        load = writer(t, d, f"log{round_}")
+        harness.wait_for("the writer writes", lambda: d.status()["disks"][1]["writes"] > 300)
+        d.fleece("snapshot", "create", f"s{round_}")
+        for disk in images:
+            content[f"{disk}@s{round_}"] = copy(t, d, f"{disk}@s{round_}", "first")
+        if round_ == 2:  # one in the middle goes
+            d.fleece("snapshot", "delete", "s0")
+            content = {export: data for export, data in content.items() if not export.endswith("@s0")}
+        before_late = t.run(t.program(STAMP), "now").stdout.strip()
+        d.fleece("snapshot", "create", f"late{round_}")
+        after_late = t.run(t.program(STAMP), "now").stdout.strip()
+        time.sleep(random.uniform(0.1, 0.8))
+        made = snapshots(d)
+        assert all(s["state"] == "live" and s["durability"] == "restartable" for s in made.values()), made
+        if round_ == 2:
+            assert d.status()["cache"]["file-bytes"] > 0 and d.status()["cache"]["bytes"] > 0
+        d.kill()
+        assert load.wait(20) == 0, t.path(f"log{round_}.said").read_text()
+    t.daemons.clear()
+    d = t.daemon(images, *options)
+    for (export, data) in content.items():
+        assert copy(t, d, export, "again") == data, f"at the end: {export} has changed"
+    for name in made:
+        d.fleece("snapshot", "delete", name)
+    status = d.status()
+    assert status["cache"]["file-bytes"] == 0 and not list(t.dir.glob("*.fleece-cache")), status["cache"]
+    d.stop()
+    assert not os.path.exists(memory(t))
+
+
+def test_the_kinds(t):
+    """A leased snapshot waits for its client, a broken one is still broken and says why, an ephemeral one is gone; the end
+    in good order leaves nothing."""
+    images = disks(t)
+    d = t.daemon(images, "--fleece", "ram=4M")
+    d.fleece("snapshot", "create", "breaks")
+    t.run("qemu-io", "-f", "raw", "-c", "write 0 16M", d.uri("vda"))
+    reason = snapshots(d)["breaks"]["reason"]
+    d.fleece("snapshot", "create", "--ephemeral", "brief")
+    client = d.qmp()
+    client.execute("fleece-snapshot-create", name="leased", lease=True)
+    client.execute("fleece-snapshot-create", name="day")
+    client.execute("fleece-snapshot-delete", name="day")
+    uuids = {name: s["uuid"] for name, s in snapshots(d).items()}
+    d.kill()
+    again = t.daemon(images, "--fleece", "ram=4M")
+    found = snapshots(again)
+    assert set(found) == {"breaks", "leased"}, found
+    assert all(s["uuid"] == uuids[name] for name, s in found.items())
+    assert found["breaks"]["state"] == "broken" and found["breaks"]["reason"] == reason, found
+    assert found["leased"]["state"] == "live" and not found["leased"]["leased"], found
+    assert "snapshot leased has survived\n" in again.log() and "snapshot breaks has survived, though broken" in again.log()
+    t.run("qemu-img", "compare", "-f", "raw", "-F", "raw", again.uri("vdb@leased"), images["vdb"])
+    again.fleece("snapshot", "create", "brief")  # the name is free
+    again.stop()
+    assert not os.path.exists(memory(t))
+
+
+def test_what_does_not_fit_is_buried(t):
+    """Another unit of preservation, another disk, a disk of another size: nothing is adopted, nothing is left, the log says
+    why, and the guest is served."""
+    a, b = disks(t).values()
+    bigger = t.disk("bigger.raw", 64 * MIB)
+    cases = [({"vda": a, "vdb": b}, ["--fleece", "ram=8M"], "its cache file is larger than what is allowed"),
+             ({"vda": a}, [], "the VM had 2 disks, and has 1 now"),
+             ({"vda": bigger, "vdb": b}, ["--fleece", "ram=8M,max=64M"], "disk vda: the disk has 67108864 bytes, and had 25165824"),
+             ({"vda": f"{a},granularity=16K", "vdb": b}, ["--fleece", "ram=8M,max=64M"],
+              "disk vda: blocks of 16384 bytes")]
+    for images, options, reason in cases:
+        d = t.daemon({"vda": a, "vdb": b}, "--fleece", "ram=8M,max=64M")
+        d.fleece("snapshot", "create", "s")
+        t.run("qemu-io", "-f", "raw", "-c", "write 0 12M", d.uri("vda"))
+        d.kill()
+        t.daemons.clear()
+        d = t.daemon(images, *options)
+        assert snapshots(d) == {}, options
+        assert "the snapshots of the daemon that was killed are lost: " in d.log(), d.log()
+        assert reason in d.log(), d.log()
+        assert not list(t.dir.glob("*.fleece-cache"))
+        d.fleece("snapshot", "create", "s")
+        d.stop()
+        assert not os.path.exists(memory(t))
+        t.daemons.clear()
+
+
+def test_a_start_that_fails_loses_nothing(t):
+    images = disks(t)
+    d = t.daemon(images)
+    d.fleece("snapshot", "create", "s")
+    d.kill()
+    bad = t.daemon(images, nbd="unix:/nowhere/at/all", wait=False)
+    bad.process.wait(20 * harness.FACTOR)
+    bad.ended = True
+    assert bad.process.returncode == 1, bad.log()
+    again = t.daemon(images)
+    assert set(snapshots(again)) == {"s"}, again.log()
+    again.stop()
+
+
+harness.main()
