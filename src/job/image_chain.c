@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Opens an image, looks what is behind it, opens that, and so on; steps on nodes are made on their thread. What is open is attached at once, so a failure anywhere
- * takes all of it down with the first image.
+ * Opens an image, looks what is behind it, opens that, and so on; steps on nodes are made on their thread. What is open
+ * is attached at once, so a failure anywhere takes all of it down with the first image.
  *
  * Names come out of files that somebody else may have written: they are resolved to a path without links, and that must
  * begin with the folder's. Who may exchange files in that folder while they are opened can give us any image that he can

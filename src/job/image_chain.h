@@ -20,10 +20,10 @@ struct image_chain_options {
 };
 
 /*
- * Names of backing files are relative to the image that names them. Refused, with a folder: other names, names that lead out of the
- * folder or to anything but a regular file, images that do not say the format of what is behind them or name one that is
- * neither qcow2 nor raw, an image that is behind itself, more than LIMIT_BACKING_DEPTH images. 0, or -errno with a
- * sentence that names the file. Blocks.
+ * Names of backing files are relative to the image that names them. Refused, with a folder: other names, names that
+ * lead out of the folder or to anything but a regular file, images that do not say the format of what is behind them or
+ * name one that is neither qcow2 nor raw, an image that is behind itself, more than LIMIT_BACKING_DEPTH images. 0, or
+ * -errno with a sentence that names the file. Blocks.
  */
 int image_chain_open(const struct image_chain_options *options, struct node **node, struct error *err);
 

@@ -44,7 +44,7 @@ class Guest:
 
 
 def test_overlay_with_everything(t):
-    """An overlay over an overlay over a raw file: written under a snapshot, tracked across kill -9, right to the last byte."""
+    """An overlay over an overlay over a raw file: written under a snapshot, tracked across kill -9, right to its end."""
     harness.need("qemu-img")
     base = t.disk("base.raw", 8 * MIB, fill=3)
     image(t, "mid.qcow2", 8 * MIB, "-b", "base.raw", "-F", "raw")

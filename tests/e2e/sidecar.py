@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where sidecars lie: beside the image, or in the state directory; what becomes of the guest when one takes no more writes."""
+"""Where sidecars lie: beside the image, or in the state directory; and a file system without room for one."""
 import contextlib
 import stat
 
