@@ -15,7 +15,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 
 #include <jansson.h>
 
@@ -27,8 +26,7 @@ struct verify {
     struct cli *cli;
     struct set *set;
     struct transfer transfer;
-    double sample_percent;
-    uint64_t seed, random;
+    struct sample sample;
     unsigned damaged; /* images and manifests, in all */
     uint64_t extents, looked_at;
 };
@@ -87,7 +85,7 @@ static void print_image(const struct verify *verify, const struct chain_link *li
                              "damaged", (json_int_t)result->damaged_extents));
         return;
     }
-    if (verify->sample_percent < 100)
+    if (verify->sample.percent < 100)
         snprintf(sampled, sizeof sampled, ", %llu of %llu MiB looked at", (unsigned long long)result->looked_at,
                  (unsigned long long)result->extents);
     printf("%s %s: %s%s%s, %s\n", link->point, disk->name, disk->incremental ? "incremental, " : "",
@@ -99,8 +97,7 @@ static void verify_link(struct verify *verify, const struct chain *chain, unsign
 {
     struct verify_options options = {.transfer = &verify->transfer,
                                      .set = verify->set,
-                                     .sample_percent = verify->sample_percent,
-                                     .random = &verify->random,
+                                     .sample = &verify->sample,
                                      .damage = image_damaged,
                                      .context = verify};
     struct verify_result result;
@@ -156,13 +153,13 @@ static void verify_point(struct verify *verify, const char *point, bool whole)
 
 static int verify_end(const struct verify *verify)
 {
-    if (verify->sample_percent < 100 && verify->cli->json)
-        print_json(json_pack("{s:s, s:f, s:I, s:I, s:I}", "event", "sample", "percent", verify->sample_percent, "seed",
-                             (json_int_t)verify->seed, "extents", (json_int_t)verify->extents, "verified",
+    if (verify->sample.percent < 100 && verify->cli->json)
+        print_json(json_pack("{s:s, s:f, s:I, s:I, s:I}", "event", "sample", "percent", verify->sample.percent, "seed",
+                             (json_int_t)verify->sample.seed, "extents", (json_int_t)verify->extents, "verified",
                              (json_int_t)verify->looked_at));
-    else if (verify->sample_percent < 100)
+    else if (verify->sample.percent < 100)
         printf("a sample: %" PRIu64 " of %" PRIu64 " MiB were looked at (--seed %" PRIu64 ")\n", verify->looked_at,
-               verify->extents, verify->seed);
+               verify->extents, verify->sample.seed);
     return verify->damaged == 0 ? CLI_DONE : CLI_FAILED;
 }
 
@@ -189,24 +186,6 @@ static int verify_points(struct verify *verify, const char *wanted)
     return CLI_INTERRUPTED;
 }
 
-/* "5", "0.5" or "5%": more than 0, 100 at most. */
-static bool parse_percent(const char *text, double *percent)
-{
-    char *end;
-    *percent = strtod(text, &end);
-    if (end == text || (strcmp(end, "") != 0 && strcmp(end, "%") != 0))
-        return false;
-    return *percent > 0 && *percent <= 100;
-}
-
-static bool parse_seed(const char *text, uint64_t *seed)
-{
-    char *end;
-    errno = 0;
-    *seed = strtoull(text, &end, 10);
-    return text[0] >= '0' && text[0] <= '9' && *end == '\0' && errno == 0 && *seed <= INT64_MAX;
-}
-
 static int parse(struct verify *verify, int argc, char **argv)
 {
     static const struct option options[] = {
@@ -214,17 +193,17 @@ static int parse(struct verify *verify, int argc, char **argv)
         {"seed", required_argument, NULL, 'S'},
         {NULL, 0, NULL, 0},
     };
-    int option;
-    while ((option = getopt_long(argc, argv, ":", options, NULL)) != -1) {
-        if (option == 's' && !parse_percent(optarg, &verify->sample_percent))
-            return cli_usage(verify->cli, "--sample is '%s', not a part such as 5%% (more than 0, at most 100)",
-                             optarg);
-        if (option == 'S' && !parse_seed(optarg, &verify->seed))
-            return cli_usage(verify->cli, "--seed is '%s', not a whole number of 0 to %lld", optarg,
-                             (long long)INT64_MAX);
-        if (option != 's' && option != 'S')
+    int option, code = CLI_DONE;
+    while (code == CLI_DONE && (option = getopt_long(argc, argv, ":", options, NULL)) != -1) {
+        if (option == 's')
+            code = sample_parse_percent(verify->cli, &verify->sample, optarg);
+        else if (option == 'S')
+            code = sample_parse_seed(verify->cli, &verify->sample, optarg);
+        else
             return cli_usage_option(verify->cli, option, argv);
     }
+    if (code != CLI_DONE)
+        return code;
     if (argc - optind != 1)
         return cli_usage(verify->cli, "verify wants one backup set, or one point of it: DIR or DIR@POINT");
     return CLI_DONE;
@@ -232,14 +211,13 @@ static int parse(struct verify *verify, int argc, char **argv)
 
 static int verify_run(struct cli *cli, int argc, char **argv)
 {
-    struct verify verify = {.cli = cli, .sample_percent = 100};
+    struct verify verify = {.cli = cli};
     struct error err;
     const char *wanted;
-    getrandom(&verify.seed, sizeof(uint32_t), 0);
+    sample_init(&verify.sample, 100);
     int code = parse(&verify, argc, argv);
     if (code != CLI_DONE)
         return code;
-    verify.random = verify.seed;
     if (set_argument_open(argv[optind], &verify.set, &wanted, &err) < 0)
         return cli_fail("%s", err.text);
     if (set_begin_reading(verify.set, &err) < 0 || transfer_open(&verify.transfer, cli->json, &err) < 0) {

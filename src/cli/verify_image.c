@@ -83,38 +83,11 @@ static void tell_extents(struct check *check)
 }
 
 /* Whether the image holds anything of the extent. */
-static bool has_extent(const struct hashes *hashes, uint64_t extent)
+static bool has_extent(const void *context, uint64_t extent)
 {
     static const uint8_t none[COPY_MASK_BYTES];
+    const struct hashes *hashes = context;
     return !hashes->masks || memcmp(hashes->masks + extent * COPY_MASK_BYTES, none, sizeof none) != 0;
-}
-
-/* splitmix64 (Steele, Lea, Flood 2014): good enough to choose a sample. */
-static uint64_t random_next(uint64_t *state)
-{
-    uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);
-    z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
-    return z ^ z >> 31;
-}
-
-/* Exactly so many of the extents that hold something, each of them as likely (Knuth's algorithm S). At least one. */
-static int choose_sample(struct check *check, struct bitmap *only)
-{
-    uint64_t left = check->result->extents, status = 0;
-    uint64_t wanted = (uint64_t)((double)left * check->options->sample_percent / 100 + 0.999999);
-    wanted = wanted < left ? wanted : left;
-    check->result->looked_at = wanted;
-    for (uint64_t extent = 0; extent < check->hashes->count && wanted > 0 && status == 0; extent++) {
-        if (!has_extent(check->hashes, extent))
-            continue;
-        if (random_next(check->options->random) % left < wanted) {
-            status = bitmap_assign(only, extent, 1, true) < 0;
-            wanted--;
-        }
-        left--;
-    }
-    return status ? -ENOMEM : 0;
 }
 
 static int check_bytes(struct check *check, struct chain_images *images, struct error *err)
@@ -124,7 +97,8 @@ static int check_bytes(struct check *check, struct chain_images *images, struct 
     struct chain_view_options options = {.damaged = extent_damaged, .context = check, .only = &only};
     int status = bitmap_init(&only, check->hashes->count, false);
     if (status == 0)
-        status = choose_sample(check, &only);
+        status = sample_choose(check->options->sample, has_extent, check->hashes, &only, &check->result->extents,
+                               &check->result->looked_at);
     if (status < 0)
         error_set(err, ENOMEM, "no memory to choose what is looked at");
     else
@@ -228,8 +202,6 @@ static int check_image(struct check *check, struct chain_images *images, struct 
     check->findings = calloc(check->hashes->count + 1, 1);
     if (!check->findings)
         return error_set(err, ENOMEM, "no memory to note what is damaged");
-    for (uint64_t extent = 0; extent < check->hashes->count; extent++)
-        check->result->extents += has_extent(check->hashes, extent);
     int status = check_bytes(check, images, err);
     if (status == 0 && check->link->disk.format == MANIFEST_QCOW2)
         status = check_tables(check, err);

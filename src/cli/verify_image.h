@@ -3,14 +3,14 @@
 #ifndef FLEECE_CLI_VERIFY_IMAGE_H
 #define FLEECE_CLI_VERIFY_IMAGE_H
 
+#include "cli/sample.h"
 #include "cli/transfer.h"
 #include "set/chain.h"
 
 struct verify_options {
     struct transfer *transfer;
     const struct set *set;
-    double sample_percent; /* of the extents of the image, chosen at random; 100: all of them */
-    uint64_t *random;      /* state of the random numbers */
+    struct sample *sample; /* of the extents of the image */
     /* Called for each damaged place: bytes of the disk (empty: it has no such place) and a sentence. */
     void (*damage)(void *context, const struct chain_link *link, const char *path, struct range range,
                    const char *what);

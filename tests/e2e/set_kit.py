@@ -25,11 +25,11 @@ def hour(number):
 class Set:
     """A backup set and the model of what its points hold: model[point][disk] are bytes."""
 
-    def __init__(self, t, where):
-        self.t, self.path, self.model, self.manifests = t, where, {}, {}
+    def __init__(self, t, where, vm="web1"):
+        self.t, self.path, self.vm, self.model, self.manifests = t, where, vm, {}, {}
         where.mkdir()
         (where / "fleece.json").write_text(sealed({"format": "fleece-backup-set", "version": 2,
-                                                   "id": str(uuid.uuid4()), "vm": "web1"}))
+                                                   "id": str(uuid.uuid4()), "vm": vm}))
 
     def run(self, *command):
         done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
@@ -45,7 +45,7 @@ class Set:
         entries = [self._full(folder, disk, what, compress) if isinstance(what, bytes)
                    else self._incremental(folder, disk, what[0], what[1], parent)
                    for disk, what in disks.items()]
-        self.manifests[name] = {"format": "fleece-backup-point", "version": 2, "state": "complete", "vm": "web1",
+        self.manifests[name] = {"format": "fleece-backup-point", "version": 2, "state": "complete", "vm": self.vm,
                                 "tool": "kit", "created": name[:20], "snapshot": str(uuid.uuid4()), "disks": entries}
         self.write_manifest(name)
         return name
@@ -56,7 +56,7 @@ class Set:
         entry, = json.loads(json.dumps(self.manifests[like]["disks"]))
         old = self.model[like]["vda"]
         content, image = bytearray(self.model[parent]["vda"]), self.image(like).read_bytes()
-        lines, rng = [], random.Random(seed)
+        lines, rng = [], random.Random(f"like {seed}")
         for line in (self.path / like / "vda.sha256").read_text().splitlines():
             extent, mask, _ = line.split()
             blocks = [int(extent) * EXTENT_BLOCKS + b for b in range(EXTENT_BLOCKS)
