@@ -73,6 +73,21 @@ static void adoption_bury(struct adoption *adoption)
 
 /* ---- the parts ---- */
 
+/* What had changed is shown again, as far as it is needed still: what its client has released, its client has. */
+static int part_show_needed(struct part *part)
+{
+    struct dirty_map map = {.shift = cbw_block_shift(part->vd->cbw)};
+    const struct bitmap *needed = &part->point->needed;
+    part->dirty_bytes = needed->set_count << map.shift;
+    if (bitmap_init(&map.changed, needed->bit_count, false) < 0 || bitmap_merge(&map.changed, needed) < 0) {
+        bitmap_fini(&map.changed);
+        return -ENOMEM;
+    }
+    memccpy(map.name, part->snapshot->since.name, 0, sizeof map.name - 1);
+    snapshot_access_set_maps(part->view, &map, 1);
+    return 0;
+}
+
 /* On the disk's reactor, for all snapshots; the control thread waits. */
 static void part_adopt(struct part *part)
 {
@@ -87,10 +102,8 @@ static void part_adopt(struct part *part)
         if (part->status < 0)
             break;
         other->point = point_adopt(vd->cbw, snapshot->epoch, snapshot->number, &snapshot->record->broken);
-        if (part_make_view(other) < 0)
+        if (part_make_view(other) < 0 || (other->incremental && part_show_needed(other) < 0))
             part->status = error_set(&part->error, ENOMEM, "no memory for snapshot '%s'", snapshot->name);
-        else if (other->incremental)
-            other->dirty_bytes = other->point->needed.set_count << cbw_block_shift(vd->cbw);
     }
     for (unsigned i = 0; part->status == 0 && i < LIMIT_SNAPSHOTS; i++)
         if (atomic_load(&vm->table.records[i].state) != RECORD_LIVE)

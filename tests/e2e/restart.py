@@ -6,6 +6,7 @@ import random
 import time
 
 import harness
+from tracking_kit import dirty_blocks, nbd_client
 
 MIB = 1 << 20
 STAMP = "tests/tools/stamp"
@@ -108,6 +109,42 @@ def test_the_kinds(t):
     assert "snapshot leased has survived\n" in again.log() and "snapshot breaks has survived, though broken" in again.log()
     t.run("qemu-img", "compare", "-f", "raw", "-F", "raw", again.uri("vdb@leased"), images["vdb"])
     again.fleece("snapshot", "create", "brief")  # the name is free
+    again.stop()
+    assert not os.path.exists(memory(t))
+
+
+def test_an_incremental_goes_on(t):
+    """A client of what has changed comes back to a new daemon: it takes its lease again, sees what it has not released yet,
+    and commits the checkpoint that was made with the snapshot."""
+    images = disks(t)
+    d = t.daemon(images)
+    with d.qmp() as client:
+        client.execute("fleece-checkpoint-create", name="base")
+    t.run("qemu-io", "-f", "raw", "-c", "write -P 1 0 64k", "-c", "write -P 2 1M 4k", d.uri("vda"))
+    client = d.qmp()
+    made = client.execute("fleece-snapshot-create", name="inc", lease=True, grace=30, since="base", checkpoint="next")
+    t.run("qemu-io", "-f", "raw", "-c", "write -P 9 0 2M", d.uri("vda"))
+    h = nbd_client(d.uri("vda@inc"))
+    h.trim(32768, 0)  # these are safe
+    h.shutdown()
+    d.kill()
+    again = t.daemon(images)
+    assert dirty_blocks(again, "vda@inc", "base") == set(range(8, 16)) | {256}
+    assert dirty_blocks(again, "vdb@inc", "base") == set()
+    h = nbd_client(again.uri("vda@inc"))
+    assert h.pread(32768, 32768) == b"\1" * 32768 and h.pread(4096, MIB) == b"\2" * 4096
+    h.shutdown()
+    with again.qmp() as client:
+        client.execute("fleece-snapshot-lease", uuid=made["uuid"])
+        assert snapshots(again)["inc"]["leased"]
+        states = {c["name"]: c["state"] for c in client.execute("fleece-query-checkpoints")}
+        assert states == {"base": "committed", "next": "pending"}, states
+        client.execute("fleece-checkpoint-commit", uuid=made["checkpoint"]["uuid"])
+        client.execute("fleece-snapshot-delete", name="inc")
+    with again.qmp() as client:
+        client.execute("fleece-checkpoint-delete", name="base")
+        [left] = client.execute("fleece-query-checkpoints")
+        assert left["name"] == "next" and left["disks"][0]["changed"] == 2 * MIB, left
     again.stop()
     assert not os.path.exists(memory(t))
 
