@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* fleece list: the points of a backup set. */
+/* fleece list: the points of a backup set; with --json their manifests. */
 #include "cli/command.h"
 
 #include <stdio.h>
@@ -27,7 +27,9 @@ static void print_damaged(const struct cli *cli, const char *point, const struct
 
 static void print_point(const struct cli *cli, const char *point, const struct manifest *manifest)
 {
-    uint64_t size_bytes = 0, data_bytes = 0;
+    uint64_t size_bytes = 0, captured_bytes = 0;
+    unsigned incremental = 0;
+    const char *parent = "-";
     char text[2][16];
     if (cli->json) {
         json_t *line = manifest_to_json(manifest);
@@ -38,13 +40,23 @@ static void print_point(const struct cli *cli, const char *point, const struct m
         return;
     }
     for (unsigned i = 0; i < manifest->disk_count; i++) {
-        size_bytes += manifest->disks[i].size_bytes;
-        data_bytes += manifest->disks[i].data_bytes;
+        const struct manifest_disk *disk = &manifest->disks[i];
+        size_bytes += disk->size_bytes;
+        captured_bytes += disk->captured_bytes;
+        incremental += disk->incremental;
+        parent = disk->incremental ? disk->parent.point : parent;
     }
-    printf("%-24s %10s %10s  ", point, size_format(text[0], size_bytes), size_format(text[1], data_bytes));
+    printf("%-24s %-11s %10s %10s  %-24s ", point,
+           incremental == 0                      ? "full"
+           : incremental == manifest->disk_count ? "incremental"
+                                                 : "mixed",
+           size_format(text[0], size_bytes), size_format(text[1], captured_bytes), parent);
     for (unsigned i = 0; i < manifest->disk_count; i++)
         printf("%s%s", i ? " " : "", manifest->disks[i].name);
     putchar('\n');
+    for (unsigned i = 0; i < manifest->disk_count; i++)
+        if (manifest->disks[i].reason[0])
+            printf("    %s is full: %s\n", manifest->disks[i].name, manifest->disks[i].reason);
 }
 
 static int list_points(const struct cli *cli, const struct set *set, const struct set_points *points, const char *only)
@@ -57,7 +69,8 @@ static int list_points(const struct cli *cli, const struct set *set, const struc
     if (!cli->json && points->count == 0)
         printf("backup set of VM %s: no points\n", set_vm(set));
     else if (!cli->json)
-        printf("backup set of VM %s\n%-24s %10s %10s  %s\n", set_vm(set), "POINT", "SIZE", "DATA", "DISKS");
+        printf("backup set of VM %s\n%-24s %-11s %10s %10s  %-24s %s\n", set_vm(set), "POINT", "KIND", "SIZE",
+               "CAPTURED", "PARENT", "DISKS");
     for (unsigned i = 0; i < points->count; i++) {
         if (only && point_name_compare(only, points->names[i]) != 0)
             continue;

@@ -10,8 +10,7 @@
 struct new_image {
     const char *path; /* of a file that is not there */
     enum manifest_format format;
-    struct qcow2_create_options
-        qcow2; /* its size_bytes is the disk's, for both formats; it is rounded up as qcow2 wants it */
+    struct qcow2_create_options qcow2; /* of both formats, size_bytes: that of the disk; rounded up as qcow2 wants it */
 };
 
 /* The node writes to the image alone: what lies under an overlay is not looked at. On failure no file is left. */

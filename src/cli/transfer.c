@@ -229,7 +229,13 @@ static void copy_progress(void *context, uint64_t done_bytes, uint64_t total_byt
 static void copy_mismatch(void *context, struct range extent)
 {
     struct transfer *transfer = context;
-    transfer->mismatch(transfer->mismatch_context, extent);
+    transfer->mismatch(transfer->copy_context, extent);
+}
+
+static int copy_record(void *context, const struct copy_run *runs, uint64_t count)
+{
+    struct transfer *transfer = context;
+    return transfer->record(transfer->copy_context, runs, count);
 }
 
 static void copy_done(void *context, int status, const struct error *err)
@@ -247,9 +253,11 @@ int transfer_copy(struct transfer *transfer, const char *point, const char *disk
     struct copy_options own = *options;
     assert(!transfer->copy);
     transfer->mismatch = options->mismatch;
-    transfer->mismatch_context = options->context;
+    transfer->copy_context = options->context;
     own.io = transfer->io;
     own.mismatch = options->mismatch ? copy_mismatch : NULL;
+    transfer->record = options->record;
+    own.record = options->record ? copy_record : NULL;
     own.progress = copy_progress;
     own.done = copy_done;
     own.context = transfer;

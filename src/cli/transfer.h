@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The reactor of a command that moves data: it runs copies one after another on the calling thread, shows their progress
- * and ends them early for SIGINT and SIGTERM, which are blocked from transfer_open() on and noticed in transfer_copy() and
- * transfer_interrupted().
+ * The reactor of a command that moves data: it runs copies one after another on the calling thread, shows their
+ * progress and ends them early for SIGINT and SIGTERM, which are blocked from transfer_open() on and noticed in
+ * transfer_copy() and transfer_interrupted().
  */
 #ifndef FLEECE_CLI_TRANSFER_H
 #define FLEECE_CLI_TRANSFER_H
@@ -27,7 +27,8 @@ struct transfer {
     struct progress progress;
     struct copy *copy;
     void (*mismatch)(void *context, struct range extent);
-    void *mismatch_context;
+    int (*record)(void *context, const struct copy_run *runs, uint64_t count);
+    void *copy_context;   /* of the two */
     struct node *hang_up; /* an NBD node that may never answer */
     int blocked_fd;       /* the socket that transfer_block() is about; -1: none */
     struct io_op block_op;
@@ -56,9 +57,9 @@ int transfer_request(struct transfer *transfer, struct node *node, struct reques
 int transfer_open_qcow2(struct transfer *transfer, const char *path, struct node **image, struct error *err);
 
 /*
- * Runs one copy to its end. Fills in the io, the callbacks and the context; options->mismatch gets options->context. An
- * NBD source that does not come back after an interruption is hung up. 0, or -errno with the sentence; -ECANCELED when
- * it was interrupted or the watch ended it. *data_bytes: what was not zero.
+ * Runs one copy to its end. Fills in the io, the callbacks and the context; options->mismatch and options->record get
+ * options->context. An NBD source that does not come back after an interruption is hung up. 0, or -errno with the
+ * sentence; -ECANCELED when it was interrupted or the watch ended it. *data_bytes: what was not zero.
  */
 int transfer_copy(struct transfer *transfer, const char *point, const char *disk, const struct copy_options *options,
                   uint64_t *data_bytes, struct error *err);

@@ -20,7 +20,7 @@
 
 #include "base/name.h"
 #include "set/json_file.h"
-#include "set/point.h"
+#include "set/resume.h"
 
 struct contents {
     unsigned files; /* besides the manifest */
@@ -28,23 +28,23 @@ struct contents {
     char strange[NAME_MAX + 1]; /* a file that no point has; empty: none */
 };
 
-static bool has_our_name(const char *name)
+bool leftover_name_valid(const char *name)
 {
     size_t prefix = strlen(UNFINISHED_PREFIX);
     return strlen(name) == UNFINISHED_NAME_BYTES - 1 && strncmp(name, UNFINISHED_PREFIX, prefix) == 0 &&
            strspn(name + prefix, "0123456789abcdef") == UNFINISHED_NAME_BYTES - 1 - prefix;
 }
 
-/* An image or the hashes of a disk, or a manifest on its way. */
+/* An image or the hashes of a disk, what says how it can go on, or a manifest on its way. */
 static bool is_point_file(const char *name)
 {
     char disk[NAME_MAX + 1];
     snprintf(disk, sizeof disk, "%s", name);
     char *suffix = strrchr(disk, '.');
-    if (strcmp(name, MANIFEST_NEW_FILE) == 0)
+    if (strcmp(name, MANIFEST_NEW_FILE) == 0 || strcmp(name, RESUME_FILE) == 0)
         return true;
-    if (!suffix ||
-        (strcmp(suffix, RAW_SUFFIX) != 0 && strcmp(suffix, QCOW2_SUFFIX) != 0 && strcmp(suffix, HASHES_SUFFIX) != 0))
+    if (!suffix || (strcmp(suffix, RAW_SUFFIX) != 0 && strcmp(suffix, QCOW2_SUFFIX) != 0 &&
+                    strcmp(suffix, HASHES_SUFFIX) != 0 && strcmp(suffix, RESUME_SUFFIX) != 0))
         return false;
     *suffix = '\0';
     return name_check("", disk, NULL) == 0;
@@ -160,7 +160,7 @@ void leftover_sweep(const struct set *set, const char *own, struct leftover_repo
     memset(report, 0, sizeof *report);
     while (folder && (name = folder_next(folder)) != NULL) {
         char reason[sizeof report->kept_reason], found[UNFINISHED_NAME_BYTES];
-        if (!has_our_name(name) || strcmp(name, own) == 0)
+        if (!leftover_name_valid(name) || strcmp(name, own) == 0)
             continue;
         memcpy(found, name, sizeof found);
         if (leftover_remove(set, found, reason, sizeof reason) == 0) {
@@ -185,7 +185,7 @@ void leftover_describe_owner(const struct set *set, char *text, size_t size)
         struct error err;
         json_t *json = NULL;
         char path[NAME_MAX + 32];
-        if (!has_our_name(name))
+        if (!leftover_name_valid(name))
             continue;
         snprintf(path, sizeof path, "%s/%s", name, MANIFEST_FILE);
         if (json_file_load(set_directory(set), path, path, &json, &err) == 0 && manifest_recognise(json, &owner) == 0 &&

@@ -15,6 +15,8 @@ struct leftover_report {
     char kept_reason[LIMIT_ERROR_BYTES / 2];
 };
 
+/* Whether it is the name of an unfinished point. */
+bool leftover_name_valid(const char *name);
 /* Removes every unfinished point but `own`. The set is locked, so nobody works on them. */
 void leftover_sweep(const struct set *set, const char *own, struct leftover_report *report);
 /* Whether a folder, a point too, could be removed as a whole: 0, or -errno and why not in reason[size]. */

@@ -3,7 +3,7 @@
  * How a point comes into being:
  *
  *   mkdir .tmp-RANDOM; manifest.json with "state": "unfinished" (who, since when), durable
- *   the images, the files of hashes
+ *   the images, the files of hashes, what lets an interrupted backup go on (resume.c)
  *   fsync the images; manifest.json.new, durable; rename to manifest.json; fsync the folder
  *   rename the folder to its time; fsync the set's folder
  *
@@ -29,6 +29,7 @@
 #include <unistd.h>
 
 #include "set/json_file.h"
+#include "set/resume.h"
 
 struct point {
     struct set *set;
@@ -42,6 +43,22 @@ static void point_free(struct point *point)
     free(point);
 }
 
+void point_leave(struct point *point)
+{
+    set_note_point(point->set); /* so that the set stays, even if this would have been its first one */
+    point_free(point);
+}
+
+int point_folder(const struct point *point)
+{
+    return point->folder;
+}
+
+void point_file_path(const struct point *point, const char *file, char *path, size_t size)
+{
+    snprintf(path, size, "%s/%s/%s", set_path(point->set), point->name, file);
+}
+
 void point_abandon(struct point *point)
 {
     char reason[LIMIT_ERROR_BYTES];
@@ -53,10 +70,11 @@ void point_abandon(struct point *point)
 /* The path of a file of the point, for sentences. */
 static void show(const struct point *point, const char *file, char *shown)
 {
-    snprintf(shown, PATH_MAX, "%s/%s/%s", set_path(point->set), point->name, file);
+    point_file_path(point, file, shown, PATH_MAX);
 }
 
-static int write_mark(struct point *point, uint64_t now_seconds, struct error *err)
+/* Says who makes the point: into the manifest's place, or (as `file`) over what is there. */
+static int write_mark(struct point *point, const char *file, uint64_t now_seconds, struct error *err)
 {
     struct manifest_unfinished unfinished = {.pid = (uint64_t)getpid()};
     char shown[PATH_MAX];
@@ -72,8 +90,12 @@ static int write_mark(struct point *point, uint64_t now_seconds, struct error *e
     json_t *json = manifest_unfinished_to_json(&unfinished);
     if (!json)
         return error_set(err, ENOMEM, "no memory for %s", shown);
-    int status = json_file_create(point->folder, MANIFEST_FILE, shown, json, err);
+    unlinkat(point->folder, MANIFEST_NEW_FILE, 0);
+    int status = json_file_create(point->folder, file, shown, json, err);
     json_decref(json);
+    if (status == 0 && strcmp(file, MANIFEST_FILE) != 0 &&
+        renameat(point->folder, file, point->folder, MANIFEST_FILE) < 0)
+        status = error_set(err, errno, "can't write %s: %s", shown, error_name(errno));
     if (status == 0 && (fsync(point->folder) < 0 || fsync(set_directory(point->set)) < 0))
         status = error_set(err, errno, "can't write %s: %s", shown, error_name(errno));
     return status;
@@ -117,7 +139,7 @@ int point_begin(struct set *set, uint64_t now_seconds, struct point **point, str
         free(made);
         return status;
     }
-    status = write_mark(made, now_seconds, err);
+    status = write_mark(made, MANIFEST_FILE, now_seconds, err);
     if (status < 0) {
         point_abandon(made);
         return status;
@@ -149,6 +171,29 @@ int point_write_hashes(struct point *point, struct manifest_disk *disk, const st
     disk->captured_bytes = hashes_captured_bytes(hashes);
     show(point, disk->hashes, shown);
     return hashes_write(point->folder, disk->hashes, shown, hashes, disk->hashes_sha256, err);
+}
+
+int point_resume(struct set *set, const char *folder, uint64_t now_seconds, struct point **point,
+                 struct leftover_report *report, struct error *err)
+{
+    struct point *made = calloc(1, sizeof *made);
+    if (!made)
+        return error_set(err, ENOMEM, "no memory for a backup point");
+    made->set = set;
+    snprintf(made->name, sizeof made->name, "%s", folder);
+    made->folder = openat(set_directory(set), folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    int status = made->folder < 0
+                     ? error_set(err, errno, "%s/%s can't be opened: %s", set_path(set), folder, error_name(errno))
+                     : write_mark(made, MANIFEST_NEW_FILE, now_seconds, err);
+    if (status < 0) {
+        if (made->folder >= 0)
+            close(made->folder);
+        free(made);
+        return status;
+    }
+    leftover_sweep(set, made->name, report);
+    *point = made;
+    return 0;
 }
 
 static int sync_image(const struct point *point, const char *file, struct error *err)
@@ -206,6 +251,17 @@ static int make_visible(struct point *point, const char *name, struct error *err
                      error_name(code));
 }
 
+/* What only an unfinished point needs. */
+static void remove_resume(const struct point *point, const struct manifest *manifest)
+{
+    char name[LIMIT_NAME_BYTES + sizeof RESUME_SUFFIX];
+    unlinkat(point->folder, RESUME_FILE, 0);
+    for (unsigned i = 0; i < manifest->disk_count; i++) {
+        snprintf(name, sizeof name, "%s%s", manifest->disks[i].name, RESUME_SUFFIX);
+        unlinkat(point->folder, name, 0);
+    }
+}
+
 /* All but the last rename. */
 static int finish(struct point *point, struct manifest *manifest, struct error *err)
 {
@@ -223,8 +279,10 @@ int point_publish(struct point *point, struct manifest *manifest, char *name, st
     int status = finish(point, manifest, err);
     if (status == 0)
         status = free_name(point, manifest->created, name, err);
-    if (status == 0)
+    if (status == 0) {
+        remove_resume(point, manifest);
         status = make_visible(point, name, err);
+    }
     if (status == 0) {
         set_note_point(point->set);
         point_free(point);

@@ -18,6 +18,10 @@ struct point;
 int point_begin(struct set *set, uint64_t now_seconds, struct point **point, struct leftover_report *report,
                 struct error *err);
 
+/* Takes over one that an interrupted backup has left: it is marked as ours, and all others are removed. */
+int point_resume(struct set *set, const char *folder, uint64_t now_seconds, struct point **point,
+                 struct leftover_report *report, struct error *err);
+
 /* Fills in name, format, image and hashes of a disk (full: an incremental's kind and parent are for the caller), and says
  * where its image goes: a file that does not exist yet. */
 int point_add_disk(struct point *point, const char *name, enum manifest_format format, struct manifest_disk *disk,
@@ -32,6 +36,12 @@ int point_write_hashes(struct point *point, struct manifest_disk *disk, const st
 int point_publish(struct point *point, struct manifest *manifest, char *name, struct error *err);
 /* Removes it all. */
 void point_abandon(struct point *point);
+/* Leaves it as it is, for somebody who goes on with it. */
+void point_leave(struct point *point);
+
+/* For resume.c: the folder, and the path of a file in it. */
+int point_folder(const struct point *point);
+void point_file_path(const struct point *point, const char *file, char *path, size_t size);
 
 /*
  * To make a point anew that is there (prune). A disk that stays as it is: its files are linked, so that they are in both.

@@ -6,7 +6,7 @@ import os
 import shutil
 
 import harness
-from backup_kit import MIB, forge, points
+from backup_kit import MIB, RAW, forge, points
 
 
 def make(t):
@@ -17,7 +17,7 @@ def make(t):
         f.seek(6 * MIB)
         f.write(b"tail")
     d = t.daemon({"vda": vda, "vdb": t.disk("vdb.raw", 6 * MIB + 100, fill=2)})
-    d.fleece("backup", t.path("set"))
+    d.fleece("backup", t.path("set"), *RAW)
     d.stop()
     point, = points(t, t.path("set"))
     shutil.copytree(t.path("set"), t.path("good"))

@@ -8,7 +8,7 @@ import re
 import time
 
 import harness
-from backup_kit import MIB, forge, look, points, snapshots, two_disks
+from backup_kit import MIB, RAW, forge, look, points, snapshots, two_disks
 
 STAMP = "tests/tools/stamp"
 
@@ -16,7 +16,7 @@ STAMP = "tests/tools/stamp"
 def test_what_is_restored_is_what_was_there(t):
     disks = two_disks(t)
     d = t.daemon(disks)
-    said = d.fleece("backup", t.path("set")).stdout
+    said = d.fleece("backup", t.path("set"), *RAW).stdout
     assert re.search(r"@20\d\d-.*Z: 2 disks of VM .*, 56\.\d MiB with 32\.\d MiB of data", said), said
     assert snapshots(d) == []
     assert t.fleece("verify", t.path("set")).stdout.count("intact") == 2
@@ -29,7 +29,7 @@ def test_what_is_restored_is_what_was_there(t):
     # Our images are anybody's images.
     harness.need("qemu-img")
     point, = points(t, t.path("set"))
-    t.run("qemu-img", "compare", "-s", "-f", "raw", "-F", "raw", disks["vda"], t.path("set") / point / "vda.raw")
+    t.run("qemu-img", "compare", "-f", "raw", "-F", "raw", disks["vda"], t.path("set") / point / "vda.raw")
     listed = t.fleece("list", t.path("set")).stdout
     assert f"backup set of VM {t.vm}" in listed and point in listed and "vda vdb" in listed, listed
 
@@ -43,7 +43,7 @@ def test_backup_while_it_is_written_to(t):
     harness.wait_for("the writers write", lambda: d.status()["disks"][1]["writes"] > 200)
     for number in range(3):
         before = t.run(t.program(STAMP), "now").stdout.strip()
-        d.fleece("backup", t.path("set"))
+        d.fleece("backup", t.path("set"), *RAW)
         after = t.run(t.program(STAMP), "now").stdout.strip()
         for name in disks:
             t.fleece("restore", f"{t.path('set')}@latest", "--disk", name, "--to", t.path(f"{name}.{number}"))
@@ -59,15 +59,15 @@ def test_backup_while_it_is_written_to(t):
 def test_two_points_of_one_second(t):
     d = t.daemon({"vda": t.disk("a.raw", MIB, fill=1)})
     for _ in range(4):
-        d.fleece("backup", t.path("set"))
+        d.fleece("backup", t.path("set"), *RAW)
     names = list(points(t, t.path("set")))
     assert len(names) == 4 and names == sorted(names, key=lambda n: (n[:20], int(n[21:] or 1))), names
     # Each one can be named, and latest is the last.
+    d.stop()
     with open(t.path("a.raw"), "r+b") as f:
         f.write(b"new")
-    d.stop()
     d = t.daemon({"vda": t.path("a.raw")})
-    d.fleece("backup", t.path("set"))
+    d.fleece("backup", t.path("set"), *RAW)
     t.fleece("restore", f"{t.path('set')}@{names[1]}", "--disk", "vda", "--to", t.path("old"))
     t.fleece("restore", f"{t.path('set')}@latest", "--disk", "vda", "--to", t.path("new"))
     assert t.path("new").read_bytes()[:3] == b"new" and t.path("old").read_bytes()[:3] != b"new"
@@ -76,10 +76,10 @@ def test_two_points_of_one_second(t):
 
 def test_the_clock_was_set_back(t):
     d = t.daemon({"vda": t.disk("a.raw", MIB, fill=1)})
-    d.fleece("backup", t.path("set"))
+    d.fleece("backup", t.path("set"), *RAW)
     name, = points(t, t.path("set"))
     forge(t.path("set") / name, "2099-01-01T00:00:00Z")
-    said = d.fleece("backup", t.path("set"), status=3).stderr
+    said = d.fleece("backup", t.path("set"), *RAW, status=3).stderr
     assert "is not the latest" in said and "2099-01-01T00:00:00Z is there already" in said and said.count("\n") == 1, said
     assert len(points(t, t.path("set"))) == 3
     t.fleece("verify", t.path("set"))
@@ -89,7 +89,7 @@ def test_the_clock_was_set_back(t):
 def test_restore_over_what_is_there(t):
     disks = two_disks(t, data_mib=2)
     d = t.daemon(disks)
-    d.fleece("backup", t.path("set"))
+    d.fleece("backup", t.path("set"), *RAW)
     there = t.disk("there.raw", 100 * MIB, fill=3)
     restore = ["restore", t.path("set"), "--disk", "vda", "--to"]
     refused = t.fleece(*restore, there, status=1).stderr
@@ -124,7 +124,7 @@ def test_restore_to_a_block_device(t):
         raise harness.Skip("only root can make a loop device")
     disks = two_disks(t, data_mib=2)
     d = t.daemon(disks)
-    d.fleece("backup", t.path("set"))
+    d.fleece("backup", t.path("set"), *RAW)
     d.stop()
     size = os.stat(disks["vda"]).st_size
     for extra, status in ((-512, 1), (0, 0), (8 * MIB, 0)):
@@ -150,14 +150,15 @@ def test_restore_to_a_block_device(t):
 
 def test_output_for_programs(t):
     d = t.daemon(two_disks(t))
-    lines = [json.loads(line) for line in d.fleece("--json", "backup", t.path("set")).stdout.splitlines()]
+    lines = [json.loads(line) for line in d.fleece("--json", "backup", t.path("set"), *RAW).stdout.splitlines()]
     assert lines[0]["event"] == "snapshot" and lines[0]["hold-ns"] > 0, lines[0]
     progress = [line for line in lines if line["event"] == "progress"]
     for disk, total in (("vda", 48 * MIB + 512), ("vdb", 8 * MIB)):
         done = [line["done"] for line in progress if line["disk"] == disk]
         assert done and done == sorted(done) and done[-1] == total, done
     assert lines[-1]["event"] == "done" and lines[-1]["point"] in points(t, t.path("set"))
-    assert lines[-1]["disks"][0] == {"name": "vda", "size": 48 * MIB + 512, "data": 32 * MIB}, lines[-1]
+    assert lines[-1]["disks"][0] == {"name": "vda", "size": 48 * MIB + 512, "data": 32 * MIB, "format": "raw",
+                                     "kind": "full", "captured": 48 * MIB + 512}, lines[-1]
     verified = [json.loads(line) for line in t.fleece("--json", "verify", t.path("set")).stdout.splitlines()]
     assert [line["ok"] for line in verified if line["event"] == "disk"] == [True, True]
     restored = t.fleece("--json", "restore", t.path("set"), "--disk", "vda", "--to", t.path("x")).stdout.splitlines()
@@ -205,7 +206,7 @@ def test_refusals(t):
     (other / "fleece.json").write_text('{"format": "fleece-backup-set", "version": 1, "vm": "another"}')
     newer = t.path("newer")
     newer.mkdir()
-    (newer / "fleece.json").write_text(f'{{"format": "fleece-backup-set", "version": 2, "vm": "{t.vm}"}}')
+    (newer / "fleece.json").write_text(f'{{"format": "fleece-backup-set", "version": 3, "vm": "{t.vm}"}}')
     file = t.path("file")
     file.write_text("x")
     d.fleece("backup", t.path("set"))
@@ -214,7 +215,7 @@ def test_refusals(t):
     for arguments, words in (
             (["backup", full], "is neither a backup set nor empty: it has no fleece.json, but 'notes.txt'"),
             (["backup", other], f"is of VM 'another', not of '{t.vm}'"),
-            (["backup", newer], "it has version 2; this fleece reads version 1"),
+            (["backup", newer], "it has version 3; this fleece reads versions 1 to 2"),
             (["backup", file], "it is not a folder"),
             (["backup", t.path("no") / "such"], "can't make the folder"),
             (["list", full], "is not a backup set: it has no fleece.json"),
@@ -235,7 +236,7 @@ def test_refusals(t):
 
 def test_over_tcp(t):
     d = t.daemon({"vda": t.disk("a.raw", 5 * MIB + 512, fill=1)}, nbd=f"tcp:127.0.0.1:{harness.free_port()}")
-    d.fleece("backup", t.path("a@b"))  # an '@' in the name of the folder
+    d.fleece("backup", t.path("a@b"), *RAW)  # an '@' in the name of the folder
     t.fleece("restore", t.path("a@b"), "--disk", "vda", "--to", t.path("out"))
     assert t.path("out").read_bytes() == t.path("a.raw").read_bytes()
     d.stop()
@@ -244,7 +245,8 @@ def test_over_tcp(t):
 def test_nothing_to_print_to(t):
     """A reader that goes away does not take the backup with it."""
     d = t.daemon({"vda": t.disk("a.raw", 64 * MIB, fill=1)})
-    process = t.spawn(t.program("fleece"), "--json", "--control", d.control, "backup", t.path("set"), stdout=-1, stderr=-1)
+    process = t.spawn(t.program("fleece"), "--json", "--control", d.control, "backup", t.path("set"), *RAW, stdout=-1,
+                      stderr=-1)
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(60) in (0, 1), process.stderr.read()  # the output did not get out: that may be said

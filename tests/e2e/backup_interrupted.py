@@ -7,13 +7,13 @@ import signal
 import nbd
 
 import harness
-from backup_kit import MIB, HeldBackup, look, points, snapshots, two_disks
+from backup_kit import MIB, RAW, HeldBackup, look, points, snapshots, two_disks
 
 
 def start(t, *options, data_mib=64):
     """A daemon, and a set with one point that must survive everything."""
     d = t.daemon(two_disks(t, data_mib), *options)
-    d.fleece("backup", t.path("set"))
+    d.fleece("backup", t.path("set"), *RAW)
     return d, look(t.path("set"))
 
 
@@ -24,7 +24,7 @@ def check_clean(t, d, before):
 
 def check_next(t, d, count=2):
     """The next backup works and leaves nothing of the failed one."""
-    done = d.fleece("backup", t.path("set"))
+    done = d.fleece("backup", t.path("set"), *RAW)
     assert done.stderr == "", done.stderr
     assert len(points(t, t.path("set"))) == count
     assert len(os.listdir(t.path("set"))) == count + 1, os.listdir(t.path("set"))
@@ -34,7 +34,7 @@ def check_next(t, d, count=2):
 def test_signals(t):
     d, before = start(t)
     for number in (signal.SIGINT, signal.SIGTERM):
-        held = HeldBackup(t, d, t.path("set"))
+        held = HeldBackup(t, d, t.path("set"), *RAW)
         assert snapshots(d) == [held.snapshot["name"]]
         held.process.send_signal(number)
         _, said = held.end(130)
@@ -42,7 +42,7 @@ def test_signals(t):
         assert snapshots(d) == []
         check_clean(t, d, before)
     # A set that did not exist before does not exist afterwards.
-    held = HeldBackup(t, d, t.path("new"))
+    held = HeldBackup(t, d, t.path("new"), *RAW)
     held.process.send_signal(signal.SIGINT)
     held.end(130)
     assert not t.path("new").exists()
@@ -53,7 +53,7 @@ def test_signals(t):
 def test_the_client_is_killed(t):
     d, before = start(t)
     for _ in range(3):
-        held = HeldBackup(t, d, t.path("set"))
+        held = HeldBackup(t, d, t.path("set"), *RAW, "--grace", "0")
         held.process.kill()
         held.process.wait()
         harness.wait_for("the leased snapshot is gone", lambda: snapshots(d) == [])
@@ -69,11 +69,13 @@ def test_the_client_is_killed(t):
 
 def test_the_daemon_is_killed(t):
     d, before = start(t)
-    held = HeldBackup(t, d, t.path("set"))
+    held = HeldBackup(t, d, t.path("set"), *RAW)
     d.kill()
     _, said = held.end(1)
     assert said.startswith(f"fleece: the daemon at {d.control} ") and said.count("\n") == 1, said
-    assert look(t.path("set")) == before
+    assert said.endswith("; the backup can go on with --resume while the snapshot lives\n"), said
+    after = look(t.path("set"))
+    assert {name: after[name] for name in before} == before and len(points(t, t.path("set"))) == 1
     again = t.daemon({"vda": t.path("vda.raw"), "vdb": t.path("vdb.raw")})
     check_next(t, again)
     again.stop()
@@ -82,7 +84,7 @@ def test_the_daemon_is_killed(t):
 def test_the_daemon_hangs(t):
     """One that does not answer any more can still be left."""
     d, before = start(t)
-    held = HeldBackup(t, d, t.path("set"))
+    held = HeldBackup(t, d, t.path("set"), *RAW)
     d.process.send_signal(signal.SIGSTOP)
     try:
         held.process.send_signal(signal.SIGINT)
@@ -101,7 +103,7 @@ def test_the_daemon_hangs(t):
 
 def test_the_snapshot_breaks(t):
     d, before = start(t, "--fleece", "ram=4M")
-    held = HeldBackup(t, d, t.path("set"))
+    held = HeldBackup(t, d, t.path("set"), *RAW)
     live = nbd.NBD()
     live.connect_uri(d.uri("vda"))
     for start_ in range(0, 8 * MIB, MIB):
@@ -117,7 +119,7 @@ def test_the_snapshot_breaks(t):
 
 def test_the_snapshot_is_deleted(t):
     d, before = start(t)
-    held = HeldBackup(t, d, t.path("set"))
+    held = HeldBackup(t, d, t.path("set"), *RAW)
     d.process  # the daemon waits for the reader's connections to end: it hangs up on them
     d.fleece("snapshot", "delete", held.snapshot["name"])
     _, said = held.end(1)
@@ -128,11 +130,11 @@ def test_the_snapshot_is_deleted(t):
 
 def test_two_at_once(t):
     d, _ = start(t)
-    held = HeldBackup(t, d, t.path("set"))
-    said = d.fleece("backup", t.path("set"), status=1).stderr
+    held = HeldBackup(t, d, t.path("set"), *RAW)
+    said = d.fleece("backup", t.path("set"), *RAW, status=1).stderr
     assert f"another backup into '{t.path('set')}' is running (process {held.process.pid} on host " in said, said
     assert snapshots(d) == [held.snapshot["name"]]
-    d.fleece("backup", t.path("other"))  # another set is no problem
+    d.fleece("backup", t.path("other"), *RAW)  # another set is no problem
     lines, _ = held.end(0)
     assert lines[-1]["event"] == "done"
     check_next(t, d, count=3)
@@ -149,10 +151,10 @@ def test_the_target_is_full(t):
         raise harness.Skip("mount is not permitted")
     try:
         d = t.daemon(two_disks(t))
-        said = d.fleece("backup", small / "set", status=1).stderr
+        said = d.fleece("backup", small / "set", *RAW, status=1).stderr
         assert "vda.raw failed at byte " in said and "No space left on device" in said and said.count("\n") == 1, said
         assert os.listdir(small) == [] and snapshots(d) == []
-        d.fleece("backup", t.path("set"))
+        d.fleece("backup", t.path("set"), *RAW)
         said = t.fleece("restore", t.path("set"), "--disk", "vda", "--to", small / "x", status=1).stderr
         assert "writing" in said and "No space left on device" in said, said
         assert os.listdir(small) == []

@@ -11,6 +11,8 @@ import subprocess
 import harness
 
 MIB = 1 << 20
+# For tests that look at the images as files.
+RAW = ("--full", "--format", "raw")
 
 
 def two_disks(t, data_mib=32):
@@ -60,8 +62,8 @@ def forge(point, name):
 class HeldBackup:
     """`fleece --json backup` that is stopped (SIGSTOP) as soon as it has its snapshot."""
 
-    def __init__(self, t, d, where):
-        self.process = t.spawn(t.program("fleece"), "--json", "--control", d.control, "backup", where,
+    def __init__(self, t, d, where, *options):
+        self.process = t.spawn(t.program("fleece"), "--json", "--control", d.control, "backup", where, *options,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         line = self.process.stdout.readline()
         self.process.send_signal(signal.SIGSTOP)

@@ -236,7 +236,7 @@ def test_gone_whatever_the_end(t):
     listing = sorted(os.listdir(t.dir))
     d.fleece("backup", target)
     assert caches(t.dir) == [] and d.status()["snapshots"] == []
-    assert sorted(os.listdir(t.dir)) == sorted([*listing, "set"])
+    assert sorted(os.listdir(t.dir)) == sorted([*listing, "set", "a.raw.fleece"])  # the disk is tracked from now on
     with d.qmp() as client:
         client.execute("fleece-snapshot-create", name="leased", lease=True)
         assert len(caches(t.dir)) == 1

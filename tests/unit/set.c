@@ -287,6 +287,8 @@ static void strangers_are_kept(void **state)
     make_leftover(".tmp-0123456789abcd02", NULL, NULL);      /* killed after mkdir */
     make_leftover(".tmp-0123456789abcd03", "", NULL);        /* and after the file came into being */
     make_leftover(".tmp-0123456789abcd04", mark, "vda.qcow2");
+    write_file(".tmp-0123456789abcd04/vda.resume", "x");
+    write_file(".tmp-0123456789abcd04/resume.json", "x");
     make_leftover(".tmp-0123456789abcd05", NULL, "vda.raw"); /* not ours by any sign */
     make_leftover(".tmp-0123456789abcd06", "{\"x\":1}", NULL);
     make_leftover(".tmp-0123456789abcd07", mark, "notes.txt"); /* ours, with a stranger's file */
