@@ -156,7 +156,8 @@ def test_what_does_not_fit_is_buried(t):
     bigger = t.disk("bigger.raw", 64 * MIB)
     cases = [({"vda": a, "vdb": b}, ["--fleece", "ram=8M"], "its cache file is larger than what is allowed"),
              ({"vda": a}, [], "the VM had 2 disks, and has 1 now"),
-             ({"vda": bigger, "vdb": b}, ["--fleece", "ram=8M,max=64M"], "disk vda: the disk has 67108864 bytes, and had 25165824"),
+             ({"vda": bigger, "vdb": b}, ["--fleece", "ram=8M,max=64M"],
+              "disk vda: the disk has 67108864 bytes, and had 25165824"),
              ({"vda": f"{a},granularity=16K", "vdb": b}, ["--fleece", "ram=8M,max=64M"],
               "disk vda: blocks of 16384 bytes")]
     for images, options, reason in cases:
