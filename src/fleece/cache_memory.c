@@ -3,7 +3,8 @@
  * The layout of the memory, in pages:
  *
  *     header        two pages: whose it is, how places are numbered, how far they were used, which cache file
- *     needed sets   for each snapshot of the VM: a byte for each chunk of bits, then a page for each chunk (needed_memory.c)
+ *     needed sets   of each snapshot (needed_memory.c): a byte for each chunk of bits, then a page for each chunk;
+ *                   then the same for what it needed at its cut, if it is limited to what had changed
  *     records       a word for each place: block << EPOCH_BITS | epoch, 0: nothing is there
  *
  * The records are the keys of the map (block_map.c) themselves: one store makes a block visible after its data is in the
@@ -30,7 +31,7 @@
 #define PAGE (4 * KIB)
 #define HEADER_PAGES_BYTES (2 * PAGE)
 
-enum { MEMORY_VERSION = 1 };
+enum { MEMORY_VERSION = 2 };
 
 struct cache_memory_header {
     char magic[8]; /* last: without it nothing else counts */
@@ -84,7 +85,7 @@ static uint64_t lay_out(struct cache_memory *memory, const struct cache_memory_p
     memory->states_bytes = round_up(chunks_of(plan), PAGE);
     memory->needed_at = HEADER_PAGES_BYTES;
     memory->needed_stride = memory->states_bytes + chunks_of(plan) * PAGE;
-    memory->keys_at = memory->needed_at + LIMIT_SNAPSHOTS * memory->needed_stride;
+    memory->keys_at = memory->needed_at + NEEDED_SETS * memory->needed_stride;
     return memory->keys_at + (uint64_t)cache_memory_base(plan, PLACE_KINDS) * sizeof(uint64_t);
 }
 

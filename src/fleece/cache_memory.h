@@ -18,6 +18,8 @@ enum place_kind { PLACE_RAM, PLACE_FILE, PLACE_ZERO };
 #define PLACE_KINDS 3u
 
 #define CACHE_SESSION_BYTES 16
+/* What each snapshot needs, and needed at its cut: see needed_memory.h. */
+#define NEEDED_SETS (2 * LIMIT_SNAPSHOTS)
 /* Each kind of places begins with a page of keys of its own. */
 #define CACHE_PLACES_ALIGNMENT ((uint32_t)(4 * KIB / sizeof(uint64_t)))
 

@@ -29,13 +29,14 @@ struct point { /* one disk's part of a snapshot */
     struct copy_before_write *cbw;
     uint32_t epoch; /* of the snapshot: the same on all disks of the VM */
     enum point_state state;
-    bool broken_early;           /* another disk, cut earlier, lost a block of it before this disk heard of the cut */
-    struct bitmap needed;        /* by block: what a reader may still ask for */
-    struct needed_memory stored; /* the same, for the next daemon; see point_keep() */
-    atomic_uint *broken;         /* where it is noted for the next daemon that the snapshot broke; NULL: nowhere */
-    bool loses;                  /* a block that it needs; it breaks in the same step */
-    uint64_t released_ns;        /* when a consumer last released something; 0: never */
-    struct node *through;        /* see point_write_through() */
+    bool broken_early;            /* another disk, cut earlier, lost a block of it before this disk heard of the cut */
+    struct bitmap needed;         /* by block: what a reader may still ask for */
+    struct needed_memory stored;  /* the same, for the next daemon; see point_keep() */
+    struct needed_memory changed; /* ... and as it was at the cut; see point_keep_changed() */
+    atomic_uint *broken;          /* where it is noted for the next daemon that the snapshot broke; NULL: nowhere */
+    bool loses;                   /* a block that it needs; it breaks in the same step */
+    uint64_t released_ns;         /* when a consumer last released something; 0: never */
+    struct node *through;         /* see point_write_through() */
     enum through_mode through_mode;
 };
 
@@ -95,6 +96,11 @@ struct point *point_create(struct copy_before_write *cbw, uint32_t epoch, struct
 int point_keep(struct point *point, unsigned number, atomic_uint *broken);
 /* Stores what the point needs, in steps: from *at (0) on, until *at is 0 again. 0, or -ENOSPC. */
 int point_store_needed(struct point *point, uint64_t *at);
+/* It needs only what had changed: what that was at the cut is kept as well, by point_store_needed(), whatever is released
+ * later. After point_keep(), before it goes live. 0, or -ENOSPC. */
+int point_keep_changed(struct point *point, unsigned number);
+/* Of a point that was adopted: *changed, which is not initialised, is what it needed at its cut. 0, -ENOMEM, -EINVAL. */
+int point_adopt_changed(struct point *point, unsigned number, struct bitmap *changed);
 /*
  * After cbw_create() with an adopted memory, before anything is served, oldest first: the point as it was, live or broken.
  * NULL: no memory, or it is not right. Then cbw_adopted(), once: what serves none of them is freed.

@@ -10,13 +10,16 @@
 #include "base/bitmap.h"
 #include "fleece/cache_memory.h"
 
+#define NEEDED_AT_CUT(number) (LIMIT_SNAPSHOTS + (number))
+
 struct needed_memory {
     struct cache_memory *memory; /* NULL: nothing is stored */
     uint64_t bit_count;
     uint64_t states_at, words_at; /* in the shared memory */
 };
 
-/* For the snapshot with this number (below LIMIT_SNAPSHOTS) in the table: all blocks are needed. 0, or -ENOSPC. */
+/* For the snapshot with this number (below LIMIT_SNAPSHOTS) in the table, or for what had changed at its cut
+ * (NEEDED_AT_CUT(number)): all blocks are needed. 0, or -ENOSPC. */
 int needed_memory_begin(struct needed_memory *needed, struct cache_memory *memory, unsigned number, uint64_t bit_count);
 /* The same of a snapshot that is adopted: *bits is what it needs. 0, -ENOMEM, or -EINVAL: it is not right. */
 int needed_memory_adopt(struct needed_memory *needed, struct cache_memory *memory, unsigned number,

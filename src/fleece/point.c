@@ -90,9 +90,27 @@ int point_keep(struct point *point, unsigned number, atomic_uint *broken)
     return status;
 }
 
+int point_keep_changed(struct point *point, unsigned number)
+{
+    assert(point->state == POINT_PREPARED && point->stored.memory);
+    return needed_memory_begin(&point->changed, point->stored.memory, NEEDED_AT_CUT(number), point->needed.bit_count);
+}
+
+int point_adopt_changed(struct point *point, unsigned number, struct bitmap *changed)
+{
+    int status = bitmap_init(changed, point->needed.bit_count, true);
+    if (status == 0)
+        status = needed_memory_adopt(&point->changed, point->stored.memory, NEEDED_AT_CUT(number), changed);
+    if (status < 0)
+        bitmap_fini(changed);
+    return status;
+}
+
 int point_store_needed(struct point *point, uint64_t *at)
 {
-    return needed_memory_store(&point->stored, &point->needed, at);
+    uint64_t also = *at; /* both take the same steps */
+    int status = needed_memory_store(&point->changed, &point->needed, &also);
+    return status < 0 ? status : needed_memory_store(&point->stored, &point->needed, at);
 }
 
 /* Before anything relies on it. */
@@ -171,6 +189,7 @@ void point_free(struct point *point)
     assert(point->state == POINT_DELETED || point->state == POINT_PREPARED);
     list_remove(&point->link);
     needed_memory_end(&point->stored);
+    needed_memory_end(&point->changed);
     bitmap_fini(&point->needed);
     free(point);
 }

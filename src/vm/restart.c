@@ -73,17 +73,16 @@ static void adoption_bury(struct adoption *adoption)
 
 /* ---- the parts ---- */
 
-/* What had changed is shown again, as far as it is needed still: what its client has released, its client has. */
-static int part_show_needed(struct part *part)
+/* What had changed at the cut of an incremental one: its view shows it again, in units of the cache's blocks. */
+static int part_adopt_changed(struct part *part)
 {
+    const struct snapshot *snapshot = part->snapshot;
     struct dirty_map map = {.shift = cbw_block_shift(part->vd->cbw)};
-    const struct bitmap *needed = &part->point->needed;
-    part->dirty_bytes = needed->set_count << map.shift;
-    if (bitmap_init(&map.changed, needed->bit_count, false) < 0 || bitmap_merge(&map.changed, needed) < 0) {
-        bitmap_fini(&map.changed);
-        return -ENOMEM;
-    }
-    memccpy(map.name, part->snapshot->since.name, 0, sizeof map.name - 1);
+    int status = point_adopt_changed(part->point, snapshot->number, &map.changed);
+    if (status < 0)
+        return status;
+    memccpy(map.name, snapshot->since.name, 0, sizeof map.name - 1);
+    part->dirty_bytes = map.changed.set_count << map.shift;
     snapshot_access_set_maps(part->view, &map, 1);
     return 0;
 }
@@ -102,12 +101,14 @@ static void part_adopt(struct part *part)
         if (part->status < 0)
             break;
         other->point = point_adopt(vd->cbw, snapshot->epoch, snapshot->number, &snapshot->record->broken);
-        if (part_make_view(other) < 0 || (other->incremental && part_show_needed(other) < 0))
+        if (part_make_view(other) < 0 || (other->incremental && part_adopt_changed(other) < 0))
             part->status = error_set(&part->error, ENOMEM, "no memory for snapshot '%s'", snapshot->name);
     }
     for (unsigned i = 0; part->status == 0 && i < LIMIT_SNAPSHOTS; i++)
-        if (atomic_load(&vm->table.records[i].state) != RECORD_LIVE)
+        if (atomic_load(&vm->table.records[i].state) != RECORD_LIVE) {
             needed_memory_clear(&vd->memory, i);
+            needed_memory_clear(&vd->memory, NEEDED_AT_CUT(i));
+        }
     if (vd->cbw)
         cbw_adopted(vd->cbw);
     part_back(part);

@@ -143,6 +143,9 @@ static void part_make_point(struct part *part)
         part_find_needed(part);
     if (part->status == 0)
         part_prepare_changes(part);
+    if (part->status == 0 && part->incremental && snapshot->record &&
+        point_keep_changed(part->point, snapshot->number) < 0)
+        part->status = error_set(&part->error, ENOSPC, "no shared memory for a snapshot of disk %s", vd->disk->name);
 }
 
 void part_prepare(struct part *part)

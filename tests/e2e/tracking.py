@@ -196,6 +196,38 @@ def test_pending_ones_wait(t):
     assert changed_since(d, "base") == model
 
 
+def test_a_backup_goes_on_after_kill(t):
+    """An incremental one was under way: its client finds snapshot and checkpoint again, reads what changed, and commits."""
+    path = t.disk("a.raw", 8 * MIB, 1)
+    d = t.daemon({"vda": path})
+    d.fleece("checkpoint", "create", "base")
+    needed = write(d, MIB, 50000) | write(d, 6 * MIB)
+    content = path.read_bytes()
+    with d.qmp() as q:
+        made = q.execute("fleece-snapshot-create", name="s", since="base", checkpoint="next", lease=True)
+        after = write(d, MIB, 5 * MIB)  # over what is needed, and more
+        h = nbd_client(d.uri("vda@s"))
+        h.trim(BLOCK, 6 * MIB)  # this block has been copied
+        h.shutdown()
+        d.kill()
+    d = restart(t, {"vda": path})
+    assert states(d) == {"base": "committed", "next": "pending"}
+    waiting, = d.status()["snapshots"]
+    assert waiting["uuid"] == made["uuid"] and waiting["grace-left-ms"] > 0, waiting
+    with d.qmp() as q:
+        back = q.execute("fleece-snapshot-lease", uuid=made["uuid"])
+        assert back["since"] == made["since"] and back["exports"][0]["incremental"], back
+        assert back["checkpoint"]["uuid"] == made["checkpoint"]["uuid"] and back["leased"], back
+        h = nbd_client(d.uri("vda@s"))
+        for block in needed - {6 * MIB // BLOCK}:
+            assert h.pread(BLOCK, block * BLOCK) == content[block * BLOCK:(block + 1) * BLOCK], block
+        h.shutdown()
+        assert dirty_blocks(d, "vda@s", "base") == needed and back["exports"][0]["dirty"] == len(needed) * BLOCK
+        q.execute("fleece-checkpoint-commit", uuid=made["checkpoint"]["uuid"])
+        q.execute("fleece-snapshot-delete", name="s")
+    assert changed_since(d, "next") == after and changed_since(d, "base") == needed | after
+
+
 def test_the_memory_is_lost(t):
     """As after a loss of power: what was in memory is gone, and the log says in which extents something may have changed."""
     path = t.disk("a.raw", SIZE, 1)
