@@ -193,6 +193,35 @@ static void c12_a_break_counts_before_anybody_hears_of_it(void **state)
     assert_int_equal(stage_value(stage, snapshot, 1, 3), -EIO);
 }
 
+/* The daemon dies while a snapshot that had released something ends: the next one to have its number needs everything. */
+static void c12_nothing_of_an_ended_snapshot_is_believed(void **state)
+{
+    for (unsigned moment = 1; moment <= 16; moment++) {
+        struct stage *stage = *state;
+        const struct stage_options options = {.disk_count = 1, .restartable = true};
+        void *another = (void *)(uintptr_t)&options;
+        if (moment > 1) {
+            assert_int_equal(stage_set_up(&another), 0);
+            stage = another;
+        }
+        struct stage_snapshot *first = stage_snapshot(stage, "s1");
+        stage_snapshot(stage, "s2");
+        assert_int_equal(stage_release(stage, first, 0, 3, 30), 0);
+        stage->moments = 0;
+        stage->die_at = moment;
+        stage_delete(stage, first);
+        stage_settle(stage);
+        restart(stage);
+        struct stage_snapshot *next = stage_snapshot(stage, "s3");
+        stage_overwrite_all(stage, 0, 0, 40, 200);
+        restart(stage);
+        for (uint64_t block = 0; block < 40; block++)
+            assert_int_equal(stage_value(stage, next, 0, block), stage_first_value(0, block));
+        if (moment > 1)
+            stage_tear_down(&another);
+    }
+}
+
 /* ---- C13 ---- */
 
 /* tmpfs has room for less and less: whatever is refused is refused with a sentence, and nobody touches what is not there. */
@@ -412,6 +441,7 @@ int main(void)
         STAGE_TEST(c12_a_release_is_stored_before_the_overwrite, .disk_count = 2, .restartable = true),
         STAGE_TEST(c12_a_break_is_stored_before_the_overwrite, .disk_count = 2, .restartable = true),
         STAGE_TEST(c12_a_break_counts_before_anybody_hears_of_it, .disk_count = 2, .restartable = true),
+        STAGE_TEST(c12_nothing_of_an_ended_snapshot_is_believed, .disk_count = 1, .restartable = true),
         STAGE_TEST(c13_a_full_tmpfs_is_no_fault, .disk_count = 1, .restartable = true, .tmpfs_bytes = 4096),
         STAGE_TEST(a_smaller_budget_buries_them, .disk_count = 2, .restartable = true),
         STAGE_TEST(another_block_size_buries_them, .disk_count = 1, .restartable = true),

@@ -402,7 +402,7 @@ void stage_restart(struct stage *stage)
 static void stage_begin(struct stage *stage, const struct stage_options *options)
 {
     memset(stage, 0, sizeof(*stage));
-    struct world_options world = {.seed = 1,
+    struct world_options world = {.seed = options->seed != 0 ? options->seed : 1,
                                   .context = stage,
                                   .gate = gate,
                                   .fault = fault,
@@ -522,6 +522,12 @@ void stage_write(struct stage *stage, struct stage_request *request, unsigned di
                  uint8_t value)
 {
     memset(request->buffer, value, count * STAGE_BLOCK);
+    start(request, &stage->disks[disk]->node, REQUEST_WRITE, block, count);
+}
+
+void stage_write_buffer(struct stage *stage, struct stage_request *request, unsigned disk, uint64_t block,
+                        uint64_t count)
+{
     start(request, &stage->disks[disk]->node, REQUEST_WRITE, block, count);
 }
 

@@ -84,6 +84,7 @@ struct stage_options {
     unsigned cache_segments; /* of the cache files; 0: there are none */
     uint64_t cbw_timeout_ns; /* 0: default */
     bool copy_on_read;
+    uint64_t seed;    /* of the world; 0: 1 */
     bool restartable; /* what can outlives the daemon; its disks are the file driver's, with locks */
 };
 
@@ -112,6 +113,9 @@ void stage_settle(struct stage *stage);
 
 void stage_write(struct stage *stage, struct stage_request *request, unsigned disk, uint64_t block, uint64_t count,
                  uint8_t value);
+/* The same with what is in the request's buffer. */
+void stage_write_buffer(struct stage *stage, struct stage_request *request, unsigned disk, uint64_t block,
+                        uint64_t count);
 void stage_discard(struct stage *stage, struct stage_request *request, unsigned disk, uint64_t block, uint64_t count);
 void stage_read(struct stage *stage, struct stage_request *request, struct node *node, uint64_t block, uint64_t count);
 void stage_status(struct stage *stage, struct stage_request *request, struct node *node, uint64_t block,
