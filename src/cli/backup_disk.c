@@ -125,9 +125,9 @@ static void decide_kind(struct backup *backup, const json_t *export, struct mani
         strcpy(disk->parent.snapshot, latest->snapshot);
         return;
     }
-    if (!latest || backup->options.full)
-        return; /* full is what was wanted, or all there is */
-    bool is_new = !manifest_disk_find(latest, disk->name);
+    if (backup->options.full || (!latest && !backup->base.reason[0]))
+        return; /* full is what was wanted, or there is no point yet */
+    bool is_new = latest && !manifest_disk_find(latest, disk->name);
     const char *why = is_new ? "the latest point has no such disk" : backup->base.reason;
     if (!is_new && !why[0])
         why = backup_text(export, "reason");

@@ -211,6 +211,24 @@ def test_what_is_lost_is_said(t):
     d.stop()
 
 
+def test_a_damaged_set(t):
+    """Nothing is laid over an image that is not there, or over a point whose manifest is not right."""
+    paths, d = start(t)
+    where = t.path("set")
+    for number, spoil in enumerate((lambda folder: (folder / "vdb.qcow2").unlink(),
+                                    lambda folder: (folder / "manifest.json").write_text("{}"))):
+        first = backup(d, where, "--full")["point"]
+        spoil(where / first)
+        keep(t, paths, number)
+        done = d.fleece("--json", "backup", where, status=3)
+        line = json.loads(done.stdout.splitlines()[-1])
+        assert {disk["kind"] for disk in line["disks"]} == {"full"}, line
+        check_point(t, line["point"], number, paths)
+        what = f"the image {where}/{first}/vdb.qcow2" if number == 0 else f"{where}/{first}/manifest.json: "
+        assert f"disk vda is backed up in full: {what}" in done.stderr, done.stderr
+    d.stop()
+
+
 def make_old(folder):
     """A set of raw images becomes one of version 1."""
     set_file = folder / "fleece.json"

@@ -174,6 +174,40 @@ def test_an_interrupted_backup_goes_on(t):
     d.stop()
 
 
+def test_the_daemon_dies_in_the_middle(t):
+    """kill -9 of the daemon: the snapshot lives on, and the backup goes on where its image was safe."""
+    sizes = {"vda": 64 * MIB, "vdb": 2 * MIB}
+    paths, d = start(t, sizes=sizes)
+    guest = Guest(d, sizes)
+    for number, kind in enumerate(("full", "incremental")):
+        if number:
+            for at in range(0, 60):
+                guest.disks["vda"].pwrite(guest.random.randbytes(MIB - 4096), at * MIB)
+        held = kill_in_the_middle(t, d, t.path("set"))
+        keep(t, paths, number)
+        guest.work(50)
+        guest.leave()
+        d.kill()
+        _, said = held.end(1)
+        assert said.endswith("; the backup can go on with --resume while the snapshot lives\n"), said
+        t.daemons.clear()
+        d = t.daemon(paths)
+        guest = Guest(d, sizes, seed=number + 2)
+        guest.work(50)
+        done = d.fleece("--json", "backup", t.path("set"), "--resume")
+        first, last = (json.loads(line) for line in (done.stdout.splitlines()[0], done.stdout.splitlines()[-1]))
+        assert first["resumed"] and first["uuid"] == held.snapshot["uuid"] and done.stderr == "", done
+        assert {disk["kind"] for disk in last["disks"]} == {kind} and snapshots(d) == [], last
+        check_point(t, last["point"], number, paths, leaks=True)
+    guest.work(20)
+    keep(t, paths, 2)
+    line = backup(d, t.path("set"))
+    assert {disk["kind"] for disk in line["disks"]} == {"incremental"}, line
+    check_point(t, line["point"], 2, paths)
+    guest.leave()
+    d.stop()
+
+
 def test_cancelled_ones_forget_nothing(t):
     """A backup that fails or is cancelled leaves the set's checkpoint as it was: the next one has all that changed."""
     paths, d = start(t)
