@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Rows about what the servers cost on very large disks: memory, and status queries."""
+"""Rows about costs: memory and status queries of very large disks, change tracking."""
+import json
+import pathlib
+import shutil
+import subprocess
 import time
 
 import nbd
@@ -96,4 +100,36 @@ def n23(bench):
                          {"map_ms": "less", "residence_ms": None, "query_ms": None, "extents": None})
 
 
-ROWS = {"B9": b9, "N23": n23}
+TRACK_COST = pathlib.Path(__file__).resolve().parent.parent / "build/tests/sim/track_cost"
+FEW, MANY = 10_000, 30_000  # the blocks of the extent are dirty after the few
+
+
+def instructions(bench, tracking):
+    """Of a write to an active extent: of disk, tracker, file driver and the simulated kernel below them."""
+    def run(count):
+        result = subprocess.run(["valgrind", "--tool=callgrind", f"--callgrind-out-file={bench.work}/callgrind", TRACK_COST,
+                                 "write", tracking, str(count)], capture_output=True, text=True, check=True)
+        return int(result.stderr.split("Collected : ")[1].split()[0])
+    return {"instructions": (run(MANY) - run(FEW)) / (MANY - FEW)}
+
+
+def scattered(depth, count, mib):
+    found = json.loads(subprocess.check_output([TRACK_COST, "scatter", str(depth), str(count), str(mib)]))
+    requests = found["log_writes"] + found["page_writes"] + found["syncs"]
+    return {**found, "per_write": requests / count, "per_activation": requests / found["activations"]}
+
+
+def b12(bench):
+    """tracking on against off: instructions per write; requests to the sidecar beside the writes, in 3 GiB, which the
+    activity log covers, and in 60 GiB, 16 times as much"""
+    if shutil.which("valgrind"):
+        bench.report.compare("a write to an active extent", {f"tracking {t}": lambda t=t: instructions(bench, t)
+                                                             for t in ("on", "off")}, {"instructions": "less"})
+    shown = {key: None for key in ("per_write", "per_activation", "activations", "log_writes", "page_writes", "syncs")}
+    for depth in 1, 32:
+        bench.report.compare(f"random writes, {depth} at once", {
+            "3 GiB": lambda d=depth: scattered(d, 50_000, 3 * 1024),
+            "60 GiB": lambda d=depth: scattered(d, 50_000, 60 * 1024)}, shown)
+
+
+ROWS = {"B9": b9, "B12": b12, "N23": n23}

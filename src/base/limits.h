@@ -135,6 +135,9 @@ enum {
     LIMIT_TRACK_PAGES = 64,
     /* Slots of an activity log: the longest request of the guest takes nine at once (LIMIT_NBD_RANGE_BYTES). */
     LIMIT_TRACK_SLOTS_MIN = 12,
+    /* Extents retired at once, at least; of many slots a sixteenth. One sync serves them all, and each that goes may be
+     * needed again. */
+    TRACK_BATCH_MIN = 6,
     /* Jobs of one VM at once. */
     LIMIT_JOBS = 16,
 

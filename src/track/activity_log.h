@@ -60,14 +60,15 @@ static inline unsigned activity_log_free(const struct activity_log *log)
 {
     return log->used_count < log->limit ? log->limit - log->used_count : 0;
 }
-/* Whether it is time to retire extents (C18), and whether enough are on their way. */
+/* Whether it is time to retire extents (C18): a quarter of the slots is to be free, and a batch more when it is not. */
 static inline bool activity_log_is_low(const struct activity_log *log)
 {
     return activity_log_free(log) < log->limit / 4;
 }
 static inline bool activity_log_has_ahead(const struct activity_log *log)
 {
-    return log->used_count - log->retiring_count <= log->limit / 2;
+    unsigned batch = log->limit / 16 > TRACK_BATCH_MIN ? log->limit / 16 : TRACK_BATCH_MIN;
+    return log->used_count - log->retiring_count + log->limit / 4 + batch <= log->limit;
 }
 
 /* An idle extent takes a slot and is LOGGING. false: no slot is free. */

@@ -43,6 +43,7 @@ static void void_noted(struct tracker *tracker, bool durably)
         tracker->options.invalidated(tracker->options.invalidated_context, voiding->reason);
     page_store_next(tracker);
     tracker_drop_spans(tracker);
+    tracker_ops_next(tracker);
 }
 
 static int64_t condemn_work(void *argument)
