@@ -40,7 +40,8 @@ struct part { /* of a snapshot, on one disk */
     struct point *point;
     struct node *view, *through;
     struct cbw_waiter quiet;
-    uint64_t store_at; /* of the needed set, while it is stored for the next daemon */
+    struct request flush; /* of the disk, before the snapshot may outlive the daemon */
+    uint64_t store_at;    /* of the needed set, while it is stored for the next daemon */
     struct io_timer store_on;
     struct bitmap_copy needed; /* of the dirty bitmap or the changes that the snapshot is limited to, until the cut */
     struct map_copy *maps;     /* of changes since checkpoints, that the view shows: those that the disk knows */
@@ -108,7 +109,7 @@ void part_prepared(struct part *part);
 void part_back(struct part *part);
 /* CUTTING: at the instant itself. */
 void part_cut(struct cut_disk *cut_disk);
-/* PUBLISHING: what it needs is stored for the next daemon. */
+/* PUBLISHING: what it needs is stored for the next daemon, on the disk as well. */
 void part_store(struct part *part);
 /* ENDING: the point dies. */
 void part_end(struct part *part);

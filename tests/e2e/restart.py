@@ -149,6 +149,27 @@ def test_an_incremental_goes_on(t):
     assert not os.path.exists(memory(t))
 
 
+def test_a_qcow2_disk(t):
+    """Its driver loses what was not flushed when it is killed; a snapshot does not lose what was written before it."""
+    harness.need("qemu-img", "nbdcopy")
+    image = t.path("a.qcow2")
+    t.run("qemu-img", "create", "-q", "-f", "qcow2", image, "16M")
+    d = t.daemon({"vda": f"{image},format=qcow2"})
+    h = nbd_client(d.uri("vda"))
+    for at in range(0, 12 * MIB, 192 << 10):
+        h.pwrite(bytes([1 + at // 65536 % 250]) * 65536, at)
+    d.fleece("snapshot", "create", "s")
+    before = copy(t, d, "vda@s", "first")
+    for at in range(0, 8 * MIB, 128 << 10):
+        h.pwrite(b"\xff" * 4096, at)
+    assert before[0] == 1 and before != bytes(len(before))
+    d.kill()
+    again = t.daemon({"vda": f"{image},format=qcow2"})
+    assert copy(t, again, "vda@s", "again") == before
+    again.stop()
+    t.run("qemu-img", "check", "-q", image)
+
+
 def test_what_does_not_fit_is_buried(t):
     """Another unit of preservation, another disk, a disk of another size: nothing is adopted, nothing is left, the log says
     why, and the guest is served."""

@@ -97,6 +97,7 @@ static int image_init(struct qcow2 *image, struct node *file, bool read_only)
         .size_bytes = header->size_bytes,
         .alignment_bytes = image->granule_bytes < 4096 ? 512 : 4096,
         .read_only = read_only,
+        .write_back = !read_only,
         .can_discard = !read_only,
         .can_fast_zero = !read_only && header->version > 2,
     };
