@@ -68,7 +68,7 @@ static struct sidecar *sidecar_of(struct sidecars *sidecars, const struct disk *
     for (unsigned i = 0; i < sidecars->options->disk_count; i++)
         if (strcmp(sidecars->options->disks[i].name, disk->name) == 0)
             return &sidecars->all[i];
-    assert(!"a disk of the command line");
+    assert(false && "a disk of the command line");
     return NULL;
 }
 

@@ -114,8 +114,8 @@ def test_the_kinds(t):
 
 
 def test_an_incremental_goes_on(t):
-    """A client of what has changed comes back to a new daemon: it takes its lease again, sees all that had changed, also what
-    it has released, and commits the checkpoint that was made with the snapshot."""
+    """A client of what has changed comes back to a new daemon: it takes its lease again, sees all that had changed, also
+    what it has released, and commits the checkpoint that was made with the snapshot."""
     images = disks(t)
     d = t.daemon(images)
     with d.qmp() as client:
