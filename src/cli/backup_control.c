@@ -96,6 +96,7 @@ void backup_find_cause(struct backup *backup)
     if (!backup_control_readable(backup) || !backup->snapshot[0])
         return;
     if (backup_execute(backup, "fleece-query-snapshots", NULL, &snapshots, &err) < 0) {
+        backup->lost = true; /* reading ended a moment before the control connection did */
         snprintf(backup->cause, sizeof backup->cause, "%s", err.text);
         return;
     }
