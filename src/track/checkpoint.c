@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/probe.h"
 #include "track/tracker_internal.h"
 
 /* ---- prepare */
@@ -206,7 +207,10 @@ static void record_sampled(struct tracker *tracker, bool differs)
         return;
     }
     tracker->subject->named = true;
-    superblock_write(tracker, record_written);
+    if (MUTANT(track_record_not_written))
+        record_written(tracker, 0);
+    else
+        superblock_write(tracker, record_written);
 }
 
 static void record_flushed(struct request *req, int status)
@@ -227,6 +231,8 @@ void tracker_run_record(struct tracker_op *op)
     tracker->subject = tracker->checkpoints[tracker->count - 1];
     if (tracker->subject->state == CHECKPOINT_INVALID || tracker->voiding.phase != VOID_NONE)
         record_failed(tracker);
+    else if (MUTANT(track_records_without_a_flush))
+        sampler_take(tracker, record_sampled);
     else
         tracker_flush_disk(tracker, record_flushed);
 }
@@ -261,7 +267,10 @@ void tracker_run_commit(struct tracker_op *op)
         tracker_op_finish(tracker, 0);
     } else {
         tracker->subject->state = CHECKPOINT_COMMITTED;
-        superblock_write(tracker, commit_written);
+        if (MUTANT(track_commit_not_written))
+            commit_written(tracker, 0);
+        else
+            superblock_write(tracker, commit_written);
     }
 }
 
@@ -300,7 +309,10 @@ static void remove_name(struct tracker *tracker)
     if (tracker_op_voided(tracker))
         return;
     tracker->subject->named = false;
-    superblock_write(tracker, remove_written);
+    if (MUTANT(track_removal_not_written))
+        remove_written(tracker, 0);
+    else
+        superblock_write(tracker, remove_written);
 }
 
 static void merge_step(struct io_timer *timer)
@@ -322,6 +334,8 @@ static void merge_step(struct io_timer *timer)
     }
     if (tracker->progress < tracker->memory.pages)
         io_timer_set(io, timer, io_now_ns(io));
+    else if (MUTANT(track_merge_not_stored))
+        remove_name(tracker);
     else
         page_store_want(tracker, &into->span, remove_name);
 }
@@ -338,10 +352,11 @@ void tracker_run_remove(struct tracker_op *op)
     }
     struct tracker_checkpoint *into = tracker->subject->state == CHECKPOINT_INVALID ? NULL
                                                                                     : before(tracker, tracker->subject);
-    if (!into) {
+    if (!into || MUTANT(track_removal_does_not_merge)) {
         remove_name(tracker);
         return;
     }
+    PROBE(track_merge);
     span_set_unstored(&into->span, true);
     int status = tracker_grow_active(tracker, &into->span);
     if (status < 0) {

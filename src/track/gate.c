@@ -14,6 +14,7 @@
  */
 #include <assert.h>
 
+#include "base/probe.h"
 #include "track/tracker_internal.h"
 
 /* Bits that are new in the union of the spans from one on: counted before they are set. */
@@ -37,7 +38,8 @@ static void set_bits(struct tracker *tracker, uint64_t first, uint64_t count)
 
 static bool all_set(const struct tracker *tracker, uint64_t first, uint64_t count)
 {
-    for (unsigned i = 0; i < tracker->checked_count; i++)
+    unsigned from = tracker->checked_count > 1 && MUTANT(track_checks_only_older) ? 1 : 0;
+    for (unsigned i = from; i < tracker->checked_count; i++)
         if (!span_all_set(tracker->targets[i], first, count))
             return false;
     return true;
@@ -63,8 +65,10 @@ static bool activate(struct tracker *tracker, uint64_t extent)
 {
     struct block_range bits = extent_bits(tracker, extent);
     int status = 0;
-    if (activity_log_free(&tracker->log) == 0)
+    if (activity_log_free(&tracker->log) == 0) {
+        PROBE(track_no_slot_is_free);
         return false;
+    }
     for (unsigned i = 0; i < tracker->target_count && status == 0; i++)
         status = span_grow(tracker->targets[i], bits.first, bits.count);
     if (status == 0 && tracker->prepared && tracker->prepared->span.memory)
@@ -85,10 +89,12 @@ __attribute__((noinline)) static bool admit_slowly(struct tracker *tracker, stru
         if (state == EXTENT_ACTIVE || all_set(tracker, at, next - at))
             continue;
         if (state == EXTENT_RETIRING) {
+            PROBE(track_retirement_cancelled);
             activity_log_cancel(&tracker->log, (uint32_t)extent);
             continue;
         }
         admitted = false;
+        PROBE(track_write_parks);
         if (state == EXTENT_LOGGING && activity_log_is_composed(&tracker->log, (uint32_t)extent))
             continue;
         next_block = true;
@@ -107,8 +113,13 @@ __attribute__((noinline)) static bool admit_slowly(struct tracker *tracker, stru
 bool tracker_admit(struct write_gate *gate, struct request *req)
 {
     struct tracker *tracker = (struct tracker *)(void *)gate; /* its first member */
-    const uint64_t first = req->range.start >> tracker->shift, last = (range_end(req->range) - 1) >> tracker->shift;
+    const uint64_t first = req->range.start >> tracker->shift,
+                   last = (MUTANT(track_misses_the_last) ? req->range.start : range_end(req->range) - 1) >>
+                          tracker->shift;
     const uint64_t *words = tracker->recording;
+    if ((req->kind == REQUEST_DISCARD && MUTANT(track_misses_discards)) ||
+        (req->kind == REQUEST_WRITE_ZEROES && MUTANT(track_misses_zeroes)))
+        return true;
     if (extent_of(first) != extent_of(last) || !activity_log_is_active(&tracker->log, extent_of(first)))
         return admit_slowly(tracker, req, first, last - first + 1);
     if (words && first / 64 == last / 64) { /* what most writes are: bits of one word, set already */

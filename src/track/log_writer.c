@@ -10,6 +10,7 @@
  */
 #include <assert.h>
 
+#include "base/probe.h"
 #include "track/tracker_internal.h"
 
 static void log_writer_check_idle(struct tracker *tracker)
@@ -50,10 +51,8 @@ static void log_written(struct sidecar_io *io, int status)
     } else {
         writer->number = (writer->number + 1) & SIDECAR_NUMBER_MASK;
         tracker->counters.activations += activity_log_composed(&tracker->log);
-        if (tracker->voiding.phase != VOID_NOTING) {
+        if (tracker->voiding.phase != VOID_NOTING && !MUTANT(track_log_wakes_nobody)) {
             disk_resubmit_all(tracker->disk, &writer->composed);
-            if (!writer->wanted) /* they came while this block, which names their extents, was on its way */
-                disk_resubmit_all(tracker->disk, &writer->waiting);
             log_writer_watch(tracker);
         }
     }
@@ -82,14 +81,18 @@ static void log_write(struct io_task *task)
     if (stored)
         tracker->store.phase = STORE_IDLE;
     uint32_t number = (writer->number + 1) & SIDECAR_NUMBER_MASK;
-    uint64_t block = SIDECAR_LOG_AT + number % SIDECAR_LOGS;
+    uint64_t block = SIDECAR_LOG_AT + (MUTANT(track_log_in_one_place) ? 0 : number % SIDECAR_LOGS);
     sidecar_put_payload(writer->block, 1, &payload);
     sidecar_seal(&tracker->sidecar, writer->block, 1, block, SIDECAR_LOG, number,
                  sidecar_next_sequence(&tracker->sidecar));
     writer->busy = true;
     writer->io.done = log_written;
     tracker->counters.log_writes++;
-    sidecar_write(&tracker->sidecar, &writer->io, block, 1, writer->block, true);
+    sidecar_write(&tracker->sidecar, &writer->io, block, 1, writer->block, !MUTANT(track_log_not_durable));
+    if (MUTANT(track_log_not_awaited)) {
+        activity_log_composed(&tracker->log);
+        disk_resubmit_all(tracker->disk, &writer->composed);
+    }
 }
 
 void log_writer_request(struct tracker *tracker)
@@ -105,7 +108,7 @@ void log_writer_park(struct tracker *tracker, struct request *req, bool next_blo
     struct io *io = tracker->disk->node.io;
     tracker->counters.writes_parked++;
     disk_park(next_block ? &writer->waiting : &writer->composed, req);
-    if (tracker->voiding.phase == VOID_NONE && !io_timer_armed(&writer->stalled))
+    if (tracker->voiding.phase == VOID_NONE && !io_timer_armed(&writer->stalled) && !MUTANT(track_waits_for_ever))
         io_timer_set(io, &writer->stalled, io_now_ns(io) + TRACK_STALL_NS);
     if (tracker->log.fresh_count > 0)
         log_writer_request(tracker);
@@ -114,6 +117,7 @@ void log_writer_park(struct tracker *tracker, struct request *req, bool next_blo
 static void log_stalled(struct io_timer *timer)
 {
     struct tracker *tracker = container_of(timer, struct tracker, writer.stalled);
+    PROBE(track_sidecar_hangs);
     tracker_fail(tracker, "its sidecar did not answer for %llu seconds",
                  (unsigned long long)(TRACK_STALL_NS / NS_PER_S));
 }

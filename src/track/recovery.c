@@ -24,6 +24,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/probe.h"
 #include "track/tracker_internal.h"
 
 enum { CHUNK_PAGES = LIMIT_REQUEST_BYTES / SIDECAR_BLOCK_BYTES / 2 };
@@ -159,6 +160,8 @@ static void open_record(struct tracker *tracker)
 static void open_sampled(struct tracker *tracker, bool differs)
 {
     if (differs)
+        PROBE(track_samples_differ);
+    if (differs)
         void_because(tracker, "the disk is not what it was: a block that was not written since has changed");
     open_record(tracker);
 }
@@ -223,8 +226,11 @@ static int page_stamps(struct tracker *tracker, const struct span *span, uint64_
 static bool is_whole(const struct sidecar_stamp stamps[SIDECAR_SECTORS], unsigned copy)
 {
     for (unsigned i = 1; i < SIDECAR_SECTORS; i++)
-        if (stamps[i].sequence != stamps[0].sequence || stamps[i].number != stamps[0].number)
+        if ((stamps[i].sequence != stamps[0].sequence || stamps[i].number != stamps[0].number) &&
+            !MUTANT(track_torn_page_is_taken)) {
+            PROBE(track_torn_page);
             return false;
+        }
     return stamps[0].number == 0 || stamps[0].number % 2 == (copy == 0 ? 1 : 0);
 }
 
@@ -293,7 +299,8 @@ static void pages_read(struct sidecar_io *io, int status)
 static void replay(struct tracker *tracker)
 {
     struct recovery *recovery = tracker->recovering;
-    for (unsigned i = 0; i < recovery->extent_count; i++) {
+    for (unsigned i = 0; i < recovery->extent_count && !MUTANT(track_log_not_replayed); i++) {
+        PROBE(track_extent_replayed);
         struct block_range bits = extent_bits(tracker, recovery->extents[i]);
         for (unsigned s = 0; s < tracker->count; s++) {
             struct span *span = &tracker->checkpoints[s]->span;
@@ -369,9 +376,11 @@ static int adopt(struct tracker *tracker)
         if (status < 0)
             return status;
         used[checkpoint->span.area] = true;
-        if (span_is_unstored(&checkpoint->span))
+        if (span_is_unstored(&checkpoint->span)) {
+            PROBE(track_adopted_amid_a_merge);
             span_change_all(&checkpoint->span);
-        for (unsigned e = 0; e < recovery->extent_count; e++)
+        }
+        for (unsigned e = 0; e < recovery->extent_count && !MUTANT(track_adopted_counts_as_stored); e++)
             checkpoint->span.changed[recovery->extents[e] / SIDECAR_PAGE_EXTENTS] = 1;
     }
     span_memory_drop_others(&tracker->memory, used);
@@ -419,8 +428,11 @@ static void memory_opened(struct io_op *op, int64_t result)
         tracker->recovery = tracker->super.past.clean ? TRACKER_CLEAN : TRACKER_REPLAYED;
         load_begin(tracker);
     } else {
+        PROBE(track_memory_adopted);
         tracker->recovery = TRACKER_ADOPTED;
         int status = adopt(tracker);
+        if (MUTANT(track_adopted_is_idle))
+            activity_log_reset(&tracker->log);
         if (status < 0)
             void_because(tracker, "the bitmaps that a killed daemon left cannot be adopted: %s", error_name(status));
         open_count(tracker);
@@ -449,6 +461,8 @@ static int find_newest(struct tracker *tracker, const struct sidecar_block *bloc
         }
         for (unsigned s = 1; s < SIDECAR_SECTORS; s++)
             whole = whole && stamps[i][s].sequence == stamps[i][0].sequence;
+        if (!whole)
+            PROBE(track_torn_log_block);
         if (whole && (!found || stamps[i][0].sequence > stamps[*newest][0].sequence))
             *newest = i;
         found = found || whole;
@@ -508,10 +522,10 @@ static void check_identity(struct tracker *tracker)
     uint8_t boot_id[BOOT_ID_BYTES];
     io_boot_id(tracker->disk->node.io, boot_id);
     bool same_boot = memcmp(boot_id, past->boot_id, sizeof boot_id) == 0;
-    if (tracker->disk_bytes != tracker->disk->leaf->size_bytes)
+    if (tracker->disk_bytes != tracker->disk->leaf->size_bytes && !MUTANT(track_size_not_compared))
         void_because(tracker, "the disk has %llu bytes, it had %llu when it was tracked last",
                      (unsigned long long)tracker->disk->leaf->size_bytes, (unsigned long long)tracker->disk_bytes);
-    if (is->size_bytes == 0 || was->size_bytes == 0)
+    if (is->size_bytes == 0 || was->size_bytes == 0 || MUTANT(track_identity_not_compared))
         return;
     if (differs(was->inode, is->inode) || (same_boot && differs(was->device, is->device)))
         void_because(tracker, "the disk's file is another one than it was when it was tracked last");

@@ -18,6 +18,7 @@
 #include <assert.h>
 #include <string.h>
 
+#include "base/probe.h"
 #include "track/tracker_internal.h"
 
 void page_store_forget(struct tracker *tracker, const struct span *span)
@@ -54,9 +55,13 @@ static void batch_done(struct tracker *tracker)
     if (store->status < 0) {
         tracker_fail(tracker, "its sidecar cannot be written (bitmap pages): %s", error_name(store->status));
     } else {
-        for (unsigned i = 0; i < store->count; i++)
-            if (store->writes[i].span)
-                store->writes[i].span->written[store->writes[i].page] = store->writes[i].number;
+        for (unsigned i = 0; i < store->count; i++) {
+            if (!store->writes[i].span)
+                continue;
+            store->writes[i].span->written[store->writes[i].page] = store->writes[i].number;
+            if (MUTANT(track_forgets_changes_meanwhile))
+                store->writes[i].span->changed[store->writes[i].page] = 0;
+        }
         if (tracker->log.retiring_count > 0) {
             store->phase = STORE_STORED;
             log_writer_request(tracker);
@@ -76,7 +81,7 @@ static void batch_synced(struct sidecar_io *io, int status)
 static void batch_sync(struct tracker *tracker)
 {
     struct page_store *store = &tracker->store;
-    if (store->status < 0) {
+    if (store->status < 0 || MUTANT(track_pages_not_synced)) {
         batch_done(tracker);
         return;
     }
@@ -105,7 +110,7 @@ static void batch_start(struct tracker *tracker)
     for (unsigned i = 0; i < store->count; i++) {
         struct page_write *write = &store->writes[i];
         uint64_t block = sidecar_page_block(&tracker->sidecar, write->span->area, write->page,
-                                            write->number % 2 == 1 ? 0 : 1);
+                                            write->number % 2 == 1 || MUTANT(track_pages_in_one_place) ? 0 : 1);
         sidecar_seal(&tracker->sidecar, &store->blocks[i], 1, block, SIDECAR_PAGE, write->number,
                      sidecar_next_sequence(&tracker->sidecar));
         write->tracker = tracker;
@@ -149,7 +154,7 @@ static bool retire(struct tracker *tracker, const struct activity_slot *slot)
         needed += tracker->spans[i]->changed[page];
     if (tracker->store.count + needed > LIMIT_TRACK_PAGES)
         return false;
-    for (unsigned i = 0; i < tracker->span_count; i++)
+    for (unsigned i = MUTANT(track_retires_the_newest_only) ? tracker->span_count - 1 : 0; i < tracker->span_count; i++)
         if (tracker->spans[i]->changed[page])
             batch_add(tracker, tracker->spans[i], page);
     activity_log_retire(log, slot->extent);

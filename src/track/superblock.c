@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/probe.h"
 #include "track/tracker_internal.h"
 
 enum { SUPER_SECTORS = SIDECAR_SUPER_BLOCKS * SIDECAR_SECTORS };
@@ -41,12 +42,12 @@ static uint32_t state_to_file(const struct tracker *tracker, const struct tracke
 {
     if (checkpoint->state == CHECKPOINT_INVALID || tracker->voiding.phase != VOID_NONE)
         return 3;
-    return checkpoint->state == CHECKPOINT_PENDING ? 1 : 2;
+    return checkpoint->state == CHECKPOINT_PENDING && !MUTANT(track_commits_by_itself) ? 1 : 2;
 }
 
 static void compose(struct tracker *tracker, struct sidecar_super *super)
 {
-    bool clean = tracker->closing;
+    bool clean = tracker->closing || MUTANT(track_is_always_clean);
     uint32_t count = 0;
     *super = (struct sidecar_super){
         .disk_bytes = htole64(tracker->disk_bytes),
@@ -131,6 +132,8 @@ static int read_slot(struct tracker *tracker, const struct sidecar_block *blocks
         slot->whole = slot->whole && slot->stamps[i].sequence == slot->stamps[0].sequence;
         slot->never = slot->never && slot->stamps[i].sequence == 0;
     }
+    if (!slot->whole)
+        PROBE(track_torn_superblock);
     slot->whole = slot->whole && !slot->never && slot->stamps[0].number % SIDECAR_SUPERS == place;
     return 0;
 }

@@ -33,6 +33,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/probe.h"
 #include "track/tracker_internal.h"
 
 uint64_t tracker_sidecar_bytes(uint64_t disk_bytes, uint64_t granularity_bytes)
@@ -141,11 +142,11 @@ void tracker_update(struct tracker *tracker)
     const unsigned count = tracker->count, valid = tracker->span_count;
     if (valid > 0) {
         tracker->targets[tracker->target_count++] = tracker->spans[valid - 1];
-        if (!tracker->checkpoints[count - 1]->recorded && valid > 1)
+        if (!tracker->checkpoints[count - 1]->recorded && valid > 1 && !MUTANT(track_bits_go_to_the_new_span_only))
             tracker->targets[tracker->target_count++] = tracker->spans[valid - 2];
         tracker->checked_count = tracker->target_count;
         for (unsigned i = 1; i <= tracker->checked_count; i++)
-            if (tracker->checkpoints[count - i]->merging && valid > i)
+            if (tracker->checkpoints[count - i]->merging && valid > i && !MUTANT(track_merge_misses_writes))
                 tracker->targets[tracker->target_count++] = tracker->spans[valid - i - 1];
     }
     tracker->recording = tracker->target_count == 1 ? tracker->targets[0]->words : NULL;

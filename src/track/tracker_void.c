@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/probe.h"
 #include "track/tracker_internal.h"
 
 static void void_noted(struct tracker *tracker, bool durably)
@@ -26,6 +27,7 @@ static void void_noted(struct tracker *tracker, bool durably)
     struct tracker_void *voiding = &tracker->voiding;
     if (voiding->phase != VOID_NOTING)
         return;
+    PROBE(track_void_noted);
     voiding->phase = VOID_NOTED;
     io_timer_cancel(tracker->disk->node.io, &voiding->timer);
     memcpy(tracker->reason, voiding->reason, sizeof tracker->reason);
@@ -56,6 +58,7 @@ static void condemn_done(struct io_op *op, int64_t result)
 {
     struct tracker *tracker = container_of(op, struct tracker, voiding.condemn);
     tracker->voiding.condemning = false;
+    PROBE(track_condemned);
     if (result == 0)
         tracker->broken = tracker->voiding.condemned = true;
     if (result == 0 || (tracker->voiding.super_tried && !tracker->super.busy))
@@ -84,7 +87,10 @@ static void void_written(struct tracker *tracker, int status)
         void_noted(tracker, true);
     } else {
         tracker->broken = true;
-        condemn(tracker);
+        if (MUTANT(track_does_not_condemn))
+            void_noted(tracker, true);
+        else
+            condemn(tracker);
     }
     tracker_ops_next(tracker);
 }
@@ -95,7 +101,10 @@ void tracker_void_continue(struct tracker *tracker)
     if (voiding->phase != VOID_NOTING || voiding->super_tried || tracker->super.busy)
         return;
     voiding->super_tried = true;
-    superblock_write(tracker, void_written);
+    if (MUTANT(track_void_not_noted))
+        void_noted(tracker, true);
+    else
+        superblock_write(tracker, void_written);
 }
 
 static void void_timeout(struct io_timer *timer)

@@ -109,6 +109,8 @@ struct crash_life { /* a process; stays in memory when it was killed */
     unsigned ops_busy;
 };
 
+enum crash_io { CRASH_SUPER, CRASH_LOG, CRASH_PAGE, CRASH_SYNC, CRASH_IOS }; /* what goes to a sidecar */
+
 enum crash_death { DEATH_NONE, DEATH_KILL, DEATH_IN_TICK, DEATH_POWER };
 
 /* What may have been done between two lives. */
@@ -138,6 +140,7 @@ struct crash_copy { /* of a file, as it once was; of the disk: of the sectors th
     uint64_t size;
     uint32_t number; /* newest request of the guest then */
     bool closed;     /* the sidecar's daemon had ended in good order */
+    unsigned life;   /* of whose it is: its process */
 };
 
 struct crash_sim {
@@ -175,6 +178,7 @@ struct crash_sim {
     bool crashed;         /* since the last successful open */
     bool was_clean;       /* the last life ended in good order */
     bool was_killed;      /* the last life that was open was killed, and its memory is still there */
+    unsigned last_open;   /* process of the last life that was open */
     bool power_lost;      /* since the last successful open */
     bool memory_lost;     /* with the power, and nobody has made it anew since */
     struct crash_copy old_disk, old_sidecar;
@@ -184,9 +188,11 @@ struct crash_sim {
     uint64_t moves;    /* of the guest and of the one who makes checkpoints, at most */
     uint64_t death_in; /* steps or moments */
     bool dying_in_tick;
+    unsigned under_way[CRASH_IOS];
     uint64_t stuck[CRASH_STUCK], stuck_until[CRASH_STUCK];
     unsigned stuck_count;
     uint64_t stalled_until; /* operations of the sidecar that begin before it get stuck */
+    uint64_t failing_until; /* ... or fail, all of them */
 };
 
 /* The run failed: says why and how to repeat it, and ends the process. */
@@ -234,8 +240,14 @@ void life_end_by_death(struct crash_sim *sim);
 int crash_fault(void *context, const struct world_io *io);
 bool crash_gate(void *context, const struct world_io *io);
 void crash_moment(void *context);
+void crash_landed(void *context, const struct world_io *io, int64_t result);
+
+/* crash_death.c */
+void death_note(const struct crash_sim *sim); /* in the middle of what: there is a probe for each */
 
 uint64_t crash_sidecar_bytes(const struct crash_sim *sim);
+/* A killed daemon has left bitmaps that the next one must adopt. */
+bool crash_has_memory(const struct crash_sim *sim);
 
 /* crash_checkpoint.c: the life of checkpoints, and the model of them */
 void checkpoint_act(struct crash_life *life);

@@ -10,6 +10,7 @@
 
 #include "crash.h"
 #include "driver/file.h"
+#include "track/sidecar_format.h"
 
 /* So that the memory of killed processes counts as no leak. */
 static struct crash_life *graveyard;
@@ -21,13 +22,34 @@ static bool is_sidecar(const struct crash_sim *sim, const struct world_io *io)
     return io->file == world_file_find(sim->world, CRASH_SIDECAR);
 }
 
+static enum crash_io io_class(const struct world_io *io)
+{
+    if (io->kind == WORLD_SYNC)
+        return CRASH_SYNC;
+    if (io->kind != WORLD_WRITE)
+        return CRASH_IOS;
+    uint64_t block = io->range.start / SIDECAR_BLOCK_BYTES;
+    return block < SIDECAR_LOG_AT ? CRASH_SUPER : block < SIDECAR_AREAS_AT ? CRASH_LOG : CRASH_PAGE;
+}
+
+void crash_landed(void *context, const struct world_io *io, int64_t result)
+{
+    struct crash_sim *sim = context;
+    (void)result;
+    if (sim->life && io->io == sim->life->io && is_sidecar(sim, io) && io_class(io) != CRASH_IOS)
+        sim->under_way[io_class(io)]--;
+}
+
 int crash_fault(void *context, const struct world_io *io)
 {
     struct crash_sim *sim = context;
     if (!sim->life) /* somebody else: crash_tamper.c */
         return 0;
     if (is_sidecar(sim, io)) {
-        if (!sim->sidecar_faults || !crash_chance(sim, 12))
+        if (io_class(io) != CRASH_IOS)
+            sim->under_way[io_class(io)]++;
+        bool lasts = world_now(sim->world) < sim->failing_until;
+        if (!sim->sidecar_faults || (!lasts && !crash_chance(sim, 12)))
             return 0;
         sim->excuse = true;
         crash_trace(sim, "operation %llu of the sidecar fails", (unsigned long long)io->number);
@@ -212,6 +234,7 @@ bool life_begin(struct crash_sim *sim)
     life->io = world_reactor(sim->world, "fleeced", life->process);
     sim->life = life;
     world_limit_shm(sim->world, 0);
+    memset(sim->under_way, 0, sizeof sim->under_way);
     crash_trace(sim, "life %u begins", life->process);
     world_call(life->io, open_files, life);
     if (life->dead || !life_wait(sim, is_open, 120 * NS_PER_S)) {
@@ -239,6 +262,8 @@ static void misfortune(struct crash_sim *sim)
     if (sim->sidecar_stalls && crash_chance(sim, 512)) {
         uint64_t length = crash_chance(sim, 256) ? crash_below(sim, 40 * NS_PER_S) : crash_below(sim, 20 * NS_PER_MS);
         sim->stalled_until = world_now(sim->world) + length;
+    } else if (sim->sidecar_faults && crash_chance(sim, 512)) {
+        sim->failing_until = world_now(sim->world) + crash_below(sim, 2 * NS_PER_S);
     } else if (sim->memory_faults) {
         bool full = crash_chance(sim, 512);
         world_limit_shm(sim->world, full ? 4096 : 0);
@@ -327,6 +352,7 @@ void life_close(struct crash_sim *sim)
     }
     sim->death = DEATH_NONE;
     sim->was_clean = life->open;
+    sim->memory_lost = false;
     world_call(life->io, destroy, life);
     world_kill(sim->world, life->process); /* nothing of it is left: its reactor only */
     let_go_stuck(sim, true);
@@ -338,11 +364,12 @@ void life_end_by_death(struct crash_sim *sim)
 {
     struct crash_life *life = sim->life;
     bool power = sim->death == DEATH_POWER;
+    death_note(sim);
     if (sim->death == DEATH_KILL)
         world_kill(sim->world, life->process);
     sim->life = NULL;
     sim->stuck_count = 0; /* they go on by themselves */
-    sim->stalled_until = 0;
+    sim->stalled_until = sim->failing_until = 0;
     if (!power && crash_chance(sim, 100)) { /* first this, then that */
         world_run_for(sim->world, crash_below(sim, 4 * NS_PER_S));
         power = true;

@@ -58,6 +58,7 @@ static void begin(struct crash_sim *sim)
         .fault = crash_fault,
         .gate = crash_gate,
         .moment = crash_moment,
+        .landed = crash_landed,
     };
     sim->world = world_create(&options);
     choose_character(sim);
@@ -85,11 +86,11 @@ static void choose_death(struct crash_sim *sim)
     sim->death_in = crash_below(sim, sim->death == DEATH_IN_TICK ? steps * 5 : steps);
 }
 
-static bool memory_is_expected(const struct crash_sim *sim)
+bool crash_has_memory(const struct crash_sim *sim)
 {
     bool any = false; /* without checkpoints there is nothing to remember */
     for (struct crash_checkpoint *checkpoint = sim->checkpoints; checkpoint; checkpoint = checkpoint->next)
-        any = any || (checkpoint->recorded && !checkpoint->remove_asked);
+        any = any || (checkpoint->recorded && !checkpoint->remove_asked && !checkpoint->invalid);
     return any && sim->was_killed && !sim->excuse && sim->tamper == TAMPER_NONE;
 }
 
@@ -98,7 +99,7 @@ static void check_recovery(struct crash_sim *sim)
     enum tracker_recovery recovery = tracker_recovery(sim->life->tracker);
     sim->result.recovered[recovery]++;
     crash_trace(sim, "recovery: %d", (int)recovery);
-    if (memory_is_expected(sim) && recovery != TRACKER_ADOPTED)
+    if (crash_has_memory(sim) && recovery != TRACKER_ADOPTED)
         crash_fail(sim, "the memory of a killed daemon is not adopted: recovery %d", (int)recovery);
     if (sim->memory_lost && recovery == TRACKER_ADOPTED)
         crash_fail(sim, "memory is adopted after a power loss (C11)");
@@ -135,6 +136,7 @@ static bool check_everything(struct crash_sim *sim)
     sim->crashed = sim->power_lost = sim->must_be_invalid = sim->was_clean = sim->damaged = false;
     sim->born = true;
     sim->was_killed = !tracker_invalid_reason(sim->life->tracker);
+    sim->last_open = sim->life->process;
     return trusted;
 }
 

@@ -97,6 +97,7 @@ static void keep_sidecar(struct crash_sim *sim)
     memcpy(sim->old_sidecar.bytes, world_file_bytes(file), world_file_size(file));
     sim->old_sidecar.number = sim->number;
     sim->old_sidecar.closed = !sim->life && sim->was_clean;
+    sim->old_sidecar.life = sim->last_open;
 }
 
 void tamper_copy(struct crash_sim *sim)
@@ -255,7 +256,7 @@ static bool tamper(struct crash_sim *sim, enum crash_tamper how)
 }
 
 /* Whether it must be noticed. */
-static bool is_noticed(const struct crash_sim *sim, enum crash_tamper how)
+static bool is_noticed(const struct crash_sim *sim, enum crash_tamper how, bool memory)
 {
     switch (how) {
     case TAMPER_NONE:
@@ -271,6 +272,8 @@ static bool is_noticed(const struct crash_sim *sim, enum crash_tamper how)
     case TAMPER_OTHER_DISK:
         return sim->was_clean && !sim->block_device;
     case TAMPER_OLD_SIDECAR:
+        if (memory) /* which is of a later open */
+            return sim->old_sidecar.life < sim->last_open;
         return sim->was_clean && !sim->block_device && sim->old_sidecar.closed &&
                sim->old_sidecar.number < sim->newest_acknowledged;
     }
@@ -282,6 +285,7 @@ void tamper_between(struct crash_sim *sim)
     if (!sim->tampers || sim->tamper != TAMPER_NONE || !sim->born || sim->result.tampers >= CRASH_TAMPERS)
         return;
     enum crash_tamper how = (enum crash_tamper)(1 + crash_below(sim, TAMPER_COUNT - 1));
+    bool memory = crash_has_memory(sim);
     sim->newest_undone = false;
     if (!tamper(sim, how))
         return;
@@ -289,7 +293,7 @@ void tamper_between(struct crash_sim *sim)
     sim->tamper = how;
     sim->excuse = true;
     sim->damaged = how == TAMPER_BITS || how == TAMPER_CUT_SIDECAR;
-    sim->must_be_invalid = is_noticed(sim, how);
+    sim->must_be_invalid = is_noticed(sim, how, memory);
     crash_trace(sim, "behind our back: %d%s", (int)how, sim->must_be_invalid ? ", which must be noticed" : "");
 }
 

@@ -31,7 +31,8 @@ enum {
     JOBS_MAX = 64,
     PROBES_MAX = 512,
     BATCH = 16,          /* seeds of one child */
-    MUTANT_SEEDS = 3000, /* a fault that so many runs do not show is not caught */
+    MUTANT_SEEDS = 2000, /* a fault that so many runs do not show is not caught */
+    MUTANT_BATCH = 40,   /* seeds of one child */
     MUTANT_SECONDS = 20, /* of one seed */
 };
 
@@ -287,7 +288,7 @@ static unsigned count_unlisted(char names[][64], unsigned count)
     return unlisted;
 }
 
-static pid_t start_mutant(const struct arguments *arguments, const char *name, struct job *job)
+static pid_t start_mutant(const struct arguments *arguments, const char *name, struct job *job, uint64_t from)
 {
     fflush(stdout);
     pid_t child = fork();
@@ -295,7 +296,7 @@ static pid_t start_mutant(const struct arguments *arguments, const char *name, s
         return child;
     if (!freopen("/dev/null", "w", stderr) || !mutant_select(name))
         _exit(3);
-    for (uint64_t seed = arguments->from; seed < arguments->from + MUTANT_SEEDS; seed++) {
+    for (uint64_t seed = from; seed < from + MUTANT_BATCH; seed++) {
         alarm(MUTANT_SECONDS);
         run_batch(arguments, job, seed, seed);
     }
@@ -323,13 +324,15 @@ static int run_mutants(const struct arguments *arguments)
     unsigned unlisted = count_unlisted(names, count), whose[JOBS_MAX];
     struct job *jobs = jobs_create();
     pid_t children[JOBS_MAX] = {0};
+    uint64_t from[JOBS_MAX];
     double start = seconds_now();
     while (next < count || running > 0) {
         for (unsigned i = 0; i < arguments->jobs && next < count; i++) {
             if (children[i])
                 continue;
             whose[i] = next++;
-            children[i] = start_mutant(arguments, names[whose[i]], &jobs[i]);
+            from[i] = arguments->from;
+            children[i] = start_mutant(arguments, names[whose[i]], &jobs[i], from[i]);
             running++;
         }
         int status = 0;
@@ -337,6 +340,11 @@ static int run_mutants(const struct arguments *arguments)
         for (unsigned i = 0; i < arguments->jobs; i++) {
             if (children[i] != child)
                 continue;
+            from[i] += MUTANT_BATCH;
+            if (WIFEXITED(status) && WEXITSTATUS(status) == 0 && from[i] < arguments->from + MUTANT_SEEDS) {
+                children[i] = start_mutant(arguments, names[whose[i]], &jobs[i], from[i]); /* it goes on */
+                continue;
+            }
             children[i] = 0;
             running--;
             caught += mutant_caught(names[whose[i]], &jobs[i], status);

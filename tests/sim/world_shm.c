@@ -72,6 +72,14 @@ static uint64_t pages_set(uint8_t *pages, struct range range, bool there)
     return changed;
 }
 
+static uint64_t pages_missing(const uint8_t *pages, struct range range)
+{
+    uint64_t missing = 0;
+    for (uint64_t page = range.start / WORLD_EXTENT_BYTES; page < range_end(range) / WORLD_EXTENT_BYTES; page++)
+        missing += (pages[page / 8] >> page % 8 & 1) ? 0 : WORLD_EXTENT_BYTES;
+    return missing;
+}
+
 static struct named_shm *named_find(struct world *world, const struct io_shm_name *name)
 {
     char whole[WORLD_SHM_NAME_BYTES];
@@ -193,13 +201,13 @@ int shm_grow_(struct io *io, struct io_shm *shm, struct range range)
     struct world *world = reactor_of(io)->world;
     struct description *description = shm_of(world, shm, range, "shm_grow");
     world_moment(io);
-    const uint64_t bytes = pages_set(description->shm_grown, range, true);
-    if (world->options.shm_max_bytes != 0 && world->shm_bytes + bytes > world->options.shm_max_bytes) {
-        if (bytes < range.length)
-            world_violation(world, "shm_grow of what is partly there, in a full tmpfs: nobody would know what is");
-        pages_set(description->shm_grown, range, false);
-        return -ENOSPC;
+    const uint64_t most = world->options.shm_max_bytes;
+    if (most != 0 && world->shm_bytes + range.length > most) { /* perhaps: a part of it may be there already */
+        uint64_t missing = pages_missing(description->shm_grown, range);
+        if (missing > 0 && world->shm_bytes + missing > most)
+            return -ENOSPC; /* and all is as it was */
     }
+    const uint64_t bytes = pages_set(description->shm_grown, range, true);
     if (mprotect(shm->base + range.start, range.length, PROT_READ | PROT_WRITE) != 0)
         abort();
     world->shm_bytes += bytes;
