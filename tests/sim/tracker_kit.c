@@ -118,7 +118,7 @@ static void watch(struct kit *kit)
     list_append(&kit->disk->observers, &kit->observer->link);
 }
 
-int kit_start(struct kit *kit)
+static void start(struct kit *kit)
 {
     char name[16];
     struct tracker_options options = kit->options;
@@ -143,7 +143,19 @@ int kit_start(struct kit *kit)
     kit->tracker = tracker_create(kit->disk, &options);
     assert_non_null(kit->tracker);
     tracker_open(kit->tracker, op_new(kit));
+}
+
+int kit_start(struct kit *kit)
+{
+    start(kit);
     return kit_wait(kit);
+}
+
+void kit_start_and_die(struct kit *kit, uint64_t after_ns)
+{
+    start(kit);
+    world_run_for(kit->world, after_ns);
+    kit_kill(kit);
 }
 
 void kit_leave(struct kit *kit)

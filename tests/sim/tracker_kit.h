@@ -63,7 +63,8 @@ void kit_fini(struct kit *kit);
 
 /* A daemon starts: the sidecar is made when there is none. Returns the status of tracker_open(). */
 int kit_start(struct kit *kit);
-void kit_stop(struct kit *kit);  /* in good order */
+void kit_start_and_die(struct kit *kit, uint64_t after_ns); /* while it recovers, or later */
+void kit_stop(struct kit *kit);                             /* in good order */
 void kit_leave(struct kit *kit); /* its objects go, without a close; after tracker_open() has failed, too */
 void kit_kill(struct kit *kit);  /* -9 */
 void kit_power_loss(struct kit *kit);

@@ -149,6 +149,44 @@ static void writes_wait_for_one_block(void **state)
     kit_fini(&kit);
 }
 
+/* Daemons that die while they recover, again and again: the last one knows as much as the first. */
+static void die_again_and_again(unsigned ending, uint64_t delay_us)
+{
+    struct kit kit;
+    kit_init(&kit, &(struct world_options){.seed = 100 + delay_us, .power = true});
+    assert_int_equal(kit_start(&kit), 0);
+    assert_int_equal(kit_checkpoint(&kit, "a"), 0);
+    kit_write_now(&kit, 10, 3);
+    assert_int_equal(kit_checkpoint(&kit, "b"), 0);
+    kit_write_now(&kit, 5000, 3);
+    if (ending == 0)
+        kit_stop(&kit);
+    else if (ending == 1)
+        kit_kill(&kit);
+    else
+        kit_power_loss(&kit);
+    for (unsigned deaths = 0; deaths < 3; deaths++)
+        kit_start_and_die(&kit, delay_us * NS_PER_US);
+    assert_int_equal(kit_start(&kit), 0);
+    if (tracker_invalid_reason(kit.tracker))
+        fail_msg("ending %u, after %u us: %s", ending, (unsigned)delay_us, tracker_invalid_reason(kit.tracker));
+    uint64_t beyond = kit_judge(&kit);
+    if (ending < 2)
+        assert_int_equal(beyond, 0);
+    kit_write_now(&kit, 9000, 1);
+    kit_judge(&kit);
+    kit_stop(&kit);
+    kit_fini(&kit);
+}
+
+static void deaths_during_recovery(void **state)
+{
+    (void)state;
+    for (unsigned ending = 0; ending < 3; ending++)
+        for (uint64_t delay_us = 0; delay_us < 1000; delay_us += 50)
+            die_again_and_again(ending, delay_us);
+}
+
 static void memory_is_bounded_and_reported(void **state)
 {
     (void)state;
@@ -329,6 +367,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_checkpoint_reports_what_was_written_since),
         cmocka_unit_test(writes_wait_for_one_block),
+        cmocka_unit_test(deaths_during_recovery),
         cmocka_unit_test(memory_is_bounded_and_reported),
         cmocka_unit_test(every_byte_class_of_the_sidecar),
         cmocka_unit_test(lives_of_all_kinds),
