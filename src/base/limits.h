@@ -69,7 +69,6 @@ enum {
      * clusters. When three quarters have changed they are written. */
     QCOW2_PAGE_BYTES = 4096,
     LIMIT_QCOW2_PAGES = 4096,
-    LIMIT_QCOW2_DIRTY_PAGES = 3072,
     LIMIT_QCOW2_BUCKETS = 1024,
     /* ... written at once: enough to keep a disk busy. */
     LIMIT_QCOW2_PAGE_WRITES = 16,
@@ -79,6 +78,8 @@ enum {
      * have 32 pages of counts. */
     LIMIT_QCOW2_FREED = 1024,
     LIMIT_QCOW2_FREED_RUN = 65536,
+    /* Clusters behind the end of a file that are counted though nobody wrote them: a crash leaves no more than that. */
+    LIMIT_QCOW2_PASSED = 1024 * 1024,
     /* Parts of reads, and writes, under way on one image; further ones wait. */
     LIMIT_QCOW2_PIECES = 64,
     LIMIT_QCOW2_WRITES = 64,

@@ -22,6 +22,7 @@ void cache_init(struct qcow2 *image)
 {
     for (unsigned i = 0; i < LIMIT_QCOW2_BUCKETS; i++)
         list_init(&image->buckets[i]);
+    image->page_max = LIMIT_QCOW2_PAGES;
     list_init(&image->clean);
     list_init(&image->room_waiters);
     for (unsigned class = 0; class < PAGE_CLASSES; class ++)
@@ -101,13 +102,12 @@ static struct page *page_find(struct qcow2 *image, uint64_t offset)
 /* Room for one more page. */
 static int make_room(struct qcow2 *image, struct qcow2_waiter *waiter)
 {
-    if (image->page_count < LIMIT_QCOW2_PAGES)
+    if (image->page_count < image->page_max)
         return 0;
     if (!list_empty(&image->clean)) {
         page_free(list_first(&image->clean, struct page, link));
         return 0;
     }
-    PROBE(qcow2_cache_full);
     qcow2_wait(&image->room_waiters, waiter);
     commit_begin(image);
     return -EAGAIN;

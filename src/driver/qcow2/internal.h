@@ -104,14 +104,15 @@ struct qcow2 {
     /* cache.c */
     struct list buckets[LIMIT_QCOW2_BUCKETS];
     struct list clean, dirty[PAGE_CLASSES];
-    unsigned page_count, dirty_count;
+    unsigned page_count, dirty_count, page_max;
     struct list room_waiters; /* for a page that may go */
     struct commit commit;
     /* refcount.c */
     uint64_t cursor;  /* the next cluster; everything from there on is free and zero */
     uint64_t pack_at; /* compressed data goes on here when its cluster is the last one; 0: it begins a cluster */
+    unsigned passed;  /* clusters that were counted behind the end of the file */
     struct freed *freed;
-    unsigned freed_count;
+    unsigned freed_count, freed_max;
     /* read.c */
     struct piece *pieces;
     struct list free_pieces, piece_waiters;
@@ -285,7 +286,7 @@ struct qcow2_op {
     uint64_t at; /* the request has come so far */
     unsigned pending;
     int status;
-    bool waiting, again;
+    bool waiting;
 };
 _Static_assert(sizeof(struct qcow2_op) <= sizeof(((struct request *)0)->leaf_scratch), "fits into the request");
 

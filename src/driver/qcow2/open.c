@@ -58,6 +58,7 @@ static int writes_init(struct qcow2 *image)
     if (image->node.read_only)
         return 0;
     image->write_slots = calloc(LIMIT_QCOW2_WRITES, sizeof *image->write_slots);
+    image->freed_max = LIMIT_QCOW2_FREED;
     image->freed = calloc(LIMIT_QCOW2_FREED, sizeof *image->freed);
     image->zeroes = aligned_alloc(LIMIT_ALIGNMENT_BYTES, FILE_ZERO_BYTES);
     if (!image->write_slots || !image->freed || !image->zeroes)

@@ -145,5 +145,6 @@ void qcow2_compress_set(struct node *node)
 {
     struct qcow2 *image = qcow2_of(node);
     assert(node->ops == &qcow2_ops && image->header.zstd && !node->read_only);
+    assert(image->refcount_bits >= 16); /* many compressed clusters share one */
     image->compress = true;
 }

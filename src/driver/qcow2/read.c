@@ -4,8 +4,7 @@
  * a piece or room for a compressed cluster parks the request, which goes on from there; what was started meanwhile runs.
  *
  * A read sees each mapping at the instant it looks; what it then reads there is right as long as it takes, since no
- * cluster is ever used twice. The one exception is a compressed cluster that somebody discards, which is punched: when
- * unpacking fails, the request is read once more, by the mapping of then.
+ * cluster is ever used twice. Only zeroed and discarded clusters are punched, and compressed ones never are.
  */
 #include <assert.h>
 #include <errno.h>
@@ -77,13 +76,8 @@ static void inflated(struct inflate *inflate, int status)
     struct request *req = inflate->parent;
     struct qcow2_op *op = qcow2_op_of(req);
     op->pending--;
-    if (status == -EIO && !op->again) {
-        PROBE(qcow2_unpacked_again);
-        op->again = true;
-        op->at = inflate->at < op->at ? inflate->at : op->at; /* what follows is read once more, too */
-    } else if (status < 0 && op->status == 0) {
+    if (status < 0 && op->status == 0)
         op->status = status;
-    }
     inflate_free(inflate);
     image->inflating--;
     while (image->inflating < LIMIT_QCOW2_INFLATES && !list_empty(&image->inflate_waiters))

@@ -164,6 +164,13 @@ static uint64_t first_used(struct qcow2 *image, uint64_t first, uint64_t count)
     return cluster;
 }
 
+/* What a crash counted and never wrote lies behind the end of the file. Whole files of it are no crash's doing. */
+static int pass_used(struct qcow2 *image, uint64_t used)
+{
+    image->cursor = used + 1;
+    return ++image->passed > LIMIT_QCOW2_PASSED ? -EIO : 0;
+}
+
 int clusters_allocate(struct qcow2 *image, uint64_t count, struct qcow2_waiter *waiter, uint64_t *offset)
 {
     for (;;) {
@@ -176,7 +183,8 @@ int clusters_allocate(struct qcow2 *image, uint64_t count, struct qcow2_waiter *
         uint64_t used = first_used(image, first, count);
         if (used < first + count) {
             PROBE(qcow2_counted_behind_end);
-            image->cursor = used + 1;
+            if (pass_used(image, used) < 0)
+                return -EIO;
             continue;
         }
         for (uint64_t cluster = first; cluster < first + count && !MUTANT(qcow2_not_counted); cluster++)
@@ -228,13 +236,12 @@ int packed_allocate(struct qcow2 *image, const uint32_t *sizes, unsigned count, 
             return status;
         uint64_t used = first_used(image, image->cursor, last + 1 - image->cursor);
         if (last >= image->cursor && used <= last) {
-            image->cursor = used + 1;
+            if (pass_used(image, used) < 0)
+                return -EIO;
             continue;
         }
         if (!count_packed(image, start, sizes, count, true)) {
-            PROBE(qcow2_count_is_full);
-            if (start == fresh)
-                return -ENOSPC;
+            assert(start != fresh); /* so many fit into a new one: see qcow2_compress_set() */
             image->pack_at = 0;
             continue;
         }
@@ -250,7 +257,7 @@ int packed_allocate(struct qcow2 *image, const uint32_t *sizes, unsigned count, 
 
 int freed_reserve(struct qcow2 *image, unsigned count, struct qcow2_waiter *waiter)
 {
-    if (image->freed_count + count <= LIMIT_QCOW2_FREED)
+    if (image->freed_count + count <= image->freed_max)
         return 0;
     PROBE(qcow2_freed_full);
     qcow2_wait(&image->room_waiters, waiter);
