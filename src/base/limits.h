@@ -171,6 +171,8 @@ enum {
     /* Extents of a chain of images in memory at once, 2 MiB each: one for each worker of a copy, and a few that just
      * were. */
     LIMIT_VIEW_EXTENTS = 12,
+    /* Blocks of a line that are hashed at once rather than on a helper thread: less than the way there takes. */
+    LIMIT_VIEW_INLINE_BLOCKS = 8,
     /* Control connections at once: a handful of tools, with room; one more is told so and closed. */
     LIMIT_CONTROL_CLIENTS = 64,
     /* Connections beyond that which are told so at the same time; further ones wait in the kernel's queue. */

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What the two halves of fleece prune share: prune.c (what stays, and the order of things) and prune_merge.c (one point). */
+/* What the parts of fleece prune share: prune.c (what stays, and the order of things), prune_merge.c (one point) and
+ * prune_clone.c (a shorter way where there is one). */
 #ifndef FLEECE_CLI_PRUNE_H
 #define FLEECE_CLI_PRUNE_H
 
+#include "cli/chain_images.h"
 #include "cli/command.h"
 #include "cli/transfer.h"
 #include "set/chain.h"
@@ -33,5 +35,9 @@ uint64_t prune_space_of_point(const struct prune *prune, const char *point, cons
  * of the point, and becomes that of the new one. 0, also when there is nothing to do; -errno with a sentence: the point
  * is as it was. */
 int prune_merge_point(struct prune *prune, const char *point, struct manifest *manifest, struct error *err);
+/* Merges all open images of a chain, down to the full one, by changing a clone of that one at `path`. 1: that can't be done
+ * here, and nothing was; 0, and `disk` has its numbers; -errno with a sentence. */
+int prune_clone(struct prune *prune, struct point *point, const struct chain *chain, struct chain_images *images,
+                const char *path, struct manifest_disk *disk, struct error *err);
 
 #endif

@@ -83,12 +83,29 @@ static int copy_images(struct prune *prune, struct point *point, const char *nam
     return status;
 }
 
+/* A new image for all of it. */
+static int copy_to_new(struct prune *prune, struct point *point, const struct chain *chain, struct chain_images *images,
+                       const char *path, struct manifest_disk *disk, struct error *err)
+{
+    struct node *target = NULL;
+    unsigned count = images->count;
+    bool compress = !disk->incremental && is_compressed(images, &chain->links[count - 1]);
+    int status = chain_images_show(images, disk->size_bytes, NULL, err);
+    if (status == 0)
+        status = create_image(prune, chain, count, path, compress, &target, err);
+    if (status == 0)
+        status = copy_images(prune, point, chain->links[0].point, images, target, path, disk, err);
+    if (target)
+        node_destroy(target);
+    return status;
+}
+
 /* Merges links [0, count) of the chain into a new image of the point. */
 static int merge_disk(struct prune *prune, struct point *point, const struct chain *chain, unsigned count,
                       struct manifest_disk *disk, struct error *err)
 {
     struct chain_images images;
-    struct node *target = NULL;
+    struct stat stat;
     char path[PATH_MAX];
     const struct chain_link *newest = &chain->links[0];
     int status = point_add_disk(point, newest->disk.name, MANIFEST_QCOW2, disk, path, sizeof path, err);
@@ -104,16 +121,10 @@ static int merge_disk(struct prune *prune, struct point *point, const struct cha
     status = chain_images_open(&prune->transfer, prune->set, chain, 0, count, &images, err);
     if (status < 0)
         return status;
-    status = chain_images_show(&images, disk->size_bytes, NULL, err);
-    if (status == 0)
-        status = create_image(prune, chain, count, path,
-                              !disk->incremental && is_compressed(&images, &chain->links[count - 1]), &target, err);
-    if (status == 0)
-        status = copy_images(prune, point, newest->point, &images, target, path, disk, err);
-    if (target)
-        node_destroy(target);
+    status = prune_clone(prune, point, chain, &images, path, disk, err);
+    if (status > 0)
+        status = copy_to_new(prune, point, chain, &images, path, disk, err);
     chain_images_close(&images);
-    struct stat stat;
     if (status == 0 && lstat(path, &stat) == 0)
         prune->written_bytes += (uint64_t)stat.st_blocks * IMAGE_SECTOR_BYTES;
     return status;

@@ -85,6 +85,14 @@ static bool mask_is_empty(const struct mask *mask)
     return memcmp(mask, &none, sizeof none) == 0;
 }
 
+static unsigned mask_count(const struct mask *mask)
+{
+    unsigned count = 0;
+    for (unsigned i = 0; i < COPY_MASK_BYTES; i++)
+        count += (unsigned)__builtin_popcount(mask->bits[i]);
+    return count;
+}
+
 /* The first block from `from` on that is in the mask, or is not; EXTENT_BLOCKS: there is none. */
 static unsigned mask_next(const struct mask *mask, unsigned from, bool value)
 {
@@ -168,7 +176,7 @@ static bool slot_damaged(struct slot *slot, int status)
     return false;
 }
 
-/* On a helper thread: it alone touches the slot meanwhile. */
+/* On a helper thread, which alone touches the slot meanwhile, unless it is little. */
 static int64_t slot_hash(void *argument)
 {
     struct slot *slot = argument;
@@ -230,8 +238,12 @@ static void slot_has_read(struct request *req, int status)
             slot_take(slot);
         return;
     }
-    slot->op.done = slot_hashed;
-    io_work(slot->view->options.io, &slot->op, slot_hash, slot);
+    if (mask_count(&slot->line) <= LIMIT_VIEW_INLINE_BLOCKS)
+        slot_hashed(&slot->op, slot_hash(slot));
+    else {
+        slot->op.done = slot_hashed;
+        io_work(slot->view->options.io, &slot->op, slot_hash, slot);
+    }
 }
 
 /* The line of this layer, if it has blocks that are missing. */
