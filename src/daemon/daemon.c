@@ -45,6 +45,7 @@
 #include "daemon/notify.h"
 #include "daemon/runtime.h"
 #include "daemon/sidecars.h"
+#include "driver/file.h"
 #include "io/ring.h"
 
 enum state {
@@ -288,6 +289,18 @@ static void vm_cache_close(void *context, const struct disk *disk, struct node *
     caches_close(&daemon->caches, disk, file, done, argument);
 }
 
+static void vm_disk_file(void *context, const struct disk *disk, uint64_t *device, uint64_t *inode)
+{
+    const struct daemon *daemon = context;
+    struct io_stat stat;
+    for (unsigned i = 0; i < daemon->disks.opened; i++)
+        if (strcmp(daemon->options->disks[i].name, disk->name) == 0 && daemon->disks.files[i] &&
+            file_stat(daemon->disks.files[i], &stat) == 0) {
+            *device = stat.device;
+            *inode = stat.inode;
+        }
+}
+
 static void vm_cache_describe(void *context, const struct node *file, struct cache_file_id *id)
 {
     const struct daemon *daemon = context;
@@ -450,6 +463,7 @@ static int daemon_make_vm(struct daemon *daemon, struct error *err)
                   .unpublish = vm_unpublish,
                   .cache_open = vm_cache_open,
                   .cache_close = vm_cache_close,
+                  .disk_file = vm_disk_file,
                   .cache_describe = vm_cache_describe,
                   .cache_adopt = vm_cache_adopt,
                   .cache_threshold = vm_cache_threshold,

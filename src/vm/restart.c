@@ -224,10 +224,9 @@ static void snapshots_make(struct adoption *adoption)
 /* 0: there may be something to adopt. */
 static int table_adopt(struct vm *vm)
 {
-    const char *disks[LIMIT_DISKS];
+    struct snapshot_table_disk disks[LIMIT_DISKS];
     struct error err;
-    for (unsigned i = 0; i < vm->disk_count; i++)
-        disks[i] = vm->disks[i].disk->name;
+    snapshot_table_disks(vm, disks);
     int status = snapshot_table_adopt(&vm->table, vm->io, vm->memory_folder, disks, vm->disk_count, &err);
     const bool lost = status < 0 && (!vm->table.layout || record_after(&vm->table, 0) >= 0);
     if (status == -EAGAIN) {
@@ -237,7 +236,7 @@ static int table_adopt(struct vm *vm)
         if (lost)
             log_warning("the snapshots of the daemon that was killed are lost: %s", err.text);
         for (unsigned i = 0; i < vm->disk_count; i++)
-            cache_memory_remove(vm->io, vm->memory_folder, disks[i]);
+            cache_memory_remove(vm->io, vm->memory_folder, disks[i].name);
     }
     if (status < 0 || record_after(&vm->table, 0) < 0) {
         snapshot_table_destroy(&vm->table);

@@ -123,6 +123,8 @@ int part_make_view(struct part *part);
 
 /* snapshot_record.c: what of a snapshot outlives the daemon. Before the filters are made: a table. */
 void snapshot_table_begin(struct vm *vm);
+/* What the table says of the disks. */
+void snapshot_table_disks(const struct vm *vm, struct snapshot_table_disk disks[LIMIT_DISKS]);
 /* With its epoch: a record, if it is to have one. Not there yet for the next daemon. */
 void snapshot_record_make(struct snapshot *snapshot);
 /* It is whole on all disks: from now on it is there. */

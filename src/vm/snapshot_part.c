@@ -207,7 +207,7 @@ static void part_flushed(struct request *req, int status)
     part_back(part);
 }
 
-/* A disk that kill -9 takes back to its last flush must not go back behind the cut: blocks that are not preserved are there. */
+/* A disk that kill -9 takes back to its last flush must not go back behind the cut, for what is not preserved is there. */
 void part_store(struct part *part)
 {
     struct node *leaf = part->vd->disk->leaf;

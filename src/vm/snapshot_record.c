@@ -10,15 +10,24 @@
 #include "base/log.h"
 #include "vm/snapshot_internal.h"
 
+void snapshot_table_disks(const struct vm *vm, struct snapshot_table_disk disks[LIMIT_DISKS])
+{
+    const struct vm_hooks *hooks = &vm->options.hooks;
+    for (unsigned i = 0; i < vm->disk_count; i++) {
+        disks[i] = (struct snapshot_table_disk){.name = vm->disks[i].disk->name};
+        if (hooks->disk_file)
+            hooks->disk_file(hooks->context, vm->disks[i].disk, &disks[i].device, &disks[i].inode);
+    }
+}
+
 void snapshot_table_begin(struct vm *vm)
 {
-    const char *disks[LIMIT_DISKS];
+    struct snapshot_table_disk disks[LIMIT_DISKS];
     struct error err;
     const bool files_go = vm->options.disk_bytes && vm->options.hooks.cache_open && !vm->options.hooks.cache_adopt;
     if (!vm->memory_folder[0] || files_go || vm->table.layout)
         return;
-    for (unsigned i = 0; i < vm->disk_count; i++)
-        disks[i] = vm->disks[i].disk->name;
+    snapshot_table_disks(vm, disks);
     if (snapshot_table_create(&vm->table, vm->io, vm->memory_folder, disks, vm->disk_count, &err) < 0)
         log_warning("snapshots will end with the daemon: %s", err.text);
 }

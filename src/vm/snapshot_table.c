@@ -30,6 +30,7 @@ struct snapshot_table_layout {
     uint8_t session[CACHE_SESSION_BYTES];
     atomic_uint last_epoch;
     char disks[LIMIT_DISKS][LIMIT_NAME_BYTES + 1];
+    uint64_t devices[LIMIT_DISKS], inodes[LIMIT_DISKS];
     struct snapshot_record records[LIMIT_SNAPSHOTS];
 };
 
@@ -46,8 +47,8 @@ static void use(struct snapshot_table *table)
     table->records = table->layout->records;
 }
 
-int snapshot_table_create(struct snapshot_table *table, struct io *io, const char *folder, const char *const *disks,
-                          unsigned disk_count, struct error *err)
+int snapshot_table_create(struct snapshot_table *table, struct io *io, const char *folder,
+                          const struct snapshot_table_disk *disks, unsigned disk_count, struct error *err)
 {
     *table = (struct snapshot_table){.io = io, .folder = folder};
     const struct io_shm_name name = name_of(table);
@@ -70,8 +71,11 @@ int snapshot_table_create(struct snapshot_table *table, struct io *io, const cha
     table->layout->disk_count = disk_count;
     io_boot_id(io, table->layout->boot);
     io_random(io, table->layout->session, sizeof table->layout->session);
-    for (unsigned i = 0; i < disk_count; i++)
-        memccpy(table->layout->disks[i], disks[i], 0, LIMIT_NAME_BYTES);
+    for (unsigned i = 0; i < disk_count; i++) {
+        memccpy(table->layout->disks[i], disks[i].name, 0, LIMIT_NAME_BYTES);
+        table->layout->devices[i] = disks[i].device;
+        table->layout->inodes[i] = disks[i].inode;
+    }
     atomic_thread_fence(memory_order_release);
     memcpy(table->layout->magic, TABLE_MAGIC, sizeof table->layout->magic);
     return 0;
@@ -94,20 +98,24 @@ static const char *check(const struct snapshot_table *table)
     return NULL;
 }
 
-static int check_disks(const struct snapshot_table *table, const char *const *disks, unsigned disk_count,
+static int check_disks(const struct snapshot_table *table, const struct snapshot_table_disk *disks, unsigned disk_count,
                        struct error *err)
 {
     const struct snapshot_table_layout *layout = table->layout;
-    for (unsigned i = 0; i < disk_count; i++)
-        if (snapshot_table_disk(table, disks[i]) == layout->disk_count)
-            return error_set(err, EINVAL, "disk %s was not there then", disks[i]);
+    for (unsigned i = 0; i < disk_count; i++) {
+        const unsigned at = snapshot_table_disk(table, disks[i].name);
+        if (at == layout->disk_count)
+            return error_set(err, EINVAL, "disk %s was not there then", disks[i].name);
+        if (layout->devices[at] != disks[i].device || layout->inodes[at] != disks[i].inode)
+            return error_set(err, EINVAL, "disk %s is another file than then", disks[i].name);
+    }
     if (layout->disk_count != disk_count)
         return error_set(err, EINVAL, "the VM had %u disks, and has %u now", layout->disk_count, disk_count);
     return 0;
 }
 
-int snapshot_table_adopt(struct snapshot_table *table, struct io *io, const char *folder, const char *const *disks,
-                         unsigned disk_count, struct error *err)
+int snapshot_table_adopt(struct snapshot_table *table, struct io *io, const char *folder,
+                         const struct snapshot_table_disk *disks, unsigned disk_count, struct error *err)
 {
     *table = (struct snapshot_table){.io = io, .folder = folder};
     const struct io_shm_name name = name_of(table);

@@ -43,13 +43,18 @@ struct snapshot_table {
     struct snapshot_record *records;      /* LIMIT_SNAPSHOTS */
 };
 
+struct snapshot_table_disk {
+    const char *name;
+    uint64_t device, inode; /* of its file; 0: it has none */
+};
+
 /* An empty table for these disks. 0, or -errno with a sentence: no snapshot outlives the daemon then. */
-int snapshot_table_create(struct snapshot_table *table, struct io *io, const char *folder, const char *const *disks,
-                          unsigned disk_count, struct error *err);
+int snapshot_table_create(struct snapshot_table *table, struct io *io, const char *folder,
+                          const struct snapshot_table_disk *disks, unsigned disk_count, struct error *err);
 /* The table that a killed daemon has left. -ENOENT: there is none. -EAGAIN (another process has it), -EINVAL with a
  * sentence: it is for other disks (then it is there, to be destroyed), or is not right. */
-int snapshot_table_adopt(struct snapshot_table *table, struct io *io, const char *folder, const char *const *disks,
-                         unsigned disk_count, struct error *err);
+int snapshot_table_adopt(struct snapshot_table *table, struct io *io, const char *folder,
+                         const struct snapshot_table_disk *disks, unsigned disk_count, struct error *err);
 /* When no snapshot is left: with what there may still be of the disks that it names. */
 void snapshot_table_destroy(struct snapshot_table *table);
 /* The process ends at once: only the names go. */
