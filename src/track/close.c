@@ -37,6 +37,8 @@ static bool close_voided(struct tracker *tracker)
 static void close_written(struct tracker *tracker, int status)
 {
     tracker->closing = false;
+    if (close_voided(tracker))
+        return;
     if (status < 0) {
         tracker_op_fail(tracker, -status, "its sidecar cannot be written (superblock): %s", error_name(status));
         return;

@@ -91,8 +91,10 @@ static void super_written(struct sidecar_io *io, int status)
     super->done = NULL;
     if (status == 0)
         super->number = (super->number + 1) & SIDECAR_NUMBER_MASK;
-    done(tracker, status);
-    tracker_void_continue(tracker);
+    bool voiding = tracker->voiding.phase == VOID_NOTING;
+    done(tracker, status); /* may be the end of the tracker, unless it is becoming void */
+    if (voiding)
+        tracker_void_continue(tracker);
 }
 
 void superblock_write(struct tracker *tracker, void (*done)(struct tracker *tracker, int status))
