@@ -64,6 +64,27 @@ static void snapshots_survive(void **state)
     stage_snapshot(stage, "s1b");
 }
 
+/* A snapshot that was leased waits for its client, as long after each death, and then goes. */
+static void a_leased_snapshot_waits_for_its_grace_time(void **state)
+{
+    struct stage *stage = *state;
+    struct stage_snapshot *kept = stage_snapshot(stage, "kept");
+    stage->leases = true;
+    struct stage_snapshot *leased = stage_snapshot(stage, "leased");
+    for (unsigned round = 0; round < 2; round++) {
+        restart(stage);
+        world_run_for(stage->world, LEASE_GRACE_DEFAULT_NS - NS_PER_S);
+        assert_false(leased->deleted);
+        assert_int_equal(stage_value(stage, leased, 0, 3), stage_first_value(0, 3));
+    }
+    world_run_for(stage->world, 2 * NS_PER_S);
+    assert_true(leased->deleted);
+    assert_false(kept->deleted);
+    restart(stage);
+    assert_null(leased->views[0]);
+    assert_int_equal(stage_value(stage, kept, 0, 3), stage_first_value(0, 3));
+}
+
 /* Blocks of zeroes, and what has gone to the cache file, and what is on the way there, are there again. */
 static void both_tiers_survive(void **state)
 {
@@ -458,6 +479,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         STAGE_TEST(snapshots_survive, .disk_count = 2, .restartable = true),
+        STAGE_TEST(a_leased_snapshot_waits_for_its_grace_time, .disk_count = 1, .restartable = true),
         STAGE_TEST(both_tiers_survive, .disk_count = 1, .restartable = true, .segments = 2, .cache_segments = 8),
         STAGE_TEST(c2_a_snapshot_waits_for_the_flush_of_a_disk_that_needs_one, .disk_count = 2, .restartable = true),
         STAGE_TEST(c5_points_share_copies_after_a_restart, .disk_count = 2, .restartable = true),

@@ -680,7 +680,8 @@ struct stage_snapshot *stage_create(struct stage *stage, const char *name, uint6
 {
     assert_true(stage->snapshot_count < STAGE_SNAPSHOTS);
     struct stage_snapshot *snapshot = &stage->snapshots[stage->snapshot_count++];
-    struct snapshot_options options = {.name = name, .drain_ns = drain_ns, .total_ns = drain_ns};
+    struct snapshot_options options = {
+        .name = name, .drain_ns = drain_ns, .total_ns = drain_ns, .lease = stage->leases ? stage : NULL};
     snprintf(snapshot->name, sizeof(snapshot->name), "%s", name);
     snapshot->stage = stage;
     world_act_as(stage->world, stage->control);

@@ -61,6 +61,7 @@ struct stage {
     bool gone;
     struct vm_options options;
     bool restartable, adopted, dead;
+    bool leases;              /* snapshots are leased to the stage */
     unsigned process;         /* of the daemon; the next one has the next number */
     uint64_t moments, die_at; /* the daemon dies in this one; 0: never */
 };
