@@ -163,6 +163,37 @@ def test_blocks_that_files_share(t):
         t.run("umount", folder)
 
 
+def test_backups_go_on(t):
+    """After a prune the next backup is incremental as before, over what was merged."""
+    harness.need("qemu-io")
+    disk = t.disk("a.raw", 4 * MIB, fill=1)
+    d = t.daemon({"vda": disk})
+    right = {}
+
+    def backup(number):
+        t.run("qemu-io", "-f", "raw", "-c", f"write -P {number} {number * 40960} 8192", d.uri("vda"))
+        d.fleece("backup", t.path("set"))
+        point = max(p.name for p in t.path("set").iterdir() if p.name[:2] == "20")
+        right[point] = disk.read_bytes()
+        time.sleep(1.1)  # the name of a point has whole seconds
+
+    for number in range(1, 5):
+        backup(number)
+    t.fleece("prune", t.path("set"), "--keep-last", "2")
+    backup(9)
+    stays = sorted(right)[-3:]
+    assert sorted(p.name for p in t.path("set").iterdir() if p.is_dir()) == stays
+    kinds = [json.loads((t.path("set") / p / "manifest.json").read_text())["disks"][0]["kind"] for p in stays]
+    assert kinds == ["full", "incremental", "incremental"], kinds
+    t.fleece("verify", t.path("set"))
+    d.fleece("audit", t.path("set"), "--sample", "100")
+    for point in stays:
+        t.path("out").unlink(missing_ok=True)
+        t.fleece("restore", f"{t.path('set')}@{point}", "--disk", "vda", "--to", t.path("out"))
+        assert t.path("out").read_bytes() == right[point], point
+    d.stop()
+
+
 def test_refusals(t):
     made = chain(t, 3)
     with open(made.image(hour(0)), "r+b") as f:  # some byte of the data at the end
