@@ -50,10 +50,11 @@ static void mark_under_way(struct sim_disk *disk, uint8_t *set, uint64_t unit)
         if (chain->busy && chain->disks[chain->side] == disk)
             mark(disk, set, chain->req.range, unit);
     }
-    for (const uint8_t *at = disk->loose; (at = memchr(at, 1, (size_t)(disk->loose + disk->size - at))) != NULL; at++) {
-        mark(disk, set, (struct range){(uint64_t)(at - disk->loose), 1}, unit);
-        if (at + 1 == disk->loose + disk->size)
-            break;
+    const uint8_t *loose;
+    for (uint64_t at = 0; at < disk->size && (loose = memchr(disk->loose + at, 1, disk->size - at)) != NULL;) {
+        at = (uint64_t)(loose - disk->loose);
+        mark(disk, set, (struct range){at, 1}, unit);
+        at = round_down(at, unit) + unit; /* the rest of the unit is marked with it */
     }
 }
 

@@ -16,6 +16,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -430,7 +431,7 @@ static bool is_caught(struct mutant *mutant, uint64_t seeds)
         if (!freopen("/dev/null", "w", stderr))
             _exit(0);
         mutant->on = true;
-        alarm(120);
+        setitimer(ITIMER_PROF, &(struct itimerval){.it_value.tv_sec = 60}, NULL); /* of the processor */
         for (uint64_t seed = 1; seed <= seeds; seed++)
             run_seed(seed);
         _exit(0);

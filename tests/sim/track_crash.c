@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -33,7 +34,7 @@ enum {
     BATCH = 16,          /* seeds of one child */
     MUTANT_SEEDS = 2000, /* a fault that so many runs do not show is not caught */
     MUTANT_BATCH = 40,   /* seeds of one child */
-    MUTANT_SECONDS = 20, /* of one seed */
+    MUTANT_SECONDS = 5,  /* of the processor, for one seed */
 };
 
 extern struct probe __start_fleece_probes[], __stop_fleece_probes[];
@@ -298,7 +299,7 @@ static pid_t start_mutant(const struct arguments *arguments, const char *name, s
     if (!freopen("/dev/null", "w", stderr) || !mutant_select(name))
         _exit(3);
     for (uint64_t seed = from; seed < from + MUTANT_BATCH; seed++) {
-        alarm(MUTANT_SECONDS);
+        setitimer(ITIMER_PROF, &(struct itimerval){.it_value.tv_sec = MUTANT_SECONDS}, NULL);
         run_batch(arguments, job, seed, seed);
     }
     _exit(0);
@@ -313,7 +314,7 @@ static bool mutant_caught(const char *name, const struct job *job, int status)
     }
     printf("%-32s caught at seed %llu: %s\n", name, seed,
            !WIFSIGNALED(status)          ? "the oracle"
-           : WTERMSIG(status) == SIGALRM ? "hang"
+           : WTERMSIG(status) == SIGPROF ? "hang"
                                          : strsignal(WTERMSIG(status)));
     return true;
 }
