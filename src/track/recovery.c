@@ -514,7 +514,10 @@ static bool differs(uint64_t a, uint64_t b)
     return a != 0 && b != 0 && a != b;
 }
 
-/* Times prove nothing after a crash, and the number of a device nothing after a boot (C19). */
+/*
+ * Times prove nothing after a crash, and the number of a device nothing after a boot (C19). Backups know a disk by its name:
+ * under another one its checkpoints would pass for those of the disk that was called so when they were made.
+ */
 static void check_identity(struct tracker *tracker)
 {
     const struct super_past *past = &tracker->super.past;
@@ -525,6 +528,9 @@ static void check_identity(struct tracker *tracker)
     if (tracker->disk_bytes != tracker->disk->leaf->size_bytes && !MUTANT(track_size_not_compared))
         void_because(tracker, "the disk has %llu bytes, it had %llu when it was tracked last",
                      (unsigned long long)tracker->disk->leaf->size_bytes, (unsigned long long)tracker->disk_bytes);
+    if (past->disk_name[0] && strcmp(past->disk_name, tracker->disk->name) != 0)
+        void_because(tracker, "the disk is called %s, it was %s when it was tracked last", tracker->disk->name,
+                     past->disk_name);
     if (is->size_bytes == 0 || was->size_bytes == 0 || MUTANT(track_identity_not_compared))
         return;
     if (differs(was->inode, is->inode) || (same_boot && differs(was->device, is->device)))

@@ -106,7 +106,8 @@ struct sidecar_super { /* the payload of the four blocks of a superblock, one be
     uint32_t zero;
     struct sidecar_identity identity;  /* of the disk, where `clean` */
     char reason[SIDECAR_REASON_BYTES]; /* why there are invalid checkpoints */
-    uint8_t zero_too[416];
+    char disk_name[LIMIT_NAME_BYTES];  /* of the open that wrote it; empty: not known */
+    uint8_t zero_too[352];
     struct sidecar_checkpoint checkpoints[LIMIT_CHECKPOINTS]; /* oldest first */
     struct sidecar_sample samples[LIMIT_TRACK_SAMPLES];
     uint8_t zero_end[4608];

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/name.h"
 #include "base/probe.h"
 #include "track/tracker_internal.h"
 
@@ -56,6 +57,7 @@ static void compose(struct tracker *tracker, struct sidecar_super *super)
         .identity = identity_to_file(&tracker->identity),
     };
     memcpy(super->nonce, tracker->nonce, sizeof super->nonce);
+    memccpy(super->disk_name, tracker->disk->name, 0, sizeof super->disk_name);
     io_boot_id(tracker->disk->node.io, super->boot_id);
     memcpy(super->reason, tracker->voiding.phase == VOID_NONE ? tracker->reason : tracker->voiding.reason,
            sizeof super->reason);
@@ -180,6 +182,7 @@ static int decode(struct tracker *tracker, const struct sidecar_super *super)
     uint32_t count = le32toh(super->checkpoint_count), samples = le32toh(super->sample_count);
     bool valid = false, used[SIDECAR_AREAS] = {false};
     uint64_t size = le64toh(super->disk_bytes);
+    struct error ignored;
     if (count > LIMIT_CHECKPOINTS || samples > LIMIT_TRACK_SAMPLES || super->reason[SIDECAR_REASON_BYTES - 1] ||
         size == 0 || size > LIMIT_DISK_BYTES)
         return -EBADMSG;
@@ -187,6 +190,9 @@ static int decode(struct tracker *tracker, const struct sidecar_super *super)
     memcpy(past->nonce, super->nonce, sizeof past->nonce);
     memcpy(past->boot_id, super->boot_id, sizeof past->boot_id);
     past->identity = identity_from_file(&super->identity);
+    memcpy(past->disk_name, super->disk_name, sizeof super->disk_name);
+    if (past->disk_name[0] && name_check("disk name", past->disk_name, &ignored) < 0)
+        return -EBADMSG;
     tracker->disk_bytes = size;
     memcpy(tracker->reason, super->reason, sizeof tracker->reason);
     for (uint32_t i = 0; i < count; i++) {

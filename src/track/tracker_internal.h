@@ -69,6 +69,7 @@ struct super_past {
     bool clean;
     uint8_t nonce[SPAN_NONCE_BYTES], boot_id[BOOT_ID_BYTES];
     struct disk_identity identity;
+    char disk_name[LIMIT_NAME_BYTES + 1]; /* "": not known */
     uint64_t bit_counts[LIMIT_CHECKPOINTS];
 };
 

@@ -171,6 +171,27 @@ def test_disks_come_and_go(t):
     d.stop()
 
 
+def test_disks_change_places(t):
+    """Two images that are served under each other's names are other disks: full, and why is said."""
+    paths, d = start(t, sizes={"vda": MIB, "vdb": MIB})
+    Guest(d, {"vdb": MIB}).work(20)
+    backup(d, t.path("set"))
+    for end in "stop", "kill":
+        getattr(d, end)()
+        paths = {"vda": paths["vdb"], "vdb": paths["vda"]}
+        t.daemons.clear()
+        d = t.daemon(paths)
+        line = backup(d, t.path("set"), status=3)
+        for disk in line["disks"]:
+            other = {"vda": "vdb", "vdb": "vda"}[disk["name"]]
+            assert disk["kind"] == "full", disk
+            assert f"the disk is called {disk['name']}, it was {other} when it was tracked last" in disk["reason"], disk
+        for name, path in paths.items():
+            t.fleece("restore", t.path("set"), "--disk", name, "--to", t.path("restored"), "--force")
+            assert t.path("restored").read_bytes() == path.read_bytes(), name
+    d.stop()
+
+
 def test_what_is_lost_is_said(t):
     """Without its checkpoint a set goes full, and says why; and which checkpoints can be a base."""
     paths, d = start(t)
