@@ -23,6 +23,7 @@
 #include <time.h>
 
 #include "base/name.h"
+#include "cli/set_argument.h"
 #include "fleece/fleece.h"
 
 static void print_json(json_t *line)
@@ -412,6 +413,9 @@ static int parse(struct backup *backup, int argc, char **argv)
         return code;
     if (argc - optind != 1)
         return cli_usage(backup->cli, "backup wants the folder of one backup set");
+    if (set_argument_point(argv[optind]))
+        return cli_usage(backup->cli, "'%s' is a point; backup wants the folder of a set, to which it adds one",
+                         argv[optind]);
     if (backup->options.full && backup->options.since)
         return cli_usage(backup->cli, "--full and --since exclude one another");
     if (backup->options.compress && backup->options.format == MANIFEST_RAW)

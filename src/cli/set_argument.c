@@ -8,17 +8,23 @@
 #include <string.h>
 #include <unistd.h>
 
+const char *set_argument_point(const char *text)
+{
+    const char *at = strrchr(text, '@');
+    return at && at != text && (point_name_valid(at + 1) || strcmp(at + 1, "latest") == 0) ? at + 1 : NULL;
+}
+
 int set_argument_open(const char *text, struct set **set, const char **wanted, struct error *err)
 {
     char path[PATH_MAX];
     const char *at = strrchr(text, '@');
-    *wanted = NULL;
+    *wanted = set_argument_point(text);
     if (strlen(text) >= sizeof path)
         return error_set(err, ENAMETOOLONG, "the path of the backup set has %zu bytes; %zu are right at most",
                          strlen(text), sizeof path - 1);
     if (!at || at == text)
         return set_open(text, set, err);
-    if (!point_name_valid(at + 1) && strcmp(at + 1, "latest") != 0) {
+    if (!*wanted) {
         if (access(text, F_OK) == 0)
             return set_open(text, set, err);
         return error_set(err, EINVAL,
@@ -26,6 +32,5 @@ int set_argument_open(const char *text, struct set **set, const char **wanted, s
                          at + 1);
     }
     snprintf(path, sizeof path, "%.*s", (int)(at - text), text);
-    *wanted = at + 1;
     return set_open(path, set, err);
 }

@@ -295,6 +295,10 @@ def test_wrong_options(t):
                            (["--grace", "86401"], "--grace '86401' is not"), (["--sincee"], "--sincee")):
         said = t.fleece("--vm", "none", "backup", t.path("set"), *options, status=2).stderr
         assert words in said, said
+    # A set of that name could be made, but every other command would take it for a point.
+    for point in "latest", "2026-11-22T06:05:45Z-2":
+        said = t.fleece("--vm", "none", "backup", f"{t.path('set')}@{point}", status=2).stderr
+        assert f"@{point}' is a point; backup wants the folder of a set" in said, said
 
 
 harness.main()
