@@ -67,7 +67,7 @@ static int ask_for_snapshot(struct backup *backup, const char *name, const char 
     json_t *arguments = json_pack("{s:s, s:b, s:i}", "name", name, "lease", 1, "grace", (int)backup->options.grace_s);
     if (checkpoint[0])
         json_object_set_new(arguments, "checkpoint", json_string(checkpoint));
-    if (checkpoint[0] && backup->base.since[0])
+    if (backup->base.since[0])
         json_object_set_new(arguments, "since", json_string(backup->base.since));
     return backup_execute(backup, "fleece-snapshot-create", arguments, snapshot, err);
 }
@@ -84,19 +84,27 @@ static bool fits_latest(const struct backup *backup, const json_t *snapshot)
     return true;
 }
 
-/* What is tried when a snapshot with all that was wanted can't be had: without a checkpoint, and everything in full. */
-static int snapshot_of_all(struct backup *backup, const char *name, json_t **snapshot, struct error *err)
+/*
+ * What is tried when a snapshot with all that was wanted can't be had: without a checkpoint, for the base stays where it is
+ * and will do again; then everything in full.
+ */
+static int snapshot_without(struct backup *backup, const char *name, json_t **snapshot, struct error *err)
 {
     char why[LIMIT_REASON_BYTES];
+    bool wanted = backup->base.since[0], incremental;
     backup_reason(why, err->text);
-    int status = ask_for_snapshot(backup, name, "", snapshot, err);
-    if (status < 0)
-        return status;
+    incremental = wanted && ask_for_snapshot(backup, name, "", snapshot, err) == 0;
+    if (!incremental) {
+        backup->base.since[0] = '\0';
+        int status = ask_for_snapshot(backup, name, "", snapshot, err);
+        if (status < 0)
+            return status;
+        if (wanted)
+            memcpy(backup->base.reason, why, sizeof why);
+    }
     backup->warned = true;
-    cli_warn("there is no checkpoint of this backup, so the next one will be full, too: %s", why);
-    if (backup->base.since[0])
-        memcpy(backup->base.reason, why, sizeof why);
-    backup->base.since[0] = '\0';
+    cli_warn("there is no checkpoint of this backup, so the next one will %s: %s",
+             incremental ? "copy what this one does once more" : "be full, too", why);
     return 0;
 }
 
@@ -127,7 +135,7 @@ static int make_snapshot(struct backup *backup, json_t **snapshot, struct error 
     if (status == 0)
         status = ask_for_snapshot(backup, name, checkpoint, snapshot, err);
     if (status < 0 && !transfer_interrupted(&backup->transfer))
-        status = snapshot_of_all(backup, name, snapshot, err);
+        status = snapshot_without(backup, name, snapshot, err);
     if (status == 0)
         note_snapshot(backup, name, *snapshot);
     return status;

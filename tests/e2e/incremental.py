@@ -232,6 +232,36 @@ def test_what_is_lost_is_said(t):
     d.stop()
 
 
+def test_no_room_for_a_checkpoint(t):
+    """Other tools have made all the checkpoints that there may be: incremental nevertheless, since the one before."""
+    paths, d = start(t)
+    guest = Guest(d, SIZES)
+    backup(d, t.path("set"))
+    base, = checkpoints(d)
+    with d.qmp() as qmp:
+        for number in range(63):
+            qmp.execute("fleece-checkpoint-create", name=f"other{number}")
+        captured = dict.fromkeys(SIZES, 0)
+        for number in range(2):
+            guest.work(30)
+            keep(t, paths, number)
+            done = d.fleece("--json", "backup", t.path("set"), status=3)
+            assert "the next one will copy what this one does once more: checkpoint 'fleece-" in done.stderr, done
+            line = json.loads(done.stdout.splitlines()[-1])
+            check_point(t, line["point"], number, paths)
+            for name, disk in disks_of(line).items():
+                assert disk["kind"] == "incremental" and disk["captured"] > captured[name], line
+                captured[name] = disk["captured"]
+            assert checkpoints(d)[0] == base | {"disks": checkpoints(d)[0]["disks"]}, checkpoints(d)[0]
+        qmp.execute("fleece-checkpoint-delete", uuid=checkpoints(d)[1]["uuid"])
+    backup(d, t.path("set"))
+    line = backup(d, t.path("set"))
+    assert [disk["captured"] for disk in line["disks"]] == [0, 0], line
+    t.fleece("verify", t.path("set"))
+    guest.leave()
+    d.stop()
+
+
 def test_a_damaged_set(t):
     """Nothing is laid over an image that is not there, or over a point whose manifest is not right."""
     paths, d = start(t)
