@@ -180,6 +180,25 @@ class Fleece(Server):
         """A dirty bitmap."""
         self.qmp("block-dirty-bitmap-add", {"node": disk, "name": "b0", "granularity": granularity})
 
+    def backup(self, folder, *options):
+        """One more point of a set; what the client says of it at its end."""
+        lines = [json.loads(line) for line in self.cli("--json", "backup", folder, *options).splitlines()]
+        return next(line for line in lines if line.get("event") == "done")
+
+    def checkpoint(self, name):
+        self.qmp("fleece-checkpoint-create", {"name": name})
+
+    def tracking(self, disk):
+        """The counters of its change tracking."""
+        return next(d for d in self.qmp("fleece-query-status")["disks"] if d["name"] == disk)["tracking"]
+
+    def kill(self):
+        """kill -9; the block can be entered again."""
+        self.process.kill()
+        self.process.wait()
+        self.qmp.close()
+        self.qmp = None
+
     def cache_peak_bytes(self):
         """Of both tiers."""
         cache = self.qmp("fleece-query-status")["cache"]
@@ -298,9 +317,22 @@ class Qsd(Server):
         """Long before it is done."""
         self.qmp("job-cancel", {"id": "full"})
 
+    def incremental_backup(self, target):
+        """What is dirty in the bitmap of track(), into a sparse raw file; returns when it is done."""
+        (disk, path), = self.disks.items()
+        with open(target, "wb") as f:
+            f.truncate(os.path.getsize(path))
+        self.add_file("inc", target)
+        self.qmp("blockdev-backup", {"job-id": "full", "device": f"{disk}-live", "target": "inc", "sync": "incremental",
+                                     "bitmap": "b0", "auto-dismiss": False})
+        self.await_backup()
+
     def full_backup(self, target):
         """Into a raw file; returns when it is done."""
         self.begin_backup(target)
+        self.await_backup()
+
+    def await_backup(self):
         while True:
             job, = self.qmp("query-jobs")
             if job["status"] == "concluded":
