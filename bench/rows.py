@@ -32,14 +32,18 @@ def ram_for(size):
 
 
 def b1(bench):
-    """live disk over NBD, no snapshot: 4 KiB random I/O"""
+    """live disk over NBD, changes tracked, no snapshot: 4 KiB random I/O"""
     disks = {"vda": bench.disk}
     servers = {"fleece": lambda: Fleece(bench.work, disks), **peers(bench, disks),
                "nbdkit": lambda: Nbdkit(bench.work, disks)}
 
     def measure(make, kind, queue):
         with make() as server:
-            return fio(kind, queue, bench.seconds, bench.ramp, uri=server.uri("" if server.kind == "nbdkit" else "vda"))
+            if server.kind == "fleece":
+                server.checkpoint("b1")
+            result = fio(kind, queue, bench.seconds, bench.ramp, uri=server.uri("" if server.kind == "nbdkit" else "vda"))
+        bench.disk.with_name(f"{bench.disk.name}.fleece").unlink(missing_ok=True)
+        return result
 
     for kind in ("randwrite", "randread"):
         for queue in (1, 32):

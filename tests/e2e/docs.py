@@ -10,13 +10,14 @@ import harness
 MARK = "<!-- tests/e2e/docs.py runs this -->\n\n```sh\n"
 
 
-def block(page):
-    text = (harness.ROOT / page).read_text()
-    assert text.count(MARK) == 1, f"{page}: one block of commands is expected"
-    return text.split(MARK)[1].split("```")[0].strip()
+def block(page, count=1):
+    """All commands of a page, one behind the other."""
+    parts = (harness.ROOT / page).read_text().split(MARK)[1:]
+    assert len(parts) == count, f"{page}: {len(parts)} blocks of commands, not {count}"
+    return "\n".join(part.split("```")[0].strip() for part in parts)
 
 
-def test_readme_snapshot(t):
+def test_readme_commands(t):
     """By the VM's name, so with the default place of the control socket."""
     harness.need("nbdcopy")
     t.vm = "web1"
@@ -28,8 +29,9 @@ def test_readme_snapshot(t):
                        t.environment, "fleeced.log")
     t.daemons.append(d)
     d.wait_ready()
-    said = t.run("sh", "-ec", block("README.md"), cwd=t.dir).stdout
+    said = t.run("sh", "-ec", block("README.md", 2), cwd=t.dir).stdout
     assert "VM web1" in said and "no snapshots" in said, said
+    assert "intact" in said and "stays: last" in said and "committed" in said, said
     d.stop()
     assert t.path("vda.img").read_bytes() == t.path("pushed.img").read_bytes() == disk.read_bytes()
 
