@@ -348,7 +348,9 @@ unsigned tracker_checkpoints(const struct tracker *tracker, struct checkpoint_in
             continue;
         struct checkpoint_info *info = &infos[count - 1];
         *info = (struct checkpoint_info){.id = checkpoint->id, .state = checkpoint->state};
-        if (!span || checkpoint->state == CHECKPOINT_INVALID)
+        if (tracker->voiding.phase != VOID_NONE)
+            info->state = CHECKPOINT_INVALID; /* also while that is still being noted */
+        if (!span || info->state == CHECKPOINT_INVALID)
             continue;
         uint64_t changed = span->since_count << tracker->shift;
         info->changed_bytes = changed < tracker->disk_bytes ? changed : tracker->disk_bytes;

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The table of a VM's checkpoints, on the control thread: what checkpoints.c and the snapshots share. */
+/* The table of a VM's checkpoints, on the control thread: what the files of checkpoints and the snapshots share. */
 #ifndef FLEECE_VM_CHECKPOINT_TABLE_H
 #define FLEECE_VM_CHECKPOINT_TABLE_H
 
 #include "vm/checkpoints.h"
+#include "vm/tracking.h"
 
 struct checkpoint {
     struct list_node link; /* in vm->checkpoints, oldest first */
@@ -31,6 +32,15 @@ void checkpoint_hold(struct checkpoint *checkpoint, const void *lease, uint64_t 
 void checkpoint_made(struct checkpoint *checkpoint);
 /* The client is gone: what is pending waits its grace time. */
 void checkpoints_lease_end(struct vm *vm, const void *lease);
+/* A pending one waits from now on for the word of whoever it was made for. */
+void checkpoint_wait(struct checkpoint *checkpoint);
+/* It is out of the table, and freed. */
+void checkpoint_forget(struct checkpoint *checkpoint);
+void checkpoint_tell(struct vm *vm, enum vm_checkpoint_event event, const struct checkpoint_id *id);
+/* For operations that nobody waits for: what fails is still listed, and can be deleted by hand. */
+void checkpoint_dropped(void *argument, const struct error *err);
+/* On a disk's reactor: part->infos gets what its tracker knows; whoever gets the part back frees it. */
+void checkpoint_part_ask(struct tracking_part *part);
 /* At the end of the VM. */
 void checkpoints_fini(struct vm *vm);
 

@@ -203,7 +203,7 @@ void snapshot_let_go(struct snapshot *snapshot)
         snapshot_free(snapshot);
 }
 
-static void snapshot_end(struct snapshot *snapshot)
+void snapshot_end(struct snapshot *snapshot)
 {
     io_timer_cancel(snapshot->vm->io, &snapshot->grace);
     step_move(snapshot, ENDING);
@@ -222,13 +222,6 @@ static void snapshot_forsaken(struct snapshot *snapshot, const char *fate)
 }
 
 /* It waits for its client. */
-static void snapshot_wait_for_lease(struct snapshot *snapshot)
-{
-    struct vm *vm = snapshot->vm;
-    snapshot->grace_until_ns = io_now_ns(vm->io) + snapshot->grace_ns;
-    io_timer_set(vm->io, &snapshot->grace, snapshot->grace_until_ns);
-}
-
 static void snapshot_published(struct snapshot *snapshot)
 {
     struct vm *vm = snapshot->vm;
@@ -495,11 +488,6 @@ static int snapshot_check(struct vm *vm, const char *name, const char *bitmap, s
     return 0;
 }
 
-static void snapshot_grace_over(struct io_timer *timer)
-{
-    snapshot_end(container_of(timer, struct snapshot, grace));
-}
-
 static struct snapshot *snapshot_make(struct vm *vm, const struct snapshot_options *options, const char *name)
 {
     struct snapshot *snapshot = calloc(1, sizeof *snapshot + vm->disk_count * sizeof snapshot->parts[0]);
@@ -668,8 +656,7 @@ void vm_snapshot_delete(struct vm *vm, const char *name, void (*done)(void *argu
     snapshot_end(snapshot);
 }
 
-/* Ends it now, or as soon as the step that it is in is over. */
-static void snapshot_doom(struct snapshot *snapshot)
+void snapshot_doom(struct snapshot *snapshot)
 {
     switch (snapshot->step) {
     case QUEUED:
@@ -694,44 +681,6 @@ static void snapshot_doom(struct snapshot *snapshot)
     case CLOSING:
         break;
     }
-}
-
-void vm_lease_end(struct vm *vm, const void *lease)
-{
-    list_each_safe (link, &vm->snapshots) {
-        struct snapshot *snapshot = container_of(link, struct snapshot, link);
-        if (!lease || snapshot->lease != lease)
-            continue;
-        if (snapshot->grace_ns == 0 || snapshot->step != LIVE) {
-            snapshot_doom(snapshot);
-            continue;
-        }
-        snapshot->lease = NULL;
-        snapshot_wait_for_lease(snapshot);
-    }
-    checkpoints_lease_end(vm, lease);
-}
-
-int vm_snapshot_lease(struct vm *vm, const char *uuid, const void *lease, struct error *err)
-{
-    struct snapshot *snapshot = NULL;
-    while ((snapshot = vm_snapshot_next(vm, snapshot)) && strcmp(snapshot->uuid, uuid) != 0)
-        ;
-    if (!snapshot || snapshot->step != LIVE)
-        return error_set(err, ENOENT, "there is no snapshot %.40s (any more)", uuid);
-    if (snapshot->lease && snapshot->lease != lease)
-        return error_set(err, EBUSY, "snapshot '%s' belongs to another connection", snapshot->name);
-    io_timer_cancel(vm->io, &snapshot->grace);
-    snapshot->lease = lease;
-    if (snapshot->record)
-        snapshot->record->leased = 1;
-    if (!snapshot->grace_ns)
-        snapshot->grace_ns = LEASE_GRACE_DEFAULT_NS;
-    struct checkpoint *checkpoint = snapshot->checkpoint.name[0] ? checkpoint_find(vm, snapshot->checkpoint.uuid)
-                                                                 : NULL;
-    if (checkpoint && !checkpoint->committed)
-        checkpoint_hold(checkpoint, lease, snapshot->grace_ns);
-    return 0;
 }
 
 void snapshots_end_all(struct vm *vm)

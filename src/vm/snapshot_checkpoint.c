@@ -127,16 +127,10 @@ void snapshot_checkpoint_tell(const struct snapshot *snapshot)
         checkpoint_made(checkpoint);
 }
 
-static void dropped(void *argument, const struct error *err)
-{
-    (void)argument;
-    (void)err;
-}
-
 void snapshot_checkpoint_drop(struct snapshot *snapshot)
 {
     if (snapshot->checkpoint.name[0] && checkpoint_find(snapshot->vm, snapshot->checkpoint.uuid))
-        vm_checkpoint_delete(snapshot->vm, snapshot->checkpoint.uuid, dropped, NULL);
+        vm_checkpoint_delete(snapshot->vm, snapshot->checkpoint.uuid, checkpoint_dropped, NULL);
 }
 
 /* ---- on the disk's reactor ---- */

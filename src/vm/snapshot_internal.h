@@ -142,6 +142,13 @@ void snapshot_bury(struct snapshot *snapshot);
 /* restart.c: the exports of one of them are there, or can't be. */
 void adopted_published(struct vm *vm);
 
+/* snapshot.c: a live one ends now. And: any one ends now, or as soon as the step that it is in is over. */
+void snapshot_end(struct snapshot *snapshot);
+void snapshot_doom(struct snapshot *snapshot);
+/* snapshot_lease.c: its client is gone; its grace time is over. */
+void snapshot_wait_for_lease(struct snapshot *snapshot);
+void snapshot_grace_over(struct io_timer *timer);
+
 /* A checkpoint alone: cut and recorded; done() with the snapshot (then it is freed) or the reason. NULL: refused at once. */
 struct snapshot *snapshot_create_bare(struct vm *vm, const char *checkpoint,
                                       void (*done)(void *argument, struct snapshot *snapshot, const struct error *err),

@@ -20,7 +20,7 @@ def block(page, count=1):
 def test_readme_commands(t):
     """By the VM's name, so with the default place of the control socket."""
     harness.need("nbdcopy")
-    t.vm = "web1"
+    t.borrow_vm("web1")
     t.path("build").symlink_to(harness.BUILD)
     disk = t.disk("web1.raw", 4 << 20, fill=1)
     folder = t.path("run/fleece/web1") if os.getuid() else pathlib.Path("/run/fleece/web1")

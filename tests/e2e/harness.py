@@ -280,6 +280,16 @@ class Case:
             daemon.wait_ready()
         return daemon
 
+    def borrow_vm(self, name):
+        """The VM gets a name that a page of the documentation uses, and that other tests use, too: one after the other."""
+        self.vm, self.borrowed = name, socket.socket(socket.AF_UNIX)
+
+        def bound():
+            with contextlib.suppress(OSError):
+                self.borrowed.bind(f"\0fleece-test-{name}")
+                return True
+        wait_for(f"no other test has a VM {name}", bound, timeout=300, pause=0.2)
+
     @staticmethod
     def program(name):
         path = BUILD / name

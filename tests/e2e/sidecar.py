@@ -5,6 +5,7 @@ import contextlib
 import stat
 
 import harness
+from loop_kit import loop_device
 from tracking_kit import nbd_client
 
 MIB = 1 << 20
@@ -18,18 +19,6 @@ def checkpoints(d):
 def make(d, name):
     with d.qmp() as q:
         q.execute("fleece-checkpoint-create", name=name)
-
-
-@contextlib.contextmanager
-def loop_device(t, path):
-    harness.need("losetup")
-    made = t.run("losetup", "--show", "-f", path, status=None)
-    if made.returncode != 0:
-        raise harness.Skip(f"no loop device: {made.stderr.strip()}")
-    try:
-        yield made.stdout.strip()
-    finally:
-        t.run("losetup", "-d", made.stdout.strip())
 
 
 @contextlib.contextmanager

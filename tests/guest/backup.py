@@ -79,7 +79,7 @@ def prepare(t):
                        f"exec {shutil.which('qemu-system-x86_64')} -accel tcg \"$@\" {arguments}\n")
     wrapper.chmod(0o755)
     t.environment["PATH"] = f"{t.path('bin')}:{t.environment['PATH']}"
-    t.vm = "web1"
+    t.borrow_vm("web1")
 
 
 def check_files(t, last):
