@@ -15,10 +15,7 @@ static void close_void_continue(struct io_timer *timer)
 {
     struct tracker *tracker = container_of(timer, struct tracker, pause);
     struct io *io = tracker->disk->node.io;
-    const struct page_store *store = &tracker->store;
-    bool storing = store->phase == STORE_WRITING || store->phase == STORE_SYNCING;
-    bool noting = tracker->voiding.phase == VOID_NOTING || tracker->voiding.condemning;
-    if (noting || storing || tracker->writer.busy || tracker->super.busy)
+    if (tracker_is_busy(tracker))
         io_timer_set(io, timer, io_now_ns(io) + 10 * NS_PER_MS);
     else
         tracker_op_fail(tracker, EIO, "%.400s",

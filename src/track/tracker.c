@@ -295,11 +295,12 @@ void tracker_remove(struct tracker *tracker, const char *uuid, struct tracker_op
     op_queue_for(tracker, uuid, op, tracker_run_remove);
 }
 
+/* Then the tracker may be destroyed: what was written when it became void has ended, too. */
 static void invalidate_continue(struct io_timer *timer)
 {
     struct tracker *tracker = container_of(timer, struct tracker, pause);
     struct io *io = tracker->disk->node.io;
-    if (tracker->voiding.phase == VOID_NOTING)
+    if (tracker_is_busy(tracker))
         io_timer_set(io, timer, io_now_ns(io) + NS_PER_MS);
     else if (tracker->broken)
         tracker_op_fail(tracker, EIO, "%.400s", tracker->voiding.reason);

@@ -218,6 +218,8 @@ int superblock_read(struct tracker *tracker, const struct sidecar_block *slots, 
 void tracker_fail(struct tracker *tracker, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* An attempt to write a superblock has ended. */
 void tracker_void_continue(struct tracker *tracker);
+/* Whether, of one that is void, something is still under way to the sidecar. */
+bool tracker_is_busy(const struct tracker *tracker);
 /* Gives back the spans of invalid checkpoints, if nobody looks at them. */
 void tracker_drop_spans(struct tracker *tracker);
 

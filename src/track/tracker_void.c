@@ -139,6 +139,14 @@ void tracker_fail(struct tracker *tracker, const char *format, ...)
     tracker_void_continue(tracker);
 }
 
+bool tracker_is_busy(const struct tracker *tracker)
+{
+    const struct page_store *store = &tracker->store;
+    bool storing = store->phase == STORE_WRITING || store->phase == STORE_SYNCING;
+    bool noting = tracker->voiding.phase == VOID_NOTING || tracker->voiding.condemning;
+    return noting || storing || tracker->writer.busy || tracker->writer.wanted || tracker->super.busy;
+}
+
 void tracker_drop_spans(struct tracker *tracker)
 {
     bool busy = tracker->store.phase == STORE_WRITING || tracker->store.phase == STORE_SYNCING;

@@ -70,14 +70,14 @@ static void query_lacking(struct query *query, const struct vm *vm)
         const struct tracking *tracking = &vm->disks[i].tracking;
         struct vm_tracking_disk *disk = &query->answer.disks[i];
         disk->disk = vm->disks[i].disk->name;
-        if (tracking->state == TRACKING_REFUSED) {
+        const bool refused = tracking->state == TRACKING_REFUSED || tracking->state == TRACKING_RESETTING;
+        if (refused) {
             memcpy(query->reasons[i], tracking->error.text, LIMIT_ERROR_BYTES);
             disk->reason = query->reasons[i];
         }
         struct error lacking;
-        error_set(&lacking, ENOENT, "%s%s%s", tracking->state == TRACKING_REFUSED ? query->reasons[i] : "disk ",
-                  tracking->state == TRACKING_REFUSED ? "" : disk->disk,
-                  tracking->state == TRACKING_REFUSED ? "" : " was not tracked then");
+        error_set(&lacking, ENOENT, "%s%s%s", refused ? query->reasons[i] : "disk ", refused ? "" : disk->disk,
+                  refused ? "" : " was not tracked then");
         memcpy(query->lacking[i], lacking.text, LIMIT_ERROR_BYTES);
     }
 }

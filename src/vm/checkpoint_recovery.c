@@ -4,7 +4,8 @@
  *
  * A crash in the middle of a commit leaves a checkpoint committed on some disks: somebody's backup is safe, so it is
  * committed on the rest. A crash in the middle of recording leaves one on some disks only, that nobody was told of: it is
- * dropped (C2). Any other pending one has its grace time from then on. A crash in here changes nothing of that.
+ * dropped (C2). Any other pending one has its grace time from then on; the snapshot that it was made with, if that is
+ * adopted, says how long. A crash in here changes nothing of that.
  */
 #include "vm/checkpoints.h"
 

@@ -36,6 +36,9 @@ static void reset_end(struct reset *reset, const struct error *err)
             checkpoint_tell(vm, VM_CHECKPOINT_DELETED, &checkpoint->id);
             checkpoint_forget(checkpoint);
         }
+    } else {
+        reset->vd->tracking.error = *err;
+        reset->vd->tracking.state = TRACKING_REFUSED;
     }
     reset->done(reset->argument, err);
     free(reset);
@@ -72,8 +75,6 @@ static void part_was_reset(struct tracking_work *work)
 {
     struct reset *reset = work->argument;
     reset->vd->tracking.tracker = NULL;
-    reset->vd->tracking.state = TRACKING_REFUSED;
-    error_set(&reset->vd->tracking.error, ENOTSUP, "the tracking of disk %s is being reset", reset->vd->disk->name);
     reset_file(reset);
 }
 
@@ -93,7 +94,7 @@ static struct vm_disk *disk_to_reset(struct vm *vm, const char *disk, struct err
             continue;
         if (vm->closing)
             error_set(err, ESHUTDOWN, "the tracking of disk %s is not reset: the daemon is shutting down", disk);
-        else if (any_busy(vm) || vd->tracking.state == TRACKING_OPENING)
+        else if (any_busy(vm) || vd->tracking.state == TRACKING_OPENING || vd->tracking.state == TRACKING_RESETTING)
             error_set(err, EBUSY, "the tracking of disk %s is in use by another operation: try again later", disk);
         else if (!vm->options.hooks.sidecar_remove)
             error_set(err, ENOTSUP, "disk %s can't be tracked", disk);
@@ -120,6 +121,8 @@ void vm_checkpoint_reset(struct vm *vm, const char *disk, void (*done)(void *arg
         return;
     }
     *reset = (struct reset){vd, done, argument};
+    vd->tracking.state = TRACKING_RESETTING; /* before anybody else asks the tracker, which is about to go */
+    error_set(&vd->tracking.error, ENOTSUP, "the tracking of disk %s is being reset", disk);
     if (!work) {
         reset_file(reset);
         return;

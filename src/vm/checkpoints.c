@@ -180,10 +180,22 @@ static void part_commit(struct tracking_part *part)
     tracker_commit(part->vd->tracking.tracker, part->work->id.uuid, &part->op);
 }
 
+/* A disk that has lost its part is backed up in full next time, alone: the parts of the others hold. */
+static void work_forgive_lost(struct tracking_work *work)
+{
+    bool done = false;
+    for (unsigned i = 0; i < work->vm->disk_count; i++)
+        done = done || (work->parts[i].wanted && work->parts[i].op.status == 0);
+    for (unsigned i = 0; i < work->vm->disk_count && done; i++)
+        if (work->parts[i].op.status == -ESTALE)
+            work->parts[i].op.status = 0;
+}
+
 static void committed(struct tracking_work *work)
 {
     struct checkpoint *checkpoint = work->context;
     struct answer *answer = work->argument;
+    work_forgive_lost(work);
     const struct error *err = work_error_but_missing(work);
     checkpoint->busy = false;
     if (!err) {
@@ -277,7 +289,9 @@ static void creation_recorded(void *argument, struct snapshot *snapshot, const s
         return;
     }
     creation->id = snapshot->checkpoint;
-    checkpoint_made(checkpoint_find(creation->vm, creation->id.uuid));
+    struct checkpoint *checkpoint = checkpoint_find(creation->vm, creation->id.uuid);
+    if (checkpoint) /* or somebody has deleted it already: the commit says so */
+        checkpoint_made(checkpoint);
     vm_checkpoint_commit(creation->vm, creation->id.uuid, creation_committed, creation);
 }
 

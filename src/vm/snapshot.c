@@ -247,6 +247,7 @@ static void snapshot_published(struct snapshot *snapshot)
     if (snapshot->adopted) {
         if (snapshot->record->leased)
             snapshot_wait_for_lease(snapshot);
+        snapshot_checkpoint_adopted(snapshot);
         adopted_published(vm);
         return;
     }

@@ -127,6 +127,18 @@ void snapshot_checkpoint_tell(const struct snapshot *snapshot)
         checkpoint_made(checkpoint);
 }
 
+void snapshot_checkpoint_adopted(const struct snapshot *snapshot)
+{
+    struct checkpoint *checkpoint = snapshot->checkpoint.name[0]
+                                        ? checkpoint_find(snapshot->vm, snapshot->checkpoint.uuid)
+                                        : NULL;
+    if (!checkpoint || checkpoint->committed)
+        return;
+    checkpoint_hold(checkpoint, snapshot->record->leased ? snapshot : NULL, snapshot->grace_ns);
+    if (snapshot->record->leased)
+        checkpoints_lease_end(snapshot->vm, snapshot);
+}
+
 void snapshot_checkpoint_drop(struct snapshot *snapshot)
 {
     if (snapshot->checkpoint.name[0] && checkpoint_find(snapshot->vm, snapshot->checkpoint.uuid))
@@ -176,7 +188,7 @@ static bool knows(const struct part *part, const struct checkpoint_id *id, char 
         status = tracker_changed(tracking->tracker, id->uuid, 0, &run, &next);
     if (status == 0)
         return true;
-    if (tracking->state == TRACKING_REFUSED)
+    if (tracking->state == TRACKING_REFUSED || tracking->state == TRACKING_RESETTING)
         why(reason, tracking->error.text);
     else if (status == -ENOENT)
         snprintf(reason, LIMIT_ERROR_BYTES, "disk %s was not tracked at checkpoint '%s'", disk, id->name);

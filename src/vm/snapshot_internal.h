@@ -172,6 +172,8 @@ void part_free_checkpoint(struct part *part);
 int snapshot_checkpoint_enter(struct snapshot *snapshot, struct error *err);
 /* The snapshot is there: so is its checkpoint. */
 void snapshot_checkpoint_tell(const struct snapshot *snapshot);
+/* It is there again after a restart: its checkpoint waits for the same client, for as long as it does. */
+void snapshot_checkpoint_adopted(const struct snapshot *snapshot);
 /* The snapshot could not be made: nor was its checkpoint. */
 void snapshot_checkpoint_drop(struct snapshot *snapshot);
 

@@ -6,8 +6,8 @@
  *     OPENING -> ON      tracker_open() has recovered what there was, on the disk's reactor
  *     OPENING -> NONE    there is no sidecar, and none was wanted
  *     OPENING -> REFUSED it can't be had, is malformed, or the disk is written without tracking (C11)
- *     ON -> NONE         reset: sidecar and memory are gone
- *     REFUSED -> NONE    likewise
+ *     ON, REFUSED -> RESETTING -> NONE    sidecar and memory are gone; no work on several disks reaches the tracker any more
+ *     RESETTING -> REFUSED                the sidecar is void, but could not be removed
  *
  * A new sidecar has no name until the tracker has written into it, so a crash before leaves nothing (R7). A disk that can't
  * be tracked is served all the same: its backups are full ones, and say why.
@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "vm/vm_private.h"
 
 /* ---- opening ---- */
@@ -93,13 +94,46 @@ static void tracker_opened(struct io_message *message)
     vd->vm->options.hooks.sidecar_keep(vd->vm->options.hooks.context, vd->disk, sidecar_kept, vd);
 }
 
+static int64_t sidecar_condemn(void *argument)
+{
+    const struct tracking *tracking = argument;
+    return tracking->options.condemn(tracking->options.condemn_context, tracking->op.error.text);
+}
+
+/* Without a sidecar nobody adopts what a killed daemon has left in memory. */
+static void memory_drop(const struct vm_disk *vd, struct io *io)
+{
+    const struct io_shm_name name = {vd->vm->memory_folder, vd->memory_file};
+    if (name.folder[0])
+        io_shm_remove(io, &name);
+}
+
+static void sidecar_condemned(struct io_op *op, int64_t result)
+{
+    struct vm_disk *vd = container_of(op, struct vm_disk, tracking.condemn);
+    memory_drop(vd, vd->disk->node.io);
+    if (result < 0)
+        log_error("it could not be noted anywhere that the checkpoints of disk %s are void: %s", vd->disk->name,
+                  vd->tracking.op.error.text);
+    vd->tracking.message.deliver = tracker_opened;
+    io_post(vd->vm->io, &vd->tracking.message);
+}
+
+/* A sidecar that could not be opened, and is not malformed, might be opened the next time: but by then the disk has been
+ * written without it (C11). */
 static void tracker_op_done(struct tracker_op *op)
 {
     struct vm_disk *vd = container_of(op, struct vm_disk, tracking.op);
-    if (op->status < 0 || vd->tracking.forbidden)
-        tracker_destroy(vd->tracking.tracker);
-    vd->tracking.message.deliver = tracker_opened;
-    io_post(vd->vm->io, &vd->tracking.message);
+    struct tracking *tracking = &vd->tracking;
+    if (tracking->tracker && (op->status < 0 || tracking->forbidden))
+        tracker_destroy(tracking->tracker);
+    if (op->status < 0 && op->status != -EBADMSG && !tracking->created && tracking->options.condemn) {
+        tracking->condemn.done = sidecar_condemned;
+        io_work(vd->disk->node.io, &tracking->condemn, sidecar_condemn, tracking);
+        return;
+    }
+    tracking->message.deliver = tracker_opened;
+    io_post(vd->vm->io, &tracking->message);
 }
 
 /* track=off: the sidecar must not be believed by whoever tracks the disk again (C11). */
@@ -132,8 +166,7 @@ static void tracker_begin(struct io_message *message)
         return;
     }
     tracking->op.status = error_set(&tracking->op.error, ENOMEM, "no memory to track disk %s", vd->disk->name);
-    message->deliver = tracker_opened;
-    io_post(vd->vm->io, message);
+    tracker_op_done(&tracking->op);
 }
 
 /* ---- it ends by itself ---- */
@@ -161,6 +194,8 @@ static void sidecar_opened(void *argument, const struct vm_sidecar *sidecar, con
 {
     struct vm_disk *vd = argument;
     struct tracking *tracking = &vd->tracking;
+    if (!sidecar)
+        memory_drop(vd, vd->vm->io);
     if (err) {
         tracking_refuse(vd, err);
         return;

@@ -14,7 +14,8 @@ enum tracking_state {
     TRACKING_NONE, /* nobody has asked for it: there is no sidecar */
     TRACKING_OPENING,
     TRACKING_ON,
-    TRACKING_REFUSED, /* it can't be had: `error` says why */
+    TRACKING_REFUSED,   /* it can't be had: `error` says why */
+    TRACKING_RESETTING, /* nothing else may ask the tracker for anything: `error` says so */
 };
 
 struct tracking { /* of one disk */
@@ -27,6 +28,7 @@ struct tracking { /* of one disk */
     struct io_message message;
     struct tracker_op op;
     struct tracker_options options;
+    struct io_op condemn;
     bool forbidden;
     void (*opened)(struct vm_disk *vd);
     void *opened_context;

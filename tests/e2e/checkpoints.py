@@ -5,10 +5,11 @@ a model of the writes; and what is said when something is wrong."""
 import json
 import random
 import threading
+import time
 
 import harness
-from tracking_kit import (BLOCK, DIRTY, MIB, blocks_of, changed, dirty_blocks, extents_of, listed, nbd_client, refused,
-                          states)
+from tracking_kit import (BLOCK, DIRTY, MIB, blocks_of, changed, dirty_blocks, extents_of, listed, nbd_client, nbd_module,
+                          refused, states)
 
 
 def two_disks(t):
@@ -319,6 +320,77 @@ def test_a_disk_goes_full_alone(t):
             assert len(needed_blocks(t, d, f"{disk}@s2")) == MIB // BLOCK
         parts = {p["disk"]: p for p in listed(d)[0]["disks"]}
         assert parts["vdc"]["state"] == "absent" and parts["vdc"]["reason"], parts
+
+
+def test_a_part_that_is_lost_holds_nobody_up(t):
+    """A disk was changed behind our back before the commit: the other disk's part is committed all the same."""
+    disks = two_disks(t)
+    d = t.daemon(disks)
+    with d.qmp() as q:
+        uuid = q.execute("fleece-snapshot-create", name="s", checkpoint="one")["checkpoint"]["uuid"]
+    d.stop()
+    with open(disks["vdb"], "r+b") as f:
+        f.write(b"x")
+    t.daemons.clear()
+    d = t.daemon(disks)
+    with d.qmp() as q:
+        q.execute("fleece-checkpoint-commit", uuid=uuid)
+    assert states(d) == {"one": "committed"}
+    assert {p["disk"]: p["state"] for p in listed(d)[0]["disks"]} == {"vda": "committed", "vdb": "invalid"}
+
+
+def test_reset_beside_other_commands(t):
+    """While the tracking of a disk is reset, nothing else reaches it: each of two commands at once succeeds or says why."""
+    d = t.daemon({"vda": t.disk("a.raw", 16 * MIB)})
+    others = (("fleece-checkpoint-delete", {"name": "one"}), ("fleece-snapshot-create", {"name": "s", "checkpoint": "two"}),
+              ("fleece-checkpoint-reset", {"disk": "vda"}), ("fleece-query-checkpoints", {}))
+    for command, arguments in others * 3:
+        d.fleece("checkpoint", "create", "one")
+        with d.qmp() as q, d.qmp() as other:
+            q.send("fleece-checkpoint-reset", disk="vda")
+            other.send(command, **arguments)
+            q.receive()
+            try:
+                other.receive()
+            except harness.QmpError as error:
+                assert error.text and command != "fleece-query-checkpoints"
+            assert set(states(d)) <= {"two"}
+            if command == "fleece-snapshot-create":
+                other.execute("fleece-snapshot-delete", name="s")
+        d.fleece("checkpoint", "reset", "vda")
+
+
+def test_reset_under_load(t):
+    """Of a disk whose activity log is being written all the time: writes go on, and tracking begins anew."""
+    extent, extents = 4 * MIB, 4096
+    d = t.daemon({"vda": t.disk("a.raw", extents * extent)})
+    stop, failed = threading.Event(), []
+
+    def load(seed):
+        h, rng = nbd_client(d.uri("vda")), random.Random(seed)
+        while not stop.is_set() and not failed:
+            cookies = [h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(BLOCK)), rng.randrange(extents) * extent,
+                                    completion=lambda e: failed.append(e.value) if e.value else None) for _ in range(16)]
+            while h.aio_in_flight() and cookies:
+                h.poll(-1)
+        h.shutdown()
+
+    nbd = nbd_module()
+    threads = [threading.Thread(target=load, args=(seed,)) for seed in range(2)]
+    d.fleece("checkpoint", "create", "one")
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(5):
+            time.sleep(0.05)
+            d.fleece("checkpoint", "reset", "vda")
+            assert states(d) == {}
+            d.fleece("checkpoint", "create", "one")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not failed
 
 
 def test_granularity(t):
