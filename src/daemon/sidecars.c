@@ -125,7 +125,7 @@ static struct disk_identity identify(void *context)
 
 static void tombstone_path(const struct sidecar *sidecar, char path[PATH_MAX])
 {
-    if ((size_t)snprintf(path, PATH_MAX, "%s-void", sidecar->in_state) >= PATH_MAX)
+    if (!sidecar->in_state[0] || (size_t)snprintf(path, PATH_MAX, "%s-void", sidecar->in_state) >= PATH_MAX)
         path[0] = 0;
 }
 
@@ -133,6 +133,8 @@ static int leave_tombstone(const struct sidecar *sidecar, const char *reason)
 {
     char path[PATH_MAX];
     tombstone_path(sidecar, path);
+    if (!path[0])
+        return -ENOENT;
     make_state_dir(sidecar->sidecars);
     int fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
@@ -155,16 +157,21 @@ static int condemn(void *context, const char *reason)
 
 /* --- opening and making, on a helper thread */
 
-/* What an earlier daemon said of it. */
-static int heed_tombstone(struct sidecar *sidecar, const char *path)
+/* What an earlier daemon said of it, wherever it lies: the tombstone goes when no sidecar is left. */
+static int heed_tombstone(struct sidecar *sidecar)
 {
     char tombstone[PATH_MAX];
+    const char *places[] = {sidecar->beside, sidecar->in_state};
     tombstone_path(sidecar, tombstone);
     if (!tombstone[0] || access(tombstone, F_OK) < 0)
         return 0;
-    if ((unlink(path) < 0 && errno != ENOENT) || sync_folder_of(path) < 0)
-        return error_set(&sidecar->err, ENOTSUP, "'%.300s' is void, as '%.300s' says, and can't be removed: %s", path,
-                         tombstone, error_name(errno));
+    for (unsigned i = 0; i < 2; i++) {
+        if (!places[i][0] || (unlink(places[i]) < 0 && errno == ENOENT))
+            continue;
+        if (access(places[i], F_OK) == 0 || sync_folder_of(places[i]) < 0)
+            return error_set(&sidecar->err, ENOTSUP, "'%.200s' is void, as '%.200s' says, and can't be removed: %s",
+                             places[i], tombstone, error_name(errno));
+    }
     (void)unlink(tombstone);
     return 0;
 }
@@ -179,9 +186,14 @@ static int open_found(struct sidecar *sidecar, const char *path)
         return error_set(&sidecar->err, ENOTSUP, "'%.300s' is no regular file: it can't be the sidecar of disk %s",
                          path, sidecar->disk->name);
     struct file_options options = {.path = path, .lock_wait_ns = sidecar->sidecars->options->lock_wait_ns};
-    if (file_open(sidecar->reactor, &options, &sidecar->result.node, &sidecar->err) < 0)
-        return error_prefix(&sidecar->err, "the sidecar of disk %s", sidecar->disk->name);
-    return 0;
+    if (file_open(sidecar->reactor, &options, &sidecar->result.node, &sidecar->err) == 0)
+        return 0;
+    error_prefix(&sidecar->err, "the sidecar of disk %s", sidecar->disk->name);
+    /* The disk is going to be written without it: nobody may believe it again (C11). */
+    if (condemn(sidecar, sidecar->err.text) < 0)
+        log_error("it could not be noted anywhere that the checkpoints of disk %s are void: %s", sidecar->disk->name,
+                  sidecar->err.text);
+    return -ENOTSUP;
 }
 
 static int make_new(struct sidecar *sidecar)
@@ -228,8 +240,10 @@ static int64_t open_blocking(void *argument)
         return error_set(&sidecar->err, ENOTSUP, "disk %s is neither a file nor a block device: it can't be tracked",
                          sidecar->disk->name);
     const char *places[] = {sidecar->beside, sidecar->in_state};
+    if (heed_tombstone(sidecar) < 0)
+        return -sidecar->err.code;
     for (unsigned i = 0; i < 2 && status == -ENOENT; i++)
-        if (places[i][0] && (status = heed_tombstone(sidecar, places[i])) == 0)
+        if (places[i][0])
             status = open_found(sidecar, places[i]);
     if (status == -ENOENT && off && sidecar->create)
         return error_set(&sidecar->err, ENOTSUP, "disk %s is served with track=off", sidecar->disk->name);

@@ -3,10 +3,12 @@
 """Change tracking that outlives the daemon: kill -9 under load at random times, restarts, a sidecar that is damaged or
 another disk's, a disk that somebody changed meanwhile. Reported is always at least what differs, and after kill -9 nothing
 that was not submitted."""
+import fcntl
 import os
 import pathlib
 import random
 import shutil
+import struct
 import threading
 import time
 
@@ -228,6 +230,17 @@ def test_a_backup_goes_on_after_kill(t):
     assert changed_since(d, "next") == after and changed_since(d, "base") == needed | after
 
 
+def test_a_checkpoint_waits_as_long_as_its_snapshot(t):
+    """After kill -9, that of a leased snapshot for the same grace time, that of another one until it is wanted."""
+    d = t.daemon({"vda": t.disk("a.raw", MIB)})
+    with d.qmp() as q:
+        q.execute("fleece-snapshot-create", name="s", checkpoint="leased", lease=True, grace=1)
+        q.execute("fleece-snapshot-create", name="s2", checkpoint="free")
+        d.kill()
+    d = restart(t, {"vda": t.path("a.raw")})
+    harness.wait_for("the leased one is given up", lambda: states(d) == {"free": "pending"}, timeout=5)
+
+
 def test_the_memory_is_lost(t):
     """As after a loss of power: what was in memory is gone, and the log says in which extents something may have changed."""
     path = t.disk("a.raw", SIZE, 1)
@@ -267,6 +280,26 @@ def test_track_options(t):
     assert tracking(d)["state"] == "invalid" and tracking(d)["reason"], tracking(d)
     made = d.fleece("snapshot", "create", "s", *(["--since", "base"] if states(d) else []))
     assert not states(d) or "in full, since" in made.stdout, made.stdout
+
+
+def test_a_sidecar_that_can_not_be_opened(t):
+    """Something else holds it when the next daemon starts. The disk is served and written without it, so nobody may believe
+    it later, nor what the killed daemon left in memory (C11)."""
+    path = t.disk("a.raw", SIZE)
+    d = t.daemon({"vda": path})
+    d.fleece("checkpoint", "create", "base")
+    write(d, 0)
+    d.kill()
+    with open(t.path("a.raw.fleece"), "r+b") as held:
+        fcntl.fcntl(held, 37, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))  # F_OFD_SETLK
+        d = restart(t, {"vda": path}, "--lock-timeout", "0.2")
+        assert tracking(d)["state"] == "invalid" and "locked" in tracking(d)["reason"], tracking(d)
+        write(d, 16 * MIB)
+        d.stop()
+    d = restart(t, {"vda": path})
+    assert "committed" not in states(d).values(), listed(d)
+    d.fleece("checkpoint", "create", "new")
+    assert changed_since(d, "new") == set()
 
 
 DAMAGED = (0, 100, 4096, 20000, 65536, 66048)
