@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cli/command.h"
 #include "cli/new_image.h"
 #include "driver/nbd.h"
 #include "job/image.h"
@@ -41,6 +42,18 @@ static bool lies_in_set(const struct restore_target *target)
         return false;
     size_t length = strlen(set);
     return strncmp(where, set, length) == 0 && where[length] == '/';
+}
+
+/* The name of a new file is durable only when its folder is. */
+static int sync_folder(const struct restore_target *target, struct error *err)
+{
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s", target->where);
+    int fd = open(dirname(path), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int code = fd < 0 || fsync(fd) < 0 ? errno : 0;
+    if (fd >= 0)
+        close(fd);
+    return code ? error_set(err, code, "can't make '%s' durable: %s", target->where, error_name(code)) : 0;
 }
 
 /* An existing file gets the size of the disk, and no content. It is open, so nobody else has it. */
@@ -93,6 +106,10 @@ static int open_existing(struct restore_target *target, const struct stat *stat,
     int status = image_open(target->transfer->io, path, false, &target->node, err);
     if (status < 0)
         return status;
+    if (file && (status = image_untrack(path, err)) < 0)
+        return status;
+    if (!file)
+        (void)cli_warn("'%s': if its changes are tracked, say so: fleece checkpoint reset %s", path, target->disk);
     target->overwrites = true;
     if (file)
         return target->qcow2 ? replace_by_qcow2(target, size_bytes, err) : empty_file(target, size_bytes, err);
@@ -126,18 +143,6 @@ int restore_target_open(struct restore_target *target, uint64_t size_bytes, stru
     target->made_file = status == 0;
     target->is_zero = true;
     return status;
-}
-
-/* The name of a new file is durable only when its folder is. */
-static int sync_folder(const struct restore_target *target, struct error *err)
-{
-    char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s", target->where);
-    int fd = open(dirname(path), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int code = fd < 0 || fsync(fd) < 0 ? errno : 0;
-    if (fd >= 0)
-        close(fd);
-    return code ? error_set(err, code, "can't make '%s' durable: %s", target->where, error_name(code)) : 0;
 }
 
 int restore_target_close(struct restore_target *target, int status, struct error *err)

@@ -25,6 +25,7 @@
 #include "base/log.h"
 #include "base/place.h"
 #include "driver/file.h"
+#include "track/sidecar_format.h"
 
 /* --- places */
 
@@ -35,10 +36,10 @@ static void choose_places(struct sidecars *sidecars, struct sidecar *sidecar)
     struct stat st;
     char *real = disk->path ? realpath(disk->path, NULL) : NULL;
     if (real && stat(real, &st) == 0 && S_ISREG(st.st_mode) &&
-        (size_t)snprintf(sidecar->beside, PATH_MAX, "%s.fleece", real) >= PATH_MAX)
+        (size_t)snprintf(sidecar->beside, PATH_MAX, "%s" SIDECAR_SUFFIX, real) >= PATH_MAX)
         sidecar->beside[0] = 0;
-    if (sidecars->state_dir[0] && (size_t)snprintf(sidecar->in_state, PATH_MAX, "%s/%s.%s.fleece", sidecars->state_dir,
-                                                   sidecars->options->vm, disk->name) >= PATH_MAX)
+    if (sidecars->state_dir[0] && (size_t)snprintf(sidecar->in_state, PATH_MAX, "%s/%s.%s" SIDECAR_SUFFIX,
+                                                   sidecars->state_dir, sidecars->options->vm, disk->name) >= PATH_MAX)
         sidecar->in_state[0] = 0;
     free(real);
 }

@@ -14,4 +14,10 @@ int image_open(struct io *io, const char *path, bool read_only, struct node **no
 int image_create_growable(struct io *io, const char *path, struct node **node, struct error *err);
 int image_open_growable(struct io *io, const char *path, struct node **node, struct error *err);
 
+/*
+ * What is known of the changes of an image is void when somebody else writes it (C11): takes its sidecar away, durably. The
+ * caller has the image's lock, so no daemon uses it. A stranger's file of that name stays. 0 or -errno with a sentence.
+ */
+int image_untrack(const char *path, struct error *err);
+
 #endif

@@ -13,6 +13,8 @@
 #include "base/limits.h"
 
 #define SIDECAR_MAGIC "FLEECESC"
+/* Behind the name of a disk's image: its sidecar. */
+#define SIDECAR_SUFFIX ".fleece"
 
 enum {
     SIDECAR_VERSION = 1,

@@ -70,4 +70,35 @@ def test_killed_again_and_again(t):
         t.fleece("verify", t.path("set"))
 
 
+def test_restored_over_a_tracked_disk(t):
+    """What is known of a disk's changes is void when it is restored behind the back of a daemon that was killed (C11): the
+    next backup is a full one, and right."""
+    image, where = t.disk("a.raw", 16 * MIB), t.path("set")
+    writes = [f"write -P %d {i * 8}k 4k" for i in range(80)]  # more than there are samples
+    d = t.daemon({"vda": image})
+    t.run("qemu-io", "-f", "raw", "-c", "write -P 1 12M 4k", d.uri("vda"))
+    d.fleece("backup", where)
+    t.run("qemu-io", "-f", "raw", "-c", "write -P 5 8M 1M", *[a for w in writes for a in ("-c", w % 3)], d.uri("vda"))
+    d.fleece("backup", where)
+    d.stop()
+    t.daemons.clear()
+    d = t.daemon({"vda": image})
+    t.run("qemu-io", "-f", "raw", *[a for w in writes for a in ("-c", w % 4)], d.uri("vda"))
+    d.kill()
+    first = min(p.name for p in where.iterdir() if p.is_dir())
+    stranger = t.path("b.raw.fleece")
+    stranger.write_text("a stranger's")
+    t.disk("b.raw", 16 * MIB)
+    for name in ("a.raw", "b.raw"):
+        t.fleece("restore", f"{where}@{first}", "--disk", "vda", "--to", t.path(name), "--force")
+    assert not t.path("a.raw.fleece").exists() and stranger.read_text() == "a stranger's"
+    t.daemons.clear()
+    d = t.daemon({"vda": image})
+    said = d.fleece("backup", where, status=3)
+    d.stop()
+    t.path("r.raw").unlink(missing_ok=True)
+    t.fleece("restore", f"{where}@latest", "--disk", "vda", "--to", t.path("r.raw"))
+    assert t.path("r.raw").read_bytes() == image.read_bytes(), said.stdout + said.stderr
+
+
 harness.main()
