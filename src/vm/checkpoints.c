@@ -45,11 +45,19 @@ struct checkpoint *checkpoint_find(const struct vm *vm, const char *which)
     return NULL;
 }
 
+/* 36 hexadecimal digits and hyphens: where a UUID is meant, such a name must not be found (C24). */
+static bool looks_like_uuid(const char *name)
+{
+    return strlen(name) == UUID_TEXT_BYTES - 1 && strspn(name, "0123456789abcdefABCDEF-") == UUID_TEXT_BYTES - 1;
+}
+
 int checkpoint_check_new(const struct vm *vm, const char *name, struct error *err)
 {
     int status = name_check("checkpoint name", name, err);
     if (status < 0)
         return status;
+    if (looks_like_uuid(name))
+        return error_set(err, EINVAL, "checkpoint name '%s' looks like a UUID: choose another one", name);
     if (checkpoint_find(vm, name))
         return error_set(err, EEXIST, "there is a checkpoint '%s' already: choose another name, or delete it", name);
     if (vm->checkpoint_count >= LIMIT_CHECKPOINTS)

@@ -472,6 +472,7 @@ static void a_checkpoint_alone(void **state)
     assert_int_equal(scene->list[0].disks[1].changed_bytes, BLOCK);
     assert_int_equal(must(scene, checkpoint_create, "mon"), EEXIST);
     assert_int_equal(must(scene, checkpoint_create, "m/n"), EINVAL);
+    assert_int_equal(must(scene, checkpoint_create, "76e657bf-d14a-46e9-ae2a-1deb09d1e6be"), EINVAL);
     assert_int_equal(must(scene, checkpoint_create, "tue"), 0);
     guest_writes(scene, 0, 8);
     assert_int_equal(look(scene), 2);
