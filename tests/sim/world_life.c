@@ -186,7 +186,8 @@ static void bury_scheduled(struct world *world, unsigned process)
     struct event **events = malloc((count + 1) * sizeof(struct event *));
     if (events == NULL)
         abort();
-    memcpy(events, world->heap + 1, count * sizeof(struct event *));
+    if (count > 0)
+        memcpy(events, world->heap + 1, count * sizeof(struct event *));
     world->heap_count = 0;
     for (size_t i = 0; i < count; i++) {
         struct event *event = events[i];
