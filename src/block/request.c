@@ -37,6 +37,19 @@ void request_complete(struct request *req, int status)
     io_task_queue(req->io, &req->completion);
 }
 
+bool request_add_extent(struct request *req, uint64_t length, uint32_t flags)
+{
+    struct block_extent *last = req->extent_count > 0 ? &req->extents[req->extent_count - 1] : NULL;
+    if (last && last->flags == flags) {
+        last->length += length;
+        return true;
+    }
+    if (req->extent_count == req->extent_max || (last && (req->flags & REQUEST_ONE)))
+        return false;
+    req->extents[req->extent_count++] = (struct block_extent){length, flags};
+    return true;
+}
+
 /* Walks the pieces of memory that make up [at, at+length) of the fragments. */
 struct iov_walk {
     const struct iovec *iov;

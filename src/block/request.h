@@ -116,6 +116,10 @@ static inline bool request_is_write(const struct request *req)
 /* By the node that finished it: settles the in-flight count at once and queues `done` to the end of the tick. */
 void request_complete(struct request *req, int status);
 
+/* Block status: the next extent of the answer; one that is like the last makes that longer. False: there is no room, or
+ * REQUEST_ONE has its one; nothing has changed then. */
+bool request_add_extent(struct request *req, uint64_t length, uint32_t flags);
+
 /* Bytes between flat memory and a request's fragments; `at` counts from the start of the fragments. */
 void iov_copy_out(const struct iovec *iov, unsigned iov_count, size_t at, void *to, size_t length);
 void iov_copy_in(const struct iovec *iov, unsigned iov_count, size_t at, const void *from, size_t length);

@@ -10,15 +10,6 @@
 
 static void extent_done(struct io_op *io_op, int64_t result);
 
-static void add_extent(struct request *req, uint64_t length, uint32_t flags)
-{
-    struct block_extent *last = req->extent_count ? &req->extents[req->extent_count - 1] : NULL;
-    if (last && last->flags == flags)
-        last->length += length;
-    else
-        req->extents[req->extent_count++] = (struct block_extent){length, flags};
-}
-
 static void start_extent(struct request *req)
 {
     struct file_op *op = file_op_of(req);
@@ -45,7 +36,8 @@ static void extent_done(struct io_op *io_op, int64_t result)
     }
     assert(op->extent.end > op->at);
     uint64_t end = op->extent.end < op->end ? op->extent.end : op->end;
-    add_extent(req, end - op->at, op->extent.hole ? EXTENT_HOLE | EXTENT_ZERO : 0);
+    const bool added = request_add_extent(req, end - op->at, op->extent.hole ? EXTENT_HOLE | EXTENT_ZERO : 0);
+    assert(added); /* there is room, or it would have ended before */
     op->at = end;
     if (op->at == op->end || req->extent_count == req->extent_max || (req->flags & REQUEST_ONE))
         file_finish(req, 0);
@@ -62,7 +54,7 @@ void file_start_status(struct request *req)
     op->at = req->range.start;
     op->end = range_end(req->range);
     if (op->file->is_block_device) {
-        add_extent(req, req->range.length, 0);
+        (void)request_add_extent(req, req->range.length, 0); /* the first one: there is room */
         file_finish(req, 0);
     } else {
         start_extent(req);

@@ -176,15 +176,9 @@ static int extents_arrived(void *request, const char *context, uint64_t offset, 
     req->extent_count = 0;
     for (size_t i = 0; i + 1 < entry_count && left > 0; i += 2) {
         uint64_t length = entries[i] < left ? entries[i] : left;
-        uint32_t flags = entries[i + 1] & known;
-        struct block_extent *last = req->extent_count > 0 ? &req->extents[req->extent_count - 1] : NULL;
         left -= length;
-        if (last && last->flags == flags)
-            last->length += length;
-        else if (length > 0 && req->extent_count == req->extent_max)
+        if (length > 0 && !request_add_extent(req, length, entries[i + 1] & known))
             break;
-        else if (length > 0)
-            req->extents[req->extent_count++] = (struct block_extent){length, flags};
     }
     return 0;
 }

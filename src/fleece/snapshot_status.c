@@ -18,19 +18,6 @@ struct walk {
     unsigned shift, looks; /* blocks that may still be looked up */
 };
 
-static bool extent_append(struct request *req, uint64_t length, uint32_t flags)
-{
-    struct block_extent *last = req->extent_count ? &req->extents[req->extent_count - 1] : NULL;
-    if (last && last->flags == flags) {
-        last->length += length;
-    } else {
-        if (req->extent_count == req->extent_max || (req->extent_count == 1 && (req->flags & REQUEST_ONE)))
-            return false;
-        req->extents[req->extent_count++] = (struct block_extent){length, flags};
-    }
-    return true;
-}
-
 static uint32_t place_flags(const struct walk *walk, uint64_t block)
 {
     uint32_t place = point_place(walk->point, block);
@@ -79,7 +66,7 @@ void snapshot_residence(const struct point *point, struct request *req)
     while (rest.length > 0 && walk.looks > 0) {
         uint32_t flags;
         uint64_t length = next_run(&walk, rest, &flags);
-        if (!extent_append(req, length, flags))
+        if (!request_add_extent(req, length, flags))
             return;
         rest = (struct range){rest.start + length, rest.length - length};
     }
@@ -99,7 +86,7 @@ void snapshot_dirty(const struct dirty_map *map, struct request *req)
         bool dirty = bitmap_get(&map->changed, bit);
         bit = bitmap_next_before(&map->changed, bit, end, !dirty);
         uint64_t run_end = bit < end ? bit << map->shift : bytes_end;
-        if (!extent_append(req, run_end - at, dirty ? EXTENT_DIRTY : 0))
+        if (!request_add_extent(req, run_end - at, dirty ? EXTENT_DIRTY : 0))
             return;
         at = run_end;
     }
@@ -122,7 +109,7 @@ int snapshot_allocation(const struct point *point, struct request *req, const st
                                                      : 0;
             if (walk.looks == 0)
                 PROBE(status_clipped);
-            if (walk.looks == 0 || !extent_append(req, length, says))
+            if (walk.looks == 0 || !request_add_extent(req, length, says))
                 return 0;
             rest = (struct range){rest.start + length, rest.length - length};
         }

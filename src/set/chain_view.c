@@ -457,19 +457,14 @@ static bool is_captured(const struct chain_view *view, uint64_t block, uint64_t 
 static void view_answer_dirty(struct chain_view *view, struct request *req)
 {
     uint64_t at = req->range.start, stop = range_end(req->range);
-    unsigned max = req->flags & REQUEST_ONE ? 1 : req->extent_max, looks = 0;
-    assert(req->dirty_map == 0 && max > 0);
+    unsigned looks = 0;
+    assert(req->dirty_map == 0 && req->extent_max > 0);
     req->extent_count = 0;
     while (at < stop && looks++ < LIMIT_STATUS_BLOCKS) {
         uint64_t end;
         uint32_t flags = is_captured(view, at / BLOCK_BYTES, &end) ? EXTENT_DIRTY : 0;
         end = end * BLOCK_BYTES < stop ? end * BLOCK_BYTES : stop;
-        struct block_extent *last = req->extent_count > 0 ? &req->extents[req->extent_count - 1] : NULL;
-        if (last && last->flags == flags)
-            last->length += end - at;
-        else if (req->extent_count < max)
-            req->extents[req->extent_count++] = (struct block_extent){end - at, flags};
-        else
+        if (!request_add_extent(req, end - at, flags))
             break;
         at = end;
     }

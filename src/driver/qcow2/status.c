@@ -13,13 +13,11 @@
 
 static void status_go_on(struct request *req);
 
+/* Where there is room: whoever calls has looked. */
 static void add_extent(struct request *req, uint64_t length, uint32_t flags)
 {
-    struct block_extent *last = req->extent_count ? &req->extents[req->extent_count - 1] : NULL;
-    if (last && last->flags == flags)
-        last->length += length;
-    else
-        req->extents[req->extent_count++] = (struct block_extent){length, flags};
+    const bool added = request_add_extent(req, length, flags);
+    assert(added);
     qcow2_op_of(req)->at += length;
 }
 
