@@ -95,6 +95,8 @@ enum {
     QCOW2_ZSTD_LEVEL = 1,
     /* Runs of mappings that one block status request looks at: about a millisecond. */
     LIMIT_QCOW2_STATUS_STEPS = 4096,
+    /* Steps of one write that did not wait, before others run. */
+    LIMIT_QCOW2_STEPS = 32,
     /* Images of a chain: hourly backups of ten days, and well below the files that a process may have open. */
     LIMIT_BACKING_DEPTH = 256,
 
@@ -151,6 +153,12 @@ enum {
     /* Parts of an extent with fewer cells of 4 KiB between them are read and written as one: a request costs more than these
      * zeroes. */
     COPY_GAP_CELLS = 4,
+    /* Extents in one answer about the tables of an image that is verified: 4 KiB of memory. */
+    LIMIT_VERIFY_EXTENTS = 256,
+    /* Per cent of what is unchanged that an audit reads: quick enough to be done every night. */
+    AUDIT_SAMPLE_PERCENT = 5,
+    /* A line of the record of an interrupted backup: two numbers, a mask and a hash in hexadecimal, with room. */
+    RESUME_LINE_BYTES = 192,
     /* Damaged places that verify prints for one disk; the rest is counted. */
     LIMIT_VERIFY_RANGES = 16,
     /* Of a push whose target also takes old data straight from the guest's writes: those wait behind what they send. */
@@ -257,6 +265,8 @@ enum {
 #define BOUNCE_SMALL_BYTES (64 * KIB)
 /* Largest disk: 36 bits of an entry of the cache's map name a 4 KiB block. */
 #define LIMIT_DISK_BYTES (256 * TIB)
+/* What a write of a part of a cluster reads and writes at once, to fill the rest from what is behind the image. */
+#define QCOW2_FILL_BYTES (256 * KIB)
 /* Tables of a qcow2 image: QEMU's bounds. */
 #define LIMIT_QCOW2_L1_BYTES (32 * MIB)
 #define LIMIT_QCOW2_REFTABLE_BYTES (8 * MIB)
@@ -307,6 +317,8 @@ enum {
 /* Of a dirty bitmap: QEMU's bounds, for its clients; less than a sector makes no sense, and 32 bits hold it. */
 #define BITMAP_GRANULARITY_MIN UINT64_C(512)
 #define BITMAP_GRANULARITY_MAX (2 * GIB)
+/* Shared memory is grown, given back and laid out in these. */
+#define SHM_PAGE_BYTES (4 * KIB)
 /* Unit of growth of the RAM tier. */
 #define SEGMENT_BYTES_DEFAULT (1 * MIB)
 #define FLEECE_RAM_DEFAULT (256 * MIB)

@@ -13,7 +13,6 @@
 #include "cli/command.h"
 
 #include <errno.h>
-#include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,7 +28,6 @@
 #include "driver/nbd.h"
 #include "fleece/fleece.h"
 
-#define SAMPLE_DEFAULT 5 /* percent: quick enough to be done every night */
 #define EXTENT_BLOCKS (MANIFEST_EXTENT_BYTES / HASHES_BLOCK_BYTES)
 
 struct audit {
@@ -394,20 +392,7 @@ static int audit_set(struct audit *audit, const char *path)
 
 static int parse(struct audit *audit, int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"sample", required_argument, NULL, 's'},
-        {"seed", required_argument, NULL, 'S'},
-        {NULL, 0, NULL, 0},
-    };
-    int option, code = CLI_DONE;
-    while (code == CLI_DONE && (option = getopt_long(argc, argv, ":", options, NULL)) != -1) {
-        if (option == 's')
-            code = sample_parse_percent(audit->cli, &audit->sample, optarg);
-        else if (option == 'S')
-            code = sample_parse_seed(audit->cli, &audit->sample, optarg);
-        else
-            return cli_usage_option(audit->cli, option, argv);
-    }
+    int code = sample_parse_options(audit->cli, &audit->sample, argc, argv);
     if (code == CLI_DONE && argc - optind != 1)
         code = cli_usage(audit->cli, "audit wants the folder of one backup set");
     return code;
@@ -416,7 +401,7 @@ static int parse(struct audit *audit, int argc, char **argv)
 static int audit_run(struct cli *cli, int argc, char **argv)
 {
     struct audit audit = {.cli = cli};
-    sample_init(&audit.sample, SAMPLE_DEFAULT);
+    sample_init(&audit.sample, AUDIT_SAMPLE_PERCENT);
     int code = parse(&audit, argc, argv);
     if (code != CLI_DONE)
         return code;

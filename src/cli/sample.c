@@ -4,6 +4,7 @@
 #include "cli/sample.h"
 
 #include <errno.h>
+#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -15,7 +16,7 @@ void sample_init(struct sample *sample, double percent)
     *sample = (struct sample){.percent = percent, .seed = seed, .state = seed};
 }
 
-int sample_parse_percent(const struct cli *cli, struct sample *sample, const char *text)
+static int parse_percent(const struct cli *cli, struct sample *sample, const char *text)
 {
     char *end;
     sample->percent = strtod(text, &end);
@@ -24,7 +25,7 @@ int sample_parse_percent(const struct cli *cli, struct sample *sample, const cha
     return cli_usage(cli, "--sample is '%s', not a part such as 5%% (more than 0, at most 100)", text);
 }
 
-int sample_parse_seed(const struct cli *cli, struct sample *sample, const char *text)
+static int parse_seed(const struct cli *cli, struct sample *sample, const char *text)
 {
     char *end;
     errno = 0;
@@ -32,6 +33,25 @@ int sample_parse_seed(const struct cli *cli, struct sample *sample, const char *
     if (text[0] >= '0' && text[0] <= '9' && *end == '\0' && errno == 0 && sample->seed <= INT64_MAX)
         return CLI_DONE;
     return cli_usage(cli, "--seed is '%s', not a whole number of 0 to %lld", text, (long long)INT64_MAX);
+}
+
+int sample_parse_options(const struct cli *cli, struct sample *sample, int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"sample", required_argument, NULL, 's'},
+        {"seed", required_argument, NULL, 'S'},
+        {NULL, 0, NULL, 0},
+    };
+    int option, code = CLI_DONE;
+    while (code == CLI_DONE && (option = getopt_long(argc, argv, ":", options, NULL)) != -1) {
+        if (option == 's')
+            code = parse_percent(cli, sample, optarg);
+        else if (option == 'S')
+            code = parse_seed(cli, sample, optarg);
+        else
+            return cli_usage_option(cli, option, argv);
+    }
+    return code;
 }
 
 /* splitmix64 (Steele, Lea, Flood 2014): good enough to choose a sample. */

@@ -14,9 +14,8 @@ struct sample {
 
 /* All of it or a part, with a random seed. */
 void sample_init(struct sample *sample, double percent);
-/* The values of --sample ("5", "0.5%") and --seed. Returns CLI_DONE, or what the command returns. */
-int sample_parse_percent(const struct cli *cli, struct sample *sample, const char *text);
-int sample_parse_seed(const struct cli *cli, struct sample *sample, const char *text);
+/* The options of a command that has --sample ("5", "0.5%") and --seed and no others. CLI_DONE, or what the command returns. */
+int sample_parse_options(const struct cli *cli, struct sample *sample, int argc, char **argv);
 
 /*
  * Sets exactly so many bits of `chosen`, out of those for which may_choose() says so, each as likely, at least one if

@@ -10,7 +10,6 @@
 #include "cli/command.h"
 
 #include <errno.h>
-#include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -188,20 +187,7 @@ static int verify_points(struct verify *verify, const char *wanted)
 
 static int parse(struct verify *verify, int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"sample", required_argument, NULL, 's'},
-        {"seed", required_argument, NULL, 'S'},
-        {NULL, 0, NULL, 0},
-    };
-    int option, code = CLI_DONE;
-    while (code == CLI_DONE && (option = getopt_long(argc, argv, ":", options, NULL)) != -1) {
-        if (option == 's')
-            code = sample_parse_percent(verify->cli, &verify->sample, optarg);
-        else if (option == 'S')
-            code = sample_parse_seed(verify->cli, &verify->sample, optarg);
-        else
-            return cli_usage_option(verify->cli, option, argv);
-    }
+    int code = sample_parse_options(verify->cli, &verify->sample, argc, argv);
     if (code != CLI_DONE)
         return code;
     if (argc - optind != 1)

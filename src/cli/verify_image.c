@@ -60,7 +60,7 @@ static void tell_extents(struct check *check)
 {
     uint64_t count = check->hashes->count;
     for (uint64_t first = 0, end; check->result->damaged_extents > 0 && first < count; first = end) {
-        char sentence[512], extents[64];
+        char sentence[LIMIT_ERROR_BYTES], extents[64];
         uint64_t start = first * COPY_EXTENT_BYTES, stop;
         for (end = first + 1; end < count && check->findings[end] == check->findings[first];)
             end++;
@@ -118,7 +118,7 @@ static int check_bytes(struct check *check, struct chain_images *images, struct 
 
 static void tell_blocks(struct check *check, uint64_t first, uint64_t end, bool missing)
 {
-    char sentence[512];
+    char sentence[LIMIT_ERROR_BYTES];
     uint64_t start = first * HASHES_BLOCK_BYTES, stop = end * HASHES_BLOCK_BYTES;
     stop = stop < check->hashes->size_bytes ? stop : check->hashes->size_bytes;
     if (stop <= start)
@@ -144,7 +144,7 @@ static void compare_blocks(struct check *check, uint64_t first, uint64_t end, bo
 
 static int check_blocks(struct check *check, struct node *image, struct error *err)
 {
-    struct block_extent answer[256];
+    struct block_extent answer[LIMIT_VERIFY_EXTENTS];
     uint64_t size = check->hashes->size_bytes;
     for (uint64_t at = 0; at < size;) {
         struct request req = {.kind = REQUEST_BLOCK_STATUS,
@@ -156,7 +156,7 @@ static int check_blocks(struct check *check, struct node *image, struct error *e
         if (transfer_interrupted(check->options->transfer))
             return error_set(err, ECANCELED, "interrupted");
         if (status < 0) {
-            char sentence[512];
+            char sentence[LIMIT_ERROR_BYTES];
             snprintf(sentence, sizeof sentence, "the tables of %.300s at byte %llu of the disk: unreadable: %s",
                      check->path, (unsigned long long)at, error_name(status));
             tell(check, (struct range){at, COPY_EXTENT_BYTES < size - at ? COPY_EXTENT_BYTES : size - at}, sentence);
@@ -176,7 +176,7 @@ static int check_blocks(struct check *check, struct node *image, struct error *e
 static void table_damaged(void *context, uint64_t file_offset, const char *what)
 {
     struct check *check = context;
-    char sentence[512];
+    char sentence[LIMIT_ERROR_BYTES];
     snprintf(sentence, sizeof sentence, "byte %llu of the file %.250s: %s", (unsigned long long)file_offset,
              check->path, what);
     tell(check, (struct range){0, 0}, sentence);

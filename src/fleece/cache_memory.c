@@ -28,8 +28,7 @@
 #include "base/bitmap.h"
 
 #define MEMORY_MAGIC "FLEECEMM"
-#define PAGE (4 * KIB)
-#define HEADER_PAGES_BYTES (2 * PAGE)
+#define HEADER_PAGES_BYTES (2 * SHM_PAGE_BYTES)
 
 enum { MEMORY_VERSION = 2 };
 
@@ -82,9 +81,9 @@ static uint64_t chunks_of(const struct cache_memory_plan *plan)
 /* Finds the parts; returns how long it all is. */
 static uint64_t lay_out(struct cache_memory *memory, const struct cache_memory_plan *plan)
 {
-    memory->states_bytes = round_up(chunks_of(plan), PAGE);
+    memory->states_bytes = round_up(chunks_of(plan), SHM_PAGE_BYTES);
     memory->needed_at = HEADER_PAGES_BYTES;
-    memory->needed_stride = memory->states_bytes + chunks_of(plan) * PAGE;
+    memory->needed_stride = memory->states_bytes + chunks_of(plan) * SHM_PAGE_BYTES;
     memory->keys_at = memory->needed_at + NEEDED_SETS * memory->needed_stride;
     return memory->keys_at + (uint64_t)cache_memory_base(plan, PLACE_KINDS) * sizeof(uint64_t);
 }

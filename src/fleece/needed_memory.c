@@ -17,8 +17,7 @@
 #include <errno.h>
 #include <string.h>
 
-#define PAGE (4 * KIB)
-_Static_assert(BITMAP_CHUNK_BITS == 8 * PAGE, "a chunk is a page");
+_Static_assert(BITMAP_CHUNK_BITS == 8 * SHM_PAGE_BYTES, "a chunk is a page");
 
 enum { CHUNK_WORDS = BITMAP_CHUNK_BITS / 64 };
 enum chunk_state { CHUNK_ALL, CHUNK_MIXED, CHUNK_NONE };
@@ -40,7 +39,7 @@ static void set_state(const struct needed_memory *needed, uint64_t chunk, enum c
 
 static struct range page_of(const struct needed_memory *needed, uint64_t chunk)
 {
-    return (struct range){needed->words_at + chunk * PAGE, PAGE};
+    return (struct range){needed->words_at + chunk * SHM_PAGE_BYTES, SHM_PAGE_BYTES};
 }
 
 static uint64_t *words_of(const struct needed_memory *needed, uint64_t chunk)
@@ -111,7 +110,7 @@ static int release_part(struct needed_memory *needed, uint64_t chunk, uint64_t f
         int status = io_shm_grow(needed->memory->io, &needed->memory->shm, page_of(needed, chunk));
         if (status < 0)
             return status;
-        memset(words, 0xff, PAGE);
+        memset(words, 0xff, SHM_PAGE_BYTES);
         words_clear(words, first, end);
         set_state(needed, chunk, CHUNK_MIXED);
     } else if (*state_of(needed, chunk) == CHUNK_MIXED) {
@@ -151,7 +150,7 @@ int needed_memory_store(struct needed_memory *needed, const struct bitmap *bits,
         int status = io_shm_grow(needed->memory->io, &needed->memory->shm, page_of(needed, *chunk));
         if (status < 0)
             return status;
-        memcpy(words_of(needed, *chunk), words, PAGE);
+        memcpy(words_of(needed, *chunk), words, SHM_PAGE_BYTES);
         set_state(needed, *chunk, CHUNK_MIXED);
         stored++;
     }

@@ -41,7 +41,7 @@ static inline bool copy_state_is_todo(enum copy_state state)
 }
 
 void copy_order_set(struct copy_order *order, uint64_t extent, enum copy_state state);
-/* What a look at the residence found: moves an extent that is still to be copied between TODO, RAM and CACHED. */
+/* What a look at the residence found: moves an extent that is still to be copied between UNREAD, RAM and CACHED. */
 void copy_order_advise(struct copy_order *order, uint64_t extent, enum copy_state state);
 /* The same for [first, end), of which most need no change. */
 void copy_order_advise_run(struct copy_order *order, uint64_t first, uint64_t end, enum copy_state state);

@@ -24,10 +24,6 @@
 #include "base/range.h"
 #include "driver/qcow2/header.h"
 
-#define PLACE_MASK UINT64_C(0x00fffffffffffe00)
-#define COPIED (UINT64_C(1) << 63)
-#define COMPRESSED (UINT64_C(1) << 62)
-#define ALL_ZERO UINT64_C(1)
 /* Fields of the header, by their places, and how long it is: with or without the way in which clusters are compressed. */
 enum {
     HEADER_BYTES = 104,
@@ -140,9 +136,10 @@ static void check_header(const struct check *check, const uint8_t *bytes, uint64
 static void check_compressed(const struct check *check, uint64_t from, uint64_t entry, uint64_t bitmap)
 {
     unsigned place_bits = 62 - (check->header.cluster_bits - 8);
-    uint64_t place = entry & ((UINT64_C(1) << place_bits) - 1), sectors = (entry & (COMPRESSED - 1)) >> place_bits;
+    uint64_t place = entry & ((UINT64_C(1) << place_bits) - 1),
+             sectors = (entry & (QCOW2_COMPRESSED - 1)) >> place_bits;
     uint64_t end = round_down(place, 512) + (sectors + 1) * 512, file_end = check->cluster_count * check->cluster_bytes;
-    if (entry & COPIED || bitmap)
+    if (entry & QCOW2_COPIED || bitmap)
         tell(check, from, "the mapping of a compressed cluster has bits that have to be zero");
     if (place < file_end && end > file_end)
         end = file_end; /* the last sector need not be there */
@@ -151,17 +148,18 @@ static void check_compressed(const struct check *check, uint64_t from, uint64_t 
 
 static void check_mapping(const struct check *check, uint64_t from, uint64_t entry, uint64_t bitmap)
 {
-    uint64_t place = entry & PLACE_MASK, reserved = ~(PLACE_MASK | COPIED | (check->header.extended_l2 ? 0 : ALL_ZERO));
+    uint64_t place = entry & QCOW2_PLACE_MASK,
+             reserved = ~(QCOW2_PLACE_MASK | QCOW2_COPIED | (check->header.extended_l2 ? 0 : QCOW2_ALL_ZERO));
     uint32_t data = (uint32_t)bitmap, zero = (uint32_t)(bitmap >> 32);
-    if (entry & COMPRESSED) {
+    if (entry & QCOW2_COMPRESSED) {
         check_compressed(check, from, entry, bitmap);
         return;
     }
-    if (entry & reserved || (place == 0 && entry & COPIED) || place % check->cluster_bytes)
+    if (entry & reserved || (place == 0 && entry & QCOW2_COPIED) || place % check->cluster_bytes)
         tell(check, from, "a mapping has bits that have to be zero");
     else if (data & zero || (data && !place))
         tell(check, from, "the bits of a mapping's subclusters contradict each other");
-    else if (place && !(entry & COPIED))
+    else if (place && !(entry & QCOW2_COPIED))
         tell(check, from, "a mapping says that its cluster is shared");
     if (place)
         refer(check, from, "a mapping", (struct range){place, check->cluster_bytes});
@@ -187,18 +185,18 @@ static int check_l2(const struct check *check, uint64_t table, uint64_t first_cl
 static int check_mappings(const struct check *check, uint64_t l1_entries, struct error *err)
 {
     uint64_t l2_entries = check->cluster_bytes / (check->header.extended_l2 ? 16 : 8);
-    uint8_t chunk[4096];
+    uint8_t chunk[QCOW2_PAGE_BYTES];
     for (uint64_t i = 0; i < l1_entries; i++) {
         uint64_t at = check->header.l1_offset + i * 8;
-        int status = i % 512 ? 0 : read_at(check, at, chunk, sizeof chunk, err);
+        int status = i % (sizeof chunk / 8) ? 0 : read_at(check, at, chunk, sizeof chunk, err);
         if (status < 0)
             return status;
-        uint64_t entry = load_be64(chunk + i % 512 * 8), table = entry & PLACE_MASK;
+        uint64_t entry = load_be64(chunk + i % (sizeof chunk / 8) * 8), table = entry & QCOW2_PLACE_MASK;
         if (entry == 0)
             continue;
         if (i >= check->header.l1_entries)
             tell(check, at, "there is a table of mappings behind the end of the disk");
-        if (entry & ~(PLACE_MASK | COPIED) || table % check->cluster_bytes || !(entry & COPIED)) {
+        if (entry & ~(QCOW2_PLACE_MASK | QCOW2_COPIED) || table % check->cluster_bytes || !(entry & QCOW2_COPIED)) {
             tell(check, at, "an entry of the L1 table has wrong bits");
             continue;
         }

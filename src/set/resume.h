@@ -53,7 +53,6 @@ struct resume_line {
     uint32_t data; /* bytes of each that are not zero */
     uint8_t mask[COPY_MASK_BYTES], sha256[COPY_HASH_BYTES];
 };
-#define RESUME_LINE_BYTES 192
 size_t resume_line_make(char *text, const struct resume_line *line);
 bool resume_line_parse(const char *text, size_t length, struct resume_line *line);
 

@@ -12,7 +12,7 @@
 
 #define SPAN_NONCE_BYTES 16
 /* A page of memory: what is grown at once. */
-#define SPAN_PAGE_BYTES UINT64_C(4096)
+#define SPAN_PAGE_BYTES SHM_PAGE_BYTES
 #define SPAN_PAGE_BITS (SPAN_PAGE_BYTES * 8)
 #define SPAN_PAGE_WORDS (SPAN_PAGE_BYTES / 8)
 

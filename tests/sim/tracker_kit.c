@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The kit keeps every checkpoint's set of written blocks in memory of its own, which no death of the daemon touches. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>

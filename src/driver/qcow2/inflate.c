@@ -16,8 +16,6 @@
 #include "base/probe.h"
 #include "driver/qcow2/internal.h"
 
-#define READ_ALIGNMENT 4096u
-
 static bool unpack_deflate(char *packed, size_t length, char *cluster, size_t cluster_bytes)
 {
     z_stream stream = {.next_in = (Bytef *)packed,
@@ -105,10 +103,10 @@ bool inflate_start(struct qcow2 *image, struct request *parent, uint64_t at, uin
         return false;
     *inflate = (struct inflate){
         .image = image, .parent = parent, .at = at, .length = length, .mapping = *mapping, .done = done};
-    inflate->span = range_align_out((struct range){mapping->host, mapping->compressed_bytes}, READ_ALIGNMENT);
+    inflate->span = range_align_out((struct range){mapping->host, mapping->compressed_bytes}, LIMIT_ALIGNMENT_BYTES);
     if (range_end(inflate->span) > image->file->size_bytes)
         inflate->span.length = image->file->size_bytes - inflate->span.start;
-    inflate->packed = aligned_alloc(READ_ALIGNMENT, round_up(inflate->span.length, READ_ALIGNMENT));
+    inflate->packed = aligned_alloc(LIMIT_ALIGNMENT_BYTES, round_up(inflate->span.length, LIMIT_ALIGNMENT_BYTES));
     inflate->cluster = malloc(image->cluster_bytes);
     if (!inflate->packed || !inflate->cluster) {
         inflate_free(inflate);
@@ -141,6 +139,7 @@ uint32_t deflate_cluster(ZSTD_CCtx *context, const char *cluster, uint32_t clust
 {
     if (!context) /* no memory: it is written as it is */
         return 0;
-    size_t size = ZSTD_compressCCtx(context, packed, cluster_bytes - 512, cluster, cluster_bytes, QCOW2_ZSTD_LEVEL);
+    size_t size = ZSTD_compressCCtx(context, packed, cluster_bytes - IMAGE_SECTOR_BYTES, cluster, cluster_bytes,
+                                    QCOW2_ZSTD_LEVEL);
     return ZSTD_isError(size) ? 0 : (uint32_t)size;
 }

@@ -10,11 +10,6 @@
 #include "base/probe.h"
 #include "driver/qcow2/internal.h"
 
-#define PLACE_MASK UINT64_C(0x00fffffffffffe00)
-#define COPIED (UINT64_C(1) << 63)
-#define COMPRESSED (UINT64_C(1) << 62)
-#define ALL_ZERO UINT64_C(1)
-
 static uint64_t l1_place(const struct qcow2 *image, uint64_t cluster)
 {
     return image->header.l1_offset + (cluster >> image->l2_bits) * 8;
@@ -28,13 +23,13 @@ int l2_find(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waiter, 
     int status = page_get(image, PAGE_L1, at, waiter, &l1);
     if (status < 0)
         return status;
-    uint64_t entry = load_be64(l1->bytes + at % image->page_bytes), table = entry & PLACE_MASK;
+    uint64_t entry = load_be64(l1->bytes + at % image->page_bytes), table = entry & QCOW2_PLACE_MASK;
     *table_end = ((cluster >> image->l2_bits) + 1) << image->l2_bits;
     if (entry == 0)
         return -ENOENT;
-    if (entry & ~(PLACE_MASK | COPIED) || !qcow2_place_is_right(image, table, image->cluster_bytes))
+    if (entry & ~(QCOW2_PLACE_MASK | QCOW2_COPIED) || !qcow2_place_is_right(image, table, image->cluster_bytes))
         return -EIO;
-    if (!(entry & COPIED) && !image->node.read_only)
+    if (!(entry & QCOW2_COPIED) && !image->node.read_only)
         return -EIO; /* only snapshots share tables, and an image with these is not written */
     uint64_t place = (cluster & ((UINT64_C(1) << image->l2_bits) - 1)) * image->entry_bytes;
     *index = (unsigned)(place % image->page_bytes / image->entry_bytes);
@@ -54,7 +49,7 @@ int l2_create(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waiter
     if (status < 0)
         return status;
     assert(load_be64(l1->bytes + at % image->page_bytes) == 0);
-    store_be64(l1->bytes + at % image->page_bytes, table | COPIED);
+    store_be64(l1->bytes + at % image->page_bytes, table | QCOW2_COPIED);
     /* Its first page is to be written, so that the file reaches into the cluster. When there is no room now it is read. */
     if (page_new(image, PAGE_L2, table, waiter, &l2) == 0)
         page_change(l2);
@@ -66,11 +61,11 @@ int l2_create(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waiter
 static int decode_compressed(const struct qcow2 *image, uint64_t entry, struct cluster *cluster)
 {
     unsigned place_bits = 62 - (image->cluster_bits - 8);
-    uint64_t sectors = (entry & (COMPRESSED - 1)) >> place_bits;
+    uint64_t sectors = (entry & (QCOW2_COMPRESSED - 1)) >> place_bits;
     cluster->compressed = true;
     cluster->host = entry & ((UINT64_C(1) << place_bits) - 1);
-    cluster->compressed_bytes = (uint32_t)((sectors + 1) * 512 - cluster->host % 512);
-    if (entry & COPIED || cluster->host < image->cluster_bytes || cluster->host >= qcow2_end(image))
+    cluster->compressed_bytes = (uint32_t)((sectors + 1) * IMAGE_SECTOR_BYTES - cluster->host % IMAGE_SECTOR_BYTES);
+    if (entry & QCOW2_COPIED || cluster->host < image->cluster_bytes || cluster->host >= qcow2_end(image))
         return -EIO;
     uint64_t left = qcow2_end(image) - cluster->host; /* what lies behind the last sector is not needed */
     if (cluster->compressed_bytes > left)
@@ -83,21 +78,21 @@ static int decode_compressed(const struct qcow2 *image, uint64_t entry, struct c
 int cluster_decode(const struct qcow2 *image, const struct page *page, unsigned index, struct cluster *cluster)
 {
     const char *at = page->bytes + index * image->entry_bytes;
-    uint64_t entry = load_be64(at), bitmap = 0, all = image->subclusters == 1 ? ALL_ZERO : 0;
+    uint64_t entry = load_be64(at), bitmap = 0, all = image->subclusters == 1 ? QCOW2_ALL_ZERO : 0;
     *cluster = (struct cluster){0};
     if (image->subclusters > 1)
         bitmap = load_be64(at + 8);
-    if (entry & COMPRESSED)
+    if (entry & QCOW2_COMPRESSED)
         return decode_compressed(image, entry, cluster);
-    if (entry & ~(PLACE_MASK | COPIED | (image->header.version > 2 ? all : 0)))
+    if (entry & ~(QCOW2_PLACE_MASK | QCOW2_COPIED | (image->header.version > 2 ? all : 0)))
         return -EIO;
-    cluster->host = entry & PLACE_MASK;
-    cluster->copied = entry & COPIED;
+    cluster->host = entry & QCOW2_PLACE_MASK;
+    cluster->copied = entry & QCOW2_COPIED;
     if (image->subclusters > 1) {
         cluster->data = (uint32_t)bitmap;
         cluster->zero = (uint32_t)(bitmap >> 32);
     } else {
-        cluster->zero = entry & ALL_ZERO;
+        cluster->zero = entry & QCOW2_ALL_ZERO;
         cluster->data = cluster->host && !cluster->zero;
     }
     if ((cluster->data && !cluster->host) || (cluster->data & cluster->zero) || (cluster->copied && !cluster->host))
@@ -109,12 +104,13 @@ void cluster_encode(const struct qcow2 *image, struct page *page, unsigned index
 {
     char *at = page->bytes + index * image->entry_bytes;
     assert(page->dirty && !(cluster->data & cluster->zero));
-    uint64_t entry = cluster->host ? cluster->host | COPIED : 0;
+    uint64_t entry = cluster->host ? cluster->host | QCOW2_COPIED : 0;
     if (cluster->compressed) {
-        uint64_t sectors = (cluster->host + cluster->compressed_bytes - 1) / 512 - cluster->host / 512;
-        entry = cluster->host | COMPRESSED | sectors << (62 - (image->cluster_bits - 8));
+        uint64_t sectors = (cluster->host + cluster->compressed_bytes - 1) / IMAGE_SECTOR_BYTES -
+                           cluster->host / IMAGE_SECTOR_BYTES;
+        entry = cluster->host | QCOW2_COMPRESSED | sectors << (62 - (image->cluster_bits - 8));
     } else if (image->subclusters == 1 && cluster->zero) {
-        entry |= ALL_ZERO;
+        entry |= QCOW2_ALL_ZERO;
     }
     store_be64(at, entry);
     if (image->subclusters > 1)

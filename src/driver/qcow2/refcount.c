@@ -18,8 +18,6 @@
 #include "base/probe.h"
 #include "driver/qcow2/internal.h"
 
-#define PLACE_MASK UINT64_C(0x00fffffffffffe00)
-
 static uint64_t refcount_get(const struct qcow2 *image, const struct page *page, uint64_t cluster)
 {
     uint64_t index = cluster % (image->page_bytes * 8 / image->refcount_bits);
@@ -87,7 +85,7 @@ static int count_page(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter
     uint64_t block = load_be64(table_entry(image, table, cluster));
     if (block == 0)
         return -ENOENT;
-    if (block & ~PLACE_MASK || !qcow2_place_is_right(image, block, image->cluster_bytes))
+    if (block & ~QCOW2_PLACE_MASK || !qcow2_place_is_right(image, block, image->cluster_bytes))
         return -EIO;
     return page_get(image, PAGE_REFBLOCK, block + place_in_block(image, cluster), waiter, page);
 }

@@ -23,10 +23,6 @@
 #include "base/probe.h"
 #include "driver/qcow2/internal.h"
 
-#define FILL_BYTES (256 * KIB)
-/* A slot lets others run after so many steps that did not wait. */
-#define STEPS_IN_A_ROW 32
-
 #define TO(step) (1u << (step))
 static const uint32_t allowed_moves[] = {
     [WRITE_IDLE] = TO(WRITE_DECIDE),
@@ -186,7 +182,7 @@ static struct range fill_piece(const struct qcow2_write *w)
     uint64_t first = w->fill[0].length, skipped = w->filled < first ? w->filled : w->filled - first;
     struct range fill = w->fill[w->filled < first ? 0 : 1];
     uint64_t left = fill.length - skipped;
-    return (struct range){fill.start + skipped, left < FILL_BYTES ? left : FILL_BYTES};
+    return (struct range){fill.start + skipped, left < QCOW2_FILL_BYTES ? left : QCOW2_FILL_BYTES};
 }
 
 static void begin_data(struct qcow2_write *w)
@@ -507,7 +503,7 @@ static int begin_run(struct qcow2_write *w, const struct page *page, unsigned in
     if (w->pack)
         status = take_buffer(w, w->part.length + image->cluster_bytes);
     else if (w->fill[0].length + w->fill[1].length > 0)
-        status = take_buffer(w, FILL_BYTES);
+        status = take_buffer(w, QCOW2_FILL_BYTES);
     if (status == 0 && !w->pack && !open)
         status = clusters_allocate(image, w->locked.length >> image->cluster_bits, &w->waiter, &w->host);
     if (status < 0) { /* nothing has begun */
@@ -577,7 +573,7 @@ static void decide(struct qcow2_write *w)
             return;
         if (status < 0)
             w->status = status;
-        if (++steps == STEPS_IN_A_ROW && w->status == 0) {
+        if (++steps == LIMIT_QCOW2_STEPS && w->status == 0) {
             io_task_queue(image->node.io, &w->task);
             return;
         }
