@@ -14,7 +14,7 @@ struct sample {
 
 /* All of it or a part, with a random seed. */
 void sample_init(struct sample *sample, double percent);
-/* The options of a command that has --sample ("5", "0.5%") and --seed and no others. CLI_DONE, or what the command returns. */
+/* The options of a command that has just --sample ("5", "0.5%") and --seed. CLI_DONE, or what the command returns. */
 int sample_parse_options(const struct cli *cli, struct sample *sample, int argc, char **argv);
 
 /*

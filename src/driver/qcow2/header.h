@@ -17,7 +17,7 @@ enum { QCOW2_SUBCLUSTERS = 32 };
 /* Where the header says how it may be changed: eight bytes, in version 3. */
 #define QCOW2_AUTOCLEAR_AT 88
 
-/* Of an entry of the L1, L2 and refcount tables: where it points to; the bits of L1 and L2 entries; of standard L2 entries. */
+/* Of entries of the L1, L2 and refcount tables: where they point to; bits of L1 and L2 entries; of standard L2 entries. */
 #define QCOW2_PLACE_MASK UINT64_C(0x00fffffffffffe00)
 #define QCOW2_COPIED (UINT64_C(1) << 63)
 #define QCOW2_COMPRESSED (UINT64_C(1) << 62)
