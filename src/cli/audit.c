@@ -369,6 +369,14 @@ static json_t *take_snapshot(struct audit *audit)
     return snapshot;
 }
 
+/* It is gone when the command returns; should that fail, it ends with the connection that it is leased to. */
+static void delete_snapshot(struct audit *audit)
+{
+    char error[FLEECE_ERROR_BYTES], arguments[LIMIT_NAME_BYTES + sizeof "{'name': ''}"];
+    snprintf(arguments, sizeof arguments, "{\"name\": \"%s\"}", audit->snapshot);
+    free(fleece_execute(audit->fleece, "fleece-snapshot-delete", arguments, error));
+}
+
 static int audit_set(struct audit *audit, const char *path)
 {
     struct error err;
@@ -386,8 +394,10 @@ static int audit_set(struct audit *audit, const char *path)
         code = audit_exports(audit, json_object_get(snapshot, "exports"));
         transfer_close(&audit->transfer);
     }
+    if (snapshot)
+        delete_snapshot(audit);
     json_decref(snapshot);
-    fleece_close(audit->fleece); /* the snapshot is leased to it */
+    fleece_close(audit->fleece);
     return code;
 }
 
