@@ -41,6 +41,8 @@ enum {
     LIMIT_RING_ENTRIES = 512,
     /* Slots for completions: beyond them the kernel keeps a list, which is slower. */
     LIMIT_RING_COMPLETIONS = 4096,
+    /* Descriptors that come with one message of a unix socket: the regions of a vhost-user memory table. */
+    LIMIT_PACKET_DESCRIPTORS = 8,
     /* Rounds of tasks in one tick; tasks that queue themselves for ever must not starve sockets and timers. */
     LIMIT_TICK_ROUNDS = 64,
     /* Helper threads of one reactor: for what can block (lseek, BLK ioctls, hashing). */

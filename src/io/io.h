@@ -24,6 +24,7 @@
 #include <sys/uio.h>
 
 #include "base/error.h"
+#include "base/limits.h"
 #include "base/list.h"
 #include "base/range.h"
 
@@ -80,6 +81,19 @@ struct io_shm_name {
     const char *file;   /* without '/' */
 };
 
+/* Bytes of a unix socket and the descriptors that travel with the first of them. */
+struct io_packet {
+    void *bytes;
+    size_t length;
+    /* Sent: they stay the sender's. Received: they are the receiver's, close-on-exec. */
+    int fds[LIMIT_PACKET_DESCRIPTORS];
+    unsigned fd_count;
+    bool fds_lost; /* received: there were more, and they are closed */
+    /* Private: */
+    struct iovec iov;
+    uint64_t control[2 + LIMIT_PACKET_DESCRIPTORS / 2];
+};
+
 /* How to change the allocation of a file, in io_allocate(). All keep the size. */
 enum io_allocate_mode {
     IO_PUNCH_HOLE, /* reads back as zeroes, space given back */
@@ -132,8 +146,15 @@ struct io_ops {
     void (*accept)(struct io *io, struct io_op *op, int fd);
     void (*recv)(struct io *io, struct io_op *op, int fd, void *buffer, size_t length);
     void (*sendv)(struct io *io, struct io_op *op, int fd, const struct iovec *iov, unsigned iov_count);
+    /* Packet: see there. A receive ends before the next packet that has descriptors begins; io_recv() drops them. */
+    void (*recv_packet)(struct io *io, struct io_op *op, int fd, struct io_packet *packet);
+    void (*send_packet)(struct io *io, struct io_op *op, int fd, struct io_packet *packet);
     void (*shutdown)(struct io *io, int fd); /* both ways; operations under way complete soon with 0 or an error */
     void (*poll)(struct io *io, struct io_op *op, int fd, short events); /* one shot; result: revents */
+    /* Eventfds, blocking or not. wait: until it has been signalled, once or more often, and takes that: 0. signal: goes with
+     * what else was started in the tick. */
+    void (*event_wait)(struct io *io, struct io_op *op, int fd);
+    void (*event_signal)(struct io *io, struct io_op *op, int fd);
     void (*cancel)(struct io *io, struct io_op *op); /* a hint: op completes soon, with -ECANCELED if it was in time */
 
     /* Shared memory. grow: the bytes may be touched only after it returned 0; -ENOSPC when tmpfs is full (C13). populate:
@@ -268,6 +289,14 @@ static inline void io_sendv(struct io *io, struct io_op *op, int fd, const struc
 {
     io->ops->sendv(io, op, fd, iov, iov_count);
 }
+static inline void io_recv_packet(struct io *io, struct io_op *op, int fd, struct io_packet *packet)
+{
+    io->ops->recv_packet(io, op, fd, packet);
+}
+static inline void io_send_packet(struct io *io, struct io_op *op, int fd, struct io_packet *packet)
+{
+    io->ops->send_packet(io, op, fd, packet);
+}
 static inline void io_shutdown(struct io *io, int fd)
 {
     io->ops->shutdown(io, fd);
@@ -275,6 +304,14 @@ static inline void io_shutdown(struct io *io, int fd)
 static inline void io_poll(struct io *io, struct io_op *op, int fd, short events)
 {
     io->ops->poll(io, op, fd, events);
+}
+static inline void io_event_wait(struct io *io, struct io_op *op, int fd)
+{
+    io->ops->event_wait(io, op, fd);
+}
+static inline void io_event_signal(struct io *io, struct io_op *op, int fd)
+{
+    io->ops->event_signal(io, op, fd);
 }
 static inline void io_cancel(struct io *io, struct io_op *op)
 {

@@ -41,7 +41,7 @@ struct ring_op {
     void (*finish)(struct ring *ring, struct ring_op *op);
     bool on_helper, cancelled;
     union {
-        struct msghdr message; /* sendv */
+        struct msghdr message; /* sendv, packets */
         struct {
             struct helper_job job;
             struct io_message finished;
@@ -104,5 +104,11 @@ void ring_recv(struct io *io, struct io_op *op, int fd, void *buffer, size_t len
 void ring_sendv(struct io *io, struct io_op *op, int fd, const struct iovec *iov, unsigned iov_count);
 void ring_shutdown(struct io *io, int fd);
 void ring_poll(struct io *io, struct io_op *op, int fd, short events);
+
+/* ring_packet.c */
+void ring_recv_packet(struct io *io, struct io_op *op, int fd, struct io_packet *packet);
+void ring_send_packet(struct io *io, struct io_op *op, int fd, struct io_packet *packet);
+void ring_event_wait(struct io *io, struct io_op *op, int fd);
+void ring_event_signal(struct io *io, struct io_op *op, int fd);
 
 #endif

@@ -27,6 +27,8 @@ struct conformance_fixture {
     /* The client's end of a new connection to an address that is listened on; used with io_recv and so on, closed with
      * io_close. -errno when refused. */
     int (*connect)(struct io *io, const char *address);
+    /* A new eventfd; `blocking`: as eventfd(2) makes it without EFD_NONBLOCK. */
+    int (*event)(struct io *io, bool blocking);
     /* Runs body(argument) where a thread other than the owner would, and returns when it has ended. */
     void (*elsewhere)(struct io *io, void (*body)(void *argument), void *argument);
 };

@@ -126,7 +126,8 @@ int conformance_run(const char *name, const struct conformance_fixture *fixture)
     } groups[] = {{loop_tests, loop_tests_count},
                   {disk_tests, disk_tests_count},
                   {shm_tests, shm_tests_count},
-                  {socket_tests, socket_tests_count}};
+                  {socket_tests, socket_tests_count},
+                  {packet_tests, packet_tests_count}};
     struct suite suite = {.fixture = fixture};
     struct CMUnitTest tests[64];
     size_t count = 0;

@@ -46,6 +46,7 @@ SUITE_TESTS(loop_tests);
 SUITE_TESTS(disk_tests);
 SUITE_TESTS(shm_tests);
 SUITE_TESTS(socket_tests);
+SUITE_TESTS(packet_tests);
 #define SUITE_COUNT(group) const size_t group##_count = sizeof group / sizeof group[0]
 
 #endif

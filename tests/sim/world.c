@@ -21,8 +21,9 @@
 
 #include "world_internal.h"
 
-static const char *const kind_names[] = {"message", "read",   "write", "sync", "allocate", "extent",
-                                         "work",    "accept", "recv",  "send", "poll"};
+static const char *const kind_names[] = {"message", "read",        "write",       "sync",       "allocate",
+                                         "extent",  "work",        "accept",      "recv",       "send",
+                                         "poll",    "recv packet", "send packet", "event wait", "event signal"};
 
 void world_violation(struct world *world, const char *format, ...)
 {
@@ -701,8 +702,12 @@ const struct io_ops world_ops = {
     .accept = net_accept,
     .recv = net_recv,
     .sendv = net_sendv,
+    .recv_packet = net_recv_packet,
+    .send_packet = net_send_packet,
     .shutdown = op_shutdown,
     .poll = net_poll,
+    .event_wait = net_event_wait,
+    .event_signal = net_event_signal,
     .cancel = op_cancel,
     .shm_create = shm_create_,
     .shm_adopt = shm_adopt_,

@@ -31,6 +31,10 @@ enum world_kind {
     WORLD_RECV,
     WORLD_SEND,
     WORLD_POLL,
+    WORLD_RECV_PACKET,
+    WORLD_SEND_PACKET,
+    WORLD_EVENT_WAIT,
+    WORLD_EVENT_SIGNAL,
 };
 
 /* What a hook is told about a disk operation (WORLD_READ .. WORLD_EXTENT). */
@@ -135,6 +139,8 @@ void world_power_loss(struct world *world);
 int world_connect(struct world *world, const char *address);
 void world_pair(struct world *world, int descriptors[2]);
 void world_reset(struct world *world, int descriptor);
+/* An eventfd: the one thing that can travel as a descriptor here. */
+int world_event(struct world *world);
 unsigned world_descriptors(const struct world *world); /* open now */
 
 #endif

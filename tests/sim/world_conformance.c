@@ -69,6 +69,12 @@ static int connect_to(struct io *io, const char *to)
     return world_connect(world_of(io), to);
 }
 
+static int event(struct io *io, bool blocking)
+{
+    (void)blocking; /* makes no difference here */
+    return world_event(world_of(io));
+}
+
 static void elsewhere(struct io *io, void (*body)(void *argument), void *argument)
 {
     struct world *world = world_of(io);
@@ -86,6 +92,7 @@ int main(void)
         .path = path,
         .address = address,
         .connect = connect_to,
+        .event = event,
         .elsewhere = elsewhere,
     };
     int failed = 0;

@@ -92,16 +92,28 @@ struct lock {
     bool exclusive;
 };
 
+struct parcel { /* descriptors on their way */
+    struct parcel *next;
+    uint64_t position; /* of the byte that they travel with, counted from the socket's beginning */
+    int fds[LIMIT_PACKET_DESCRIPTORS];
+    unsigned fd_count;
+};
+
 struct socket {
     struct socket *peer; /* NULL: closed or reset */
     uint8_t inbox[WORLD_SOCKET_BYTES];
     uint32_t inbox_start, inbox_used;
+    uint64_t received;      /* bytes taken out so far */
+    struct parcel *parcels; /* in the inbox, in order */
     bool end_of_input, no_output, reset;
     bool listening;
     char address[128];
     int backlog[64];
     unsigned backlog_count;
     struct event *waiters; /* operations that wait for data, room or a connection */
+    bool is_event;         /* it is no socket: an eventfd */
+    bool signalled;
+    unsigned shared; /* descriptions that it has besides the first */
 };
 
 struct description { /* an open file description; its index is the descriptor */
@@ -211,7 +223,24 @@ void net_poll(struct io *io, struct io_op *op, int fd, short events);
 void net_cancel_waiter(struct world *world, struct event *event);
 void net_try(struct world *world, struct event *event); /* its time has come: finish it, or wait for the peer */
 void socket_close(struct world *world, struct socket *socket);
+struct socket *socket_new(void);
+int socket_open(struct world *world, struct socket *socket, unsigned process);
+void socket_start(struct event *event);
+void socket_wait(struct socket *socket, struct event *event);
+void socket_wake(struct world *world, struct socket *socket);
+void try_recv(struct world *world, struct event *event, struct socket *socket);
+void try_send(struct world *world, struct event *event, struct socket *socket);
 void socket_drop_process(struct world *world, unsigned process);
+
+/* world_packet.c */
+void net_recv_packet(struct io *io, struct io_op *op, int fd, struct io_packet *packet);
+void net_send_packet(struct io *io, struct io_op *op, int fd, struct io_packet *packet);
+void net_event_wait(struct io *io, struct io_op *op, int fd);
+void net_event_signal(struct io *io, struct io_op *op, int fd);
+void packet_try(struct world *world, struct event *event, struct socket *socket);
+/* How much of the inbox one receive may take; and descriptors that a receive without room for them passes are closed. */
+uint64_t packet_bound(const struct socket *socket, uint64_t length);
+void packet_drop(struct world *world, struct socket *socket, uint64_t before);
 
 /* world_shm.c */
 int shm_create_(struct io *io, struct io_shm *shm, const struct io_shm_name *name, uint64_t reserve_bytes,

@@ -14,7 +14,7 @@
 #include "io/address.h"
 #include "world_internal.h"
 
-static struct socket *socket_new(void)
+struct socket *socket_new(void)
 {
     struct socket *socket = calloc(1, sizeof(*socket));
     if (socket == NULL)
@@ -22,7 +22,7 @@ static struct socket *socket_new(void)
     return socket;
 }
 
-static int socket_open(struct world *world, struct socket *socket, unsigned process)
+int socket_open(struct world *world, struct socket *socket, unsigned process)
 {
     int fd = description_new(world, process);
     if (fd >= 0)
@@ -31,7 +31,7 @@ static int socket_open(struct world *world, struct socket *socket, unsigned proc
 }
 
 /* Something happened: who waits at this socket tries again soon. */
-static void socket_wake(struct world *world, struct socket *socket)
+void socket_wake(struct world *world, struct socket *socket)
 {
     for (struct event *event; (event = socket->waiters) != NULL;) {
         socket->waiters = event->next;
@@ -39,7 +39,7 @@ static void socket_wake(struct world *world, struct socket *socket)
     }
 }
 
-static void socket_wait(struct socket *socket, struct event *event)
+void socket_wait(struct socket *socket, struct event *event)
 {
     struct event **end = &socket->waiters;
     while (*end != NULL)
@@ -48,7 +48,7 @@ static void socket_wait(struct socket *socket, struct event *event)
     *end = event;
 }
 
-static void socket_start(struct event *event)
+void socket_start(struct event *event)
 {
     struct world *world = event->reactor->world;
     struct description *description = description_of(world, event->fd);
@@ -112,7 +112,7 @@ static void try_accept(struct world *world, struct event *event, struct socket *
     }
 }
 
-static void try_recv(struct world *world, struct event *event, struct socket *socket)
+void try_recv(struct world *world, struct event *event, struct socket *socket)
 {
     if (socket->reset) {
         event_finish(world, event, -ECONNRESET);
@@ -125,17 +125,20 @@ static void try_recv(struct world *world, struct event *event, struct socket *so
         uint64_t length = event->range.length < socket->inbox_used ? event->range.length : socket->inbox_used;
         if (length > 1 && world_chance(world, world->options.short_per_1024))
             length = 1 + world_below(world, length);
+        length = packet_bound(socket, length);
         for (uint64_t i = 0; i < length; i++)
             ((uint8_t *)event->argument)[i] = socket->inbox[(socket->inbox_start + i) % WORLD_SOCKET_BYTES];
         socket->inbox_start = (uint32_t)((socket->inbox_start + length) % WORLD_SOCKET_BYTES);
         socket->inbox_used -= (uint32_t)length;
+        socket->received += length;
+        packet_drop(world, socket, socket->received);
         if (socket->peer != NULL)
             socket_wake(world, socket->peer);
         event_finish(world, event, (int64_t)length);
     }
 }
 
-static void try_send(struct world *world, struct event *event, struct socket *socket)
+void try_send(struct world *world, struct event *event, struct socket *socket)
 {
     struct socket *peer = socket->peer;
     if (socket->reset) {
@@ -165,13 +168,14 @@ static void try_poll(struct world *world, struct event *event, struct socket *so
     unsigned ready = 0;
     if (socket->reset)
         ready |= POLLERR | POLLHUP;
-    if (socket->inbox_used > 0 || socket->end_of_input || socket->backlog_count > 0)
+    if (socket->inbox_used > 0 || socket->end_of_input || socket->backlog_count > 0 || socket->signalled)
         ready |= POLLIN;
     if (socket->peer != NULL && !socket->no_output && socket->peer->inbox_used < WORLD_SOCKET_BYTES)
         ready |= POLLOUT;
     if (socket->end_of_input)
         ready |= POLLRDHUP;
-    if (!socket->listening && (socket->peer == NULL || (socket->end_of_input && socket->no_output)))
+    if (!socket->listening && !socket->is_event &&
+        (socket->peer == NULL || (socket->end_of_input && socket->no_output)))
         ready |= POLLHUP;
     ready &= event->flags | POLLERR | POLLHUP;
     if (ready != 0)
@@ -191,8 +195,10 @@ void net_try(struct world *world, struct event *event)
         try_recv(world, event, socket);
     else if (event->kind == WORLD_SEND)
         try_send(world, event, socket);
-    else
+    else if (event->kind == WORLD_POLL)
         try_poll(world, event, socket);
+    else
+        packet_try(world, event, socket);
 }
 
 void net_cancel_waiter(struct world *world, struct event *event)
@@ -294,7 +300,12 @@ void world_reset(struct world *world, int descriptor)
 
 void socket_close(struct world *world, struct socket *socket)
 {
+    if (socket->shared > 0) {
+        socket->shared--;
+        return;
+    }
     assert(socket->waiters == NULL);
+    packet_drop(world, socket, UINT64_MAX);
     for (unsigned i = 0; i < socket->backlog_count; i++)
         description_drop(world, socket->backlog[i]);
     if (socket->peer != NULL) {

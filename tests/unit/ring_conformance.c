@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -127,6 +128,15 @@ static int fixture_connect(struct io *io, const char *address)
     return result;
 }
 
+static int fixture_event(struct io *io, bool blocking)
+{
+    (void)io;
+    int fd = eventfd(0, EFD_CLOEXEC | (blocking ? 0 : EFD_NONBLOCK));
+    if (fd < 0)
+        abort();
+    return fd;
+}
+
 struct call {
     void (*body)(void *argument);
     void *argument;
@@ -157,6 +167,7 @@ int main(void)
                                                        .path = fixture_path,
                                                        .address = fixture_address,
                                                        .connect = fixture_connect,
+                                                       .event = fixture_event,
                                                        .elsewhere = fixture_elsewhere};
     return conformance_run("ring conformance", &fixture);
 }
