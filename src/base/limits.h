@@ -250,6 +250,19 @@ enum {
     /* Replies gathered into one send. */
     LIMIT_NBD_SEND_FRAGMENTS = 256,
 
+    /* Regions of a guest's memory: QEMU's bound for vhost-user on x86; without hotplug there are two or three. */
+    LIMIT_GUEST_REGIONS = 512,
+    /* Mappings of strangers' files that are guarded against truncation at once: those of all disks. 1.3 MiB of address
+     * space, touched only as far as used. */
+    LIMIT_SHARED_MAPS = LIMIT_DISKS * LIMIT_GUEST_REGIONS,
+    /* Segments of one request that a virtio-blk device offers to take (seg_max): what its peers offer. */
+    VIRTIO_BLK_SEGMENTS = 126,
+    /* Descriptors of one chain, and fragments that they become: those, the header, the status byte, and a few for segments
+     * that lie across two regions. Data alone stays below LIMIT_REQUEST_FRAGMENTS. */
+    LIMIT_VIRTQUEUE_FRAGMENTS = VIRTIO_BLK_SEGMENTS + 2 + 8,
+    /* Descriptors of a virtqueue: VIRTIO's bound, for its indexes have 16 bits. */
+    LIMIT_VIRTQUEUE_SIZE = 32768,
+
     /* Entries looked at per tick while slots of a dead point are freed: about 100 us. And slots freed: giving back the
      * memory of a segment, 256 of them, was measured at up to 600 us. */
     LIMIT_SWEEP_STEP = 8192,
@@ -309,6 +322,9 @@ enum {
 #define ACCEPT_PAUSE_NS (100 * NS_PER_MS)
 /* How often buffers of connections that became idle are looked for. */
 #define NBD_SWEEP_NS (1 * NS_PER_S)
+
+/* Data of one chain of descriptors: VIRTIO's bound; their lengths have 32 bits. */
+#define LIMIT_VIRTQUEUE_BYTES (4 * GIB)
 
 /* What qcow2 counts the size of a disk in. */
 #define IMAGE_SECTOR_BYTES UINT64_C(512)
