@@ -113,7 +113,7 @@ static bool images_are_there(struct backup *backup)
     char path[PATH_MAX];
     struct error err;
     for (unsigned i = 0; i < latest->disk_count; i++)
-        if (set_image_find(backup->set, backup->base.point, &latest->disks[i], path, sizeof path, &err) < 0) {
+        if (set_image_find(backup->set, backup->base.point, &latest->disks[i], path, sizeof path, true, &err) < 0) {
             backup_reason(backup->base.reason, err.text);
             return false;
         }

@@ -185,6 +185,8 @@ static int copy_export(struct backup *backup, struct manifest_disk *disk, const 
         node_destroy(target);
     if (source)
         node_destroy(source);
+    if (status == 0)
+        status = point_note_image(backup->point, disk, err);
     resume_log_close(&copy.log);
     disk_copy_fini(&copy);
     return status;

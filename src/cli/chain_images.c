@@ -61,7 +61,7 @@ static int open_layer(struct chain_images *images, const struct set *set, const 
     layer->hashes = hashes;
     layer->name = images->paths[images->count] = NULL;
     images->count++; /* from here on chain_images_close() knows it */
-    status = set_image_find(set, at->point, &at->disk, path, sizeof path, err);
+    status = set_image_find(set, at->point, &at->disk, path, sizeof path, false, err);
     if (status == 0 && !(layer->name = images->paths[images->count - 1] = strdup(path)))
         status = error_set(err, ENOMEM, "no memory for a chain of images");
     if (status == 0 && at->disk.format == MANIFEST_RAW)

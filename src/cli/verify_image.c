@@ -5,7 +5,9 @@
  *  - what it says about itself, and its file of hashes, when it is opened (chain_images.c)
  *  - the bytes: of each extent (or of a sample) what was captured is read, hashed and compared. All of it, so that one
  *    damaged place does not hide the next
- *  - of a qcow2 image its tables and counts (set/qcow2_check.c), which no hash covers
+ *  - the length of the file, and that a qcow2 image has zeroes where it is longer than the disk, which readers of the image
+ *    see and no hash of an extent covers
+ *  - of a qcow2 image its tables and counts (set/qcow2_check.c), and the hash of them
  *  - of an overlay, which blocks it holds: exactly those that were captured. One that is missing would let the parent show
  *    through (C25), even where that is zero as well today; one too many would hide the parent
  *
@@ -16,9 +18,11 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/bitmap.h"
@@ -171,7 +175,20 @@ static int check_blocks(struct check *check, struct node *image, struct error *e
     return 0;
 }
 
-/* --- tables */
+/* --- the file */
+
+static void tell_file(struct check *check, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+static void tell_file(struct check *check, const char *format, ...)
+{
+    char what[LIMIT_ERROR_BYTES / 4], sentence[LIMIT_ERROR_BYTES];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
+    snprintf(sentence, sizeof sentence, "the file %.250s %s", check->path, what);
+    tell(check, (struct range){0, 0}, sentence);
+}
 
 static void table_damaged(void *context, uint64_t file_offset, const char *what)
 {
@@ -182,15 +199,59 @@ static void table_damaged(void *context, uint64_t file_offset, const char *what)
     tell(check, (struct range){0, 0}, sentence);
 }
 
-static int check_tables(struct check *check, struct error *err)
+/* Clusters that are counted and not used are no damage where the hash of the tables says that they were there. If it says
+ * otherwise, one of these counts may be what has changed. */
+static int check_tables(struct check *check, int fd, struct error *err)
 {
-    int fd = open(check->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0)
-        return error_set(err, errno, "%s can't be opened: %s", check->path, error_name(errno));
-    struct qcow2_check_options options = {.fd = fd, .damage = table_damaged, .context = check};
-    int status = qcow2_check(&options, err);
-    close(fd);
+    const char *right = check->link->disk.tables_sha256;
+    uint8_t sha256[COPY_HASH_BYTES];
+    char text[SHA256_TEXT_BYTES];
+    uint64_t before = check->result->places;
+    struct qcow2_check_options options = {
+        .fd = fd, .allow_leaks = right[0] != '\0', .damage = table_damaged, .context = check};
+    int status = qcow2_check(&options, sha256, err);
+    hashes_sha256_text(sha256, text);
+    if (status < 0 || !right[0] || strcmp(text, right) == 0 || check->result->places > before)
+        return status;
+    options.allow_leaks = false;
+    status = qcow2_check(&options, sha256, err);
+    if (status == 0 && check->result->places == before)
+        tell_file(check, "has other tables than at the time of the backup: not the SHA-256 of its manifest");
+    return status;
+}
+
+static int check_file(struct check *check, struct error *err)
+{
+    const struct manifest_disk *disk = &check->link->disk;
+    struct stat stat;
+    int fd = open(check->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW), status = 0;
+    if (fd < 0 || fstat(fd, &stat) < 0)
+        status = error_set(err, errno, "it can't be opened: %s", error_name(errno));
+    else if (disk->image_bytes && (uint64_t)stat.st_size != disk->image_bytes)
+        tell_file(check, "has %lld bytes, not %llu", (long long)stat.st_size, (unsigned long long)disk->image_bytes);
+    if (status == 0 && disk->format == MANIFEST_QCOW2)
+        status = check_tables(check, fd, err);
+    if (fd >= 0)
+        close(fd);
     return status < 0 ? error_prefix(err, "%s", check->path) : 0;
+}
+
+/* A qcow2 image has whole sectors. */
+static void check_end(struct check *check, struct node *image)
+{
+    uint8_t sector[IMAGE_SECTOR_BYTES] = {0};
+    uint64_t end = check->hashes->size_bytes, start = round_down(end, sizeof sector);
+    if (end == start)
+        return;
+    struct iovec iov = {sector, sizeof sector};
+    struct request req = {.kind = REQUEST_READ, .range = {start, sizeof sector}, .iov = &iov, .iov_count = 1};
+    if (transfer_request(check->options->transfer, image, &req) < 0)
+        return; /* said already: it belongs to the last extent */
+    for (uint64_t at = end - start; at < sizeof sector; at++)
+        if (sector[at]) {
+            tell_file(check, "is not zero behind the end of the disk, at byte %llu", (unsigned long long)(start + at));
+            return;
+        }
 }
 
 /* --- the whole */
@@ -203,8 +264,10 @@ static int check_image(struct check *check, struct chain_images *images, struct 
     if (!check->findings)
         return error_set(err, ENOMEM, "no memory to note what is damaged");
     int status = check_bytes(check, images, err);
+    if (status == 0)
+        status = check_file(check, err);
     if (status == 0 && check->link->disk.format == MANIFEST_QCOW2)
-        status = check_tables(check, err);
+        check_end(check, images->layers[0].image);
     if (status == 0 && check->link->disk.incremental)
         status = check_blocks(check, images->layers[0].image, err);
     free(check->findings);

@@ -79,6 +79,12 @@ static void to_hexadecimal(char *text, const uint8_t *hash)
     }
 }
 
+void hashes_sha256_text(const uint8_t *sha256, char *text)
+{
+    to_hexadecimal(text, sha256);
+    text[SHA256_TEXT_BYTES - 1] = '\0';
+}
+
 static int digit_value(char digit)
 {
     if (digit >= '0' && digit <= '9')
@@ -119,8 +125,7 @@ static void finish_sha256(gnutls_hash_hd_t state, char *sha256)
 {
     uint8_t hash[COPY_HASH_BYTES];
     gnutls_hash_deinit(state, hash);
-    to_hexadecimal(sha256, hash);
-    sha256[SHA256_TEXT_BYTES - 1] = '\0';
+    hashes_sha256_text(hash, sha256);
 }
 
 static int write_lines(FILE *file, const struct hashes *hashes, gnutls_hash_hd_t state)

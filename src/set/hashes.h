@@ -24,6 +24,9 @@ struct hashes {
 int hashes_init(struct hashes *hashes, uint64_t size_bytes, bool incremental, struct error *err);
 void hashes_fini(struct hashes *hashes);
 
+/* As 64 digits: text[SHA256_TEXT_BYTES]. */
+void hashes_sha256_text(const uint8_t *sha256, char *text);
+
 /* Whether block `block` of the disk was captured. */
 bool hashes_has_block(const struct hashes *hashes, uint64_t block);
 /* Bytes of the captured blocks; the last one of a disk may be short. */

@@ -15,6 +15,8 @@
 int json_text_load(const char *text, size_t length, json_t **object, struct error *err)
 {
     json_error_t where;
+    if (memchr(text, '\0', length)) /* the parser overlooks some */
+        return error_set(err, EINVAL, "it is not JSON: it has a byte 0 in it");
     json_t *json = json_loadb(text, length, JSON_REJECT_DUPLICATES, &where);
     if (!json)
         return error_set(err, EINVAL, "it is not JSON: line %d, column %d: %s", where.line, where.column, where.text);

@@ -15,6 +15,7 @@
 #include <gnutls/crypto.h>
 
 #include "base/name.h"
+#include "set/hashes.h"
 #include "set/json_file.h"
 
 static bool all_of(const char *text, const char *allowed)
@@ -88,6 +89,17 @@ static int parent_from_json(const json_t *json, const char *where, struct manife
     return status == 0 ? json_field_uuid(object, inside, "snapshot", parent->snapshot, err) : status;
 }
 
+/* What proves the image as a file; the first manifests of version 2 don't say it. */
+static int proof_from_json(const json_t *json, const char *where, struct manifest_disk *disk, struct error *err)
+{
+    int status = 0;
+    if (json_object_get(json, "image-length"))
+        status = json_field_number(json, where, "image-length", INT64_MAX, &disk->image_bytes, err);
+    if (status == 0 && disk->format == MANIFEST_QCOW2 && json_object_get(json, "tables-sha256"))
+        status = field_hexadecimal(json, where, "tables-sha256", disk->tables_sha256, err);
+    return status;
+}
+
 /* What version 2 says besides: the kind of the image, and what follows from it. */
 static int kind_from_json(const json_t *json, const char *where, struct manifest_disk *disk, struct error *err)
 {
@@ -108,10 +120,10 @@ static int kind_from_json(const json_t *json, const char *where, struct manifest
         return error_set(err, EINVAL, "the field '%scaptured' of a full image is %llu, not the size %llu", where,
                          (unsigned long long)disk->captured_bytes, (unsigned long long)disk->size_bytes);
     if (disk->incremental)
-        return parent_from_json(json, where, &disk->parent, err);
-    return json_object_get(json, "reason")
-               ? json_field_text(json, where, "reason", disk->reason, sizeof disk->reason, err)
-               : 0;
+        status = parent_from_json(json, where, &disk->parent, err);
+    else if (json_object_get(json, "reason"))
+        status = json_field_text(json, where, "reason", disk->reason, sizeof disk->reason, err);
+    return status == 0 ? proof_from_json(json, where, disk, err) : status;
 }
 
 static int disk_from_json(const json_t *json, unsigned version, const char *where, struct manifest_disk *disk,
@@ -224,17 +236,13 @@ int manifest_from_json(const json_t *json, struct manifest *manifest, struct err
 /* The SHA-256 of the object as compact text with sorted keys, without the field `sha256`. */
 static int hash_fields(const json_t *json, char *sha256)
 {
-    static const char digits[] = "0123456789abcdef";
-    uint8_t hash[SHA256_TEXT_BYTES / 2];
+    uint8_t hash[COPY_HASH_BYTES];
     json_t *others = json_copy((json_t *)(uintptr_t)json);
     json_object_del(others, "sha256");
     char *text = json_dumps(others, JSON_COMPACT | JSON_SORT_KEYS);
     int status = text && gnutls_hash_fast(GNUTLS_DIG_SHA256, text, strlen(text), hash) == 0 ? 0 : -ENOMEM;
-    for (unsigned i = 0; status == 0 && i < sizeof hash; i++) {
-        sha256[2 * i] = digits[hash[i] >> 4];
-        sha256[2 * i + 1] = digits[hash[i] & 15];
-    }
-    sha256[SHA256_TEXT_BYTES - 1] = '\0';
+    if (status == 0)
+        hashes_sha256_text(hash, sha256);
     free(text);
     json_decref(others);
     return status;
@@ -276,6 +284,10 @@ static int add_kind(json_t *json, const struct manifest_disk *disk)
             json, "parent", json_pack("{s:s, s:s}", "point", disk->parent.point, "snapshot", disk->parent.snapshot));
     if (status == 0 && disk->reason[0])
         status = json_object_set_new(json, "reason", json_string(disk->reason));
+    if (status == 0 && disk->image_bytes)
+        status = json_object_set_new(json, "image-length", json_integer((json_int_t)disk->image_bytes));
+    if (status == 0 && disk->tables_sha256[0])
+        status = json_object_set_new(json, "tables-sha256", json_string(disk->tables_sha256));
     return status;
 }
 

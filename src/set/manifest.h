@@ -37,6 +37,8 @@ struct manifest_disk {
     char image[LIMIT_IMAGE_NAME_BYTES + 1]; /* file names in the folder of the point */
     char hashes[LIMIT_IMAGE_NAME_BYTES + 1];
     char hashes_sha256[SHA256_TEXT_BYTES]; /* of the file of hashes, in lower-case hexadecimal */
+    uint64_t image_bytes;                  /* length of the image's file; 0: the manifest does not say */
+    char tables_sha256[SHA256_TEXT_BYTES]; /* of all but the data of a qcow2 image; empty: it does not say */
 };
 
 /* At the cut of the point's snapshot: the base of the next incremental (C24: by its UUID, never by its name). */

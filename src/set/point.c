@@ -29,6 +29,7 @@
 #include <unistd.h>
 
 #include "set/json_file.h"
+#include "set/qcow2_check.h"
 #include "set/resume.h"
 
 struct point {
@@ -171,6 +172,51 @@ int point_write_hashes(struct point *point, struct manifest_disk *disk, const st
     disk->captured_bytes = hashes_captured_bytes(hashes);
     show(point, disk->hashes, shown);
     return hashes_write(point->folder, disk->hashes, shown, hashes, disk->hashes_sha256, err);
+}
+
+struct first_damage {
+    uint64_t file_offset;
+    char what[LIMIT_ERROR_BYTES / 2];
+};
+
+static void note_damage(void *context, uint64_t file_offset, const char *what)
+{
+    struct first_damage *damage = context;
+    if (damage->what[0])
+        return;
+    damage->file_offset = file_offset;
+    snprintf(damage->what, sizeof damage->what, "%s", what);
+}
+
+static int hash_tables(int fd, struct manifest_disk *disk, struct error *err)
+{
+    struct first_damage damage = {0};
+    struct qcow2_check_options options = {.fd = fd, .allow_leaks = true, .damage = note_damage, .context = &damage};
+    uint8_t sha256[COPY_HASH_BYTES];
+    int status = qcow2_check(&options, sha256, err);
+    if (status == 0 && damage.what[0])
+        status = error_set(err, EBADMSG, "what was written is wrong at byte %llu: %s",
+                           (unsigned long long)damage.file_offset, damage.what);
+    if (status == 0)
+        hashes_sha256_text(sha256, disk->tables_sha256);
+    return status;
+}
+
+int point_note_image(const struct point *point, struct manifest_disk *disk, struct error *err)
+{
+    char shown[PATH_MAX];
+    struct stat stat;
+    show(point, disk->image, shown);
+    int fd = openat(point->folder, disk->image, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return error_set(err, errno, "%s can't be opened: %s", shown, error_name(errno));
+    int status = fstat(fd, &stat) < 0 ? error_set(err, errno, "it can't be read: %s", error_name(errno)) : 0;
+    if (status == 0 && disk->format == MANIFEST_QCOW2)
+        status = hash_tables(fd, disk, err);
+    if (status == 0)
+        disk->image_bytes = (uint64_t)stat.st_size;
+    close(fd);
+    return status < 0 ? error_prefix(err, "%s", shown) : 0;
 }
 
 int point_resume(struct set *set, const char *folder, uint64_t now_seconds, struct point **point,

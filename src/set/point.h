@@ -26,6 +26,9 @@ int point_resume(struct set *set, const char *folder, uint64_t now_seconds, stru
  * where its image goes: a file that does not exist yet. */
 int point_add_disk(struct point *point, const char *name, enum manifest_format format, struct manifest_disk *disk,
                    char *image_path, size_t size, struct error *err);
+/* The image of a disk is complete, and closed: looks at it as a file and fills in image_bytes and tables_sha256. -EBADMSG:
+ * the tables that have just been written are not right. */
+int point_note_image(const struct point *point, struct manifest_disk *disk, struct error *err);
 /* Writes the hashes of a disk, and fills in hashes_sha256 and captured_bytes. */
 int point_write_hashes(struct point *point, struct manifest_disk *disk, const struct hashes *hashes, struct error *err);
 

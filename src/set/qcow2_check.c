@@ -9,7 +9,14 @@
  *  - bits that are reserved, and what is behind the end of a table's content, have to be zero
  *
  * Images inside of a set have no snapshots in them, so every cluster is referred to once, but for those that several
- * compressed clusters share.
+ * compressed clusters share. A backup that was interrupted and went on may have left clusters that are counted and that
+ * nothing refers to.
+ *
+ * Rules alone don't find everything: two mappings may be exchanged, an L1 table may be longer than it has to be. So what is
+ * read on the way is hashed as well, cluster by cluster, each once: header, L1 table, L2 tables, refcount table, refcount
+ * blocks. What is left of the file then are the guest's data, which have hashes of their own, and bytes that the format
+ * gives no meaning: clusters that are free or leaked, what a cluster holds behind the end of the disk or of a compressed
+ * stream, and of subclusters that are not allocated.
  */
 #include "set/qcow2_check.h"
 
@@ -20,6 +27,8 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include <gnutls/crypto.h>
 
 #include "base/range.h"
 #include "driver/qcow2/header.h"
@@ -43,6 +52,7 @@ struct check {
     uint64_t file_bytes, cluster_bytes, cluster_count;
     uint16_t *found; /* of each cluster of the file: how often it is referred to */
     uint8_t *table;  /* one cluster */
+    gnutls_hash_hd_t hash;
 };
 
 static void tell(const struct check *check, uint64_t offset, const char *format, ...)
@@ -77,6 +87,24 @@ static int read_at(const struct check *check, uint64_t offset, void *bytes, size
         }
     }
     return 0;
+}
+
+/* The same of one cluster of the tables, which goes into the hash. */
+static int read_table(const struct check *check, uint64_t offset, struct error *err)
+{
+    int status = read_at(check, offset, check->table, check->cluster_bytes, err);
+    if (status == 0)
+        gnutls_hash(check->hash, check->table, check->cluster_bytes);
+    return status;
+}
+
+/* Whole clusters of a table that is read in pieces besides. */
+static int hash_table(const struct check *check, uint64_t offset, uint64_t length, struct error *err)
+{
+    int status = 0;
+    for (uint64_t at = 0; at < length && status == 0; at += check->cluster_bytes)
+        status = read_table(check, offset + at, err);
+    return status;
 }
 
 /* Something at byte `from` of the file refers to these bytes of it. */
@@ -169,7 +197,7 @@ static int check_l2(const struct check *check, uint64_t table, uint64_t first_cl
 {
     unsigned entry_bytes = check->header.extended_l2 ? 16 : 8;
     uint64_t size = check->header.size_bytes;
-    int status = read_at(check, table, check->table, check->cluster_bytes, err);
+    int status = read_table(check, table, err);
     for (uint64_t at = 0; at < check->cluster_bytes && status == 0; at += entry_bytes) {
         uint64_t entry = load_be64(check->table + at), cluster = first_cluster + at / entry_bytes;
         uint64_t bitmap = check->header.extended_l2 ? load_be64(check->table + at + 8) : 0;
@@ -240,7 +268,7 @@ static void tell_counts(const struct check *check, struct count_run *run)
 static void compare_count(const struct check *check, struct count_run *run, uint64_t cluster, uint64_t stored)
 {
     uint64_t right = cluster < check->cluster_count ? check->found[cluster] : 0;
-    if (stored == right)
+    if (stored == right || (right == 0 && check->options->allow_leaks))
         return;
     if (run->end != cluster || run->stored != stored || run->right != right) {
         tell_counts(check, run);
@@ -263,7 +291,7 @@ static int check_counts(const struct check *check, struct error *err)
     uint64_t entries = check->header.reftable_clusters * check->cluster_bytes / 8, block;
     uint64_t per_block = (8 * check->cluster_bytes) >> check->header.refcount_order;
     struct count_run run = {0};
-    int status = 0;
+    int status = hash_table(check, check->header.reftable_offset, entries * 8, err);
     for (uint64_t i = 0; i < entries && status == 0; i++) { /* the blocks are clusters themselves */
         uint64_t at = check->header.reftable_offset + i * 8;
         status = load_block(check, i, &block, err);
@@ -276,7 +304,7 @@ static int check_counts(const struct check *check, struct error *err)
         status = load_block(check, i, &block, err);
         bool usable = block && block % check->cluster_bytes == 0 && block < check->cluster_count * check->cluster_bytes;
         if (status == 0 && usable)
-            status = read_at(check, block, check->table, check->cluster_bytes, err);
+            status = read_table(check, block, err);
         for (uint64_t j = 0; j < per_block && status == 0; j++)
             if (usable || i * per_block + j < check->cluster_count)
                 compare_count(check, &run, i * per_block + j, usable ? load_count(check, j) : 0);
@@ -304,11 +332,15 @@ static int check_tables(struct check *check, const uint8_t *head, uint64_t lengt
     refer(check, 48, "the place of the refcount table",
           (struct range){check->header.reftable_offset, check->header.reftable_clusters * check->cluster_bytes});
     refer(check, 40, "the place of the L1 table", (struct range){check->header.l1_offset, l1});
-    int status = check_mappings(check, l1 / 8, err);
+    int status = hash_table(check, 0, check->cluster_bytes, err);
+    if (status == 0)
+        status = hash_table(check, check->header.l1_offset, l1, err);
+    if (status == 0)
+        status = check_mappings(check, l1 / 8, err);
     return status == 0 ? check_counts(check, err) : status;
 }
 
-int qcow2_check(const struct qcow2_check_options *options, struct error *err)
+int qcow2_check(const struct qcow2_check_options *options, uint8_t *sha256, struct error *err)
 {
     struct check check = {.options = options};
     struct stat stat;
@@ -323,9 +355,12 @@ int qcow2_check(const struct qcow2_check_options *options, struct error *err)
     uint64_t length = check.file_bytes < LIMIT_QCOW2_HEADER_BYTES ? check.file_bytes : LIMIT_QCOW2_HEADER_BYTES;
     if (status == 0)
         status = qcow2_header_parse(head, length, check.file_bytes, &check.header, err);
+    if (status == 0 && gnutls_hash_init(&check.hash, GNUTLS_DIG_SHA256) != 0)
+        status = error_set(err, ENOMEM, "no memory for its SHA-256");
     if (status == 0) {
         check.cluster_bytes = UINT64_C(1) << check.header.cluster_bits;
         status = check_tables(&check, head, length, err);
+        gnutls_hash_deinit(check.hash, sha256);
     }
     free(check.found);
     free(check.table);

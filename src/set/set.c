@@ -466,8 +466,9 @@ int set_hashes_load(const struct set *set, const char *point, const struct manif
 }
 
 int set_image_find(const struct set *set, const char *point, const struct manifest_disk *disk, char *path, size_t size,
-                   struct error *err)
+                   bool strict, struct error *err)
 {
+    uint64_t right = disk->format == MANIFEST_RAW ? disk->size_bytes : strict ? disk->image_bytes : 0;
     struct stat stat;
     if ((size_t)snprintf(path, size, "%s/%s/%s", set->path, point, disk->image) >= size)
         return error_set(err, ENAMETOOLONG, "the path of the image of %s is too long", disk->name);
@@ -475,8 +476,8 @@ int set_image_find(const struct set *set, const char *point, const struct manife
         return error_set(err, errno, "the image %s of disk %s can't be read: %s", path, disk->name, error_name(errno));
     if (!S_ISREG(stat.st_mode))
         return error_set(err, EBADMSG, "the image %s of disk %s is not a regular file", path, disk->name);
-    if (disk->format == MANIFEST_RAW && (uint64_t)stat.st_size != disk->size_bytes)
+    if ((right || disk->format == MANIFEST_RAW) && (uint64_t)stat.st_size != right)
         return error_set(err, EBADMSG, "the image %s of disk %s is damaged: it has %lld bytes, not %llu", path,
-                         disk->name, (long long)stat.st_size, (unsigned long long)disk->size_bytes);
+                         disk->name, (long long)stat.st_size, (unsigned long long)right);
     return 0;
 }

@@ -52,9 +52,10 @@ int set_manifest_load(const struct set *set, const char *point, struct manifest 
 /* hashes_fini() on success. -EBADMSG... with a sentence. */
 int set_hashes_load(const struct set *set, const char *point, const struct manifest_disk *disk, struct hashes *hashes,
                     struct error *err);
-/* The path of an image, which must be a regular file, and of the right size if it is raw. -ENOENT, -EBADMSG. */
+/* The path of an image, which must be a regular file, and of the right size if it is raw. -ENOENT, -EBADMSG. A qcow2 image
+ * whose length is not that of the manifest may be good for restoring all the same: only `strict` refuses it. */
 int set_image_find(const struct set *set, const char *point, const struct manifest_disk *disk, char *path, size_t size,
-                   struct error *err);
+                   bool strict, struct error *err);
 
 /* For point.c and leftover.c: the folder; the point that has just become visible. */
 int set_directory(const struct set *set);

@@ -153,6 +153,7 @@ def test_an_interrupted_backup_goes_on(t):
         assert done.stderr == "" and {disk["kind"] for disk in last["disks"]} == {kind}, done
         assert snapshots(d) == []
         check_point(t, last["point"], number, paths, leaks=True)
+        t.fleece("verify", t.path("set"))
         assert points(t, t.path("set"))[last["point"]]["snapshot"] == held.snapshot["uuid"]
     # A snapshot that is gone can't be gone on with; neither can what was never begun.
     held = HeldBackup(t, d, t.path("set"))
@@ -199,6 +200,7 @@ def test_the_daemon_dies_in_the_middle(t):
         assert first["resumed"] and first["uuid"] == held.snapshot["uuid"] and done.stderr == "", done
         assert {disk["kind"] for disk in last["disks"]} == {kind} and snapshots(d) == [], last
         check_point(t, last["point"], number, paths, leaks=True)
+        t.fleece("verify", t.path("set"))
     guest.work(20)
     keep(t, paths, 2)
     line = backup(d, t.path("set"))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import struct
 import subprocess
 import uuid
 
@@ -20,6 +21,32 @@ def sealed(fields):
 def hour(number):
     """The name of a point, so many hours after a Sunday's midnight."""
     return f"2026-11-{22 + number // 24:02}T{number % 24:02}:00:00Z"
+
+
+def tables_of(content):
+    """The clusters of a qcow2 image that are not data, in the order in which tables-sha256 takes them: {name: [offset...]},
+    and how long a cluster is."""
+    word, half = struct.Struct(">Q").unpack_from, struct.Struct(">I").unpack_from
+    cluster = 1 << half(content, 20)[0]
+    l1_at, l1_entries = word(content, 40)[0], half(content, 36)[0]
+    table_at, table_clusters = word(content, 48)[0], half(content, 56)[0]
+    content = content.ljust(max(table_at + table_clusters * cluster, l1_at + 8 * l1_entries), b"\0")
+    l2 = [word(content, l1_at + 8 * i)[0] & 0x00fffffffffffe00 for i in range(l1_entries)]
+    blocks = [word(content, at)[0] for at in range(table_at, table_at + table_clusters * cluster, 8)]
+    return {"header": [0], "L1": list(range(l1_at, l1_at + 8 * l1_entries, cluster)), "L2": [at for at in l2 if at],
+            "refcount table": list(range(table_at, table_at + table_clusters * cluster, cluster)),
+            "refcounts": [at for at in blocks if at]}, cluster
+
+
+def proof(image):
+    """What a manifest says of the image as a file."""
+    content = image.read_bytes()
+    fields = {"image-length": len(content)}
+    if image.suffix == ".qcow2":
+        places, cluster = tables_of(content)
+        tables = b"".join(content[at:at + cluster].ljust(cluster, b"\0") for part in places.values() for at in part)
+        fields["tables-sha256"] = hashlib.sha256(tables).hexdigest()
+    return fields
 
 
 class Set:
@@ -86,8 +113,13 @@ class Set:
     def _entry(self, folder, disk, lines, **fields):
         text = "".join(line + "\n" for line in lines).encode()
         (folder / f"{disk}.sha256").write_bytes(text)
+        fields.update(proof(self._image(folder, disk)))
         return {"name": disk, "extent": MIB, "hashes": f"{disk}.sha256", "hashes-sha256": hashlib.sha256(text).hexdigest(),
                 **fields}
+
+    @staticmethod
+    def _image(folder, disk):
+        return next(i for i in (folder / f"{disk}.qcow2", folder / f"{disk}.raw") if i.exists())
 
     def _full(self, folder, disk, content, compress):
         disk, _, raw = disk.partition(".")

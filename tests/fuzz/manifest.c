@@ -20,6 +20,9 @@ static void check_disk(const struct manifest_disk *disk)
            strcmp(disk->image, ".") != 0);
     assert(disk->hashes[0] && !strchr(disk->hashes, '/') && strcmp(disk->image, disk->hashes) != 0);
     assert(strlen(disk->hashes_sha256) == SHA256_TEXT_BYTES - 1);
+    assert(!disk->tables_sha256[0] ||
+           (strlen(disk->tables_sha256) == SHA256_TEXT_BYTES - 1 && disk->format == MANIFEST_QCOW2));
+    assert(disk->image_bytes <= INT64_MAX);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length)

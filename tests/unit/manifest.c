@@ -26,8 +26,8 @@
 #define OVERLAY                                                                                                    \
     "{\"name\":\"vdb\",\"size\":1048577,\"data\":4096,\"format\":\"qcow2\",\"kind\":\"incremental\",\"captured\":" \
     "8192,"                                                                                                        \
-    "\"parent\":" PARENT                                                                                           \
-    ",\"image\":\"vdb.qcow2\",\"extent\":1048576,\"hashes\":\"vdb.sha256\",\"hashes-sha256\":\"" HASH "\"}"
+    "\"parent\":" PARENT ",\"image-length\":327680,\"tables-sha256\":\"" HASH                                      \
+    "\",\"image\":\"vdb.qcow2\",\"extent\":1048576,\"hashes\":\"vdb.sha256\",\"hashes-sha256\":\"" HASH "\"}"
 #define WHOLE                                                                                                     \
     "{\"name\":\"vda\",\"size\":1048577,\"data\":4096,\"format\":\"raw\",\"kind\":\"full\",\"captured\":1048577," \
     "\"reason\":\"the disk is "                                                                                   \
@@ -98,6 +98,9 @@ static void both_versions_are_read(void **state)
     assert_int_equal(second.disks[1].format, MANIFEST_QCOW2);
     assert_int_equal(second.disks[1].captured_bytes, 8192);
     assert_string_equal(second.disks[1].parent.point, "2026-11-21T06:05:45Z");
+    assert_int_equal(second.disks[1].image_bytes, 327680);
+    assert_string_equal(second.disks[1].tables_sha256, HASH);
+    assert_true(second.disks[0].image_bytes == 0 && !second.disks[0].tables_sha256[0]); /* it does not say */
     assert_string_equal(second.disks[1].parent.snapshot, "76543210-89ab-cdef-0123-456789abcdef");
     json_t *json = manifest_to_json(&second);
     assert_int_equal(manifest_from_json(json, &first, &err), 0);
@@ -143,6 +146,8 @@ static void wrong_incrementals_are_refused(void **state)
     refuse_in(SECOND, "\"captured\":1048577", "\"captured\":1", "'disks[0].captured' of a full image is 1, not");
     refuse_in(SECOND, "\"the disk is new\"", "7", "'disks[0].reason' is not a text");
     refuse_in(SECOND, "the disk is new", HASH HASH HASH HASH, "'disks[0].reason' has 256 bytes; at most 255");
+    refuse_in(SECOND, "\"image-length\":327680", "\"image-length\":-1", "'disks[1].image-length' is -1");
+    refuse_in(SECOND, "\"tables-sha256\":\"0", "\"tables-sha256\":\"g", "'disks[1].tables-sha256' is not a SHA-256");
     refuse_in(SECOND, "\"name\":\"fleece-1\"", "\"name\":\"\"", "'checkpoint.name': '' is not valid");
     refuse_in(SECOND, "11111111-", "1111-", "'checkpoint.uuid' is '1111-");
     refuse_in(SECOND, "\"checkpoint\":{", "\"checkpoint\":7,\"x\":{", "'checkpoint' is not an object");

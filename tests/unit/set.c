@@ -135,7 +135,7 @@ static unsigned check_points(void)
             fail_msg("%s", err.text);
         assert_int_equal(hashes.sha256[2], 3);
         hashes_fini(&hashes);
-        if (set_image_find(set, points.names[i], &manifest.disks[0], image, sizeof image, &err) < 0)
+        if (set_image_find(set, points.names[i], &manifest.disks[0], image, sizeof image, true, &err) < 0)
             fail_msg("%s", err.text);
     }
     set_points_free(&points);
@@ -419,12 +419,12 @@ static void damage_is_said(void **state)
 
     snprintf(file, sizeof file, "%s/%s/vda.raw", path, name);
     assert_int_equal(truncate(file, 5), 0);
-    assert_int_equal(set_image_find(set, name, &manifest.disks[0], image, sizeof image, &err), -EBADMSG);
+    assert_int_equal(set_image_find(set, name, &manifest.disks[0], image, sizeof image, true, &err), -EBADMSG);
     assert_non_null(strstr(err.text, "it has 5 bytes, not 2097157"));
     unlink(file);
-    assert_int_equal(set_image_find(set, name, &manifest.disks[0], image, sizeof image, &err), -ENOENT);
+    assert_int_equal(set_image_find(set, name, &manifest.disks[0], image, sizeof image, true, &err), -ENOENT);
     assert_int_equal(symlink("/dev/zero", file), 0);
-    assert_int_equal(set_image_find(set, name, &manifest.disks[0], image, sizeof image, &err), -EBADMSG);
+    assert_int_equal(set_image_find(set, name, &manifest.disks[0], image, sizeof image, true, &err), -EBADMSG);
     assert_non_null(strstr(err.text, "not a regular file"));
 
     snprintf(file, sizeof file, "%s/%s/manifest.json", path, name);

@@ -122,7 +122,7 @@ static uint8_t content_of(const struct set *set, const char *point, const struct
     struct hashes hashes;
     char image[PATH_MAX];
     if (set_hashes_load(set, point, disk, &hashes, &err) < 0 ||
-        set_image_find(set, point, disk, image, sizeof image, &err) < 0)
+        set_image_find(set, point, disk, image, sizeof image, true, &err) < 0)
         fail_msg("%s", err.text);
     uint8_t hash = hashes.sha256[0];
     hashes_fini(&hashes);
