@@ -2,8 +2,9 @@
 /*
  * fleece backup: one more point of a backup set.
  *
- *   lock the set, begin a point -> base and checkpoint -> leased snapshot -> copy each disk of it -> delete the
- *   snapshot -> publish the point -> commit its checkpoint, delete the set's older ones
+ *   lock the set, begin a point -> base and checkpoint -> leased snapshot -> copy each disk of it -> finish the point:
+ *   all of it is durable -> delete the snapshot -> make the point visible -> commit its checkpoint, delete the set's older
+ *   ones
  *
  * Whatever goes wrong before the point is published, it is abandoned, the set is as it was, and the new checkpoint
  * goes: what it noted stays with the one before. The order of the end is that of C24; backup_base.c says what a death
@@ -202,7 +203,7 @@ static int begin(struct backup *backup, json_t **snapshot, struct error *err)
     }
     if (!backup->resumed)
         status = begin_anew(backup, snapshot, err);
-    if (status == 0 && backup->cli->json)
+    if (status == 0 && backup->cli->json && *snapshot)
         print_json(json_pack("{s:s, s:s, s:s, s:s, s:I, s:b}", "event", "snapshot", "name", backup->snapshot, "uuid",
                              backup->manifest->snapshot, "created", backup->manifest->created, "hold-ns",
                              json_integer_value(json_object_get(*snapshot, "hold-ns")), "resumed", backup->resumed));
@@ -295,6 +296,15 @@ static void print_result(struct backup *backup, const char *name)
     json_decref(disks);
 }
 
+/* Everything but the last word: the point is complete and durable, though nobody sees it yet. */
+static int copy_all(struct backup *backup, const json_t *snapshot, struct error *err)
+{
+    if (backup->finished)
+        return 0;
+    int status = backup_disks(backup, json_object_get(snapshot, "exports"), err);
+    return status == 0 ? point_finish(backup->point, backup->manifest, err) : status;
+}
+
 /* All steps; 0 and the name of the point, or -errno with the sentence. */
 static int make_backup(struct backup *backup, char *name, struct error *err)
 {
@@ -303,7 +313,7 @@ static int make_backup(struct backup *backup, char *name, struct error *err)
     if (status == 0)
         status = begin(backup, &snapshot, err);
     if (status == 0)
-        status = backup_disks(backup, json_object_get(snapshot, "exports"), err);
+        status = copy_all(backup, snapshot, err);
     json_decref(snapshot);
     if (backup->lost && !transfer_interrupted(&backup->transfer) && status < 0)
         return status; /* the daemon may come back, and with it the snapshot */

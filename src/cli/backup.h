@@ -41,6 +41,7 @@ struct backup {
     char snapshot[LIMIT_NAME_BYTES + 1];   /* empty: none is there (any more) */
     char since_name[LIMIT_NAME_BYTES + 1]; /* of base.since, as the snapshot's dirty map is called */
     bool resumed;                          /* this is the rest of an interrupted backup */
+    bool finished;                         /* of which everything was copied already */
     bool lost;                             /* the daemon has gone: what was copied may be gone on with */
     char cause[LIMIT_ERROR_BYTES];         /* why the snapshot can't be read any more; empty: it can */
     uint64_t started_ns;

@@ -8,7 +8,8 @@
  * connection. From there on the backup is as any other: the same point, the same checkpoint, only without the extents
  * that the image has for good.
  *
- * If the snapshot is gone, what was copied is of no use, and is removed as without --resume.
+ * If the snapshot is gone, what was copied is of no use, and is removed as without --resume. But when everything had been
+ * copied, it has done its service: the point only has to become visible, and its checkpoint to be committed.
  */
 #include "cli/backup.h"
 
@@ -93,14 +94,18 @@ int backup_resume(struct backup *backup, json_t **snapshot, struct error *err)
     int status = resume_find(backup->set, folder, plan, err);
     if (status == 0)
         status = find_parent(backup, &plan->manifest, err);
+    if (status == 0) {
+        struct error gone;
+        status = take_lease(backup, &plan->manifest, snapshot, plan->finished ? &gone : err);
+        status = plan->finished ? 0 : status;
+    }
     if (status == 0)
-        status = take_lease(backup, &plan->manifest, snapshot, err);
-    if (status == 0)
-        status = point_resume(backup->set, folder, (uint64_t)now.tv_sec, &backup->point, &report, err);
+        status = point_resume(backup->set, folder, plan->finished, (uint64_t)now.tv_sec, &backup->point, &report, err);
     if (status == 0) {
         say_left(backup, &report);
         *backup->manifest = plan->manifest;
         backup->resumed = true;
+        backup->finished = plan->finished;
         snprintf(backup->snapshot, sizeof backup->snapshot, "%s", backup_text(*snapshot, "name"));
         snprintf(backup->since_name, sizeof backup->since_name, "%s",
                  backup_text(json_object_get(*snapshot, "since"), "name"));

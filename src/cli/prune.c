@@ -182,12 +182,19 @@ static int prune_points(struct prune *prune, struct manifest *manifest, struct e
     return status;
 }
 
-/* What a kill has left goes first: the space may be needed. */
+/* What a kill has left goes first: the space may be needed. But what a backup can go on with is its business: only the
+ * daemon knows whether the snapshot still lives. */
 static void sweep(struct prune *prune)
 {
     struct leftover_report report = {0};
     if (!prune->dry_run)
-        leftover_sweep(prune->set, "", &report);
+        leftover_sweep(prune->set, "", true, &report);
+    if (report.resumable > 0) {
+        prune->warned = true;
+        cli_warn("%s/%s is an interrupted backup and was kept: 'fleece backup --resume' may go on with it, the next "
+                 "backup without that removes it",
+                 set_path(prune->set), report.resumable_name);
+    }
     if (report.kept == 0)
         return;
     prune->warned = true;

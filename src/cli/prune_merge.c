@@ -146,9 +146,8 @@ static void move_users(struct prune *prune, const struct chain *chain, unsigned 
 static int remake_point(struct prune *prune, const char *name, struct manifest *manifest, const struct chain *chains,
                         struct error *err)
 {
-    struct leftover_report report;
     struct point *point;
-    int status = point_begin(prune->set, io_wall_ns(prune->transfer.io) / NS_PER_S, &point, &report, err);
+    int status = point_begin(prune->set, io_wall_ns(prune->transfer.io) / NS_PER_S, &point, NULL, err);
     if (status < 0)
         return status;
     for (unsigned i = 0; i < manifest->disk_count && status == 0; i++) {

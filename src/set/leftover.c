@@ -4,6 +4,7 @@
  *  - its manifest.json says that it is a point of Fleece, in whatever state (the first thing that is ever put into it), or
  *  - it is empty, or holds an empty manifest.json and nothing else: a kill between mkdir and the first write, or a power
  *    loss just after; nothing of value to anybody can be in there.
+ * One that a backup may go on with is removed by the next backup only, which knows whether anybody wants that.
  * It is removed only if every file in it has the name of one that a point has. Otherwise all of it is kept, and said.
  */
 #include "set/leftover.h"
@@ -153,16 +154,43 @@ int leftover_remove(const struct set *set, const char *name, char *reason, size_
     return -code;
 }
 
-void leftover_sweep(const struct set *set, const char *own, struct leftover_report *report)
+/* A backup that was killed just after its point became visible has left this in it. */
+static void tidy_point(const struct set *set, const char *point)
+{
+    int fd = openat(set_directory(set), point, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return;
+    if (unlinkat(fd, RESUME_FILE, 0) == 0)
+        fsync(fd);
+    close(fd);
+}
+
+static bool is_resumable(const struct set *set, const char *name)
+{
+    struct resume_plan *plan = malloc(sizeof *plan);
+    struct error err;
+    bool resumable = plan && resume_plan_load(set, name, plan, &err) == 0;
+    free(plan);
+    return resumable;
+}
+
+void leftover_sweep(const struct set *set, const char *own, bool keep_resumable, struct leftover_report *report)
 {
     DIR *folder = folder_open(set_directory(set), ".");
     const char *name;
     memset(report, 0, sizeof *report);
     while (folder && (name = folder_next(folder)) != NULL) {
         char reason[sizeof report->kept_reason], found[UNFINISHED_NAME_BYTES];
+        if (point_name_valid(name))
+            tidy_point(set, name);
         if (!leftover_name_valid(name) || strcmp(name, own) == 0)
             continue;
         memcpy(found, name, sizeof found);
+        if (keep_resumable && is_resumable(set, found)) {
+            report->resumable++;
+            memcpy(report->resumable_name, found, sizeof found);
+            continue;
+        }
         if (leftover_remove(set, found, reason, sizeof reason) == 0) {
             report->removed++;
             continue;

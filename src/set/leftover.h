@@ -10,6 +10,8 @@
 
 struct leftover_report {
     unsigned removed;
+    unsigned resumable; /* that were kept, as was wanted, since a backup may go on with them */
+    char resumable_name[UNFINISHED_NAME_BYTES];
     unsigned kept; /* folders with such a name that are not, or not only, ours */
     char kept_name[UNFINISHED_NAME_BYTES];
     char kept_reason[LIMIT_ERROR_BYTES / 2];
@@ -17,8 +19,9 @@ struct leftover_report {
 
 /* Whether it is the name of an unfinished point. */
 bool leftover_name_valid(const char *name);
-/* Removes every unfinished point but `own`. The set is locked, so nobody works on them. */
-void leftover_sweep(const struct set *set, const char *own, struct leftover_report *report);
+/* Removes every unfinished point but `own` and, if that is said, those that `fleece backup --resume` may go on with; and
+ * from points what only unfinished ones need. The set is locked, so nobody works on them. */
+void leftover_sweep(const struct set *set, const char *own, bool keep_resumable, struct leftover_report *report);
 /* Whether a folder, a point too, could be removed as a whole: 0, or -errno and why not in reason[size]. */
 int leftover_check(const struct set *set, const char *name, char *reason, size_t size);
 /* Removes one that is ours as a whole: 0; else nothing of it: -errno and why in reason[size]. */

@@ -5,11 +5,16 @@
  *   mkdir .tmp-RANDOM; manifest.json with "state": "unfinished" (who, since when), durable
  *   the images, the files of hashes, what lets an interrupted backup go on (resume.c)
  *   fsync the images; manifest.json.new, durable; rename to manifest.json; fsync the folder
- *   rename the folder to its time; fsync the set's folder
+ *   rename the folder to its time; fsync the set's folder; remove resume.json
  *
  * At every moment the folder is recognised by what manifest.json says (leftover.c), and only the last rename makes it
  * visible, when all of it is on stable storage. If the very last fsync fails the rename is taken back, as far as the file
  * system still lets us: what can't be promised is not shown.
+ *
+ * A complete manifest beside a resume.json, under a hidden name, is a backup that was killed just before that rename:
+ * whoever goes on with it has only that to do. Points that prune makes or removes have hidden names and complete manifests
+ * for a moment, too, but never a resume.json: where one was left in a visible point it goes, durably, before anything
+ * else (leftover.c).
  *
  * A point that is there is made anew in the same way, but that the last rename exchanges both folders: at every moment there
  * is one whole point of that name, and what the other name then holds is a left-over like any, whether we get to remove
@@ -35,6 +40,7 @@
 struct point {
     struct set *set;
     int folder;
+    bool finished; /* its manifest is complete */
     char name[UNFINISHED_NAME_BYTES];
 };
 
@@ -145,7 +151,8 @@ int point_begin(struct set *set, uint64_t now_seconds, struct point **point, str
         point_abandon(made);
         return status;
     }
-    leftover_sweep(set, made->name, report);
+    if (report)
+        leftover_sweep(set, made->name, false, report);
     *point = made;
     return 0;
 }
@@ -219,7 +226,7 @@ int point_note_image(const struct point *point, struct manifest_disk *disk, stru
     return status < 0 ? error_prefix(err, "%s", shown) : 0;
 }
 
-int point_resume(struct set *set, const char *folder, uint64_t now_seconds, struct point **point,
+int point_resume(struct set *set, const char *folder, bool finished, uint64_t now_seconds, struct point **point,
                  struct leftover_report *report, struct error *err)
 {
     struct point *made = calloc(1, sizeof *made);
@@ -228,16 +235,19 @@ int point_resume(struct set *set, const char *folder, uint64_t now_seconds, stru
     made->set = set;
     snprintf(made->name, sizeof made->name, "%s", folder);
     made->folder = openat(set_directory(set), folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-    int status = made->folder < 0
-                     ? error_set(err, errno, "%s/%s can't be opened: %s", set_path(set), folder, error_name(errno))
-                     : write_mark(made, MANIFEST_NEW_FILE, now_seconds, err);
+    int status = 0;
+    if (made->folder < 0)
+        status = error_set(err, errno, "%s/%s can't be opened: %s", set_path(set), folder, error_name(errno));
+    else if (!finished)
+        status = write_mark(made, MANIFEST_NEW_FILE, now_seconds, err);
     if (status < 0) {
         if (made->folder >= 0)
             close(made->folder);
         free(made);
         return status;
     }
-    leftover_sweep(set, made->name, report);
+    made->finished = finished;
+    leftover_sweep(set, made->name, false, report);
     *point = made;
     return 0;
 }
@@ -297,19 +307,17 @@ static int make_visible(struct point *point, const char *name, struct error *err
                      error_name(code));
 }
 
-/* What only an unfinished point needs. */
-static void remove_resume(const struct point *point, const struct manifest *manifest)
+/* What is of no use to a finished point. */
+static void remove_logs(const struct point *point, const struct manifest *manifest)
 {
     char name[LIMIT_NAME_BYTES + sizeof RESUME_SUFFIX];
-    unlinkat(point->folder, RESUME_FILE, 0);
     for (unsigned i = 0; i < manifest->disk_count; i++) {
         snprintf(name, sizeof name, "%s%s", manifest->disks[i].name, RESUME_SUFFIX);
         unlinkat(point->folder, name, 0);
     }
 }
 
-/* All but the last rename. */
-static int finish(struct point *point, struct manifest *manifest, struct error *err)
+int point_finish(struct point *point, struct manifest *manifest, struct error *err)
 {
     int status = 0;
     manifest->version = MANIFEST_VERSION;
@@ -317,19 +325,23 @@ static int finish(struct point *point, struct manifest *manifest, struct error *
     strcpy(manifest->tool, "fleece " FLEECE_VERSION);
     for (unsigned i = 0; i < manifest->disk_count && status == 0; i++)
         status = sync_image(point, manifest->disks[i].image, err);
-    return status == 0 ? write_manifest(point, manifest, err) : status;
+    if (status == 0)
+        status = write_manifest(point, manifest, err);
+    point->finished = status == 0;
+    return status;
 }
 
 int point_publish(struct point *point, struct manifest *manifest, char *name, struct error *err)
 {
-    int status = finish(point, manifest, err);
+    int status = point->finished ? 0 : point_finish(point, manifest, err);
     if (status == 0)
         status = free_name(point, manifest->created, name, err);
     if (status == 0) {
-        remove_resume(point, manifest);
+        remove_logs(point, manifest);
         status = make_visible(point, name, err);
     }
     if (status == 0) {
+        unlinkat(point->folder, RESUME_FILE, 0);
         set_note_point(point->set);
         point_free(point);
     }
@@ -374,7 +386,7 @@ static int exchange(const struct point *point, const char *name, struct error *e
 
 int point_replace(struct point *point, struct manifest *manifest, const char *name, struct error *err)
 {
-    int status = finish(point, manifest, err);
+    int status = point_finish(point, manifest, err);
     if (status == 0)
         status = exchange(point, name, err);
     if (status == 0)

@@ -14,12 +14,13 @@
 struct point;
 
 /* Makes the folder of a new point of a set that is open to add, with the mark that says whose it is, and then removes what
- * killed backups have left (report). `now_seconds`: since 1970. */
+ * killed backups have left (report; NULL: it stays). `now_seconds`: since 1970. */
 int point_begin(struct set *set, uint64_t now_seconds, struct point **point, struct leftover_report *report,
                 struct error *err);
 
-/* Takes over one that an interrupted backup has left: it is marked as ours, and all others are removed. */
-int point_resume(struct set *set, const char *folder, uint64_t now_seconds, struct point **point,
+/* Takes over one that an interrupted backup has left: it is marked as ours, unless it is finished, and all others are
+ * removed. */
+int point_resume(struct set *set, const char *folder, bool finished, uint64_t now_seconds, struct point **point,
                  struct leftover_report *report, struct error *err);
 
 /* Fills in name, format, image and hashes of a disk (full: an incremental's kind and parent are for the caller), and says
@@ -32,9 +33,12 @@ int point_note_image(const struct point *point, struct manifest_disk *disk, stru
 /* Writes the hashes of a disk, and fills in hashes_sha256 and captured_bytes. */
 int point_write_hashes(struct point *point, struct manifest_disk *disk, const struct hashes *hashes, struct error *err);
 
+/* Makes everything durable: from now on a backup that is killed needs its snapshot no more. The manifest's version, `vm` and
+ * `tool` are filled in. */
+int point_finish(struct point *point, struct manifest *manifest, struct error *err);
 /*
- * Makes everything durable and then visible. The manifest's version, `vm` and `tool` are filled in. On success the point is
- * freed and name[POINT_NAME_BYTES] is what it is called; on failure it is still there to be abandoned, and invisible.
+ * Finishes the point if that was not done, and makes it visible. On success it is freed and name[POINT_NAME_BYTES] is what
+ * it is called; on failure it is still there to be abandoned, and invisible.
  */
 int point_publish(struct point *point, struct manifest *manifest, char *name, struct error *err);
 /* Removes it all. */

@@ -11,7 +11,8 @@
  *
  *   FIRST COUNT DATA MASK SHA256 CRC      decimal three times, 64 digits twice, 8 digits
  *
- * Whether the snapshot is still there, only the daemon can say, by its UUID.
+ * Whether the snapshot is still there, only the daemon can say, by its UUID. When everything is copied the manifest becomes
+ * complete, before the snapshot is deleted: from then on it is not needed, and to go on means to make the point visible.
  */
 #include "set/resume.h"
 
@@ -82,7 +83,25 @@ int resume_plan_save(const struct point *point, const struct resume_plan *plan, 
     return status;
 }
 
-static int load_plan(const struct set *set, const char *folder, struct resume_plan *plan, struct error *err)
+/* Whether the folder has the complete manifest of the backup that `plan` is about; then it takes the place of the planned
+ * one. */
+static bool load_complete(int folder, struct resume_plan *plan)
+{
+    struct manifest *manifest = malloc(sizeof *manifest);
+    struct error err;
+    json_t *json = NULL;
+    bool complete = manifest && json_file_load(folder, MANIFEST_FILE, MANIFEST_FILE, &json, &err) == 0 &&
+                    manifest_from_json(json, manifest, &err) == 0 && manifest_check_hash(json, &err) == 0 &&
+                    strcmp(manifest->vm, plan->manifest.vm) == 0 &&
+                    strcmp(manifest->snapshot, plan->manifest.snapshot) == 0;
+    if (complete)
+        plan->manifest = *manifest;
+    json_decref(json);
+    free(manifest);
+    return complete;
+}
+
+int resume_plan_load(const struct set *set, const char *folder, struct resume_plan *plan, struct error *err)
 {
     char shown[PATH_MAX];
     json_t *json = NULL;
@@ -91,13 +110,16 @@ static int load_plan(const struct set *set, const char *folder, struct resume_pl
         return error_set(err, errno, "%s/%s can't be opened: %s", set_path(set), folder, error_name(errno));
     snprintf(shown, sizeof shown, "%s/%s/%s", set_path(set), folder, RESUME_FILE);
     int status = json_file_load(fd, RESUME_FILE, shown, &json, err);
-    close(fd);
-    if (status < 0)
+    if (status < 0) {
+        close(fd);
         return status;
+    }
     status = resume_plan_from_json(json, plan, err);
     if (status == 0 && strcmp(plan->manifest.vm, set_vm(set)) != 0)
         status = error_set(err, EINVAL, "the field 'vm' is '%s', but the set is of VM '%.64s'", plan->manifest.vm,
                            set_vm(set));
+    plan->finished = status == 0 && load_complete(fd, plan);
+    close(fd);
     json_decref(json);
     return status < 0 ? error_prefix(err, "%s", shown) : 0;
 }
@@ -115,7 +137,7 @@ int resume_find(const struct set *set, char folder[UNFINISHED_NAME_BYTES], struc
         if (!leftover_name_valid(entry->d_name))
             continue;
         memcpy(folder, entry->d_name, UNFINISHED_NAME_BYTES);
-        if (load_plan(set, folder, plan, &why) == 0)
+        if (resume_plan_load(set, folder, plan, &why) == 0)
             status = 0;
         else if (why.code != ENOENT)
             *err = why;

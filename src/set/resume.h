@@ -18,7 +18,8 @@
 
 struct resume_plan {
     char snapshot_name[LIMIT_NAME_BYTES + 1];
-    struct manifest manifest; /* of the point that is being made; of its disks, what is known before they are copied */
+    bool finished;            /* everything was copied, and is durable: the snapshot is not needed any more */
+    struct manifest manifest; /* of the point that is being made; if not finished, what is known before it is copied */
 };
 
 /* Writes it into the folder of the point, durably. */
@@ -26,6 +27,8 @@ int resume_plan_save(const struct point *point, const struct resume_plan *plan, 
 /* Checks every field. -EINVAL, -EBADMSG with a sentence that names the field. */
 int resume_plan_from_json(const json_t *json, struct resume_plan *plan, struct error *err);
 json_t *resume_plan_to_json(const struct resume_plan *plan); /* NULL: no memory */
+/* That of an unfinished point of the set. -ENOENT: it has none. */
+int resume_plan_load(const struct set *set, const char *folder, struct resume_plan *plan, struct error *err);
 /* Looks for an unfinished point of the set, which is open to add, that has a plan. -ENOENT: there is none. */
 int resume_find(const struct set *set, char folder[UNFINISHED_NAME_BYTES], struct resume_plan *plan, struct error *err);
 

@@ -175,6 +175,45 @@ def test_an_interrupted_backup_goes_on(t):
     d.stop()
 
 
+def test_a_finished_backup_is_published(t):
+    """Killed when everything was copied, and nobody saw it yet: prune leaves it alone, and --resume has next to nothing
+    to do, whether the snapshot is still there or not."""
+    paths, d = start(t)
+    guest = Guest(d, SIZES)
+    keep(t, paths, 0)
+    backup(d, t.path("set"))
+    for number, after in ((1, False), (2, True)):
+        guest.work(20)
+        keep(t, paths, number)
+        killer = Killer(t, d, "fleece-snapshot-delete", after)
+        killer.process = t.spawn(t.program("fleece"), "--control", killer.path, "backup", t.path("set"), stdout=-1,
+                                 stderr=-1)
+        killer.started.set()
+        killer.process.communicate(timeout=30 * harness.FACTOR)
+        assert killer.fired and killer.process.returncode == -signal.SIGKILL and len(snapshots(d)) == (0 if after else 1)
+        guest.work(20)
+        left, = (name for name in os.listdir(t.path("set")) if name.startswith(".tmp-"))
+        said = t.fleece("prune", t.path("set"), "--keep-last", "9", status=3).stderr
+        assert said == f"fleece: warning: {t.path('set')}/{left} is an interrupted backup and was kept: 'fleece backup " \
+            "--resume' may go on with it, the next backup without that removes it\n", said
+        done = d.fleece("--json", "backup", t.path("set"), "--resume")
+        last = json.loads(done.stdout.splitlines()[-1])
+        assert done.stderr == "" and snapshots(d) == [] and last["event"] == "done", done
+        check_point(t, last["point"], number, paths)
+        assert sorted(points(t, t.path("set")))[-1] == last["point"] and len(points(t, t.path("set"))) == number + 1
+        latest = points(t, t.path("set"))[last["point"]]["checkpoint"]["uuid"]
+        assert [(c["uuid"], c["state"]) for c in checkpoints(d)] == [(latest, "committed")], checkpoints(d)
+        time.sleep(1.1)  # the name of a point has whole seconds
+    guest.work(20)
+    keep(t, paths, 3)
+    line = backup(d, t.path("set"))
+    assert {disk["kind"] for disk in line["disks"]} == {"incremental"}, line
+    check_point(t, line["point"], 3, paths)
+    t.fleece("verify", t.path("set"))
+    guest.leave()
+    d.stop()
+
+
 def test_the_daemon_dies_in_the_middle(t):
     """kill -9 of the daemon: the snapshot lives on, and the backup goes on where its image was safe."""
     sizes = {"vda": 64 * MIB, "vdb": 2 * MIB}

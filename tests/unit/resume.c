@@ -100,7 +100,7 @@ static void plans_are_found(void **state)
     assert_string_equal(found->manifest.checkpoint.uuid, plan->manifest.checkpoint.uuid);
     assert_string_equal(found->manifest.disks[1].parent.point, plan->manifest.disks[1].parent.point);
     assert_string_equal(found->manifest.disks[0].reason, plan->manifest.disks[0].reason);
-    assert_int_equal(point_resume(set, left, NOW + 60, &point, &report, &err), 0);
+    assert_int_equal(point_resume(set, left, false, NOW + 60, &point, &report, &err), 0);
     char who[256];
     leftover_describe_owner(set, who, sizeof who);
     assert_non_null(strstr(who, "since 2026-11-22T06:06:45Z")); /* it is ours now */

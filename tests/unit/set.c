@@ -12,16 +12,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ptrace.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "job/copy.h"
+#include "kill_steps.h"
 #include "set/leftover.h"
 #include "set/point.h"
 
@@ -317,33 +315,11 @@ static void strangers_are_kept(void **state)
     assert_int_equal(check_points(), 2);
 }
 
-/* Runs add_point() in a child and kills it at its `stop`-th system call stop. False: it ended before. */
-static bool add_and_kill(unsigned stop)
+static int add_one(struct error *err)
 {
-    pid_t child = fork();
-    if (child == 0) {
-        struct error err;
-        struct leftover_report report;
-        char name[POINT_NAME_BYTES];
-        ptrace(PTRACE_TRACEME, 0, NULL, NULL);
-        raise(SIGSTOP);
-        _exit(add_point("web1", name, &report, &err) < 0);
-    }
-    int status;
-    assert_int_equal(waitpid(child, &status, 0), child);
-    assert_true(WIFSTOPPED(status));
-    for (unsigned i = 0; i < stop && !WIFEXITED(status); i++) {
-        ptrace(PTRACE_SYSCALL, child, NULL, NULL);
-        assert_int_equal(waitpid(child, &status, 0), child);
-    }
-    if (WIFEXITED(status)) {
-        assert_int_equal(WEXITSTATUS(status), 0);
-        return false;
-    }
-    kill(child, SIGKILL);
-    while (waitpid(child, &status, 0) == child && !WIFSIGNALED(status) && !WIFEXITED(status))
-        continue;
-    return true;
+    struct leftover_report report;
+    char name[POINT_NAME_BYTES];
+    return add_point("web1", name, &report, err);
 }
 
 static void killed_at_every_step(void **state)
@@ -351,12 +327,7 @@ static void killed_at_every_step(void **state)
     struct error err;
     struct leftover_report report;
     char name[POINT_NAME_BYTES];
-    pid_t child = fork(); /* may we trace at all? */
-    if (child == 0)
-        _exit(ptrace(PTRACE_TRACEME, 0, NULL, NULL) == 0 ? 0 : 1);
-    int status;
-    waitpid(child, &status, 0);
-    if (status != 0)
+    if (!kill_steps_allowed())
         skip();
     for (unsigned with_set = 0; with_set < 3; with_set++) { /* no set, one, one of version 1 */
         unsigned stop = 1;
@@ -367,7 +338,7 @@ static void killed_at_every_step(void **state)
                 assert_int_equal(add_point("web1", name, &report, &err), 0);
             if (with_set == 2)
                 write_file("fleece.json", "{\"format\":\"fleece-backup-set\",\"version\":1,\"vm\":\"web1\"}");
-            bool killed = add_and_kill(stop);
+            bool killed = kill_steps_run(add_one, stop);
             unsigned after = check_points(); /* every visible one is whole */
             if (after != before && after != before + 1)
                 fail_msg("killed at stop %u: %u points of %u", stop, after, before);

@@ -11,15 +11,13 @@
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ptrace.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
+#include "kill_steps.h"
 #include "set/point.h"
 
 #define NOW UINT64_C(1795327545) /* 2026-11-22T06:05:45Z */
@@ -180,49 +178,17 @@ static void a_point_is_made_anew(void **state)
     assert_int_equal(count_entries(), 2); /* with fleece.json */
 }
 
-/* Runs prune() in a child and kills it at its `stop`-th system call stop. False: it ended before. */
-static bool prune_and_kill(unsigned stop)
-{
-    pid_t child = fork();
-    if (child == 0) {
-        struct error err;
-        ptrace(PTRACE_TRACEME, 0, NULL, NULL);
-        raise(SIGSTOP);
-        _exit(prune(&err) < 0);
-    }
-    int status;
-    assert_int_equal(waitpid(child, &status, 0), child);
-    assert_true(WIFSTOPPED(status));
-    for (unsigned i = 0; i < stop && !WIFEXITED(status); i++) {
-        ptrace(PTRACE_SYSCALL, child, NULL, NULL);
-        assert_int_equal(waitpid(child, &status, 0), child);
-    }
-    if (WIFEXITED(status)) {
-        assert_int_equal(WEXITSTATUS(status), 0);
-        return false;
-    }
-    kill(child, SIGKILL);
-    while (waitpid(child, &status, 0) == child && !WIFSIGNALED(status) && !WIFEXITED(status))
-        continue;
-    return true;
-}
-
 static void killed_at_every_step(void **state)
 {
     struct error err;
-    int status;
     unsigned stop = 1, count, olds = 0, news = 0;
     bool killed = true;
-    pid_t child = fork(); /* may we trace at all? */
-    if (child == 0)
-        _exit(ptrace(PTRACE_TRACEME, 0, NULL, NULL) == 0 ? 0 : 1);
-    waitpid(child, &status, 0);
-    if (status != 0)
+    if (!kill_steps_allowed())
         skip();
     for (; killed; stop++) {
         add_point(NOW, 1);
         add_point(NOW + 3600, 2);
-        killed = prune_and_kill(stop);
+        killed = kill_steps_run(prune, stop);
         uint8_t content = check(&count);
         assert_true(content == 2 || content == 9);
         assert_true(count == 2 || content == 9); /* the old one goes last */
