@@ -35,7 +35,7 @@ static void disk_submit(struct node *node, struct request *req)
 
 static void disk_tell_observers(struct disk *disk, struct range range)
 {
-    list_each (link, &disk->observers) {
+    list_each_safe (link, &disk->observers) { /* one that has seen enough goes */
         struct write_observer *observer = container_of(link, struct write_observer, link);
         observer->written(observer, range);
     }

@@ -14,7 +14,8 @@ struct disk_counters { /* exact; of the guest's requests, counted when they comp
 
 /*
  * Is told of every write, zeroing and discard in the very step that hands it to the leaf (C4), whatever becomes of it: so
- * what it notes is a superset of the changes (R5). Owner: the disk's reactor, where observers come and go.
+ * what it notes is a superset of the changes (R5). Owner: the disk's reactor, where observers come and go; one may take
+ * itself away while it is told.
  */
 struct write_observer {
     struct list_node link; /* in disk->observers */

@@ -289,16 +289,13 @@ static void vm_cache_close(void *context, const struct disk *disk, struct node *
     caches_close(&daemon->caches, disk, file, done, argument);
 }
 
-static void vm_disk_file(void *context, const struct disk *disk, uint64_t *device, uint64_t *inode)
+static struct disk_identity vm_disk_identity(void *context, const struct disk *disk)
 {
     const struct daemon *daemon = context;
-    struct io_stat stat;
     for (unsigned i = 0; i < daemon->disks.opened; i++)
-        if (strcmp(daemon->options->disks[i].name, disk->name) == 0 && daemon->disks.files[i] &&
-            file_stat(daemon->disks.files[i], &stat) == 0) {
-            *device = stat.device;
-            *inode = stat.inode;
-        }
+        if (strcmp(daemon->options->disks[i].name, disk->name) == 0)
+            return disks_identify(&daemon->disks, i);
+    return (struct disk_identity){0};
 }
 
 static void vm_cache_describe(void *context, const struct node *file, struct cache_file_id *id)
@@ -463,7 +460,7 @@ static int daemon_make_vm(struct daemon *daemon, struct error *err)
                   .unpublish = vm_unpublish,
                   .cache_open = vm_cache_open,
                   .cache_close = vm_cache_close,
-                  .disk_file = vm_disk_file,
+                  .disk_identity = vm_disk_identity,
                   .cache_describe = vm_cache_describe,
                   .cache_adopt = vm_cache_adopt,
                   .cache_threshold = vm_cache_threshold,
@@ -580,7 +577,7 @@ static void disks_opened(struct io_op *op, int64_t result)
         daemon_fail(daemon, &err);
         return;
     }
-    sidecars_init(&daemon->sidecars, daemon->control_io, daemon->options, daemon->disks.leaves, daemon->disks.files);
+    sidecars_init(&daemon->sidecars, daemon->control_io, daemon->options, &daemon->disks);
     daemon_move(daemon, DAEMON_RECOVER);
     vm_recover(daemon->vm, daemon_recovered, daemon);
 }

@@ -6,11 +6,16 @@
 #include "daemon/disks.h"
 
 #include <errno.h>
+#include <linux/magic.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include "base/log.h"
 #include "driver/file.h"
 #include "driver/null.h"
 #include "job/image_chain.h"
+
+#define ZFS_MAGIC 0x2fc12fc1 /* which the kernel's headers lack */
 
 static void say_waiting(void *context, const char *path)
 {
@@ -62,6 +67,37 @@ static int open_disk(struct disks *disks, const struct disk_options *disk, struc
     return status < 0 ? error_prefix(&disks->err, "--disk %s", disk->name) : 0;
 }
 
+/* File systems of this machine alone. On others a server or another machine sets the times, by its own clock. */
+static bool has_local_times(const char *path)
+{
+    static const long types[] = {BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC,
+                                 TMPFS_MAGIC,       XFS_SUPER_MAGIC,  ZFS_MAGIC};
+    struct statfs fs;
+    struct stat st;
+    if (!path || stat(path, &st) < 0 || !S_ISREG(st.st_mode) || statfs(path, &fs) < 0)
+        return false;
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
+        if ((unsigned long)fs.f_type == (unsigned long)types[i])
+            return true;
+    return false;
+}
+
+/* A device's node is made anew at each boot, and its times tell of the node alone. */
+struct disk_identity disks_identify(const struct disks *disks, unsigned index)
+{
+    struct io_stat stat;
+    if (!disks->files[index] || file_stat(disks->files[index], &stat) < 0)
+        return (struct disk_identity){0};
+    struct disk_identity identity = {.size_bytes = stat.size_bytes, .device = stat.device};
+    if (stat.is_block_device)
+        return identity;
+    identity.inode = stat.inode;
+    identity.mtime_ns = stat.mtime_ns;
+    identity.ctime_ns = stat.ctime_ns;
+    identity.local = disks->local[index];
+    return identity;
+}
+
 int64_t disks_open(void *argument)
 {
     struct disks *disks = argument;
@@ -70,6 +106,7 @@ int64_t disks_open(void *argument)
                                &disks->leaves[i], &disks->files[i]);
         if (status < 0)
             return status;
+        disks->local[i] = has_local_times(disks->options->disks[i].path);
         disks->opened++;
     }
     return 0;

@@ -5,6 +5,7 @@
 
 #include "block/node.h"
 #include "daemon/options.h"
+#include "track/disk_watch.h"
 
 struct disks { /* set by the caller: options, reactors, reactor_count */
     const struct options *options;
@@ -12,6 +13,7 @@ struct disks { /* set by the caller: options, reactors, reactor_count */
     unsigned reactor_count;
     struct node *leaves[LIMIT_DISKS]; /* of those that were opened, in order */
     struct node *files[LIMIT_DISKS];  /* their files: the leaf itself, or what it owns; NULL: it has none */
+    bool local[LIMIT_DISKS];          /* their files' times are of this machine's clock */
     unsigned opened;
     struct error err;
 };
@@ -19,5 +21,7 @@ struct disks { /* set by the caller: options, reactors, reactor_count */
 /* Opens all, spread over the reactors in turn. Blocks while locks are held by a killed daemon: on a helper thread. 0, or
  * -errno with the sentence in disks->err; what was opened until then is in leaves[] and is the caller's. */
 int64_t disks_open(void *disks);
+/* What the file of the disk of that number is now; zeroes: it has none, or can't be asked. Any thread; does not block. */
+struct disk_identity disks_identify(const struct disks *disks, unsigned index);
 
 #endif

@@ -45,9 +45,10 @@ static void choose_places(struct sidecars *sidecars, struct sidecar *sidecar)
 }
 
 void sidecars_init(struct sidecars *sidecars, struct io *control, const struct options *options,
-                   struct node *const *leaves, struct node *const *files)
+                   const struct disks *disks)
 {
     sidecars->control = control;
+    sidecars->disks = disks;
     sidecars->options = options;
     if (options->state_dir)
         snprintf(sidecars->state_dir, sizeof sidecars->state_dir, "%s", options->state_dir);
@@ -56,8 +57,8 @@ void sidecars_init(struct sidecars *sidecars, struct io *control, const struct o
     for (unsigned i = 0; i < options->disk_count; i++) {
         struct sidecar *sidecar = &sidecars->all[i];
         *sidecar = (struct sidecar){.disk = &options->disks[i],
-                                    .file = files[i],
-                                    .disk_bytes = leaves[i]->size_bytes,
+                                    .index = i,
+                                    .disk_bytes = disks->leaves[i]->size_bytes,
                                     .sidecars = sidecars,
                                     .fd = -1};
         choose_places(sidecars, sidecar);
@@ -118,10 +119,7 @@ static void make_state_dir(const struct sidecars *sidecars)
 static struct disk_identity identify(void *context)
 {
     const struct sidecar *sidecar = context;
-    struct io_stat stat;
-    if (file_stat(sidecar->file, &stat) < 0)
-        return (struct disk_identity){0};
-    return (struct disk_identity){sidecar->disk_bytes, stat.device, stat.inode, stat.mtime_ns, stat.ctime_ns};
+    return disks_identify(sidecar->sidecars->disks, sidecar->index);
 }
 
 static void tombstone_path(const struct sidecar *sidecar, char path[PATH_MAX])
@@ -237,7 +235,7 @@ static int64_t open_blocking(void *argument)
     struct sidecar *sidecar = argument;
     const bool off = sidecar->disk->track == TRACK_OFF;
     int status = -ENOENT;
-    if (!sidecar->file)
+    if (!sidecar->sidecars->disks->files[sidecar->index])
         return error_set(&sidecar->err, ENOTSUP, "disk %s is neither a file nor a block device: it can't be tracked",
                          sidecar->disk->name);
     const char *places[] = {sidecar->beside, sidecar->in_state};

@@ -8,12 +8,13 @@
 
 #include <limits.h>
 
+#include "daemon/disks.h"
 #include "daemon/options.h"
 #include "vm/vm.h"
 
 struct sidecar { /* of one disk */
     const struct disk_options *disk;
-    struct node *file; /* of the disk's image; NULL: it has none */
+    unsigned index; /* of the disk */
     uint64_t disk_bytes;
     struct io *reactor;
     char beside[PATH_MAX], in_state[PATH_MAX]; /* where it may lie; "": nowhere there */
@@ -36,12 +37,12 @@ struct sidecars {
     const struct options *options;
     char state_dir[PATH_MAX];
     struct sidecar all[LIMIT_DISKS];
-    struct vm *vm; /* whose disks they are, in the same order */
+    const struct disks *disks;
 };
 
-/* After the disks were opened: their leaves, and the nodes of their files. */
+/* After the disks were opened. */
 void sidecars_init(struct sidecars *sidecars, struct io *control, const struct options *options,
-                   struct node *const *leaves, struct node *const *files);
+                   const struct disks *disks);
 
 /* For struct vm_hooks; the context is the struct sidecars. */
 void sidecars_open(void *context, const struct disk *disk, bool create,

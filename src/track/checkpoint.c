@@ -93,8 +93,10 @@ static int64_t memory_create(void *argument)
     struct tracker *tracker = argument;
     struct span_key key = tracker_key(tracker, tracker->nonce);
     int status = span_memory_create(&tracker->memory, &key, &tracker->op->error);
-    if (status == 0)
+    if (status == 0) {
+        disk_note_begin(span_memory_note(&tracker->memory), tracker->memory.io, &tracker->options.identity);
         span_memory_settle(&tracker->memory);
+    }
     return status;
 }
 
@@ -105,8 +107,10 @@ static void memory_created(struct io_op *op, int64_t result)
         free(tracker->subject);
         error_prefix(&tracker->op->error, "change tracking of disk %s", tracker->disk->name);
         tracker_op_finish(tracker, (int)result);
-    } else if (!prepare_voided(tracker)) {
-        prepare_allocate(tracker);
+    } else {
+        tracker_watch(tracker);
+        if (!prepare_voided(tracker))
+            prepare_allocate(tracker);
     }
 }
 

@@ -4,10 +4,11 @@
  *
  *     NEW        the sidecar is made: header, log, superblock 1, superblock 2, each durable before the next
  *     CLEAN      closed in good order: the stored pages are the truth; the disk must be what it was (identity, all samples)
- *     ADOPTED    killed, same boot: the bits in shared memory are the truth; what the newest log block names is active again
+ *     ADOPTED    killed, same boot: the bits in shared memory are the truth, unless somebody has changed the disk since
+ *                (disk_watch.c); what the newest log block names is active again
  *     REPLAYED   power loss, or the memory is gone: stored pages, and all bits of what the newest log block names, in all
  *                spans (C15)
- *     VOID       it is not known: every checkpoint is invalid, with the reason
+ *     VOID       it is not known: every checkpoint is invalid, with the reason; what was in memory goes when that is stable
  *
  * Nothing is written before all that has been read, in memory alone; then one superblock with a new nonce makes it so (C11).
  * A crash before that superblock finds everything as it was, and one after it finds memory that fits it.
@@ -35,6 +36,7 @@ struct recovery {
     uint64_t at_page;
     unsigned loaded;         /* pages under way */
     bool making;             /* a new sidecar */
+    bool memory_seen;        /* what a killed daemon left was looked at, or made anew */
     bool log_damaged, valid; /* valid: there are checkpoints that may be */
     uint32_t extents[SIDECAR_LOG_SLOTS];
     unsigned extent_count;
@@ -82,8 +84,11 @@ static void open_done(struct tracker *tracker)
 {
     if (tracker->memory.open)
         span_memory_settle(&tracker->memory);
+    else if (tracker->recovering->reason[0] && tracker->recovering->memory_seen) /* not before: it may be why */
+        io_shm_remove(tracker->disk->node.io, &tracker->memory.name);
     recovery_end(tracker);
     tracker->opened = true;
+    tracker_watch(tracker);
     tracker_update(tracker);
     tracker_op_finish(tracker, 0);
 }
@@ -136,15 +141,20 @@ static void open_void(struct tracker *tracker)
         span_destroy(&tracker->checkpoints[i]->span);
     }
     activity_log_reset(&tracker->log);
-    span_memory_close(&tracker->memory, true);
+    span_memory_close(&tracker->memory, false);
 }
 
 static void open_record(struct tracker *tracker)
 {
-    if (tracker->recovering->reason[0])
+    tracker->identity = tracker->options.identity;
+    tracker->identity.mtime_ns = tracker->identity.ctime_ns = 0; /* they will be others */
+    if (tracker->recovering->reason[0]) {
         open_void(tracker);
-    else if (tracker->memory.open)
+    } else if (tracker->memory.open) {
+        if (tracker->recovery != TRACKER_ADOPTED)
+            disk_note_begin(span_memory_note(&tracker->memory), tracker->disk->node.io, &tracker->options.identity);
         span_memory_announce(&tracker->memory, tracker->super.past.nonce, tracker->nonce);
+    }
     if (tracker->disk_bytes != tracker->disk->leaf->size_bytes) {
         tracker->disk_bytes = tracker->disk->leaf->size_bytes;
         tracker->memory.bit_count = (tracker->disk_bytes + tracker_granularity(tracker) - 1) >> tracker->shift;
@@ -409,6 +419,9 @@ static int64_t memory_work(void *argument)
     const struct span_key now = tracker_key(tracker, tracker->nonce);
     int status = adopt_memory(tracker, err);
     if (status == 0 && !tracker->super.past.clean)
+        status = disk_note_check(span_memory_note(&tracker->memory), tracker->memory.io, &tracker->options.identity,
+                                 err);
+    if (status == 0 && !tracker->super.past.clean)
         return 1;
     span_memory_close(&tracker->memory, false); /* after a close in good order the sidecar has it all */
     if (status == -ESTALE || status == -EAGAIN)
@@ -419,6 +432,7 @@ static int64_t memory_work(void *argument)
 static void memory_opened(struct io_op *op, int64_t result)
 {
     struct tracker *tracker = container_of(op, struct tracker, work);
+    tracker->recovering->memory_seen = true;
     if (result == -EAGAIN) {
         open_failed(tracker, -EAGAIN, tracker->op->error.text);
     } else if (result < 0) {
@@ -596,6 +610,8 @@ static void make_new(struct tracker *tracker)
     tracker->sidecar.sequence = UINT64_C(1) << SIDECAR_OPEN_SHIFT;
     tracker->super.number = 0;
     recovery->making = true;
+    tracker->identity = tracker->options.identity;
+    tracker->identity.mtime_ns = tracker->identity.ctime_ns = 0;
     io_random(io, tracker->sidecar.uuid, SIDECAR_UUID_BYTES);
     int status = sidecar_lay_out(&tracker->sidecar, tracker->disk_bytes, &tracker->op->error);
     if (status < 0) {

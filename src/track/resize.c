@@ -60,6 +60,7 @@ void tracker_run_resize(struct tracker_op *op)
             span_clear_from(tracker->spans[i], new_bits);
     tracker->disk_bytes = size;
     tracker->memory.bit_count = new_bits;
+    disk_watch_touch(&tracker->watch);
     if (tracker->memory.open)
         span_memory_set_size(&tracker->memory, size);
     if (status == 0)

@@ -26,7 +26,7 @@
 #include <string.h>
 
 #define MEMORY_MAGIC "FLEECETM"
-enum { MEMORY_VERSION = 1 };
+enum { MEMORY_VERSION = 2 };
 
 struct span_memory_area {
     uint64_t first_sequence; /* 0: holds no span */
@@ -40,6 +40,7 @@ struct span_memory_header {
     uint8_t boot_id[BOOT_ID_BYTES], uuid[SIDECAR_UUID_BYTES];
     uint8_t nonce[SPAN_NONCE_BYTES], nonce_next[SPAN_NONCE_BYTES];
     uint64_t is_void;
+    struct disk_note note;
     struct span_memory_area areas[SIDECAR_AREAS];
 };
 _Static_assert(sizeof(struct span_memory_header) <= SPAN_PAGE_BYTES, "one page");
@@ -171,6 +172,11 @@ void span_memory_set_size(struct span_memory *memory, uint64_t disk_bytes)
 {
     set_size(memory, disk_bytes, memory->header->granularity_shift);
     memory->header->disk_bytes = disk_bytes;
+}
+
+struct disk_note *span_memory_note(const struct span_memory *memory)
+{
+    return &memory->header->note;
 }
 
 void span_memory_condemn(struct span_memory *memory)

@@ -8,6 +8,7 @@
 
 #include "base/range.h"
 #include "io/io.h"
+#include "track/disk_watch.h"
 #include "track/sidecar_format.h"
 
 #define SPAN_NONCE_BYTES 16
@@ -63,6 +64,8 @@ void span_memory_announce(struct span_memory *memory, const uint8_t past[SPAN_NO
                           const uint8_t nonce[SPAN_NONCE_BYTES]);
 void span_memory_settle(struct span_memory *memory);
 void span_memory_set_size(struct span_memory *memory, uint64_t disk_bytes);
+/* What is known of the disk's file, for whoever adopts it. */
+struct disk_note *span_memory_note(const struct span_memory *memory);
 /* Nobody may adopt it any more. */
 void span_memory_condemn(struct span_memory *memory);
 /* Unmaps it; `remove`: and takes its name away. No-op when it is not open. */

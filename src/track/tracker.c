@@ -9,7 +9,7 @@
  *   superblock.c    which checkpoints there are
  *   checkpoint.c    a checkpoint's life: prepare, cut, record, commit, remove
  *   recovery.c      opening; close.c; resize.c
- *   samples.c       whether the disk is what it was
+ *   samples.c       whether the disk is what it was; disk_watch.c: after a kill
  *   tracker_void.c  the end of tracking when something fails
  *
  * What makes it safe is one invariant: the bits of an idle extent in memory are exactly those on stable storage, in every
@@ -101,6 +101,13 @@ bool tracker_op_voided(struct tracker *tracker)
         return false;
     tracker_op_fail(tracker, EIO, "%.400s", tracker->voiding.reason);
     return true;
+}
+
+void tracker_watch(struct tracker *tracker)
+{
+    if (tracker->memory.open)
+        disk_watch_start(&tracker->watch, tracker->disk, span_memory_note(&tracker->memory), tracker->options.identify,
+                         tracker->options.identify_context);
 }
 
 void tracker_flush_disk(struct tracker *tracker, void (*done)(struct request *req, int status))
@@ -246,6 +253,7 @@ void tracker_destroy(struct tracker *tracker)
     io_timer_cancel(io, &tracker->writer.stalled);
     io_timer_cancel(io, &tracker->voiding.timer);
     tracker->disk->gate = NULL;
+    disk_watch_stop(&tracker->watch);
     span_memory_close(&tracker->memory, false);
     if (tracker->closed)
         io_shm_remove(io, &tracker->memory.name);

@@ -19,6 +19,7 @@
 #include "base/error.h"
 #include "block/disk.h"
 #include "io/uuid.h"
+#include "track/disk_watch.h"
 
 struct tracker;
 
@@ -40,11 +41,6 @@ struct checkpoint_info { /* of one disk */
     uint64_t changed_bytes; /* since then; at most the size of the disk; 0 when it is invalid */
     uint64_t memory_bytes;  /* of its span, in shared memory */
     uint64_t file_bytes;    /* of its span, in the sidecar */
-};
-
-/* What a disk's file was when it was last known, to see that somebody else has changed it. */
-struct disk_identity {
-    uint64_t size_bytes, device, inode, mtime_ns, ctime_ns;
 };
 
 struct tracker_options {

@@ -119,7 +119,7 @@ struct tracker {
     enum tracker_recovery recovery;
     bool opened, closing, closed, broken; /* broken: the sidecar takes no more writes */
     uint8_t nonce[SPAN_NONCE_BYTES];
-    struct disk_identity identity; /* for the superblock; with size 0: not closed in good order */
+    struct disk_identity identity; /* for the superblock; times: only after a close in good order */
     uint64_t disk_bytes;
 
     struct tracker_checkpoint *checkpoints[LIMIT_CHECKPOINTS]; /* oldest first; invalid ones before all others */
@@ -135,6 +135,7 @@ struct tracker {
     struct page_store store;
     struct super_writer super;
     struct sampler sampler;
+    struct disk_watch watch;
     struct tracker_void voiding;
     char reason[SIDECAR_REASON_BYTES]; /* why there are invalid checkpoints */
     bool drop_pending;                 /* spans of invalid checkpoints are to be given back */
@@ -183,6 +184,8 @@ void tracker_update(struct tracker *tracker);
 int tracker_grow_active(struct tracker *tracker, struct span *span);
 /* An area that no checkpoint has; -1: none. */
 int tracker_free_area(const struct tracker *tracker);
+/* The shared memory, if there is any, knows from now on whether somebody else can have changed the disk's file. */
+void tracker_watch(struct tracker *tracker);
 void tracker_flush_disk(struct tracker *tracker, void (*done)(struct request *req, int status));
 /* For the shared memory: what it must have in common with the sidecar, with that nonce. */
 struct span_key tracker_key(const struct tracker *tracker, const uint8_t nonce[SPAN_NONCE_BYTES]);

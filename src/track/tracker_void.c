@@ -159,6 +159,7 @@ void tracker_drop_spans(struct tracker *tracker)
     if (tracker->prepared)
         span_destroy(&tracker->prepared->span);
     activity_log_reset(&tracker->log);
+    disk_watch_stop(&tracker->watch);
     span_memory_close(&tracker->memory, true);
     tracker->sampler.kept_count = 0;
     tracker->voiding.phase = VOID_NONE;

@@ -125,6 +125,8 @@ int part_make_view(struct part *part);
 void snapshot_table_begin(struct vm *vm);
 /* What the table says of the disks. */
 void snapshot_table_disks(const struct vm *vm, struct snapshot_table_disk disks[LIMIT_DISKS]);
+/* On a disk's reactor, with its filter: from now on the table knows when nobody but us has changed the disk. */
+void snapshot_watch_begin(struct vm_disk *vd);
 /* With its epoch: a record, if it is to have one. Not there yet for the next daemon. */
 void snapshot_record_make(struct snapshot *snapshot);
 /* It is whole on all disks: from now on it is there. */

@@ -111,6 +111,7 @@ void part_make_filter(struct part *part)
                                     .copy_on_read = options->copy_on_read,
                                     .hooks = {vd, disk_is_full, disk_has_freed, disk_lost_data}};
     part->status = cbw_create(&cbw, &vd->cbw, &part->error);
+    snapshot_watch_begin(vd);
 }
 
 int part_make_view(struct part *part)
@@ -245,6 +246,7 @@ void part_close(struct part *part)
         cbw_destroy(vd->cbw);
         vd->cbw = NULL;
     }
+    disk_watch_stop(&vd->watch);
     cache_memory_destroy(&vd->memory);
     part_back(part);
 }

@@ -3,7 +3,8 @@
  * What of a snapshot outlives the daemon: its record in the table (snapshot_table.h), kept in step with its life. A snapshot
  * whose old data goes straight to a target, or that has no export, is its maker's, which ends with the daemon: it has none.
  *
- * The table comes with the filters and goes with them. Where none can be made, snapshots end with the daemon, and say so.
+ * The table comes with the filters and goes with them; meanwhile it knows whether somebody else can have changed a disk
+ * (track/disk_watch.h). Where none can be made, snapshots end with the daemon, and say so.
  */
 #include <string.h>
 
@@ -15,8 +16,8 @@ void snapshot_table_disks(const struct vm *vm, struct snapshot_table_disk disks[
     const struct vm_hooks *hooks = &vm->options.hooks;
     for (unsigned i = 0; i < vm->disk_count; i++) {
         disks[i] = (struct snapshot_table_disk){.name = vm->disks[i].disk->name};
-        if (hooks->disk_file)
-            hooks->disk_file(hooks->context, vm->disks[i].disk, &disks[i].device, &disks[i].inode);
+        if (hooks->disk_identity)
+            disks[i].identity = hooks->disk_identity(hooks->context, vm->disks[i].disk);
     }
 }
 
@@ -30,6 +31,20 @@ void snapshot_table_begin(struct vm *vm)
     snapshot_table_disks(vm, disks);
     if (snapshot_table_create(&vm->table, vm->io, vm->memory_folder, disks, vm->disk_count, &err) < 0)
         log_warning("snapshots will end with the daemon: %s", err.text);
+}
+
+static struct disk_identity identify(void *context)
+{
+    const struct vm_disk *vd = context;
+    return vd->vm->options.hooks.disk_identity(vd->vm->options.hooks.context, vd->disk);
+}
+
+void snapshot_watch_begin(struct vm_disk *vd)
+{
+    const struct snapshot_table *table = &vd->vm->table;
+    if (table->layout && vd->vm->options.hooks.disk_identity)
+        disk_watch_start(&vd->watch, vd->disk, snapshot_table_note(table, snapshot_table_disk(table, vd->disk->name)),
+                         identify, vd);
 }
 
 void snapshot_record_make(struct snapshot *snapshot)

@@ -20,7 +20,7 @@
 
 #define TABLE_MAGIC "FLEECEST"
 
-enum { TABLE_VERSION = 1 };
+enum { TABLE_VERSION = 2 };
 
 struct snapshot_table_layout {
     char magic[8]; /* last: without it nothing else counts */
@@ -31,6 +31,7 @@ struct snapshot_table_layout {
     atomic_uint last_epoch;
     char disks[LIMIT_DISKS][LIMIT_NAME_BYTES + 1];
     uint64_t devices[LIMIT_DISKS], inodes[LIMIT_DISKS];
+    struct disk_note notes[LIMIT_DISKS];
     struct snapshot_record records[LIMIT_SNAPSHOTS];
 };
 
@@ -73,8 +74,8 @@ int snapshot_table_create(struct snapshot_table *table, struct io *io, const cha
     io_random(io, table->layout->session, sizeof table->layout->session);
     for (unsigned i = 0; i < disk_count; i++) {
         memccpy(table->layout->disks[i], disks[i].name, 0, LIMIT_NAME_BYTES);
-        table->layout->devices[i] = disks[i].device;
-        table->layout->inodes[i] = disks[i].inode;
+        table->layout->devices[i] = disks[i].identity.device;
+        table->layout->inodes[i] = disks[i].identity.inode;
     }
     atomic_thread_fence(memory_order_release);
     memcpy(table->layout->magic, TABLE_MAGIC, sizeof table->layout->magic);
@@ -106,8 +107,13 @@ static int check_disks(const struct snapshot_table *table, const struct snapshot
         const unsigned at = snapshot_table_disk(table, disks[i].name);
         if (at == layout->disk_count)
             return error_set(err, EINVAL, "disk %s was not there then", disks[i].name);
-        if (layout->devices[at] != disks[i].device || layout->inodes[at] != disks[i].inode)
+        if (layout->devices[at] != disks[i].identity.device || layout->inodes[at] != disks[i].identity.inode)
             return error_set(err, EINVAL, "disk %s is another file than then", disks[i].name);
+        if (disk_note_check(&layout->notes[at], table->io, &disks[i].identity, err) < 0) {
+            error_prefix(err, "disk %s", disks[i].name);
+            err->code = EINVAL;
+            return -EINVAL;
+        }
     }
     if (layout->disk_count != disk_count)
         return error_set(err, EINVAL, "the VM had %u disks, and has %u now", layout->disk_count, disk_count);
@@ -165,6 +171,12 @@ unsigned snapshot_table_disk(const struct snapshot_table *table, const char *nam
     while (at < table->layout->disk_count && strncmp(table->layout->disks[at], name, LIMIT_NAME_BYTES + 1) != 0)
         at++;
     return at;
+}
+
+struct disk_note *snapshot_table_note(const struct snapshot_table *table, unsigned disk)
+{
+    assert(disk < table->layout->disk_count);
+    return &table->layout->notes[disk];
 }
 
 const uint8_t *snapshot_table_session(const struct snapshot_table *table)

@@ -45,14 +45,15 @@ struct snapshot_table {
 
 struct snapshot_table_disk {
     const char *name;
-    uint64_t device, inode; /* of its file; 0: it has none */
+    struct disk_identity identity; /* of its file; zeroes: it has none */
 };
 
 /* An empty table for these disks. 0, or -errno with a sentence: no snapshot outlives the daemon then. */
 int snapshot_table_create(struct snapshot_table *table, struct io *io, const char *folder,
                           const struct snapshot_table_disk *disks, unsigned disk_count, struct error *err);
 /* The table that a killed daemon has left. -ENOENT: there is none. -EAGAIN (another process has it), -EINVAL with a
- * sentence: it is for other disks (then it is there, to be destroyed), or is not right. */
+ * sentence: it is for other disks, or one of them was changed by somebody else since (then it is there, to be destroyed),
+ * or is not right. */
 int snapshot_table_adopt(struct snapshot_table *table, struct io *io, const char *folder,
                          const struct snapshot_table_disk *disks, unsigned disk_count, struct error *err);
 /* When no snapshot is left: with what there may still be of the disks that it names. */
@@ -61,6 +62,8 @@ void snapshot_table_destroy(struct snapshot_table *table);
 void snapshot_table_forget(const struct snapshot_table *table);
 
 const uint8_t *snapshot_table_session(const struct snapshot_table *table);
+/* What is known of the file of a disk of that number, for whoever adopts it. The disk's reactor's. */
+struct disk_note *snapshot_table_note(const struct snapshot_table *table, unsigned disk);
 /* The number of a disk in it. */
 unsigned snapshot_table_disk(const struct snapshot_table *table, const char *name);
 /* A free record; there are as many as there can be snapshots. */

@@ -70,8 +70,9 @@ struct vm_hooks {
     void (*cache_describe)(void *context, const struct node *file, struct cache_file_id *id);
     void (*cache_adopt)(void *context, const struct disk *disk, uint64_t block_bytes, const struct cache_file_id *id,
                         void (*done)(void *argument, struct node *file, const struct error *err), void *argument);
-    /* Which file a disk is, so that another one is not taken for it after a restart; 0, 0: it has none. May be NULL. */
-    void (*disk_file)(void *context, const struct disk *disk, uint64_t *device, uint64_t *inode);
+    /* Which file a disk is, and how it was changed last, so that another one is not taken for it after a restart; zeroes: it
+     * has none. Here, and on the disk's reactor while the VM lives; must not block. May be NULL. */
+    struct disk_identity (*disk_identity)(void *context, const struct disk *disk);
     /* The fill has reached a threshold: 50, 75 or 90 per cent. May be NULL. */
     void (*cache_threshold)(void *context, unsigned percent, const struct vm_cache_fill *fill);
     /* The budget of cache files made from now on. May be NULL. */

@@ -29,6 +29,7 @@ struct vm_disk {
     uint64_t preserved_before, released_before, cut_before, spilled_before; /* by earlier ones */
     struct dirty_bitmaps bitmaps;
     struct write_sketch recent;
+    struct disk_watch watch; /* for the table of snapshots */
     struct room_disk room;
     /* Disk's reactor -> control: points that lost a block of this disk. */
     struct nudge lost;

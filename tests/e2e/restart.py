@@ -201,6 +201,33 @@ def test_what_does_not_fit_is_buried(t):
         t.daemons.clear()
 
 
+def test_written_behind_our_back(t):
+    """Somebody writes to an image while no daemon runs after a kill: neither snapshots nor checkpoints are believed. Nor is
+    anything doubted when nobody did."""
+    a = t.disk("a.raw", 16 * MIB, fill=1)
+    d = t.daemon({"vda": a})
+    d.fleece("checkpoint", "create", "base")
+    d.fleece("snapshot", "create", "s")
+    t.run("qemu-io", "-f", "raw", "-c", "write 0 1M", d.uri("vda"))
+    for written in (False, True):
+        time.sleep(1)  # until it is noted that the disk is at rest
+        d.kill()
+        t.daemons.clear()
+        if written:
+            with open(a, "r+b") as f:
+                f.seek(9 * MIB)
+                f.write(b"x")
+        d = t.daemon({"vda": a})
+        said = d.status()["disks"][0]["tracking"]
+        if not written:
+            assert set(snapshots(d)) == {"s"} and said["recovery"] == "adopted", said
+    why = "somebody has changed the disk's file since the daemon was killed"
+    assert snapshots(d) == {} and f"are lost: disk vda: {why}" in d.log(), d.log()
+    assert said["state"] == "invalid" and said["reason"] == why, said
+    assert os.listdir(memory(t)) == [] if os.path.exists(memory(t)) else True
+    d.stop()
+
+
 def test_a_start_that_fails_loses_nothing(t):
     images = disks(t)
     d = t.daemon(images)

@@ -178,6 +178,8 @@ struct crash_sim {
     bool crashed;         /* since the last successful open */
     bool was_clean;       /* the last life ended in good order */
     bool was_killed;      /* the last life that was open was killed, and its memory is still there */
+    uint64_t busy_ns;     /* when the disk was last written, or the daemon was asked for something */
+    uint64_t death_ns;    /* when it was killed last */
     unsigned last_open;   /* process of the last life that was open */
     bool power_lost;      /* since the last successful open */
     bool memory_lost;     /* with the power, and nobody has made it anew since */
@@ -265,6 +267,7 @@ void oracle_check(struct crash_sim *sim, bool fresh);
 /* crash_tamper.c */
 void tamper_copy(struct crash_sim *sim);    /* now and then: keeps the files as they are now */
 void tamper_between(struct crash_sim *sim); /* no daemon runs */
+void tamper_clock(struct crash_sim *sim);   /* likewise: sets it forward or back */
 void tamper_reset(struct crash_sim *sim); /* no daemon runs: throws the sidecar away, and makes the disk's size right */
 
 #endif

@@ -119,6 +119,7 @@ static void op_done(struct tracker_op *tracker_op)
                 op->checkpoint ? op->checkpoint->id.name : "-", op->op.status);
     op->busy = false;
     life->ops_busy--;
+    life->sim->busy_ns = world_now(life->sim->world);
     switch (op->act) {
     case ACT_PREPARE:
         prepared(op);

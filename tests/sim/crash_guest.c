@@ -128,6 +128,7 @@ static void guest_done(struct request *req, int status)
     guest->buffer = NULL;
     guest->busy = false;
     life->guests_busy--;
+    life->sim->busy_ns = world_now(life->sim->world);
 }
 
 static struct range choose_range(struct crash_sim *sim)

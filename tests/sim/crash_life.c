@@ -142,7 +142,8 @@ static struct disk_identity identify(void *context)
     struct io_stat stat;
     if (io_stat(life->io, life->stat_fd, &stat) < 0)
         return (struct disk_identity){0};
-    struct disk_identity identity = {.size_bytes = stat.size_bytes, .device = stat.device, .inode = stat.inode};
+    struct disk_identity identity = {
+        .size_bytes = stat.size_bytes, .device = stat.device, .inode = stat.inode, .local = !stat.is_block_device};
     if (!stat.is_block_device) { /* a write to a device does not touch its node */
         identity.mtime_ns = stat.mtime_ns;
         identity.ctime_ns = stat.ctime_ns;
@@ -271,6 +272,18 @@ static void misfortune(struct crash_sim *sim)
     }
 }
 
+/* The guest does nothing for a while. */
+static void rest(struct crash_sim *sim)
+{
+    uint64_t end = world_now(sim->world) + crash_below(sim, 2 * NS_PER_S);
+    while (world_now(sim->world) < end && life_step(sim))
+        ;
+    if ((sim->death == DEATH_KILL || sim->death == DEATH_IN_TICK) && crash_chance(sim, 512)) {
+        sim->death = DEATH_KILL;
+        sim->death_in = 0;
+    }
+}
+
 void life_main(struct crash_sim *sim)
 {
     struct crash_life *life = sim->life;
@@ -282,6 +295,8 @@ void life_main(struct crash_sim *sim)
             world_call(life->io, call_checkpoint, life);
         else if (dice == 56)
             oracle_check(sim, false);
+        else if (dice == 57)
+            rest(sim);
         else if (dice == 58)
             tamper_copy(sim);
         else if (dice == 59)
@@ -365,6 +380,10 @@ void life_end_by_death(struct crash_sim *sim)
     struct crash_life *life = sim->life;
     bool power = sim->death == DEATH_POWER;
     death_note(sim);
+    if (life->open) {
+        sim->death_ns = world_now(sim->world);
+        sim->busy_ns = life->guests_busy > 0 || life->ops_busy > 0 ? sim->death_ns : sim->busy_ns;
+    }
     if (sim->death == DEATH_KILL)
         world_kill(sim->world, life->process);
     sim->life = NULL;

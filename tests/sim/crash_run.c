@@ -190,6 +190,8 @@ struct crash_result crash_run(const struct crash_options *options)
         live(sim);
         if (crash_chance(sim, 100))
             tamper_copy(sim);
+        if (crash_chance(sim, 60))
+            tamper_clock(sim);
         if (crash_chance(sim, 180))
             tamper_between(sim);
     }

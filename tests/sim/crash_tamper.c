@@ -41,6 +41,8 @@ static void stranger_open(struct stranger *stranger, struct crash_sim *sim, cons
 {
     *stranger = (struct stranger){.sim = sim, .io = world_reactor(sim->world, "stranger", 1000)};
     world_run_for(sim->world, 5 * NS_PER_S); /* what the dead have left to the kernel has landed */
+    if (crash_chance(sim, 300))
+        world_run_for(sim->world, WATCH_LANDING_NS);
     world_act_as(sim->world, stranger->io);
     stranger->fd = io_open(stranger->io, path, O_RDWR, 0);
     world_act_as(sim->world, NULL);
@@ -255,6 +257,19 @@ static bool tamper(struct crash_sim *sim, enum crash_tamper how)
     return false;
 }
 
+static bool was_quiet(const struct crash_sim *sim)
+{
+    return sim->death_ns - sim->busy_ns > 3 * WATCH_PERIOD_NS;
+}
+
+/* Whether the memory of a killed daemon tells that the disk's file has been written just now: it had been quiet, or its last
+ * writes must have landed long ago. */
+static bool is_watched(const struct crash_sim *sim, bool memory)
+{
+    return memory &&
+           (was_quiet(sim) || world_now(sim->world) > sim->death_ns + WATCH_LANDING_NS + 2 * WATCH_CLOCK_SLACK_NS);
+}
+
 /* Whether it must be noticed. */
 static bool is_noticed(const struct crash_sim *sim, enum crash_tamper how, bool memory)
 {
@@ -267,10 +282,11 @@ static bool is_noticed(const struct crash_sim *sim, enum crash_tamper how, bool 
     case TAMPER_SIZE:
         return true;
     case TAMPER_ROLLBACK:
-        return sim->was_clean && (!sim->block_device || sim->newest_undone);
+        return sim->block_device ? sim->was_clean && sim->newest_undone : sim->was_clean || is_watched(sim, memory);
     case TAMPER_WRITE:
+        return !sim->block_device && (sim->was_clean || is_watched(sim, memory));
     case TAMPER_OTHER_DISK:
-        return sim->was_clean && !sim->block_device;
+        return true;
     case TAMPER_OLD_SIDECAR:
         if (memory) /* which is of a later open */
             return sim->old_sidecar.life < sim->last_open;
@@ -278,6 +294,19 @@ static bool is_noticed(const struct crash_sim *sim, enum crash_tamper how, bool 
                sim->old_sidecar.number < sim->newest_acknowledged;
     }
     return false;
+}
+
+/* What the dead have left to the kernel has landed. A disk that was written when its daemon died need not be believed when
+ * the clock is set back. */
+void tamper_clock(struct crash_sim *sim)
+{
+    if (!sim->tampers)
+        return;
+    world_run_for(sim->world, 5 * NS_PER_S);
+    int64_t by = (int64_t)crash_below(sim, 7200 * NS_PER_S) - (int64_t)(3600 * NS_PER_S);
+    world_set_clock(sim->world, by);
+    sim->excuse = sim->excuse || (by < 0 && !was_quiet(sim));
+    crash_trace(sim, "the clock is set by %lld s", (long long)by / (long long)NS_PER_S);
 }
 
 void tamper_between(struct crash_sim *sim)

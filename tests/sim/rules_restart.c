@@ -327,6 +327,30 @@ static void another_block_size_buries_them(void **state)
     assert_null(stage->disks[0]->filter);
 }
 
+/* Somebody else has written to a disk while no daemon ran: what lies there is not what it was at the cut (R1, R4). */
+static void c19_a_disk_that_somebody_wrote_buries_them(void **state)
+{
+    struct stage *stage = *state;
+    for (unsigned quiet = 0; quiet < 2; quiet++) {
+        struct stage_snapshot *snapshot = stage_snapshot(stage, quiet ? "s2" : "s");
+        stage_overwrite_all(stage, 0, 0, 20, (uint8_t)(200 + quiet));
+        if (quiet)
+            world_run_for(stage->world, 3 * WATCH_PERIOD_NS);
+        restart(stage); /* nobody was here */
+        assert_int_equal(stage_value(stage, snapshot, 1, 5), quiet ? 7 : stage_first_value(1, 5));
+        if (quiet)
+            world_run_for(stage->world, 3 * WATCH_PERIOD_NS);
+        stage_kill(stage);
+        world_run_for(stage->world, quiet ? NS_PER_S : WATCH_LANDING_NS + NS_PER_S);
+        stage_write_behind(stage, 1, 5, 7);
+        stage_restart(stage);
+        assert_null(snapshot->views[0]);
+        assert_null(snapshot->views[1]);
+        assert_null(stage->disks[0]->filter);
+        assert_int_equal(world_named_memory(stage->world), 0);
+    }
+}
+
 /* The machine was started anew: its memory is gone, so are they, and the cache file of then is not taken for anything. */
 static void snapshots_end_with_an_orderly_end(void **state)
 {
@@ -491,6 +515,7 @@ int main(void)
         STAGE_TEST(c13_a_full_tmpfs_is_no_fault, .disk_count = 1, .restartable = true, .tmpfs_bytes = 4096),
         STAGE_TEST(a_smaller_budget_buries_them, .disk_count = 2, .restartable = true),
         STAGE_TEST(another_block_size_buries_them, .disk_count = 1, .restartable = true),
+        STAGE_TEST(c19_a_disk_that_somebody_wrote_buries_them, .disk_count = 2, .restartable = true),
         STAGE_TEST(snapshots_end_with_an_orderly_end, .disk_count = 2, .restartable = true),
         cmocka_unit_test(killed_in_every_moment),
     };

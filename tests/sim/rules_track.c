@@ -47,6 +47,12 @@ static bool hold_disk_sync(struct scene *scene, const struct world_io *io, bool 
     return !sidecar && io->kind == WORLD_SYNC;
 }
 
+static bool hold_disk_write(struct scene *scene, const struct world_io *io, bool sidecar)
+{
+    (void)scene;
+    return !sidecar && io->kind == WORLD_WRITE;
+}
+
 static bool hold_super(struct scene *scene, const struct world_io *io, bool sidecar)
 {
     (void)scene;
@@ -527,6 +533,81 @@ static void c19_a_stranger_is_noticed_after_a_close(void **state)
     scene_destroy(&scene);
 }
 
+/* A daemon is killed; somebody writes to the disk (or nobody does), a while later; the next one starts. */
+static void killed(bool quiet, uint64_t pause_ns, int64_t clock_ns, bool stranger, enum checkpoint_state wanted)
+{
+    struct scene scene;
+    begin(&scene, 1);
+    scene_checkpoint(&scene, A);
+    scene_write(&scene, 5, 11);
+    for (unsigned i = 0; i < 40; i++) { /* 5 is no sample any more, and is written after the checkpoint anyway */
+        scene_run(&scene, 100 * NS_PER_MS);
+        scene_write(&scene, 6 + i, 11);
+    }
+    if (quiet)
+        scene_run(&scene, 3 * WATCH_PERIOD_NS);
+    scene_kill(&scene);
+    scene_run(&scene, pause_ns);
+    world_set_clock(scene.world, clock_ns);
+    if (stranger)
+        scene_behind(&scene, SCENE_DISK, 900 * SCENE_BLOCK, "stranger", 8);
+    for (unsigned deaths = 0; deaths < 2; deaths++) { /* a start that ends before anything is written sees the same */
+        assert_int_equal(scene_start(&scene), 0);
+        assert_state(&scene, A, wanted);
+        assert_true(wanted == CHECKPOINT_INVALID || tracker_recovery(scene.tracker) == TRACKER_ADOPTED);
+        scene_kill(&scene);
+    }
+    scene_destroy(&scene);
+}
+
+/* After a kill, by the times of a file that had been quiet; or when the last writes must have landed long before. A
+ * clock that was set must not hide it, nor make it up. */
+static void c19_a_stranger_is_noticed_after_a_kill(void **state)
+{
+    (void)state;
+    const uint64_t minutes_ns = 120 * NS_PER_S;
+    const int64_t hour_ns = (int64_t)(3600 * NS_PER_S);
+    killed(true, 0, 0, true, CHECKPOINT_INVALID);
+    killed(true, 0, -(int64_t)(6 * NS_PER_S), true, CHECKPOINT_INVALID);
+    killed(true, minutes_ns, -hour_ns, true, CHECKPOINT_INVALID);
+    killed(true, minutes_ns, hour_ns, true, CHECKPOINT_INVALID);
+    killed(true, minutes_ns, 0, false, CHECKPOINT_PENDING);
+    killed(true, minutes_ns, -hour_ns, false, CHECKPOINT_PENDING);
+    killed(true, minutes_ns, hour_ns, false, CHECKPOINT_PENDING);
+    killed(false, minutes_ns, 0, true, CHECKPOINT_INVALID);
+    killed(false, minutes_ns, -hour_ns, true, CHECKPOINT_INVALID);
+    killed(false, minutes_ns, hour_ns, true, CHECKPOINT_INVALID);
+    killed(false, minutes_ns, 0, false, CHECKPOINT_PENDING);
+    killed(false, minutes_ns, hour_ns, false, CHECKPOINT_PENDING);
+    killed(false, 0, 0, true, CHECKPOINT_PENDING); /* its own last writes could have been that late */
+}
+
+/* Writes that land after the kill are nobody else's; nor is one that the daemon had on its way for long. */
+static void c19_late_writes_of_the_dead_are_no_strangers(void **state)
+{
+    (void)state;
+    for (unsigned hangs = 0; hangs < 2; hangs++) {
+        struct scene scene;
+        begin(&scene, 1);
+        scene_checkpoint(&scene, A);
+        scene_write(&scene, 5, 11);
+        scene_run(&scene, NS_PER_S);
+        scene.hold = hold_disk_write;
+        scene_submit(&scene, 6, 1, 22);
+        scene_run(&scene, hangs ? 300 * NS_PER_S : NS_PER_MS);
+        scene_kill(&scene);
+        scene_run(&scene, 20 * NS_PER_S);
+        scene.hold = NULL;
+        scene_let_go(&scene);
+        assert_int_equal(scene_start(&scene), 0);
+        assert_int_equal(tracker_recovery(scene.tracker), TRACKER_ADOPTED);
+        assert_state(&scene, A, CHECKPOINT_PENDING);
+        assert_true(scene_changed(&scene, A, 6));
+        assert_int_equal(scene_byte(&scene, 6), 22);
+        scene_destroy(&scene);
+    }
+}
+
 /* An untracked write may land only when it is durable somewhere that the checkpoints are void. */
 static void untracked_landing(struct scene *scene, const struct world_io *io, bool sidecar)
 {
@@ -655,6 +736,8 @@ int main(void)
         cmocka_unit_test(c18_a_write_does_not_wait_for_pages),
         cmocka_unit_test(c19_a_rollback_is_noticed_by_samples),
         cmocka_unit_test(c19_a_stranger_is_noticed_after_a_close),
+        cmocka_unit_test(c19_a_stranger_is_noticed_after_a_kill),
+        cmocka_unit_test(c19_late_writes_of_the_dead_are_no_strangers),
         cmocka_unit_test(c20_a_sidecar_that_fails_or_hangs),
         cmocka_unit_test(c20_the_superblock_says_it_before_the_write),
         cmocka_unit_test(c22_a_lost_range_is_dirty_everywhere),

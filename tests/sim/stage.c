@@ -2,6 +2,7 @@
 #include "stage.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -277,6 +278,14 @@ static void cache_describe(void *context, const struct node *file, struct cache_
     snprintf(id->path, sizeof(id->path), "%llu bytes", (unsigned long long)file->size_bytes);
 }
 
+static struct disk_identity disk_identity(void *context, const struct disk *disk)
+{
+    struct io_stat stat;
+    (void)context;
+    assert_int_equal(file_stat(disk->leaf, &stat), 0);
+    return (struct disk_identity){stat.size_bytes, stat.device, stat.inode, stat.mtime_ns, stat.ctime_ns, true};
+}
+
 static void cache_adopt(void *context, const struct disk *disk, uint64_t block_bytes, const struct cache_file_id *id,
                         void (*done)(void *argument, struct node *file, const struct error *err), void *argument)
 {
@@ -375,6 +384,41 @@ static void publish_adopted(void *argument)
     vm_publish_adopted(stage->vm, adopted, stage);
 }
 
+struct stranger {
+    struct io_op op;
+    bool done;
+};
+
+static void stranger_done(struct io_op *op, int64_t result)
+{
+    assert_int_equal(result, STAGE_BLOCK);
+    container_of(op, struct stranger, op)->done = true;
+}
+
+static bool stranger_is_done(void *argument)
+{
+    return ((struct stranger *)argument)->done;
+}
+
+void stage_write_behind(struct stage *stage, unsigned disk, uint64_t block, uint8_t value)
+{
+    const char name[] = {'v', 'd', (char)('a' + disk), 0};
+    struct stranger stranger = {.op.done = stranger_done};
+    uint8_t bytes[STAGE_BLOCK];
+    struct iovec iov = {bytes, sizeof(bytes)};
+    memset(bytes, value, sizeof(bytes));
+    struct io *io = world_reactor(stage->world, "stranger", 1000);
+    world_act_as(stage->world, io);
+    int fd = io_open(io, name, O_RDWR, 0);
+    io_writev(io, &stranger.op, fd, &iov, 1, block * STAGE_BLOCK, IO_WRITE_DSYNC);
+    world_act_as(stage->world, NULL);
+    assert_true(world_run_until(stage->world, stranger_is_done, &stranger, 10 * NS_PER_S));
+    world_act_as(stage->world, io);
+    io_close(io, fd);
+    world_act_as(stage->world, NULL);
+    world_kill(stage->world, 1000);
+}
+
 void stage_restart(struct stage *stage)
 {
     assert_true(stage->dead);
@@ -434,6 +478,7 @@ static void stage_begin(struct stage *stage, const struct stage_options *options
                                                    .cache_close = cache_close,
                                                    .cache_describe = options->restartable ? cache_describe : NULL,
                                                    .cache_adopt = options->restartable ? cache_adopt : NULL,
+                                                   .disk_identity = options->restartable ? disk_identity : NULL,
                                                    .snapshot_created = snapshot_created,
                                                    .snapshot_broken = snapshot_broken,
                                                    .snapshot_deleted = snapshot_deleted}};

@@ -99,6 +99,8 @@ int stage_tear_down(void **state);
 /* kill -9, or it has happened already (die_at); then another daemon for the same disks, which adopts what is left. */
 void stage_kill(struct stage *stage);
 void stage_restart(struct stage *stage);
+/* While no daemon runs: somebody else writes to a block of a disk. */
+void stage_write_behind(struct stage *stage, unsigned disk, uint64_t block, uint8_t value);
 
 void stage_destroy_vm(struct stage *stage); /* asks for the end of the VM, which sets `gone` */
 

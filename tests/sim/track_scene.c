@@ -76,7 +76,8 @@ static struct disk_identity identify(void *context)
     struct scene *scene = context;
     struct io_stat stat;
     assert_int_equal(io_stat(scene->io, scene->stat_fd, &stat), 0);
-    struct disk_identity identity = {.size_bytes = stat.size_bytes, .device = stat.device, .inode = stat.inode};
+    struct disk_identity identity = {
+        .size_bytes = stat.size_bytes, .device = stat.device, .inode = stat.inode, .local = !scene->block_device};
     if (!scene->block_device) {
         identity.mtime_ns = stat.mtime_ns;
         identity.ctime_ns = stat.ctime_ns;

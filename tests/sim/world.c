@@ -525,7 +525,12 @@ static uint64_t op_now_ns(struct io *io)
 
 static uint64_t op_wall_ns(struct io *io)
 {
-    return reactor_of(io)->world->now + WORLD_EPOCH_NS;
+    return world_wall(reactor_of(io)->world);
+}
+
+void world_set_clock(struct world *world, int64_t by_ns)
+{
+    world->wall_ahead_ns += (uint64_t)by_ns;
 }
 
 static void op_random(struct io *io, void *bytes, size_t length)

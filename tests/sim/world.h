@@ -87,6 +87,8 @@ bool world_step(struct world *world);
 /* Steps until condition(argument), or nothing happens any more, or virtual time passes the deadline. Whether it holds. */
 bool world_run_until(struct world *world, bool (*condition)(void *argument), void *argument, uint64_t timeout_ns);
 void world_run_for(struct world *world, uint64_t duration_ns);
+/* Somebody sets the clock that shows the time of day, forward or back. */
+void world_set_clock(struct world *world, int64_t by_ns);
 uint64_t world_now(const struct world *world);
 uint64_t world_next(struct world *world); /* when the next thing happens; UINT64_MAX: nothing will */
 /* The reactor does not run before `until_ns`: its thread hangs in a system call. */

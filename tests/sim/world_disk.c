@@ -176,7 +176,7 @@ int disk_truncate(struct io *io, int fd, uint64_t size_bytes)
         for (uint64_t i = round_up(size_bytes, WORLD_EXTENT_BYTES); i < file->size; i += WORLD_EXTENT_BYTES)
             file->allocated[i / WORLD_EXTENT_BYTES] = 0;
     }
-    file->changed_ns = world->now + WORLD_EPOCH_NS;
+    file->changed_ns = world_wall(world);
     file->size = file->stable_size = size_bytes; /* sizes are stable at once: nothing here depends on less */
     return 0;
 }
@@ -495,7 +495,7 @@ static int64_t land_write(struct world *world, struct event *event, struct world
     if (range_end(range) > file->size)
         file->size = file->stable_size = range_end(range);
     mark_allocated(file, range);
-    file->changed_ns = world->now + WORLD_EPOCH_NS;
+    file->changed_ns = world_wall(world);
     note_unstable(world, file, range, (event->flags & IO_WRITE_DSYNC) != 0 && event->forced == 0);
     return event->forced != 0 ? event->forced : (int64_t)length;
 }

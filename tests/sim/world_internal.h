@@ -149,6 +149,7 @@ struct world {
     struct world_options options;
     uint64_t random[2];
     uint64_t now, order, hash, events, disk_operations;
+    uint64_t wall_ahead_ns; /* somebody has set the clock */
     struct reactor *reactors[WORLD_REACTORS];
     unsigned reactor_count;
     struct reactor *current;
@@ -168,6 +169,11 @@ struct world {
     struct named_shm named_shm[WORLD_SHM_NAMES];
     uint64_t boots, inodes;
 };
+
+static inline uint64_t world_wall(const struct world *world)
+{
+    return world->now + WORLD_EPOCH_NS + world->wall_ahead_ns;
+}
 
 /* The hook `moment`; `io` is what is being called. */
 void world_moment(struct io *io);
