@@ -63,7 +63,8 @@ const char *virtqueue_broken(const struct virtqueue *queue);
 
 /* The part of the in-flight region that is this queue's; before the first take. Zeroed: there was no predecessor. Else what
  * it left is checked, and what died between two steps of a return is settled; `base` is then taken from there. -EINVAL,
- * with a sentence: it is too small, not aligned to 8 bytes, of another version or size, or damaged. */
+ * with a sentence: it is too small, not aligned to 8 bytes, of another version or size, or damaged; such a queue can
+ * only be destroyed. */
 int virtqueue_set_inflight(struct virtqueue *queue, void *region, size_t bytes, struct error *err);
 /* Bytes that a queue needs there, a multiple of 64. */
 size_t virtqueue_inflight_bytes(const struct virtqueue_features *features, uint32_t size);

@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The packed ring: one ring of descriptors, which the driver writes to make them available and we overwrite to use them
+ * (VIRTIO 1.2, 2.8). Two flag bits against a wrap counter, which changes with each round, tell which of the two a slot is.
+ *
+ * Taking: a slot's length, id and flags are one word, loaded once (acquire). The slots behind the first of a chain were
+ * written before it.
+ *
+ * Returning: one word says all of a used chain. Words are written as chains return, but that of the first since the last
+ * publish is held back: the driver looks at that slot first, and finds the whole batch behind it. With an in-flight region
+ * nothing is written before publish, and then one after the other: recovery looks at one slot only (inflight.c).
+ *
+ * The full barrier between our store and the look at the driver's wish, and the other way round: see split_ring.c.
+ */
+#include <errno.h>
+
+#include "export/vhost_user/virtqueue_internal.h"
+
+enum { EVENT_ENABLE = 0, EVENT_DISABLE = 1, EVENT_DESCRIPTOR = 2 };
+
+int packed_ring_place(struct virtqueue *queue, const struct guest_memory *memory, struct error *err)
+{
+    const struct virtqueue_place *place = &queue->place;
+    void *descriptors = guest_memory_at(memory, place->descriptors, 16 * (uint64_t)queue->size, 16);
+    void *driver_event = guest_memory_at(memory, place->available, 4, 4);
+    void *device_event = guest_memory_at(memory, place->used, 4, 4);
+    if (!descriptors || !driver_event || !device_event)
+        return error_set(
+            err, EFAULT,
+            "the ring of a packed virtqueue of %u descriptors at 0x%llx (16) and its event areas at 0x%llx (4) "
+            "and 0x%llx (4) are not inside of one region of the guest's memory each, or not aligned to that",
+            queue->size, (unsigned long long)place->descriptors, (unsigned long long)place->available,
+            (unsigned long long)place->used);
+    queue->ring.descriptors = descriptors;
+    queue->ring.driver_event = driver_event;
+    queue->ring.device_event = device_event;
+    return 0;
+}
+
+/* The chain that is in ring.chain. */
+int packed_ring_parse(struct virtqueue *queue, uint32_t count, struct virtqueue_chain *chain)
+{
+    const struct descriptor *parts = queue->ring.chain;
+    chain_begin(chain, parts[count - 1].id);
+    chain->count = (uint16_t)count;
+    for (uint32_t i = 0; i < count; i++) {
+        if (!(parts[i].flags & DESCRIPTOR_INDIRECT)) {
+            if (virtqueue_add(queue, chain, &parts[i]) < 0)
+                return -EPROTO;
+        } else if (count > 1) {
+            return virtqueue_break(queue, "a chain of %u descriptors has one of an indirect table", count);
+        } else if (virtqueue_add_indirect(queue, chain, &parts[i], 0) < 0) {
+            return -EPROTO;
+        }
+    }
+    if (chain->read_bytes + chain->write_bytes > LIMIT_VIRTQUEUE_BYTES)
+        return virtqueue_break(queue, "a chain has %llu bytes, more than 4 GiB",
+                               (unsigned long long)(chain->read_bytes + chain->write_bytes));
+    return 0;
+}
+
+static uint64_t load(const struct packed_ring *ring, uint32_t slot, int order, struct descriptor *part)
+{
+    const uint64_t rest = ring_load64(&ring->descriptors[slot].rest, order);
+    *part = (struct descriptor){ring_load64(&ring->descriptors[slot].address, __ATOMIC_RELAXED), (uint32_t)rest,
+                                (uint16_t)(rest >> 48), (uint16_t)(rest >> 32)};
+    return rest;
+}
+
+static bool is_there(const struct packed_ring *ring, int order)
+{
+    const uint64_t rest = ring_load64(&ring->descriptors[ring->next].rest, order);
+    return packed_is_available((uint16_t)(rest >> 48), ring->wrap);
+}
+
+int packed_ring_take(struct virtqueue *queue, struct virtqueue_chain *chain)
+{
+    struct packed_ring *ring = &queue->ring;
+    uint32_t slot = ring->next, count = 1;
+    bool wrap = ring->wrap;
+    load(ring, slot, __ATOMIC_ACQUIRE, &ring->chain[0]);
+    if (!packed_is_available(ring->chain[0].flags, wrap))
+        return 0;
+    for (;;) {
+        if (++slot == queue->size) {
+            slot = 0;
+            wrap = !wrap;
+        }
+        if (!(ring->chain[count - 1].flags & DESCRIPTOR_NEXT))
+            break;
+        if (count == queue->chain_max)
+            return virtqueue_break(queue, "a chain has more than %u descriptors", queue->chain_max);
+        load(ring, slot, __ATOMIC_RELAXED, &ring->chain[count++]);
+    }
+    __builtin_prefetch(&ring->descriptors[slot]);
+    if (ring->out + count > queue->size)
+        return virtqueue_break(queue, "descriptor %u was made available again before it was returned", ring->next);
+    const int status = packed_ring_parse(queue, count, chain);
+    if (status < 0)
+        return status;
+    if (queue->inflight.region)
+        chain->entry = inflight_packed_take(&queue->inflight, ring->chain, count);
+    ring->next = (uint16_t)slot;
+    ring->wrap = wrap;
+    ring->out += count;
+    return 1;
+}
+
+uint64_t packed_ring_used(const struct virtqueue *queue, uint16_t id, uint32_t written)
+{
+    const uint64_t flags = (queue->ring.used_wrap ? DESCRIPTOR_AVAILABLE | DESCRIPTOR_USED : 0) |
+                           (written > 0 ? DESCRIPTOR_WRITE : 0);
+    return htole64(written | (uint64_t)id << 32 | flags << 48);
+}
+
+void packed_ring_advance(struct virtqueue *queue, uint32_t count)
+{
+    struct packed_ring *ring = &queue->ring;
+    uint32_t slot = ring->used_next + count;
+    if (slot >= queue->size) {
+        slot -= queue->size;
+        ring->used_wrap = !ring->used_wrap;
+    }
+    ring->used_next = (uint16_t)slot;
+    ring->out -= count;
+    ring->returned += count;
+}
+
+void packed_ring_return(struct virtqueue *queue, const struct virtqueue_chain *chain, uint32_t written)
+{
+    struct packed_ring *ring = &queue->ring;
+    if (queue->inflight.region) {
+        queue->inflight.returned[queue->inflight.returned_count++] = (struct inflight_returned){
+            .head = chain->head, .entry = chain->entry, .count = chain->count, .written = written};
+        return;
+    }
+    const uint64_t word = packed_ring_used(queue, chain->head, written);
+    if (ring->held) {
+        __atomic_store_n(&ring->descriptors[ring->used_next].rest, word, __ATOMIC_RELAXED);
+    } else {
+        ring->held = true;
+        ring->held_slot = ring->used_next;
+        ring->held_word = word;
+    }
+    packed_ring_advance(queue, chain->count);
+}
+
+/* Whether the driver wants to hear of the slots since the last time; after the full barrier. */
+static bool wants_call(struct virtqueue *queue)
+{
+    struct packed_ring *ring = &queue->ring;
+    const uint16_t count = (uint16_t)ring->returned;
+    ring->returned = 0;
+    if (!queue->called) {
+        queue->called = true;
+        return true;
+    }
+    const uint32_t event = le32toh(__atomic_load_n(ring->driver_event, __ATOMIC_SEQ_CST));
+    const uint32_t flags = event >> 16 & 3;
+    if (flags != EVENT_DESCRIPTOR || !queue->event_idx)
+        return flags != EVENT_DISABLE;
+    const uint16_t slot = event & 0x7fff;
+    const bool wrap = event >> 15 & 1;
+    return event_passed((uint16_t)(wrap == ring->used_wrap ? slot : slot - queue->size), ring->used_next, count);
+}
+
+bool packed_ring_publish(struct virtqueue *queue)
+{
+    struct packed_ring *ring = &queue->ring;
+    if (queue->inflight.returned_count > 0)
+        inflight_packed_publish(queue);
+    else if (ring->held)
+        __atomic_store_n(&ring->descriptors[ring->held_slot].rest, ring->held_word, __ATOMIC_SEQ_CST);
+    else
+        return queue->called ? false : wants_call(queue);
+    ring->held = false;
+    return wants_call(queue);
+}
+
+bool packed_ring_want_kicks(struct virtqueue *queue)
+{
+    struct packed_ring *ring = &queue->ring;
+    if (queue->broken)
+        return false;
+    const uint32_t event = queue->event_idx ? ring->next | (uint32_t)ring->wrap << 15 | EVENT_DESCRIPTOR << 16
+                                            : EVENT_ENABLE << 16;
+    queue->no_kicks = false;
+    __atomic_store_n(ring->device_event, htole32(event), __ATOMIC_SEQ_CST);
+    return is_there(ring, __ATOMIC_SEQ_CST);
+}
+
+void packed_ring_want_no_kicks(struct virtqueue *queue)
+{
+    if (!queue->no_kicks)
+        __atomic_store_n(queue->ring.device_event, htole32(EVENT_DISABLE << 16), __ATOMIC_RELAXED);
+    queue->no_kicks = true;
+}
