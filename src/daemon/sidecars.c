@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * A sidecar lies beside its disk's image, as IMAGE.fleece; in the state directory, as VM.DISK.fleece, for block devices
- * and where the folder of the image can't be written. Its presence opts the disk in; with track=on, or when the first
+ * A sidecar lies beside its disk's image, as IMAGE.fleece; in the state directory, as VM@DISK.fleece, for block devices
+ * and where the folder of the image can't be written: no name has an @ in it, so no two disks of any VMs that share the
+ * directory share a sidecar. Its presence opts the disk in; with track=on, or when the first
  * checkpoint is made, it is made; with track=off it is only opened to be made void (C11).
  *
  * A new one has no name until the tracker has written its superblock (sidecars_keep): a crash before leaves nothing (R7).
  * A sidecar that can't even be told to be void any more is removed; where that fails, a tombstone in the state directory,
- * VM.DISK.fleece-void, says so, and the next start removes both (C20).
+ * VM@DISK.fleece-void, says so, and the next start removes both (C20).
  *
  * Everything that may block runs on a helper thread, one operation for each disk at a time.
  */
@@ -38,7 +39,7 @@ static void choose_places(struct sidecars *sidecars, struct sidecar *sidecar)
     if (real && stat(real, &st) == 0 && S_ISREG(st.st_mode) &&
         (size_t)snprintf(sidecar->beside, PATH_MAX, "%s" SIDECAR_SUFFIX, real) >= PATH_MAX)
         sidecar->beside[0] = 0;
-    if (sidecars->state_dir[0] && (size_t)snprintf(sidecar->in_state, PATH_MAX, "%s/%s.%s" SIDECAR_SUFFIX,
+    if (sidecars->state_dir[0] && (size_t)snprintf(sidecar->in_state, PATH_MAX, "%s/%s@%s" SIDECAR_SUFFIX,
                                                    sidecars->state_dir, sidecars->options->vm, disk->name) >= PATH_MAX)
         sidecar->in_state[0] = 0;
     free(real);

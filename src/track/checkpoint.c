@@ -11,6 +11,8 @@
  *               superblock without the checkpoint; then the span is gone. The first one has none before: what changed
  *               between it and the next is of interest to nobody
  *
+ * When the sidecar is broken, everything in it is void, and removing forgets what is void; nothing is written.
+ *
  * A crash before a superblock is durable leaves things as they were before: the span that recovery follows has all bits.
  * After an adoption, a span that was being merged into may hold more in memory than is stored: it says so (unstored), and
  * all of its pages count as changed.
@@ -119,7 +121,8 @@ static int check_new(struct tracker *tracker, const struct checkpoint_id *id)
     struct error *err = &tracker->op->error;
     const char *disk = tracker->disk->name;
     if (!tracker->opened || tracker->broken)
-        return error_set(err, EIO, "disk %s: changes are not tracked: %.300s", disk, tracker->reason);
+        return error_set(err, EIO, "disk %s: changes are not tracked: %.300s: 'fleece checkpoint reset %s' begins anew",
+                         disk, tracker->reason, disk);
     if (tracker->prepared || (tracker->count > 0 && !tracker->checkpoints[tracker->count - 1]->recorded))
         return error_set(err, EBUSY, "disk %s: another checkpoint is being made", disk);
     for (unsigned i = 0; i < tracker->count; i++)
@@ -344,6 +347,18 @@ static void merge_step(struct io_timer *timer)
         page_store_want(tracker, &into->span, remove_name);
 }
 
+/* The sidecar takes no writes. Nobody will read it, if that could be noted; else the checkpoint could be back one day. */
+static void remove_from_broken(struct tracker *tracker)
+{
+    if (!tracker->voiding.condemned) {
+        tracker_op_fail(tracker, EIO, "%.300s: 'fleece checkpoint reset %s' removes all checkpoints of the disk",
+                        tracker->reason, tracker->disk->name);
+        return;
+    }
+    tracker_forget(tracker, tracker->subject);
+    tracker_op_finish(tracker, 0);
+}
+
 void tracker_run_remove(struct tracker_op *op)
 {
     struct tracker *tracker = op->tracker;
@@ -351,7 +366,7 @@ void tracker_run_remove(struct tracker_op *op)
     if (tracker_op_voided(tracker) || !find_subject(tracker))
         return;
     if (tracker->broken) {
-        tracker_op_fail(tracker, EIO, "%.400s", tracker->reason);
+        remove_from_broken(tracker);
         return;
     }
     struct tracker_checkpoint *into = tracker->subject->state == CHECKPOINT_INVALID ? NULL

@@ -56,8 +56,8 @@ struct tracker_options {
      * or leaves a tombstone. Called on a helper thread. 0 or -errno. */
     int (*condemn)(void *context, const char *reason);
     void *condemn_context;
-    /* Tracking has ended by itself, with the reason: every checkpoint of the disk is invalid. Once; on the owner thread,
-     * also inside a call. */
+    /* Tracking has ended by itself, with the reason: every checkpoint of the disk is invalid. Those that are made later may
+     * become so in their turn. On the owner thread, also inside a call. */
     void (*invalidated)(void *context, const char *reason);
     void *invalidated_context;
 };
@@ -108,7 +108,8 @@ void tracker_record(struct tracker *tracker, struct tracker_op *op);
 /* Durably committed; again is no error. -ENOENT. */
 void tracker_commit(struct tracker *tracker, const char *uuid, struct tracker_op *op);
 /* Merges its span into the one before and forgets it, durably; -ENOENT. While it is under way the checkpoint is still
- * there. */
+ * there. When the sidecar takes no writes any more it is enough that it has been condemned; else -EIO, and only a reset
+ * helps. */
 void tracker_remove(struct tracker *tracker, const char *uuid, struct tracker_op *op);
 /* Everything is void, for this reason, durably: all checkpoints become invalid. */
 void tracker_invalidate(struct tracker *tracker, const char *reason, struct tracker_op *op);

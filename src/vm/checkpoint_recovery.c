@@ -3,9 +3,13 @@
  * After a restart: the sidecars that are there are opened, and the table of checkpoints is made from what the trackers know.
  *
  * A crash in the middle of a commit leaves a checkpoint committed on some disks: somebody's backup is safe, so it is
- * committed on the rest. A crash in the middle of recording leaves one on some disks only, that nobody was told of: it is
- * dropped (C2). Any other pending one has its grace time from then on; the snapshot that it was made with, if that is
+ * committed on the rest. Any pending one has its grace time from then on; the snapshot that it was made with, if that is
  * adopted, says how long. A crash in here changes nothing of that.
+ *
+ * So has one that some tracked disks lack. It may be what a crash in the middle of recording has left, of which nobody was
+ * told and which goes when nobody asks for it in time (C2). But a disk lacks one as well when it had no room for it, was
+ * reset since, was tracked later, or has come to the VM with checkpoints of its own; then somebody's backup waits to be
+ * committed, and the disk alone goes full. Either way what the other disks say since then is right.
  */
 #include "vm/checkpoints.h"
 
@@ -66,15 +70,13 @@ static void table_sort(struct vm *vm)
     list_take_all(&vm->checkpoints, &sorted);
 }
 
-/* Brings one checkpoint in step over all disks; `tracked`: those that know checkpoints from before. */
-static void table_settle(struct checkpoint *checkpoint, uint64_t tracked)
+/* Brings one checkpoint in step over all disks. */
+static void table_settle(struct checkpoint *checkpoint)
 {
     struct vm *vm = checkpoint->vm;
     if (checkpoint->committed && checkpoint->pending) {
         checkpoint->committed = false;
         vm_checkpoint_commit(vm, checkpoint->id.uuid, checkpoint_dropped, NULL);
-    } else if (checkpoint->pending && (checkpoint->disks & tracked) != tracked) {
-        vm_checkpoint_delete(vm, checkpoint->id.uuid, checkpoint_dropped, NULL);
     } else if (checkpoint->pending) {
         checkpoint_wait(checkpoint);
     } else {
@@ -89,11 +91,8 @@ static void recovery_asked(struct tracking_work *work)
     struct vm *vm = work->vm;
     const struct error *failure = tracking_work_error(work);
     struct error err;
-    uint64_t tracked = 0;
     for (unsigned i = 0; i < vm->disk_count && !failure; i++) {
         const struct tracking_part *part = &work->parts[i];
-        if (part->info_count > 0)
-            tracked |= UINT64_C(1) << i;
         if (table_enter(vm, part) < 0) {
             error_set(&err, ENOMEM, "no memory for the checkpoints of VM %s", vm->name);
             failure = &err;
@@ -103,7 +102,7 @@ static void recovery_asked(struct tracking_work *work)
         free(work->parts[i].infos);
     table_sort(vm);
     list_each_safe (link, &vm->checkpoints)
-        table_settle(container_of(link, struct checkpoint, link), tracked);
+        table_settle(container_of(link, struct checkpoint, link));
     recovery->done(recovery->argument, failure);
     free(recovery);
 }

@@ -222,6 +222,10 @@ void vm_checkpoint_commit(struct vm *vm, const char *uuid, void (*done)(void *ar
 {
     struct error err;
     struct checkpoint *checkpoint = checkpoint_to_change(vm, uuid, &err);
+    if (err.code == ENOENT)
+        error_set(&err, ENOENT,
+                  "there is no checkpoint '%.80s': it was deleted, or given up because its client stayed away too long",
+                  uuid);
     if (checkpoint && checkpoint->committed) {
         done(argument, NULL);
         return;

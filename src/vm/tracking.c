@@ -175,16 +175,20 @@ static void tracker_is_void(struct io_message *message)
 {
     struct vm_disk *vd = container_of(message, struct vm_disk, tracking.invalid);
     const struct vm_hooks *hooks = &vd->vm->options.hooks;
+    char reason[LIMIT_ERROR_BYTES];
+    memcpy(reason, vd->tracking.reason, sizeof reason);
+    atomic_store(&vd->tracking.telling, false);
     if (hooks->checkpoint_event)
-        hooks->checkpoint_event(hooks->context, VM_CHECKPOINT_INVALID, NULL, vd->disk->name, vd->tracking.reason);
+        hooks->checkpoint_event(hooks->context, VM_CHECKPOINT_INVALID, NULL, vd->disk->name, reason);
 }
 
+/* The tracker goes on, without checkpoints, unless its sidecar is broken: so it may happen again. */
 static void tracker_invalidated(void *context, const char *reason)
 {
     struct vm_disk *vd = context;
-    if (vd->tracking.void_told)
+    if (atomic_exchange(&vd->tracking.telling, true))
         return;
-    vd->tracking.void_told = true;
+    memset(vd->tracking.reason, 0, sizeof vd->tracking.reason);
     memccpy(vd->tracking.reason, reason, 0, sizeof vd->tracking.reason - 1);
     vd->tracking.invalid.deliver = tracker_is_void;
     io_post(vd->vm->io, &vd->tracking.invalid);

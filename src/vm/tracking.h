@@ -6,6 +6,8 @@
 #ifndef FLEECE_VM_TRACKING_H
 #define FLEECE_VM_TRACKING_H
 
+#include <stdatomic.h>
+
 #include "vm/checkpoints.h"
 
 struct vm_disk;
@@ -20,8 +22,7 @@ enum tracking_state {
 
 struct tracking { /* of one disk */
     enum tracking_state state;
-    bool created;   /* its sidecar has no name yet, which it gets with its first checkpoint */
-    bool void_told; /* the event has been sent */
+    bool created; /* its sidecar has no name yet, which it gets with its first checkpoint */
     struct error error;
     struct tracker *tracker; /* used on the disk's reactor; NULL unless it is ON */
     /* While it is opened: */
@@ -34,6 +35,7 @@ struct tracking { /* of one disk */
     void *opened_context;
     /* From the reactor: it has ended by itself. */
     struct io_message invalid;
+    atomic_bool telling; /* it is under way: what happens meanwhile is told by it */
     char reason[LIMIT_ERROR_BYTES];
 };
 

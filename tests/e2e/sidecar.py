@@ -70,12 +70,29 @@ def test_block_devices(t):
         d = t.daemon({"vda": device}, "--state-dir", state)
         make(d, "one")
         write(d, 0, b"x" * 8192)
-        assert (state / f"{t.vm}.vda.fleece").exists()
+        assert (state / f"{t.vm}@vda.fleece").exists()
         d.kill()
         d = t.daemon({"vda": device}, "--state-dir", state)
         assert checkpoints(d)[0]["disks"][0]["changed"] == 8192
         assert d.status()["disks"][0]["tracking"]["recovery"] == "adopted"
         d.stop()
+
+
+def test_two_vms_in_one_state_dir(t):
+    """Disk b.c of VM x, and disk c of VM x.b: each has a sidecar of its own."""
+    state, vm = t.path("shared"), t.vm
+    state.mkdir()
+    with loop_device(t, t.disk("a.raw", 16 * MIB)) as a, loop_device(t, t.disk("b.raw", 16 * MIB)) as b:
+        daemons = [t.daemon({"b.c": a}, "--state-dir", state)]
+        t.vm = f"{vm}.b"
+        daemons.append(t.daemon({"c": b}, "--state-dir", state))
+        t.vm = vm
+        for d in daemons:
+            make(d, "one")
+            assert d.status()["disks"][0]["tracking"]["state"] == "on"
+        assert {p.name for p in state.iterdir()} == {f"{vm}@b.c.fleece", f"{vm}.b@c.fleece"}
+        for d in daemons:
+            d.stop()
 
 
 def test_a_folder_that_cannot_be_written(t):
@@ -89,7 +106,7 @@ def test_a_folder_that_cannot_be_written(t):
         try:
             d = t.daemon({"vda": folder / "a.raw"}, "--state-dir", state)
             make(d, "one")
-            assert (state / f"{t.vm}.vda.fleece").exists() and not (folder / "a.raw.fleece").exists()
+            assert (state / f"{t.vm}@vda.fleece").exists() and not (folder / "a.raw.fleece").exists()
             write(d, 0, b"x" * 4096)
             d.stop()
             d = t.daemon({"vda": folder / "a.raw"}, "--state-dir", state)

@@ -581,6 +581,65 @@ static void the_next_process(void **state)
     assert_int_equal(scene->list[0].disks[1].changed_bytes, 0);
 }
 
+/* Whether the first of two checkpoints is pending, without vdb, after a kill; and can be committed, or goes in time. */
+static void half_of_it_waits(struct scene *scene, bool comes_back)
+{
+    kill_it(scene);
+    boot(scene);
+    assert_int_equal(look(scene), 2);
+    assert_string_equal(scene->list[0].id.name, "half");
+    assert_int_equal(scene->list[0].state, CHECKPOINT_PENDING);
+    assert_true(scene->list[0].disks[0].present);
+    assert_false(scene->list[0].disks[1].present);
+    char uuid[UUID_TEXT_BYTES];
+    memcpy(uuid, scene->list[0].id.uuid, sizeof uuid);
+    if (!comes_back)
+        world_run_for(scene->world, LEASE_GRACE_DEFAULT_NS + NS_PER_S);
+    assert_int_equal(must(scene, checkpoint_commit, uuid), comes_back ? 0 : ENOENT);
+    assert_true(comes_back || strstr(scene->err.text, "given up because its client stayed away too long"));
+    assert_int_equal(look(scene), comes_back ? 2 : 1);
+}
+
+/* A pending checkpoint that a tracked disk lacks may be somebody's, whatever the reason: the disk could not be tracked then,
+ * or was reset since, and has a later one. */
+static void a_part_is_missing(void **state)
+{
+    struct scene *scene = *state;
+    scene->untracked = 2;
+    take(scene, "s", "half", NULL, 0);
+    scene->untracked = 0;
+    assert_int_equal(must(scene, checkpoint_reset, "vdb"), 0);
+    assert_int_equal(must(scene, checkpoint_create, "later"), 0);
+    half_of_it_waits(scene, true);
+    assert_int_equal(must(scene, checkpoint_delete, "half"), 0);
+    assert_int_equal(must(scene, checkpoint_delete, "later"), 0);
+    take(scene, "t", "half", NULL, 0);
+    assert_int_equal(must(scene, checkpoint_reset, "vdb"), 0);
+    assert_int_equal(must(scene, checkpoint_create, "later"), 0);
+    half_of_it_waits(scene, false);
+}
+
+/* Whoever listens hears of it each time: also after the checkpoints were made anew. */
+static void it_becomes_invalid_again(void **state)
+{
+    struct scene *scene = *state;
+    for (unsigned times = 1; times <= 3; times++) {
+        if (times == 3)
+            assert_int_equal(must(scene, checkpoint_reset, "vda"), 0);
+        const unsigned told = scene->events[VM_CHECKPOINT_INVALID];
+        char name[] = {'c', (char)('0' + times), 0};
+        assert_int_equal(must(scene, checkpoint_create, name), 0);
+        world_limit_shm(scene->world, 4096);
+        guest_writes(scene, 0, 1);
+        world_limit_shm(scene->world, 0);
+        world_run_for(scene->world, NS_PER_S);
+        assert_int_equal(scene->events[VM_CHECKPOINT_INVALID], told + 1);
+        look(scene);
+        for (unsigned i = 0; i < scene->listed; i++)
+            assert_true(scene->list[i].disks[0].state == CHECKPOINT_INVALID);
+    }
+}
+
 /* A disk that can't be tracked is backed up in full, alone, and says why; reset makes a disk trackable again. */
 static void a_disk_alone(void **state)
 {
@@ -635,6 +694,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(an_incremental_snapshot, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_client_that_stays_away, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_next_process, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_part_is_missing, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(it_becomes_invalid_again, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_disk_alone, set_up, tear_down),
         cmocka_unit_test_setup_teardown(an_orderly_end, set_up, tear_down),
     };

@@ -637,9 +637,33 @@ static void c20_a_sidecar_that_fails_or_hangs(void **state)
         assert_int_equal(scene.invalidated, 1);
         assert_state(&scene, A, CHECKPOINT_INVALID);
         scene_write(&scene, block_of(10, 0), 44);
+        assert_int_equal(scene_prepare(&scene, B), -EIO);
+        assert_non_null(strstr(scene.op.error.text, "'fleece checkpoint reset vda' begins anew"));
+        assert_int_equal(scene_remove(&scene, A), 0); /* nobody will read that sidecar again */
+        assert_false(scene_has(&scene, A, NULL));
+        assert_int_equal(scene_remove(&scene, A), -ENOENT);
         scene_kill(&scene);
         scene_destroy(&scene);
     }
+}
+
+/* Neither the sidecar nor anything else takes it: a removed checkpoint could be back, so it is not said to be removed. */
+static void c20_nothing_takes_it(void **state)
+{
+    (void)state;
+    struct scene scene;
+    begin(&scene, 1);
+    scene_checkpoint(&scene, A);
+    scene.fails = fail_sidecar;
+    scene.condemn_status = -EROFS;
+    scene_write(&scene, block_of(9, 0), 44);
+    scene_run(&scene, 20 * NS_PER_S);
+    assert_state(&scene, A, CHECKPOINT_INVALID);
+    assert_int_equal(scene_remove(&scene, A), -EIO);
+    assert_non_null(strstr(scene.op.error.text, "'fleece checkpoint reset vda' removes all checkpoints of the disk"));
+    assert_state(&scene, A, CHECKPOINT_INVALID);
+    scene_kill(&scene);
+    scene_destroy(&scene);
 }
 
 /* The log cannot be written, the superblock can: it says so before the write goes untracked, whenever the power goes. */
@@ -739,6 +763,7 @@ int main(void)
         cmocka_unit_test(c19_a_stranger_is_noticed_after_a_kill),
         cmocka_unit_test(c19_late_writes_of_the_dead_are_no_strangers),
         cmocka_unit_test(c20_a_sidecar_that_fails_or_hangs),
+        cmocka_unit_test(c20_nothing_takes_it),
         cmocka_unit_test(c20_the_superblock_says_it_before_the_write),
         cmocka_unit_test(c22_a_lost_range_is_dirty_everywhere),
     };
