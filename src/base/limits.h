@@ -19,6 +19,8 @@ enum {
     LIMIT_NAME_BYTES = 64,
     /* One sentence for the user. */
     LIMIT_ERROR_BYTES = 512,
+    /* One before it is made to fit: two paths of 4095 bytes, and words. */
+    LIMIT_ERROR_WHOLE_BYTES = 9 * 1024,
 
     /* Disks of one VM: what QEMU's virtio-blk machines use in practice, with room. */
     LIMIT_DISKS = 64,

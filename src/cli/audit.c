@@ -406,6 +406,9 @@ static int parse(struct audit *audit, int argc, char **argv)
     int code = sample_parse_options(audit->cli, &audit->sample, argc, argv);
     if (code == CLI_DONE && argc - optind != 1)
         code = cli_usage(audit->cli, "audit wants the folder of one backup set");
+    else if (code == CLI_DONE && set_argument_point(argv[optind]))
+        code = cli_usage(audit->cli, "'%s' is a point; audit wants the folder of a set, and looks at its latest point",
+                         argv[optind]);
     return code;
 }
 
@@ -426,7 +429,7 @@ static int audit_run(struct cli *cli, int argc, char **argv)
 
 const struct cli_command cli_audit = {
     .name = "audit",
-    .arguments = "DIR [--sample PERCENT [--seed NUMBER]]",
+    .arguments = "DIR [--sample PERCENT] [--seed NUMBER]",
     .summary = "compare what the VM's tracking calls unchanged with the latest point of the backup set",
     .run = audit_run,
 };

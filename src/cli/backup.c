@@ -343,6 +343,21 @@ static void check_latest(struct backup *backup, const char *name)
              set_path(backup->set), latest);
 }
 
+/* Options that are right, and had no effect. */
+static void note_options(const struct backup *backup)
+{
+    const struct backup_options *options = &backup->options;
+    bool any_full = false;
+    for (unsigned i = 0; i < backup->manifest->disk_count; i++)
+        any_full |= !backup->manifest->disks[i].incremental;
+    if (backup->resumed && (options->full || options->since || options->format_given || options->compress))
+        cli_note("this backup went on as it had begun: --full, --since, --format and --compress are for new ones");
+    else if (!any_full && options->compress)
+        cli_note("--compress had no effect: it is for full images, and all of this backup are incremental");
+    else if (!any_full && options->format == MANIFEST_RAW)
+        cli_note("--format raw had no effect: it is for full images, and all of this backup are incremental");
+}
+
 static int backup_end(struct backup *backup, const char *name, int status, const struct error *err)
 {
     const char *path = backup->options.path;
@@ -354,6 +369,7 @@ static int backup_end(struct backup *backup, const char *name, int status, const
         point_abandon(backup->point);
     if (status == 0) {
         check_latest(backup, name);
+        note_options(backup);
         print_result(backup, name);
         code = backup->warned ? CLI_WARNING : CLI_DONE;
     }
@@ -386,6 +402,7 @@ static int parse_format(struct backup *backup, const char *text)
     if (strcmp(text, "raw") != 0 && strcmp(text, "qcow2") != 0)
         return cli_usage(backup->cli, "--format '%s' is neither 'qcow2' nor 'raw'", text);
     backup->options.format = text[0] == 'r' ? MANIFEST_RAW : MANIFEST_QCOW2;
+    backup->options.format_given = true;
     return CLI_DONE;
 }
 
@@ -401,6 +418,7 @@ static int parse(struct backup *backup, int argc, char **argv)
         {NULL, 0, NULL, 0},
     };
     int option, code = CLI_DONE;
+    struct error err;
     backup->options.grace_s = (unsigned)(LEASE_GRACE_DEFAULT_NS / NS_PER_S);
     backup->options.format = MANIFEST_QCOW2;
     while (code == CLI_DONE && (option = getopt_long(argc, argv, ":", options, NULL)) != -1) {
@@ -409,6 +427,8 @@ static int parse(struct backup *backup, int argc, char **argv)
             backup->options.full = true;
             break;
         case 's':
+            if (name_check("checkpoint name", optarg, &err) < 0) /* UUIDs are right names */
+                return cli_usage(backup->cli, "--since: %s", err.text);
             backup->options.since = optarg;
             break;
         case 'F':

@@ -15,6 +15,7 @@ struct backup_options {
     bool full;
     const char *since;           /* a checkpoint that the user names; NULL: that of the latest point */
     enum manifest_format format; /* of full images */
+    bool format_given;
     bool compress;
     bool resume;      /* go on with an interrupted backup, if there is one */
     unsigned grace_s; /* how long the snapshot outlives a lost connection */

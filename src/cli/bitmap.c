@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/name.h"
+#include "cli/table.h"
 #include "fleece/fleece.h"
 
 /* Executes the command for each of the disks. */
@@ -102,6 +103,9 @@ static int bitmap_add(struct cli *cli, int argc, char **argv)
             code = cli_usage_option(cli, option, argv);
         else if (size_parse("--granularity", optarg, &granularity, &err) < 0)
             code = cli_usage(cli, "%s", err.text);
+        else if (granularity < BITMAP_GRANULARITY_MIN || granularity > BITMAP_GRANULARITY_MAX ||
+                 (granularity & (granularity - 1)) != 0)
+            code = cli_usage(cli, "--granularity '%s' is not right: a power of 2 from 512 to 2G", optarg);
         else
             json_object_set_new(arguments, "granularity", json_integer((json_int_t)granularity));
         if (code != CLI_DONE) {
@@ -117,12 +121,12 @@ static int bitmap_list(struct cli *cli, int argc, char **argv)
     size_t i, n;
     json_t *disk, *bitmap;
     char dirty[16], granularity[16];
+    struct table table;
     int code;
     if (argc != 1)
         return cli_usage(cli, "bitmap list takes no argument: '%s'", argv[1]);
     json_t *disks = disks_status(cli, &code);
-    if (disks && !cli->json)
-        printf("%-24s %-12s %10s %12s  %s\n", "BITMAP", "DISK", "DIRTY", "GRANULARITY", "STATE");
+    table_init(&table, "BITMAP\tDISK\t>DIRTY\t>GRANULARITY\tSTATE");
     json_array_foreach (disks, i, disk) {
         json_array_foreach (json_object_get(disk, "dirty-bitmaps"), n, bitmap) {
             const char *state = json_is_true(json_object_get(bitmap, "recording")) ? "recording" : "disabled";
@@ -132,12 +136,14 @@ static int bitmap_list(struct cli *cli, int argc, char **argv)
                 json_object_set(bitmap, "node", json_object_get(disk, "name"));
                 cli_print_json(bitmap);
             } else
-                printf("%-24s %-12s %10s %12s  %s\n", cli_text(bitmap, "name"), cli_text(disk, "name"),
-                       size_format(dirty, (uint64_t)json_integer_value(json_object_get(bitmap, "count"))),
-                       size_format(granularity, (uint64_t)json_integer_value(json_object_get(bitmap, "granularity"))),
-                       state);
+                table_add(
+                    &table, "%s\t%s\t%s\t%s\t%s", cli_text(bitmap, "name"), cli_text(disk, "name"),
+                    size_format(dirty, (uint64_t)json_integer_value(json_object_get(bitmap, "count"))),
+                    size_format(granularity, (uint64_t)json_integer_value(json_object_get(bitmap, "granularity"))),
+                    state);
         }
     }
+    table_end(&table, disks && !cli->json);
     json_decref(disks);
     return code;
 }

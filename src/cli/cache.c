@@ -23,6 +23,8 @@ static int size_options(struct cli *cli, int argc, char **argv, const struct opt
         snprintf(what, sizeof what, "--%s", options[index].name);
         if (size_parse(what, optarg, &bytes, &err) < 0)
             return cli_usage(cli, "%s", err.text);
+        if (bytes == 0)
+            return cli_usage(cli, "%s 0 is not right: it must be more", what);
         json_object_set_new(arguments, options[index].name, json_integer((json_int_t)bytes));
     }
     return optind < argc ? cli_usage(cli, "cache %s takes no argument: '%s'", argv[0], argv[optind]) : CLI_DONE;

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/name.h"
+#include "cli/table.h"
 
 static const char *size_text(char *text, const json_t *object, const char *key)
 {
@@ -16,38 +17,39 @@ static const char *size_text(char *text, const json_t *object, const char *key)
     return value ? size_format(text, (uint64_t)json_integer_value(value)) : "-";
 }
 
-static void print_checkpoint(const json_t *checkpoint)
+static void add_checkpoint(struct table *table, const json_t *checkpoint)
 {
     size_t i;
     json_t *disk;
     char text[3][16];
     json_array_foreach (json_object_get(checkpoint, "disks"), i, disk)
-        printf("%-24s %-30s %-12s %-10s %10s %10s %10s  %s\n", cli_text(checkpoint, "name"),
-               cli_text(checkpoint, "created"), cli_text(disk, "disk"), cli_text(disk, "state"),
-               size_text(text[0], disk, "changed"), size_text(text[1], disk, "memory-bytes"),
-               size_text(text[2], disk, "file-bytes"), cli_text(disk, "reason"));
+        table_add(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", cli_text(checkpoint, "name"),
+                  cli_text(checkpoint, "uuid"), cli_text(checkpoint, "created"), cli_text(disk, "disk"),
+                  cli_text(disk, "state"), size_text(text[0], disk, "changed"),
+                  size_text(text[1], disk, "memory-bytes"), size_text(text[2], disk, "file-bytes"),
+                  cli_text(disk, "reason"));
 }
 
 static int checkpoint_list(struct cli *cli, int argc, char **argv)
 {
     json_t *checkpoints = NULL, *checkpoint;
+    struct table table;
     size_t i;
     if (argc != 1)
         return cli_usage(cli, "checkpoint list takes no argument: '%s'", argv[1]);
     int code = cli_execute_once(cli, "fleece-query-checkpoints", NULL, &checkpoints);
     if (code != CLI_DONE)
         return code;
-    if (!cli->json && json_array_size(checkpoints) == 0)
-        printf("no checkpoints\n");
-    else if (!cli->json)
-        printf("%-24s %-30s %-12s %-10s %10s %10s %10s  %s\n", "CHECKPOINT", "CREATED", "DISK", "STATE", "CHANGED",
-               "MEMORY", "FILE", "REASON");
+    table_init(&table, "CHECKPOINT\tUUID\tCREATED\tDISK\tSTATE\t>CHANGED\t>MEMORY\t>FILE\tREASON");
     json_array_foreach (checkpoints, i, checkpoint) {
         if (cli->json)
             cli_print_json(checkpoint);
         else
-            print_checkpoint(checkpoint);
+            add_checkpoint(&table, checkpoint);
     }
+    if (!cli->json && json_array_size(checkpoints) == 0)
+        printf("no checkpoints\n");
+    table_end(&table, !cli->json && json_array_size(checkpoints) > 0);
     json_decref(checkpoints);
     return CLI_DONE;
 }
@@ -91,6 +93,9 @@ static int checkpoint_do(struct cli *cli, const struct one *one, int argc, char 
     json_t *result;
     if (argc != 2)
         return cli_usage(cli, "checkpoint %s wants %s", one->action, one->wants);
+    if (strcmp(one->argument, "uuid") == 0 && !is_uuid(argv[1]))
+        return cli_usage(cli, "checkpoint %s wants %s, as 'checkpoint list' shows it: '%s' is none", one->action,
+                         one->wants, argv[1]);
     const bool uuid = strcmp(one->argument, "name") == 0 && is_uuid(argv[1]);
     json_t *arguments = json_pack("{s:s}", uuid ? "uuid" : one->argument, argv[1]);
     if (!arguments)

@@ -45,10 +45,14 @@ extern const struct cli_command cli_status, cli_snapshot, cli_checkpoint, cli_bi
 int cli_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* The same, then the usage line of the command (of fleece itself, when none runs yet); returns CLI_USAGE. */
 int cli_usage(const struct cli *cli, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* The same for what getopt_long() refused just now: its '?' or ':' with `option` = argv[optind - 1]. */
+/* The same for what getopt_long() refused just now: its '?' or ':' with `option` = argv[optind - 1]. `--help` of a command
+ * never gets there. */
 int cli_usage_option(const struct cli *cli, int result, char *const *argv);
 /* "fleece: warning: SENTENCE" on stderr; returns CLI_WARNING. */
 int cli_warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* "fleece: note: SENTENCE" on stderr: of what is right, but perhaps not what was meant. */
+void cli_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* Connects to the daemon that --vm or --control names. CLI_DONE, or what the command returns: the error has
  * been said. */

@@ -2,6 +2,8 @@
 /* fleece list: the points of a backup set; with --json their manifests. */
 #include "cli/command.h"
 
+#include <errno.h>
+#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -12,14 +14,15 @@
 
 static void print_damaged(const struct cli *cli, const char *point, const struct error *err)
 {
+    const char *what = err->code == ENOTSUP ? "newer" : "damaged";
     cli_fail("%s", err->text);
     if (!cli->json) {
-        printf("%-24s damaged\n", point);
+        printf("%-24s %s\n", point, what);
         return;
     }
-    json_t *line = json_pack("{s:s, s:b, s:s}", "point", point, "damaged", 1, "reason", err->text);
+    json_t *line = json_pack("{s:s, s:b, s:s}", "point", point, what, 1, "reason", err->text);
     if (!line)
-        line = json_pack("{s:s, s:b}", "point", point, "damaged", 1); /* a path that is not UTF-8 */
+        line = json_pack("{s:s, s:b}", "point", point, what, 1); /* a path that is not UTF-8 */
     json_dumpf(line, stdout, JSON_COMPACT);
     putchar('\n');
     json_decref(line);
@@ -92,9 +95,13 @@ static int list_run(struct cli *cli, int argc, char **argv)
     struct error err;
     const char *wanted;
     char name[POINT_NAME_BYTES];
-    if (argc != 2)
-        return cli_usage(cli, "list wants the folder of one backup set");
-    if (set_argument_open(argv[1], &set, &wanted, &err) < 0)
+    static const struct option options[] = {{NULL, 0, NULL, 0}};
+    int option = getopt_long(argc, argv, ":", options, NULL);
+    if (option != -1)
+        return cli_usage_option(cli, option, argv);
+    if (argc - optind != 1)
+        return cli_usage(cli, "list wants one backup set, or one point of it: DIR or DIR@POINT");
+    if (set_argument_open(argv[optind], &set, &wanted, &err) < 0)
         return cli_fail("%s", err.text);
     int code;
     if ((wanted && set_point_find(set, wanted, name, &err) < 0) || set_points_list(set, &points, &err) < 0) {

@@ -20,11 +20,17 @@ static const struct cli_command *const commands[] = {
 };
 static const char usage[] = "fleece [--vm VM | --control SOCKET] [--json] COMMAND …";
 
+/* One line, whatever is in the names that it quotes. */
 static void print_sentence(const char *kind, const char *format, va_list args)
 {
-    fprintf(stderr, "fleece: %s", kind);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    char *sentence = NULL;
+    if (vasprintf(&sentence, format, args) < 0)
+        return;
+    for (char *at = sentence; *at; at++)
+        if ((unsigned char)*at < ' ' || *at == 127)
+            *at = '?';
+    fprintf(stderr, "fleece: %s%s\n", kind, sentence);
+    free(sentence);
 }
 
 int cli_fail(const char *format, ...)
@@ -45,16 +51,30 @@ int cli_warn(const char *format, ...)
     return CLI_WARNING;
 }
 
+void cli_note(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    print_sentence("note: ", format, args);
+    va_end(args);
+}
+
+static void print_usage(const struct cli *cli, FILE *stream)
+{
+    if (cli->command)
+        fprintf(stream, "usage: fleece [OPTION…] %s%s%s\n", cli->command->name, cli->command->arguments[0] ? " " : "",
+                cli->command->arguments);
+    else
+        fprintf(stream, "usage: %s\n", usage);
+}
+
 int cli_usage(const struct cli *cli, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
     print_sentence("", format, args);
     va_end(args);
-    if (cli->command)
-        fprintf(stderr, "usage: fleece [OPTION…] %s %s\n", cli->command->name, cli->command->arguments);
-    else
-        fprintf(stderr, "usage: %s\n", usage);
+    print_usage(cli, stderr);
     return CLI_USAGE;
 }
 
@@ -62,6 +82,12 @@ int cli_usage_option(const struct cli *cli, int result, char *const *argv)
 {
     if (result == ':')
         return cli_usage(cli, "option %s wants a value", argv[optind - 1]);
+    const char *word = argv[optind - 1];
+    if (cli->command &&
+        (strcmp(word, "--json") == 0 || strncmp(word, "--vm", 4) == 0 || strncmp(word, "--control", 9) == 0))
+        return cli_usage(cli, "option %s stands before the command", word);
+    if (optopt != 0 && strncmp(word, "--", 2) == 0)
+        return cli_usage(cli, "option %.*s takes no value", (int)strcspn(word, "="), word);
     if (optopt > ' ' && optopt < 127)
         return cli_usage(cli, "unknown option -%c", optopt);
     return cli_usage(cli, "unknown option %s", argv[optind - 1]);
@@ -114,12 +140,30 @@ static int flush_output(int code)
     return code == CLI_DONE || code == CLI_WARNING ? cli_fail("can't write the output: %m") : code;
 }
 
+/* No name of anything begins with two hyphens. */
+static bool asks_for_help(int argc, char **argv)
+{
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
+        if (strcmp(argv[i], "--help") == 0)
+            return true;
+    return false;
+}
+
+static int print_command_help(const struct cli *cli)
+{
+    print_usage(cli, stdout);
+    printf("\n%s; see fleece(1).\n", cli->command->summary);
+    return CLI_DONE;
+}
+
 static int run_command(struct cli *cli, int argc, char **argv)
 {
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
         if (strcmp(commands[i]->name, argv[0]) == 0) {
             cli->command = commands[i];
             optind = 0;
+            if (asks_for_help(argc, argv))
+                return flush_output(print_command_help(cli));
             return flush_output(commands[i]->run(cli, argc, argv));
         }
     }
@@ -157,6 +201,8 @@ int main(int argc, char **argv)
             return cli_usage_option(&cli, option, argv);
         }
     }
+    if (cli.control && !cli.control[0])
+        return cli_usage(&cli, "--control is empty: it wants the path of a socket");
     if (cli.vm && cli.control)
         return cli_usage(&cli, "--vm and --control name the same thing; give one of them");
     if (optind == argc)

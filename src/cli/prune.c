@@ -25,6 +25,7 @@
 #include <jansson.h>
 
 #include "base/name.h"
+#include "cli/set_argument.h"
 
 static void print_json(json_t *line)
 {
@@ -213,12 +214,13 @@ static void print_result(const struct prune *prune)
                              (int)stay, "removed", (int)prune->removed_count, "merged", (int)prune->merged_count,
                              "freed", (json_int_t)prune->freed_bytes, "written", (json_int_t)prune->written_bytes));
     else if (prune->dry_run)
-        printf("%u points would stay, %u go, %u be merged with what they lie over\n", stay, prune->points.count - stay,
-               prune->merged_count);
+        printf("%u point%s would stay, %u go, %u be merged with what they lie over\n", stay, stay == 1 ? "" : "s",
+               prune->points.count - stay, prune->merged_count);
     else
-        printf("%u points stay, %u went, %u were merged with what they lay over: %s freed, %s written\n", stay,
-               prune->removed_count, prune->merged_count, size_format(text[0], prune->freed_bytes),
-               size_format(text[1], prune->written_bytes));
+        printf("%u point%s, %u went, %u %s merged with what %s lay over: %s freed, %s written\n", stay,
+               stay == 1 ? " stays" : "s stay", prune->removed_count, prune->merged_count,
+               prune->merged_count == 1 ? "was" : "were", prune->merged_count == 1 ? "it" : "they",
+               size_format(text[0], prune->freed_bytes), size_format(text[1], prune->written_bytes));
 }
 
 static int prune_set(struct prune *prune)
@@ -291,6 +293,9 @@ static int parse(struct prune *prune, int argc, char **argv)
         return code;
     if (argc - optind != 1)
         return cli_usage(prune->cli, "prune wants the folder of one backup set");
+    if (set_argument_point(argv[optind]))
+        return cli_usage(prune->cli, "'%s' is a point; prune wants the folder of a set, and rules for all its points",
+                         argv[optind]);
     for (unsigned rule = 0; rule < KEEP_RULES; rule++)
         any += prune->rules.count[rule];
     if (any == 0)

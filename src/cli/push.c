@@ -238,7 +238,8 @@ static int take_options(struct push *push, int argc, char **argv)
     while (code == CLI_DONE && (option = getopt_long(argc, argv, ":", options, NULL)) != -1) {
         if (option == 't')
             code = take_target(push, optarg);
-        else if (option == 's' && (size_parse("--speed", optarg, &speed, &err) < 0 || speed > THROTTLE_RATE_MAX))
+        else if (option == 's' &&
+                 (size_parse("--speed", optarg, &speed, &err) < 0 || speed == 0 || speed > THROTTLE_RATE_MAX))
             code = cli_usage(push->cli, "--speed '%s' is not right: bytes a second, from 1 to 1T", optarg);
         else if (option == 's')
             json_object_set_new(push->arguments, "speed", json_integer((json_int_t)speed));

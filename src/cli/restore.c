@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <jansson.h>
 
@@ -114,11 +115,12 @@ static int restore_all(struct restore *restore)
     struct error err;
     struct manifest *manifest = malloc(sizeof *manifest);
     int code = CLI_DONE;
+    bool made = false;
     if (!manifest)
         code = cli_fail("no memory for a manifest");
     else if (set_manifest_load(restore->set, restore->point, manifest, &err) < 0)
         code = cli_fail("%s", err.text);
-    else if (mkdir(restore->to_folder, 0700) < 0 && errno != EEXIST)
+    else if (!(made = mkdir(restore->to_folder, 0700) == 0) && errno != EEXIST)
         code = cli_fail("can't make the folder '%s': %s", restore->to_folder, error_name(errno));
     for (unsigned i = 0; code == CLI_DONE && i < manifest->disk_count; i++) {
         char where[PATH_MAX];
@@ -129,6 +131,8 @@ static int restore_all(struct restore *restore)
                    ? restore_one(restore, name, where)
                    : cli_fail("the path of the folder '%.80s' is too long", restore->to_folder);
     }
+    if (made && code != CLI_DONE)
+        rmdir(restore->to_folder); /* only if nothing is in it */
     free(manifest);
     return code;
 }

@@ -34,14 +34,16 @@ static int make_qcow2(struct restore_target *target, uint64_t size_bytes, struct
     return new_image_create(target->transfer, &image, &target->node, err);
 }
 
-/* Any file of the set: another disk's image, or another point's, must not be lost to a slip of the fingers. */
+/* Any file of the set, and any new one in it: another disk's image, or another point's, must not be lost to a slip of the
+ * fingers, and a point with strange files in it can't be pruned. */
 static bool lies_in_set(const struct restore_target *target)
 {
-    char set[PATH_MAX], where[PATH_MAX];
-    if (!realpath(set_path(target->set), set) || !realpath(target->where, where))
+    char set[PATH_MAX], where[PATH_MAX], path[PATH_MAX];
+    snprintf(path, sizeof path, "%s", target->where);
+    if (!realpath(set_path(target->set), set) || (!realpath(path, where) && !realpath(dirname(path), where)))
         return false;
     size_t length = strlen(set);
-    return strncmp(where, set, length) == 0 && where[length] == '/';
+    return strncmp(where, set, length) == 0 && (where[length] == '/' || where[length] == '\0');
 }
 
 /* The name of a new file is durable only when its folder is. */
@@ -138,6 +140,8 @@ int restore_target_open(struct restore_target *target, uint64_t size_bytes, stru
         return open_existing(target, &found, size_bytes, err);
     if (errno != ENOENT)
         return error_set(err, errno, "'%s' can't be written: %s", target->where, error_name(errno));
+    if (lies_in_set(target))
+        return error_set(err, EINVAL, "'%s' would lie in the backup set itself", target->where);
     int status = target->qcow2 ? make_qcow2(target, size_bytes, err)
                                : image_create(target->transfer->io, target->where, size_bytes, &target->node, err);
     target->made_file = status == 0;

@@ -20,7 +20,8 @@ static int parse_percent(const struct cli *cli, struct sample *sample, const cha
 {
     char *end;
     sample->percent = strtod(text, &end);
-    if (end != text && (strcmp(end, "") == 0 || strcmp(end, "%") == 0) && sample->percent > 0 && sample->percent <= 100)
+    if (strspn(text, "0123456789.%") == strlen(text) && end != text &&
+        (strcmp(end, "") == 0 || strcmp(end, "%") == 0) && sample->percent > 0 && sample->percent <= 100)
         return CLI_DONE;
     return cli_usage(cli, "--sample is '%s', not a part such as 5%% (more than 0, at most 100)", text);
 }
@@ -43,14 +44,18 @@ int sample_parse_options(const struct cli *cli, struct sample *sample, int argc,
         {NULL, 0, NULL, 0},
     };
     int option, code = CLI_DONE;
+    bool seed = false;
     while (code == CLI_DONE && (option = getopt_long(argc, argv, ":", options, NULL)) != -1) {
         if (option == 's')
             code = parse_percent(cli, sample, optarg);
-        else if (option == 'S')
+        else if (option == 'S') {
+            seed = true;
             code = parse_seed(cli, sample, optarg);
-        else
+        } else
             return cli_usage_option(cli, option, argv);
     }
+    if (code == CLI_DONE && seed && sample->percent >= 100)
+        code = cli_usage(cli, "--seed chooses the sample of --sample PERCENT, and here everything is looked at");
     return code;
 }
 
@@ -72,6 +77,7 @@ int sample_choose(struct sample *sample, bool (*may_choose)(const void *context,
         left += may_choose(context, bit);
     *among = left;
     uint64_t wanted = (uint64_t)((double)left * sample->percent / 100 + 0.999999);
+    wanted = wanted > 0 ? wanted : 1; /* however small the part is */
     *count = wanted = wanted < left ? wanted : left;
     for (uint64_t bit = 0; bit < chosen->bit_count && wanted > 0; bit++) {
         if (!may_choose(context, bit))

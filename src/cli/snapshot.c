@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/name.h"
+#include "cli/table.h"
 #include "fleece/fleece.h"
 
 static double hold_us(const json_t *snapshot)
@@ -133,23 +134,24 @@ static int snapshot_create(struct cli *cli, int argc, char **argv)
 static int snapshot_list(struct cli *cli, int argc, char **argv)
 {
     json_t *snapshots = NULL, *snapshot;
+    struct table table;
     size_t i;
     if (argc != 1)
         return cli_usage(cli, "snapshot list takes no argument: '%s'", argv[1]);
     int code = cli_execute_once(cli, "fleece-query-snapshots", NULL, &snapshots);
     if (code != CLI_DONE)
         return code;
-    if (!cli->json && json_array_size(snapshots) == 0)
-        printf("no snapshots\n");
-    else if (!cli->json)
-        printf("%-24s %-9s %-30s %12s  %s\n", "SNAPSHOT", "STATE", "CREATED", "HELD (us)", "REASON");
+    table_init(&table, "SNAPSHOT\tSTATE\tCREATED\t>HELD (us)\tREASON");
     json_array_foreach (snapshots, i, snapshot) {
         if (cli->json)
             cli_print_json(snapshot);
         else
-            printf("%-24s %-9s %-30s %12.0f  %s\n", cli_text(snapshot, "name"), cli_text(snapshot, "state"),
-                   cli_text(snapshot, "created"), hold_us(snapshot), cli_text(snapshot, "reason"));
+            table_add(&table, "%s\t%s\t%s\t%.0f\t%s", cli_text(snapshot, "name"), cli_text(snapshot, "state"),
+                      cli_text(snapshot, "created"), hold_us(snapshot), cli_text(snapshot, "reason"));
     }
+    if (!cli->json && json_array_size(snapshots) == 0)
+        printf("no snapshots\n");
+    table_end(&table, !cli->json && json_array_size(snapshots) > 0);
     json_decref(snapshots);
     return CLI_DONE;
 }

@@ -9,6 +9,7 @@
 #include <jansson.h>
 
 #include "base/name.h"
+#include "cli/table.h"
 #include "fleece/fleece.h"
 
 static const char *text_of(const json_t *object, const char *key)
@@ -55,13 +56,15 @@ static void print_disks(const json_t *disks)
     size_t i;
     json_t *disk;
     char text[3][16];
-    printf("\n%-12s %10s %12s %10s %12s %10s %9s %7s %7s %11s\n", "DISK", "SIZE", "READS", "READ", "WRITES", "WRITTEN",
-           "FLUSHES", "ERRORS", "FLIGHT", "PRESERVED");
+    struct table table;
+    table_init(&table, "DISK\t>SIZE\t>READS\t>READ\t>WRITES\t>WRITTEN\t>FLUSHES\t>ERRORS\t>FLIGHT\t>PRESERVED");
     json_array_foreach (disks, i, disk)
-        printf("%-12s %10s %12lld %10s %12lld %10s %9lld %7lld %7lld %11lld\n", text_of(disk, "name"),
-               size_of(text[0], disk, "size"), number_of(disk, "reads"), size_of(text[1], disk, "read-bytes"),
-               number_of(disk, "writes"), size_of(text[2], disk, "written-bytes"), number_of(disk, "flushes"),
-               number_of(disk, "errors"), number_of(disk, "writes-in-flight"), number_of(disk, "blocks-preserved"));
+        table_add(&table, "%s\t%s\t%lld\t%s\t%lld\t%s\t%lld\t%lld\t%lld\t%lld", text_of(disk, "name"),
+                  size_of(text[0], disk, "size"), number_of(disk, "reads"), size_of(text[1], disk, "read-bytes"),
+                  number_of(disk, "writes"), size_of(text[2], disk, "written-bytes"), number_of(disk, "flushes"),
+                  number_of(disk, "errors"), number_of(disk, "writes-in-flight"), number_of(disk, "blocks-preserved"));
+    putchar('\n');
+    table_end(&table, true);
 }
 
 /* Of the disks that are tracked, or should be. */
@@ -69,19 +72,21 @@ static void print_tracking(const json_t *disks)
 {
     size_t i, lines = 0;
     json_t *disk;
+    struct table table;
+    table_init(&table, "TRACKING\tSTATE\tRECOVERY\t>ACTIVE\t>LOGGED\t>STORED\t>PARKED\tREASON");
     json_array_foreach (disks, i, disk) {
         const json_t *tracking = json_object_get(disk, "tracking");
-        char active[32];
         if (strcmp(text_of(tracking, "state"), "off") == 0)
             continue;
-        if (lines++ == 0)
-            printf("\n%-12s %-9s %-9s %12s %12s %12s %12s  %s\n", "TRACKING", "STATE", "RECOVERY", "ACTIVE", "LOGGED",
-                   "STORED", "PARKED", "REASON");
-        snprintf(active, sizeof active, "%lld/%lld", number_of(tracking, "active"), number_of(tracking, "slots"));
-        printf("%-12s %-9s %-9s %12s %12lld %12lld %12lld  %s\n", text_of(disk, "name"), text_of(tracking, "state"),
-               text_of(tracking, "recovery"), active, number_of(tracking, "log-writes"),
-               number_of(tracking, "page-writes"), number_of(tracking, "writes-parked"), text_of(tracking, "reason"));
+        lines++;
+        table_add(&table, "%s\t%s\t%s\t%lld/%lld\t%lld\t%lld\t%lld\t%s", text_of(disk, "name"),
+                  text_of(tracking, "state"), text_of(tracking, "recovery"), number_of(tracking, "active"),
+                  number_of(tracking, "slots"), number_of(tracking, "log-writes"), number_of(tracking, "page-writes"),
+                  number_of(tracking, "writes-parked"), text_of(tracking, "reason"));
     }
+    if (lines > 0)
+        putchar('\n');
+    table_end(&table, lines > 0);
 }
 
 static void print_exports(const json_t *exports)
@@ -89,26 +94,32 @@ static void print_exports(const json_t *exports)
     size_t i;
     json_t *export;
     char text[16];
-    printf("\n%-30s %10s %-10s %11s  %s\n", "EXPORT", "SIZE", "ACCESS", "CONNECTIONS", "URI");
+    struct table table;
+    table_init(&table, "EXPORT\t>SIZE\tACCESS\t>CONNECTIONS\tURI");
     json_array_foreach (exports, i, export)
-        printf("%-30s %10s %-10s %11lld  %s\n", text_of(export, "name"), size_of(text, export, "size"),
-               json_is_true(json_object_get(export, "read-only")) ? "read-only" : "read-write",
-               number_of(export, "connections"), text_of(export, "uri"));
+        table_add(&table, "%s\t%s\t%s\t%lld\t%s", text_of(export, "name"), size_of(text, export, "size"),
+                  json_is_true(json_object_get(export, "read-only")) ? "read-only" : "read-write",
+                  number_of(export, "connections"), text_of(export, "uri"));
+    putchar('\n');
+    table_end(&table, true);
 }
 
 static void print_snapshots(const json_t *snapshots)
 {
     size_t i;
     json_t *snapshot;
+    struct table table;
     if (json_array_size(snapshots) == 0) {
         printf("\nno snapshots\n");
         return;
     }
-    printf("\n%-24s %-9s %-30s %10s %9s  %s\n", "SNAPSHOT", "STATE", "CREATED", "HELD (us)", "ATTEMPTS", "REASON");
+    table_init(&table, "SNAPSHOT\tSTATE\tCREATED\t>HELD (us)\t>ATTEMPTS\tREASON");
     json_array_foreach (snapshots, i, snapshot)
-        printf("%-24s %-9s %-30s %10.0f %9lld  %s\n", text_of(snapshot, "name"), text_of(snapshot, "state"),
-               text_of(snapshot, "created"), (double)number_of(snapshot, "hold-ns") / 1000,
-               number_of(snapshot, "attempts"), text_of(snapshot, "reason"));
+        table_add(&table, "%s\t%s\t%s\t%.0f\t%lld\t%s", text_of(snapshot, "name"), text_of(snapshot, "state"),
+                  text_of(snapshot, "created"), (double)number_of(snapshot, "hold-ns") / 1000,
+                  number_of(snapshot, "attempts"), text_of(snapshot, "reason"));
+    putchar('\n');
+    table_end(&table, true);
 }
 
 static int status_run(struct cli *cli, int argc, char **argv)

@@ -57,16 +57,18 @@ static void image_damaged(void *context, const struct chain_link *link, const ch
     print_json(line);
 }
 
-static void point_damaged(struct verify *verify, const char *point, const char *disk, const char *text)
+/* Or of a version that can't be read: not proved either. */
+static void point_damaged(struct verify *verify, const char *point, const char *disk, const struct error *err)
 {
+    const char *verdict = err->code == ENOTSUP ? "can't be verified" : "is damaged";
     verify->damaged++;
     if (disk)
-        cli_fail("point %s, disk %s is damaged: %s", point, disk, text);
+        cli_fail("point %s, disk %s %s: %s", point, disk, verdict, err->text);
     else
-        cli_fail("point %s is damaged: %s", point, text);
+        cli_fail("point %s %s: %s", point, verdict, err->text);
     if (!verify->cli->json)
         return;
-    json_t *line = json_pack("{s:s, s:s, s:s}", "event", "damage", "point", point, "what", text);
+    json_t *line = json_pack("{s:s, s:s, s:s}", "event", "damage", "point", point, "what", err->text);
     if (!line)
         line = json_pack("{s:s, s:s}", "event", "damage", "point", point);
     if (disk)
@@ -106,7 +108,7 @@ static void verify_link(struct verify *verify, const struct chain *chain, unsign
     if (transfer_interrupted(&verify->transfer))
         return;
     if (status < 0) {
-        point_damaged(verify, chain->links[link].point, chain->links[link].disk.name, err.text);
+        point_damaged(verify, chain->links[link].point, chain->links[link].disk.name, &err);
         return;
     }
     if (result.places > LIMIT_VERIFY_RANGES)
@@ -131,7 +133,7 @@ static void verify_disk(struct verify *verify, const char *point, const struct m
     int status = whole || backwards ? chain_resolve(verify->set, point, disk->name, &chain, &err)
                                     : chain_resolve_step(verify->set, point, disk->name, &chain, &err);
     if (status < 0) {
-        point_damaged(verify, point, disk->name, err.text);
+        point_damaged(verify, point, disk->name, &err);
         return;
     }
     for (unsigned i = 0; i < (whole ? chain.count : 1) && !transfer_interrupted(&verify->transfer); i++)
@@ -143,8 +145,10 @@ static void verify_point(struct verify *verify, const char *point, bool whole)
 {
     struct error err;
     struct manifest *manifest = malloc(sizeof *manifest);
-    if (!manifest || set_manifest_load(verify->set, point, manifest, &err) < 0)
-        point_damaged(verify, point, NULL, manifest ? err.text : "no memory for its manifest");
+    int status = manifest ? set_manifest_load(verify->set, point, manifest, &err)
+                          : error_set(&err, ENOMEM, "no memory for its manifest");
+    if (status < 0)
+        point_damaged(verify, point, NULL, &err);
     else
         for (unsigned i = 0; i < manifest->disk_count && !transfer_interrupted(&verify->transfer); i++)
             verify_disk(verify, point, &manifest->disks[i], whole);

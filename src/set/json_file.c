@@ -32,6 +32,8 @@ int json_text_load(const char *text, size_t length, json_t **object, struct erro
 static int read_small(int directory, const char *name, char **text, size_t *length, struct error *err)
 {
     int fd = openat(directory, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0 && errno == ELOOP)
+        return error_set(err, ELOOP, "it is a symbolic link, which is not followed");
     if (fd < 0)
         return error_set(err, errno, "it can't be opened: %s", error_name(errno));
     struct stat stat;

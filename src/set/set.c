@@ -423,6 +423,7 @@ static int point_folder(const struct set *set, const char *point, struct error *
 int set_manifest_load(const struct set *set, const char *point, struct manifest *manifest, struct error *err)
 {
     char shown[PATH_MAX];
+    struct error other;
     json_t *json = NULL;
     int folder = point_folder(set, point, err);
     if (folder < 0)
@@ -440,6 +441,8 @@ int set_manifest_load(const struct set *set, const char *point, struct manifest 
                            point);
     if (status == 0)
         status = manifest_check_hash(json, err);
+    if (status == -ENOTSUP && manifest_check_hash(json, &other) < 0)
+        err->code = EBADMSG; /* not newer, but wrong */
     json_decref(json);
     return status < 0 ? error_prefix(err, "%s", shown) : 0;
 }

@@ -48,6 +48,7 @@ void set_points_free(struct set_points *points);
 /* `wanted` is the name of a point, or "latest" or NULL for the newest. -ENOENT. name[POINT_NAME_BYTES]. */
 int set_point_find(const struct set *set, const char *wanted, char *name, struct error *err);
 
+/* -ENOTSUP: a later version has written it, and it is not damaged as far as one can see. */
 int set_manifest_load(const struct set *set, const char *point, struct manifest *manifest, struct error *err);
 /* hashes_fini() on success. -EBADMSG... with a sentence. */
 int set_hashes_load(const struct set *set, const char *point, const struct manifest_disk *disk, struct hashes *hashes,

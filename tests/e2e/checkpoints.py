@@ -87,7 +87,7 @@ def test_life(t):
         assert [c["name"] for c in listed(d)] == ["monday", "tuesday", "3"]
         assert said == f"checkpoint 3 created: {listed(d)[2]['uuid']}\n", said
         table = d.fleece("checkpoint", "list").stdout.splitlines()
-        assert len(table) == 7 and table[1].split()[0] == "monday" and table[2].split()[2:4] == ["vdb", "committed"], table
+        assert len(table) == 7 and table[1].split()[0] == "monday" and table[2].split()[3:5] == ["vdb", "committed"], table
         for c in listed(d):
             assert c["state"] == "committed" and [p["disk"] for p in c["disks"]] == ["vda", "vdb"], c
             assert all(p["state"] == "committed" and p["changed"] == 0 and p["file-bytes"] > 0 for p in c["disks"]), c

@@ -55,6 +55,68 @@ def test_usage(t):
     wrong(t, 2, '"arguments" must be a JSON object', "--vm", "a", "qmp", '{"execute":"quit","arguments":1}')
 
 
+def test_options_of_sets(t):
+    """What contradicts, has no effect or can't be meant is refused before anything is done."""
+    where = t.path("set")
+    for text, *arguments in (
+            ("--control is empty", "--control", "", "status"),
+            ("option --json stands before the command", "verify", where, "--json"),
+            ("option --vm stands before the command", "--control", "x", "backup", where, "--vm", "a"),
+            ("option --full takes no value", "--vm", "a", "backup", where, "--full=yes"),
+            ("option --dry-run takes no value", "prune", where, "--dry-run=no"),
+            ("--full and --since exclude one another", "--vm", "a", "backup", where, "--full", "--since", "x"),
+            ("--since: checkpoint name '' is not valid", "--vm", "a", "backup", where, "--since", ""),
+            ("--compress is for qcow2 images", "--vm", "a", "backup", where, "--format", "raw", "--compress"),
+            ("is a point; backup wants the folder", "--vm", "a", "backup", f"{where}@latest"),
+            ("unknown option --nope", "list", where, "--nope"),
+            ("list wants one backup set", "list"),
+            ("--seed chooses the sample of --sample PERCENT", "verify", where, "--seed", "1"),
+            ("--seed chooses the sample of --sample PERCENT", "verify", where, "--sample", "100%", "--seed", "1"),
+            ("--sample is '0x10', not a part", "verify", where, "--sample", "0x10"),
+            ("--sample is '1e-9', not a part", "verify", where, "--sample", "1e-9"),
+            ("is a point; audit wants the folder", "--vm", "a", "audit", f"{where}@latest"),
+            ("is a point; prune wants the folder", "prune", f"{where}@latest", "--keep-last", "1"),
+            ("--all goes with --to-dir", "restore", where, "--all", "--to", "x"),
+            ("wants the UUID of one checkpoint, as 'checkpoint list' shows it: 'monday' is none", "--vm", "a",
+             "checkpoint", "commit", "monday"),
+            ("--speed '0' is not right", "--vm", "a", "push", "--to", "vda=/x", "--speed", "0"),
+            ("--speed 0 is not right", "--vm", "a", "cache", "estimate", "--speed", "0"),
+            ("--granularity '3' is not right: a power of 2", "--vm", "a", "bitmap", "add", "--granularity", "3", "b")):
+        wrong(t, 2, text, *arguments)
+    assert not where.exists()
+    for command in re.findall(r"^  ([a-z]+) ?", t.fleece("--help").stdout, re.M):
+        said = t.fleece(command, "x", "--help")
+        assert said.stdout.startswith(f"usage: fleece [OPTION…] {command}") and said.stderr == "", said
+
+
+def test_sentences_are_one_line(t):
+    """Whatever is in a name; and of a long one the reason is not what is cut off."""
+    wrong(t, 1, "there is no backup set at 'a?b??[31m': no such folder", "list", "a\nb\t\x1b[31m")
+    long = "/" + "/".join(["x" * 200] * 20)
+    wrong(t, 1, "'/xxx", "--vm", "a", "audit", long)
+    wrong(t, 1, "xxx': no such folder", "--vm", "a", "audit", long)
+
+
+def test_tables(t):
+    """Long names don't tear columns; a checkpoint's UUID, which commands take, is there to be copied."""
+    longest = "v" * 64
+    d = t.daemon({"vda": t.disk("a.raw", MIB), longest: t.disk("b.raw", MIB)})
+    for name in ("c" * 64, "d"):
+        d.fleece("checkpoint", "create", name)
+        d.fleece("snapshot", "create", name)
+        d.fleece("bitmap", "add", name)
+    uuids = [json.loads(line)["uuid"] for line in d.fleece("--json", "checkpoint", "list").stdout.splitlines()]
+    for command, column in ((("checkpoint", "list"), "DISK"), (("snapshot", "list"), "STATE"), (("bitmap", "list"), "DISK"),
+                            (("status",), "URI")):
+        tables = d.fleece(*command).stdout.split("\n\n")
+        lines = next(table.strip().splitlines() for table in tables if f" {column}" in table.splitlines()[0])
+        at = lines[0].index(column)
+        assert len(lines) > 2 and all(line[at - 2:at] == "  " and line[at] != " " for line in lines[1:]), lines
+    said = d.fleece("checkpoint", "list").stdout
+    assert all(said.count(uuid) == 2 for uuid in uuids), said
+    assert d.fleece("checkpoint", "delete", uuids[0]).stdout == f"checkpoint {uuids[0]} deleted\n"
+
+
 def test_no_daemon(t):
     wrong(t, 1, f"no daemon is running at {t.path('none')}: No such file", "--control", t.path("none"), "status")
     with socket.socket(socket.AF_UNIX) as dead:

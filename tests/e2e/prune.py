@@ -58,12 +58,13 @@ def test_the_oldest_go(t):
     assert look(made.path) == before, "a dry run has changed something"
     assert "3 points would stay, 3 go, 1 be merged" in said and f"{hour(2)}     expires" in said, said
     said = prune(t, made, "--keep-last", "3").stdout
-    assert "3 points stay, 3 went, 1 were merged with what they lay over" in said, said
+    assert "3 points stay, 3 went, 1 was merged with what it lay over" in said, said
     check(t, made, [hour(3), hour(4), hour(5)])
     before = look(made.path)
     prune(t, made, "--keep-last", "3")
     assert look(made.path) == before, "there was nothing to do"
-    prune(t, made, "--keep-last", "1")
+    said = prune(t, made, "--keep-last", "1").stdout
+    assert "1 point stays, 2 went, 1 was merged with what it lay over" in said, said
     check(t, made, [hour(5)])
 
 

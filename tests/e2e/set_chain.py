@@ -5,6 +5,7 @@ import json
 import shutil
 
 import harness
+from backup_kit import look
 from set_kit import MIB, Set, content_of, hour, some_blocks
 
 SIZE = 3 * MIB + 1000
@@ -225,6 +226,42 @@ def test_samples(t):
     assert damage[0]["start"] == 0 and damage[0]["length"] == MIB and damage[0]["file"] == str(made.image(hour(0))), damage
     for wrong in ("0", "101", "x", "-5", "5%%"):
         assert "--sample is" in t.fleece("verify", made.path, "--sample", wrong, status=2).stderr
+
+
+def test_newer_versions(t):
+    """A point that a later version has made is not called damaged, and nothing is done to the set."""
+    made = Set(t, t.path("set"))
+    made.add(hour(0), {"vda": content_of(1, MIB)})
+    made.add(hour(1), {"vda": (some_blocks(1, MIB, 3), MIB)}, parent=hour(0))
+    made.manifests[hour(1)]["version"] = 3
+    made.write_manifest(hour(1))
+    before = look(made.path)
+    words = f"{made.path / hour(1)}/manifest.json: it has version 3; this fleece reads versions 1 to 2"
+    said = t.fleece("verify", made.path, status=1)
+    assert said.stderr == f"fleece: point {hour(1)} can't be verified: {words}\n" and "intact" in said.stdout, said
+    said = t.fleece("list", made.path, status=1)
+    assert said.stderr == f"fleece: {words}\n" and f"{hour(1)}     newer" in said.stdout, said
+    assert json.loads(t.fleece("--json", "list", f"{made.path}@latest", status=1).stdout)["newer"] is True
+    assert words in t.fleece("prune", made.path, "--keep-last", "1", status=1).stderr
+    assert words in t.fleece("restore", made.path, "--disk", "vda", "--to", t.path("out"), status=1).stderr
+    t.fleece("restore", f"{made.path}@{hour(0)}", "--disk", "vda", "--to", t.path("out"))
+    assert look(made.path) == before
+
+
+def test_nothing_is_restored_into_the_set(t):
+    made = Set(t, t.path("set"))
+    made.add(hour(0), {"vda": content_of(1, MIB)})
+    before = look(made.path)
+    for where in (made.path / "new.raw", made.path / hour(0) / "new.raw", made.path / hour(0) / "vda.raw"):
+        said = t.fleece("restore", made.path, "--disk", "vda", "--to", where, status=1).stderr
+        assert said == f"fleece: '{where}' would lie in the backup set itself\n", said
+    t.fleece("restore", made.path, "--all", "--to-dir", made.path, status=1)
+    assert look(made.path) == before
+    said = t.fleece("restore", made.path, "--all", "--to-dir", t.path("new"), "--format", "qcow2").stdout
+    assert t.path("new/vda.qcow2").exists(), said
+    (made.path / hour(0) / "vda.qcow2").unlink()
+    t.fleece("restore", made.path, "--all", "--to-dir", t.path("other"), status=1)
+    assert not t.path("other").exists(), "a folder without anything in it was left"
 
 
 harness.main()
