@@ -27,6 +27,12 @@ static inline bool budget_take(struct budget *budget, uint64_t bytes)
     return true;
 }
 
+/* Takes what is used already, whatever the cap: nobody else is given any until as much has come back. */
+static inline void budget_charge(struct budget *budget, uint64_t bytes)
+{
+    atomic_fetch_add(&budget->used_bytes, bytes);
+}
+
 /* Whether more than three quarters of it are used, once `freeing` bytes have come back. */
 static inline bool budget_is_short(const struct budget *budget, uint64_t freeing)
 {

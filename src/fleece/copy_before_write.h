@@ -103,7 +103,8 @@ int point_keep_changed(struct point *point, unsigned number);
 int point_adopt_changed(struct point *point, unsigned number, struct bitmap *changed);
 /*
  * After cbw_create() with an adopted memory, before anything is served, oldest first: the point as it was, live or broken.
- * NULL: no memory, or it is not right. Then cbw_adopted(), once: what serves none of them is freed.
+ * NULL: no memory, or it is not right. When all disks have come so far, cbw_adopted(), once: what serves none of the points
+ * is freed, and space that nothing lies in is charged, and given back.
  */
 struct point *point_adopt(struct copy_before_write *cbw, uint32_t epoch, unsigned number, atomic_uint *broken);
 void cbw_adopted(struct copy_before_write *cbw);

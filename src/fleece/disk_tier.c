@@ -16,7 +16,9 @@
  * how long they take. A punch that never comes back holds its own segments; those that are idle can still be used.
  *
  * Crash: the file is a left-over, and goes by its header; or it is adopted, with the records of its places (cache_memory.c).
- * Then every segment that was ever used counts as present, and those that hold nothing are punched.
+ * Then every segment that was ever used counts as present, and those that hold nothing are punched. Which of these are holes
+ * already nobody knows: so the budget is charged for all, beyond its cap if need be, and no new ones are had until the
+ * punches have brought it below. But only when what holds something has been charged for on all disks: that must fit.
  */
 #include <assert.h>
 #include <errno.h>
@@ -235,15 +237,12 @@ void disk_tier_give(struct disk_tier *tier, uint32_t slot)
 
 /* Adoption. */
 
-int disk_tier_adopt(struct disk_tier *tier, uint32_t end)
+int disk_tier_adopt(struct disk_tier *tier, uint32_t segments)
 {
-    assert(end <= tier->pool.segments_max && tier->pool.segments_end == 0);
-    if (!budget_take(tier->budget, end * segment_file_bytes(tier)))
-        return -ENOSPC;
-    for (uint32_t segment = 0; segment < end; segment++)
-        slot_pool_add(&tier->pool, segment);
+    assert(tier->pool.segments_end == 0);
     tier->sequence = cache_memory_sequence(tier->memory);
-    return 0;
+    tier->adopting = segments;
+    return budget_take(tier->budget, segments * segment_file_bytes(tier)) ? 0 : -ENOSPC;
 }
 
 void disk_tier_adopt_slot(struct disk_tier *tier, uint32_t slot)
@@ -251,11 +250,24 @@ void disk_tier_adopt_slot(struct disk_tier *tier, uint32_t slot)
     slot_pool_adopt(&tier->pool, slot);
 }
 
-void disk_tier_adopted(struct disk_tier *tier)
+void disk_tier_adopt_end(struct disk_tier *tier)
 {
-    for (uint32_t segment = 0; segment < tier->pool.segments_end; segment++)
-        if (tier->pool.segments[segment].used == 0)
-            segment_emptied(tier, segment);
+    assert(tier->pool.segments_present <= tier->adopting);
+    budget_give(tier->budget, (tier->adopting - tier->pool.segments_present) * segment_file_bytes(tier));
+    tier->adopting = 0;
+}
+
+void disk_tier_adopted(struct disk_tier *tier, uint32_t end)
+{
+    assert(end <= tier->pool.segments_max);
+    for (uint32_t segment = 0; segment < end; segment++) {
+        if (segment < tier->pool.segments_end && tier->pool.segments[segment].present)
+            continue;
+        PROBE(restart_old_space_punched);
+        budget_charge(tier->budget, segment_file_bytes(tier));
+        slot_pool_add(&tier->pool, segment);
+        segment_emptied(tier, segment);
+    }
     disk_tier_settle(tier);
 }
 

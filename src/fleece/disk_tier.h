@@ -29,6 +29,7 @@ struct disk_tier {
     struct cache_memory *memory; /* where the places have their records; NULL: a crash ends them */
     unsigned block_shift;
     struct slot_pool pool;                    /* a segment is present as long as it has a share of the budget */
+    uint32_t adopting;                        /* segments that the budget was charged for while slots are adopted */
     uint64_t sequence;                        /* of the next segment header */
     unsigned writes, punches;                 /* spills and punches (one at most) under way */
     int failure;                              /* -errno of the last spill that failed; 0: the last one succeeded */
@@ -106,11 +107,13 @@ void disk_tier_spill(struct disk_tier *tier, struct spill *spill);
 /* Whether a spill of `slots` slots could find a place: budget and gaps. A hint: the file system may still be full. */
 bool disk_tier_has_room(const struct disk_tier *tier, uint32_t slots);
 
-/* Of a file that was adopted: segments below `end` have been used; the budget is charged for them, or -ENOSPC. Then each
- * slot that holds a block, then, once, for all others: what space they have is given back in the background. */
-int disk_tier_adopt(struct disk_tier *tier, uint32_t end);
+/* Of a file that was adopted: so many segments hold something; the budget is charged for them, or -ENOSPC. Then each slot
+ * that holds a block, and the end. When all disks have come so far: segments below `end` have been used; what space those
+ * have that hold nothing is given back in the background. */
+int disk_tier_adopt(struct disk_tier *tier, uint32_t segments);
 void disk_tier_adopt_slot(struct disk_tier *tier, uint32_t slot);
-void disk_tier_adopted(struct disk_tier *tier);
+void disk_tier_adopt_end(struct disk_tier *tier);
+void disk_tier_adopted(struct disk_tier *tier, uint32_t end);
 /* Gives one slot back; what is free is punched out of the file in large pieces, in the background. No read of it by a live
  * point is under way. */
 void disk_tier_give(struct disk_tier *tier, uint32_t slot);

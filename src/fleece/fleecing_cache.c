@@ -366,9 +366,9 @@ static int cache_adopt(struct fleecing_cache *cache, const struct cache_memory_p
     if (!budget_take(cache->ram_budget, charge))
         return error_set(err, ENOSPC, "it holds %s in RAM, and %s are allowed for all disks",
                          size_format(needs, charge), size_format(has, cache->ram_budget->max_bytes));
-    if (cache->disk.file && disk_tier_adopt(&cache->disk, cache_memory_reached(cache->memory, PLACE_FILE)) < 0) {
+    if (cache->disk.file && disk_tier_adopt(&cache->disk, segments[PLACE_FILE]) < 0) {
         budget_give(cache->ram_budget, charge);
-        return error_set(err, ENOSPC, "its cache file is larger than what is allowed for all cache files");
+        return error_set(err, ENOSPC, "its cache file holds more than what is allowed for all cache files");
     }
     for (unsigned kind = 0; kind < PLACE_KINDS; kind++) {
         const uint32_t base = cache_memory_base(plan, kind);
@@ -382,9 +382,16 @@ static int cache_adopt(struct fleecing_cache *cache, const struct cache_memory_p
     }
     ram_tier_adopted(&cache->ram);
     if (cache->disk.file)
-        disk_tier_adopted(&cache->disk);
-    disk_map_recharge(cache);
+        disk_tier_adopt_end(&cache->disk);
     return 0;
+}
+
+void fleecing_cache_adopted(struct fleecing_cache *cache)
+{
+    if (!cache->disk.file)
+        return;
+    disk_tier_adopted(&cache->disk, cache_memory_reached(cache->memory, PLACE_FILE));
+    disk_map_recharge(cache);
 }
 
 void fleecing_cache_free(struct fleecing_cache *cache, uint32_t place)

@@ -64,6 +64,8 @@ uint64_t fleecing_cache_growth_max(uint64_t bytes);
 /* Reserves addresses, takes no memory for blocks yet; with an adopted memory it has what is recorded there. 0 or -errno with
  * a sentence. */
 int fleecing_cache_init(struct fleecing_cache *cache, const struct fleecing_cache_options *options, struct error *err);
+/* Of an adopted one, once, when those of all disks are there: charges what else takes room until it is freed. */
+void fleecing_cache_adopted(struct fleecing_cache *cache);
 /* It is empty and quiet. */
 void fleecing_cache_fini(struct fleecing_cache *cache);
 bool fleecing_cache_is_empty(const struct fleecing_cache *cache);

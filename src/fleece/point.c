@@ -260,6 +260,7 @@ struct point *point_adopt(struct copy_before_write *cbw, uint32_t epoch, unsigne
 
 void cbw_adopted(struct copy_before_write *cbw)
 {
+    fleecing_cache_adopted(&cbw->cache);
     points_died(cbw);
 }
 

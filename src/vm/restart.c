@@ -5,7 +5,8 @@
  *     the table                  which snapshots there are: those that have their commit word (C2)
  *     the memory of each disk    it must be of the same session, boot, layout and disk
  *     the cache file of each     opened by whoever knows files, under its lock (C10)
- *     parts                      filter, records, points, views: copy-before-write is in place
+ *     parts                      filter, records, points, views: copy-before-write is in place; when all are, what the dead
+ *                                daemon had begun to free is freed
  *
  * All snapshots are adopted on all disks, or none is: then everything that is left of them is taken away, by the same steps
  * as when snapshots end, and the log says why. The locks of the disks are held before this begins, so whatever the killed
@@ -109,9 +110,19 @@ static void part_adopt(struct part *part)
             needed_memory_clear(&vd->memory, i);
             needed_memory_clear(&vd->memory, NEEDED_AT_CUT(i));
         }
-    if (vd->cbw)
-        cbw_adopted(vd->cbw);
     part_back(part);
+}
+
+/* All disks have what they need: now what is not needed may take of the budgets, too, until it has been given back. */
+static void part_settle(struct part *part)
+{
+    cbw_adopted(part->vd->cbw);
+    part_back(part);
+}
+
+static void parts_settled(struct snapshot *first)
+{
+    adoption_end(first->vm->adoption);
 }
 
 static void parts_adopted(struct snapshot *first)
@@ -134,7 +145,7 @@ static void parts_adopted(struct snapshot *first)
         const struct snapshot *snapshot = container_of(link, struct snapshot, link);
         log_info("snapshot %s has survived%s", snapshot->name, snapshot->broken ? ", though broken" : "");
     }
-    adoption_end(adoption);
+    parts_send(first, part_settle, parts_settled);
 }
 
 static void adoption_parts(struct adoption *adoption)

@@ -14,21 +14,20 @@
 
 #include "base/limits.h"
 #include "driver/file.h"
+#include "sidecar_kit.h"
 #include "vm/checkpoints.h"
-#include "world.h"
 
 enum { DISKS = 2, PROCESSES = 4, BLOCK = 4096, BLOCKS = 4096, EVENTS = 16 };
 static const uint64_t disk_bytes = (uint64_t)BLOCKS * BLOCK; /* four extents */
 
 struct scene {
+    struct sidecar_kit sidecars; /* first */
     struct world *world;
     unsigned process;
     struct io *control, *io[DISKS];
-    struct node *leaves[DISKS], *views[DISKS];
+    struct node *views[DISKS];
     struct vm *vm;
-    bool sidecars[DISKS]; /* that have their name */
-    unsigned untracked;   /* disks that can't be: by bit */
-    char lease;           /* its address is a client */
+    char lease; /* its address is a client */
     /* Of the last command: */
     bool answered;
     struct error err;
@@ -46,107 +45,27 @@ struct scene {
 static struct vm *graveyard[64];
 static unsigned graves;
 
-static void sidecar_name(unsigned disk, char name[16])
-{
-    snprintf(name, 16, "vd%c.fleece", 'a' + disk);
-}
-
 /* ---- what the daemon does ---- */
 
 struct later { /* an answer of a hook */
     struct io_message message;
-    struct scene *scene;
-    unsigned disk;
-    struct vm_sidecar sidecar;
-    bool found;
-    struct error err;
-    void (*opened)(void *argument, const struct vm_sidecar *sidecar, const struct error *err);
-    void (*ended)(void *argument, const struct error *err);
-    void (*published)(void *argument, int status);
+    void (*done)(void *argument, int status);
     void *argument;
 };
 
 static void later_run(struct io_message *message)
 {
     struct later *later = container_of(message, struct later, message);
-    if (later->published)
-        later->published(later->argument, 0);
-    else if (later->ended)
-        later->ended(later->argument, NULL);
-    else if (later->err.code)
-        later->opened(later->argument, NULL, &later->err);
-    else
-        later->opened(later->argument, later->found ? &later->sidecar : NULL, NULL);
+    later->done(later->argument, 0);
     free(later);
 }
 
-static struct later *later_new(struct scene *scene, void *argument)
+static void answer_later(struct scene *scene, void (*answer)(void *argument, int status), void *argument)
 {
     struct later *later = calloc(1, sizeof *later);
-    *later = (struct later){.message = {later_run, NULL}, .scene = scene, .argument = argument};
-    io_post(scene->control, &later->message);
-    return later;
-}
-
-static struct disk_identity identify(void *context)
-{
-    struct io_stat stat;
-    assert_int_equal(file_stat(context, &stat), 0);
-    return (struct disk_identity){stat.size_bytes, stat.device, stat.inode, stat.mtime_ns, stat.ctime_ns, true};
-}
-
-static int condemn(void *context, const char *reason)
-{
-    (void)context;
-    (void)reason;
-    return 0;
-}
-
-static void sidecar_open(void *context, const struct disk *disk, bool create,
-                         void (*done)(void *argument, const struct vm_sidecar *sidecar, const struct error *err),
-                         void *argument)
-{
-    struct scene *scene = context;
-    struct later *later = later_new(scene, argument);
-    const unsigned i = (unsigned)(disk->name[2] - 'a');
-    char name[16];
-    later->opened = done;
-    if (scene->untracked >> i & 1) {
-        error_set(&later->err, ENOTSUP, "disk %s can't be tracked here", disk->name);
-        return;
-    }
-    if (!scene->sidecars[i] && !create)
-        return;
-    sidecar_name(i, name);
-    if (!scene->sidecars[i])
-        world_file_create(scene->world, name, tracker_sidecar_bytes(disk_bytes, 0), 512, false);
-    struct file_options options = {.path = name, .lock_wait_ns = LOCK_WAIT_DEFAULT_NS};
-    assert_int_equal(file_open(disk->node.io, &options, &later->sidecar.node, &later->err), 0);
-    later->found = true;
-    later->sidecar.created = !scene->sidecars[i];
-    later->sidecar.identity = identify(scene->leaves[i]);
-    later->sidecar.identify = identify;
-    later->sidecar.condemn = condemn;
-    later->sidecar.context = scene->leaves[i];
-}
-
-static void sidecar_keep(void *context, const struct disk *disk, void (*done)(void *argument, const struct error *err),
-                         void *argument)
-{
-    struct scene *scene = context;
-    later_new(scene, argument)->ended = done;
-    scene->sidecars[disk->name[2] - 'a'] = true;
-}
-
-static void sidecar_remove(void *context, const struct disk *disk,
-                           void (*done)(void *argument, const struct error *err), void *argument)
-{
-    struct scene *scene = context;
-    char name[16];
-    later_new(scene, argument)->ended = done;
-    sidecar_name((unsigned)(disk->name[2] - 'a'), name);
-    world_file_remove(scene->world, name);
-    scene->sidecars[disk->name[2] - 'a'] = false;
+    assert_non_null(later);
+    *later = (struct later){{later_run, NULL}, answer, argument};
+    io_post(scene->sidecars.control, &later->message);
 }
 
 static void checkpoint_event(void *context, enum vm_checkpoint_event event, const struct checkpoint_id *id,
@@ -162,13 +81,13 @@ static void publish(void *context, const char *export_name, struct node *node, v
 {
     struct scene *scene = context;
     scene->views[export_name[2] - 'a'] = node;
-    later_new(scene, argument)->published = done;
+    answer_later(scene, done, argument);
 }
 
 static void unpublish(void *context, const char *export_name, void (*done)(void *argument, int status), void *argument)
 {
     (void)export_name;
-    later_new(context, argument)->published = done;
+    answer_later(context, done, argument);
 }
 
 static void snapshot_said(void *context, const struct snapshot *snapshot)
@@ -217,27 +136,26 @@ static void boot(struct scene *scene)
     const unsigned process = ++scene->process;
     assert_true(process < PROCESSES);
     scene->control = world_reactor(scene->world, "control", process);
-    const struct vm_options options = {.name = "web1",
-                                       .ram_bytes = 64 * MIB,
-                                       .memory_folder = "/dev/shm/fleece-0/web1",
-                                       .hooks = {.context = scene,
-                                                 .publish = publish,
-                                                 .unpublish = unpublish,
-                                                 .sidecar_open = sidecar_open,
-                                                 .sidecar_keep = sidecar_keep,
-                                                 .sidecar_remove = sidecar_remove,
-                                                 .checkpoint_event = checkpoint_event,
-                                                 .snapshot_created = snapshot_said,
-                                                 .snapshot_broken = snapshot_said,
-                                                 .snapshot_deleted = snapshot_deleted}};
+    struct vm_options options = {.name = "web1",
+                                 .ram_bytes = 64 * MIB,
+                                 .memory_folder = "/dev/shm/fleece-0/web1",
+                                 .hooks = {.context = scene,
+                                           .publish = publish,
+                                           .unpublish = unpublish,
+                                           .checkpoint_event = checkpoint_event,
+                                           .snapshot_created = snapshot_said,
+                                           .snapshot_broken = snapshot_said,
+                                           .snapshot_deleted = snapshot_deleted}};
+    sidecar_kit_hooks(&options.hooks);
+    scene->sidecars.control = scene->control;
     scene->vm = vm_create(scene->control, &options);
     assert_non_null(scene->vm);
     for (unsigned i = 0; i < DISKS; i++) {
         char name[4] = {'v', 'd', (char)('a' + i), 0};
         scene->io[i] = world_reactor(scene->world, name, process);
         struct file_options file = {.path = name, .lock_wait_ns = LOCK_WAIT_DEFAULT_NS};
-        assert_int_equal(file_open(scene->io[i], &file, &scene->leaves[i], &err), 0);
-        assert_int_equal(vm_add_disk(scene->vm, name, scene->leaves[i], 0, &err), 0);
+        assert_int_equal(file_open(scene->io[i], &file, &scene->sidecars.leaves[i], &err), 0);
+        assert_int_equal(vm_add_disk(scene->vm, name, scene->sidecars.leaves[i], 0, &err), 0);
     }
     assert_int_equal(vm_start(scene->vm, &err), 0);
     scene->answered = false;
@@ -438,7 +356,7 @@ static int set_up(void **state)
 {
     struct scene *scene = calloc(1, sizeof *scene);
     const struct world_options options = {.seed = 4, .power = true, .context = scene};
-    scene->world = world_create(&options);
+    scene->sidecars.world = scene->world = world_create(&options);
     for (unsigned i = 0; i < DISKS; i++) {
         char name[4] = {'v', 'd', (char)('a' + i), 0};
         world_file_create(scene->world, name, disk_bytes, 512, false);
@@ -605,9 +523,9 @@ static void half_of_it_waits(struct scene *scene, bool comes_back)
 static void a_part_is_missing(void **state)
 {
     struct scene *scene = *state;
-    scene->untracked = 2;
+    scene->sidecars.untracked = 2;
     take(scene, "s", "half", NULL, 0);
-    scene->untracked = 0;
+    scene->sidecars.untracked = 0;
     assert_int_equal(must(scene, checkpoint_reset, "vdb"), 0);
     assert_int_equal(must(scene, checkpoint_create, "later"), 0);
     half_of_it_waits(scene, true);
@@ -645,7 +563,7 @@ static void a_disk_alone(void **state)
 {
     struct scene *scene = *state;
     struct snapshot_disk_info info;
-    scene->untracked = 2;
+    scene->sidecars.untracked = 2;
     take(scene, "s1", "one", NULL, 0);
     snapshot_disk_info(scene->snapshot, 1, &info);
     assert_false(info.checkpoint);
@@ -658,7 +576,7 @@ static void a_disk_alone(void **state)
     assert_false(info.incremental);
     assert_string_equal(info.reason, "disk vdb can't be tracked here");
     assert_int_equal(must(scene, snapshot_delete, "s2"), 0);
-    scene->untracked = 0;
+    scene->sidecars.untracked = 0;
     assert_int_equal(must(scene, checkpoint_reset, "vdb"), 0);
     assert_int_equal(must(scene, checkpoint_reset, "vdc"), ENODEV);
     assert_int_equal(must(scene, checkpoint_create, "two"), 0);

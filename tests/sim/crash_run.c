@@ -6,20 +6,6 @@
 #include "crash.h"
 #include "track/sidecar_format.h"
 
-/* What the tracker says to whoever runs a daemon, which would be a line for each crash. */
-void __wrap_log_warning(const char *format, ...) __attribute__((format(printf, 1, 2)));
-void __wrap_log_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
-
-void __wrap_log_warning(const char *format, ...)
-{
-    (void)format;
-}
-
-void __wrap_log_error(const char *format, ...)
-{
-    (void)format;
-}
-
 uint64_t crash_sidecar_bytes(const struct crash_sim *sim)
 {
     return tracker_sidecar_bytes(sim->size, sim->granularity);

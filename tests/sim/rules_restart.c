@@ -112,6 +112,23 @@ static void both_tiers_survive(void **state)
     assert_true(world_shm_bytes(stage->world) < 64 * STAGE_BLOCK); /* not even a segment that was kept ready is left */
 }
 
+/* One disk's cache file has been as large as it may, then the other's: what is left of the first is no reason to bury both,
+ * and is given back before anything more is taken. */
+static void space_that_was_freed_counts_once(void **state)
+{
+    struct stage *stage = *state;
+    struct stage_snapshot *snapshot = stage_snapshot(stage, "s");
+    stage_overwrite_all(stage, 0, 0, 240, 200);
+    assert_int_equal(stage_release(stage, snapshot, 0, 0, BLOCKS), 0);
+    stage_settle(stage);
+    stage_overwrite_all(stage, 1, 0, 240, 201);
+    restart(stage);
+    assert_true(stage_status_of_vm(stage).file_bytes_now <= stage->cache_bytes);
+    for (uint64_t block = 0; block < BLOCKS; block++)
+        assert_int_equal(stage_value(stage, snapshot, 1, block), stage_first_value(1, block));
+    assert_int_equal(stage_value(stage, snapshot, 0, 3), -ENODATA);
+}
+
 /* ---- C2 ---- */
 
 /* A disk whose metadata is in memory goes back to its last flush when the daemon is killed. So there is no snapshot before
@@ -505,6 +522,8 @@ int main(void)
         STAGE_TEST(snapshots_survive, .disk_count = 2, .restartable = true),
         STAGE_TEST(a_leased_snapshot_waits_for_its_grace_time, .disk_count = 1, .restartable = true),
         STAGE_TEST(both_tiers_survive, .disk_count = 1, .restartable = true, .segments = 2, .cache_segments = 8),
+        STAGE_TEST(space_that_was_freed_counts_once, .disk_count = 2, .restartable = true, .segments = 2,
+                   .cache_segments = 4),
         STAGE_TEST(c2_a_snapshot_waits_for_the_flush_of_a_disk_that_needs_one, .disk_count = 2, .restartable = true),
         STAGE_TEST(c5_points_share_copies_after_a_restart, .disk_count = 2, .restartable = true),
         STAGE_TEST(c10_a_read_of_the_dead_lands_in_no_slot_of_the_next, .disk_count = 1, .restartable = true),

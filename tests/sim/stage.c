@@ -12,23 +12,22 @@
 
 #include "base/limits.h"
 #include "driver/file.h"
-#include "sim_leaf.h"
 
 /* ---- the disk's operations ---- */
-
-static bool is_of_cache(const struct stage *stage, const struct world_io *io)
-{
-    for (unsigned i = 0; i < stage->disk_count; i++)
-        if (io->file == stage->files[i])
-            return false;
-    return true;
-}
 
 static struct world_file *cache_file(const struct stage *stage, unsigned disk)
 {
     char name[16];
     snprintf(name, sizeof(name), "vd%c.cache", 'a' + disk);
     return world_file_find(stage->world, name);
+}
+
+static bool is_of_cache(const struct stage *stage, const struct world_io *io)
+{
+    for (unsigned i = 0; i < stage->disk_count; i++)
+        if (io->file == cache_file(stage, i))
+            return true;
+    return false;
 }
 
 static bool is_held(const struct stage *stage, const struct world_io *io)
@@ -42,7 +41,9 @@ static bool gate(void *context, const struct world_io *io)
 {
     struct stage *stage = context;
     bool faulty = is_of_cache(stage, io) && stage->cache_operations == stage->cache_fault_at;
-    if ((!is_held(stage, io) || stage->fail_with != 0) && (!faulty || stage->cache_fail_with != 0))
+    bool stuck = is_of_cache(stage, io) && stage->cache_fail_with == 0 && stage->held_count < STAGE_HELD &&
+                 stage->cache_faults_per_1024 > 0 && world_chance(stage->world, stage->cache_faults_per_1024);
+    if ((!is_held(stage, io) || stage->fail_with != 0) && (!faulty || stage->cache_fail_with != 0) && !stuck)
         return false;
     assert_true(stage->held_count < STAGE_HELD);
     stage->held[stage->held_count++] = io->number;
@@ -53,6 +54,9 @@ static int fault(void *context, const struct world_io *io)
 {
     struct stage *stage = context;
     if (is_of_cache(stage, io) && ++stage->cache_operations == stage->cache_fault_at && stage->cache_fail_with != 0)
+        return io->kind == WORLD_READ ? -EIO : stage->cache_fail_with;
+    if (is_of_cache(stage, io) && stage->cache_fail_with != 0 && stage->cache_faults_per_1024 > 0 &&
+        world_chance(stage->world, stage->cache_faults_per_1024))
         return io->kind == WORLD_READ ? -EIO : stage->cache_fail_with;
     return is_held(stage, io) ? stage->fail_with : 0;
 }
@@ -121,7 +125,7 @@ static void answer_send(struct io_message *message)
 
 static void answer_later(struct stage *stage, void (*done)(void *argument, int status), void *argument, bool keep)
 {
-    assert_true(stage->answer_count < 64);
+    assert_true(stage->answer_count < sizeof(stage->answers) / sizeof(stage->answers[0]));
     struct stage_answer *answer = &stage->answers[stage->answer_count++];
     *answer = (struct stage_answer){{answer_send, NULL}, done, argument};
     if (keep)
@@ -191,118 +195,6 @@ static void snapshot_deleted(void *context, const char *name, const char *uuid)
     find_snapshot(context, name)->deleted = true;
 }
 
-/* ---- cache files ---- */
-
-static int leaf_open(struct stage *stage, struct io *io, const char *path, struct node **node)
-{
-    if (!stage->restartable)
-        return sim_leaf_open(io, path, node);
-    struct error err;
-    const struct file_options options = {.path = path, .lock_wait_ns = 10 * NS_PER_S};
-    return file_open(io, &options, node, &err);
-}
-
-struct cache_answer {
-    struct io_message message;
-    struct stage *stage;
-    struct node *file;
-    char name[LIMIT_NAME_BYTES + 8];
-    void (*opened)(void *argument, struct node *file, const struct error *err);
-    void (*closed)(void *argument);
-    void *argument;
-};
-
-static void cache_opened(struct io_message *message)
-{
-    struct cache_answer *answer = container_of(message, struct cache_answer, message);
-    answer->opened(answer->argument, answer->file, NULL);
-    free(answer);
-}
-
-static struct cache_answer *cache_answer_new(struct stage *stage, const struct disk *disk)
-{
-    struct cache_answer *answer = calloc(1, sizeof(*answer));
-    assert_non_null(answer);
-    answer->stage = stage;
-    snprintf(answer->name, sizeof(answer->name), "%s.cache", disk->name);
-    return answer;
-}
-
-static void cache_open(void *context, const struct disk *disk, uint64_t block_bytes,
-                       void (*done)(void *argument, struct node *file, const struct error *err), void *argument)
-{
-    struct stage *stage = context;
-    struct cache_answer *answer = cache_answer_new(stage, disk);
-    assert_int_equal(block_bytes, STAGE_BLOCK);
-    world_file_create(stage->world, answer->name, stage->cache_bytes, 512, false);
-    assert_int_equal(leaf_open(stage, disk->node.io, answer->name, &answer->file), 0);
-    stage->caches_open++;
-    answer->opened = done;
-    answer->argument = argument;
-    answer->message.deliver = cache_opened;
-    io_post(stage->control, &answer->message);
-}
-
-static void cache_closed(struct io_message *message)
-{
-    struct cache_answer *answer = container_of(message, struct cache_answer, message);
-    world_file_remove(answer->stage->world, answer->name);
-    answer->stage->caches_open--;
-    answer->closed(answer->argument);
-    free(answer);
-}
-
-static void cache_close_file(struct io_message *message)
-{
-    struct cache_answer *answer = container_of(message, struct cache_answer, message);
-    node_destroy(answer->file);
-    answer->message.deliver = cache_closed;
-    io_post(answer->stage->control, &answer->message);
-}
-
-static void cache_close(void *context, const struct disk *disk, struct node *file, void (*done)(void *argument),
-                        void *argument)
-{
-    struct cache_answer *answer = cache_answer_new(context, disk);
-    answer->file = file;
-    answer->closed = done;
-    answer->argument = argument;
-    answer->message.deliver = cache_close_file;
-    io_post(disk->node.io, &answer->message);
-}
-
-static void cache_describe(void *context, const struct node *file, struct cache_file_id *id)
-{
-    (void)context;
-    memset(id, 0, sizeof(*id));
-    snprintf(id->path, sizeof(id->path), "%llu bytes", (unsigned long long)file->size_bytes);
-}
-
-static struct disk_identity disk_identity(void *context, const struct disk *disk)
-{
-    struct io_stat stat;
-    (void)context;
-    assert_int_equal(file_stat(disk->leaf, &stat), 0);
-    return (struct disk_identity){stat.size_bytes, stat.device, stat.inode, stat.mtime_ns, stat.ctime_ns, true};
-}
-
-static void cache_adopt(void *context, const struct disk *disk, uint64_t block_bytes, const struct cache_file_id *id,
-                        void (*done)(void *argument, struct node *file, const struct error *err), void *argument)
-{
-    struct stage *stage = context;
-    struct cache_answer *answer = cache_answer_new(stage, disk);
-    char described[32];
-    assert_int_equal(block_bytes, STAGE_BLOCK);
-    assert_int_equal(leaf_open(stage, disk->node.io, answer->name, &answer->file), 0);
-    snprintf(described, sizeof(described), "%llu bytes", (unsigned long long)answer->file->size_bytes);
-    assert_string_equal(id->path, described);
-    stage->caches_open++;
-    answer->opened = done;
-    answer->argument = argument;
-    answer->message.deliver = cache_opened;
-    io_post(stage->control, &answer->message);
-}
-
 /* ---- life ---- */
 
 uint8_t stage_first_value(unsigned disk, uint64_t block)
@@ -321,13 +213,14 @@ static void open_disk(struct stage *stage, unsigned index)
     for (uint64_t i = 0; !stage->files[index] && i < STAGE_DISK_BYTES / STAGE_BLOCK; i++) {
         struct world_file *file = world_file_find(stage->world, name);
         if (!file)
-            file = world_file_create(stage->world, name, STAGE_DISK_BYTES, 512, false);
+            file = world_file_create(stage->world, name, stage->disk_bytes, 512, false);
         memset(block, stage_first_value(index, i), sizeof(block));
         world_file_fill(file, i * STAGE_BLOCK, block, sizeof(block));
     }
     stage->files[index] = world_file_find(stage->world, name);
     world_act_as(stage->world, stage->io[index]);
-    assert_int_equal(leaf_open(stage, stage->io[index], name, &leaf), 0);
+    assert_int_equal(stage_leaf_open(stage, stage->io[index], name, &leaf), 0);
+    stage->sidecars.leaves[index] = leaf;
     world_act_as(stage->world, stage->control);
     assert_int_equal(vm_add_disk(stage->vm, name, leaf, 0, &err), 0);
     stage->disks[index] = vm_disk(stage->vm, index);
@@ -336,7 +229,7 @@ static void open_disk(struct stage *stage, unsigned index)
 static void daemon_begin(struct stage *stage)
 {
     struct error err;
-    stage->control = world_reactor(stage->world, "control", stage->process);
+    stage->sidecars.control = stage->control = world_reactor(stage->world, "control", stage->process);
     world_act_as(stage->world, stage->control);
     stage->vm = vm_create(stage->control, &stage->options);
     for (unsigned i = 0; i < stage->disk_count; i++)
@@ -349,11 +242,9 @@ static void daemon_begin(struct stage *stage)
 static struct vm *graveyard[4096];
 static unsigned graves;
 
-void stage_kill(struct stage *stage)
+static void daemon_is_dead(struct stage *stage)
 {
     stage->die_at = 0;
-    if (!stage->dead)
-        world_kill(stage->world, stage->process);
     stage->dead = true;
     stage->holding = false;
     stage->held_count = 0;
@@ -363,6 +254,32 @@ void stage_kill(struct stage *stage)
     graveyard[graves++] = stage->vm;
     for (unsigned i = 0; i < stage->snapshot_count; i++)
         memset(stage->snapshots[i].views, 0, sizeof(stage->snapshots[i].views));
+}
+
+void stage_kill(struct stage *stage)
+{
+    if (!stage->dead)
+        world_kill(stage->world, stage->process);
+    daemon_is_dead(stage);
+}
+
+void stage_lose_power(struct stage *stage)
+{
+    world_power_loss(stage->world);
+    daemon_is_dead(stage);
+}
+
+static void recovered(void *argument, const struct error *err)
+{
+    struct stage *stage = argument;
+    stage->trouble = err ? "recovery failed" : NULL;
+    stage->adopted = true;
+}
+
+static void recover(void *argument)
+{
+    struct stage *stage = argument;
+    vm_recover(stage->vm, recovered, stage);
 }
 
 static void adopted(void *argument)
@@ -380,7 +297,6 @@ static void adopt(void *argument)
 static void publish_adopted(void *argument)
 {
     struct stage *stage = argument;
-    stage->adopted = false;
     vm_publish_adopted(stage->vm, adopted, stage);
 }
 
@@ -419,17 +335,32 @@ void stage_write_behind(struct stage *stage, unsigned disk, uint64_t block, uint
     world_kill(stage->world, 1000);
 }
 
+static bool has_adopted(void *argument)
+{
+    const struct stage *stage = argument;
+    return stage->adopted || stage->dead;
+}
+
+/* One step of the start; false: the daemon has died meanwhile. */
+static bool start_step(struct stage *stage, void (*step)(void *argument))
+{
+    stage->adopted = false;
+    world_call(stage->control, step, stage);
+    assert_true(world_run_until(stage->world, has_adopted, stage, 30 * NS_PER_S));
+    if (!stage->dead)
+        stage_settle(stage);
+    return !stage->dead;
+}
+
 void stage_restart(struct stage *stage)
 {
     assert_true(stage->dead);
-    stage->dead = stage->adopted = false;
+    stage->dead = false;
     stage->process++;
     daemon_begin(stage);
-    world_call(stage->control, adopt, stage);
-    stage_settle(stage);
-    if (stage->dead)
+    if ((stage->tracked && !start_step(stage, recover)) || !start_step(stage, adopt))
         return;
-    assert_true(stage->adopted);
+    assert_null(stage->trouble);
     for (unsigned i = 0; i < stage->disk_count; i++) {
         char name[16];
         snprintf(name, sizeof(name), "vd%c.cache", 'a' + i);
@@ -438,9 +369,7 @@ void stage_restart(struct stage *stage)
             world_file_remove(stage->world, name);
         }
     }
-    world_call(stage->control, publish_adopted, stage);
-    stage_settle(stage);
-    assert_true(stage->dead || stage->adopted);
+    start_step(stage, publish_adopted);
 }
 
 static void stage_begin(struct stage *stage, const struct stage_options *options)
@@ -453,9 +382,12 @@ static void stage_begin(struct stage *stage, const struct stage_options *options
                                   .landed = landed,
                                   .delay = delay,
                                   .moment = options->restartable ? moment : NULL,
+                                  .power = options->tracked,
                                   .shm_max_bytes = options->tmpfs_bytes};
-    stage->world = world_create(&world);
+    stage->sidecars.world = stage->world = world_create(&world);
     stage->restartable = options->restartable;
+    stage->tracked = options->tracked;
+    stage->disk_bytes = options->disk_bytes ? options->disk_bytes : STAGE_DISK_BYTES;
     stage->disk_count = options->disk_count;
     uint64_t segment_bytes = 64 * STAGE_BLOCK;
     uint64_t map_bytes = 64 * LIMIT_MAP_BYTES_PER_SLOT, charge = segment_bytes + map_bytes;
@@ -474,17 +406,17 @@ static void stage_begin(struct stage *stage, const struct stage_options *options
                                          .hooks = {.context = stage,
                                                    .publish = publish,
                                                    .unpublish = unpublish,
-                                                   .cache_open = cache_open,
-                                                   .cache_close = cache_close,
-                                                   .cache_describe = options->restartable ? cache_describe : NULL,
-                                                   .cache_adopt = options->restartable ? cache_adopt : NULL,
-                                                   .disk_identity = options->restartable ? disk_identity : NULL,
                                                    .snapshot_created = snapshot_created,
                                                    .snapshot_broken = snapshot_broken,
                                                    .snapshot_deleted = snapshot_deleted}};
+    stage_file_hooks(&stage->options.hooks, options->restartable);
     if (options->restartable)
         stage->options.memory_folder = "/dev/shm/fleece-0/stage";
+    if (options->tracked)
+        sidecar_kit_hooks(&stage->options.hooks);
     daemon_begin(stage);
+    if (options->tracked)
+        start_step(stage, recover);
 }
 
 static void vm_gone(void *argument)
@@ -579,6 +511,17 @@ void stage_write_buffer(struct stage *stage, struct stage_request *request, unsi
 void stage_discard(struct stage *stage, struct stage_request *request, unsigned disk, uint64_t block, uint64_t count)
 {
     start(request, &stage->disks[disk]->node, REQUEST_DISCARD, block, count);
+}
+
+void stage_write_zeroes(struct stage *stage, struct stage_request *request, unsigned disk, uint64_t block,
+                        uint64_t count)
+{
+    start(request, &stage->disks[disk]->node, REQUEST_WRITE_ZEROES, block, count);
+}
+
+void stage_flush(struct stage *stage, struct stage_request *request, unsigned disk)
+{
+    start(request, &stage->disks[disk]->node, REQUEST_FLUSH, 0, 0);
 }
 
 void stage_read(struct stage *stage, struct stage_request *request, struct node *node, uint64_t block, uint64_t count)
@@ -721,18 +664,25 @@ static void create_done(void *argument, struct snapshot *snapshot, const struct 
     }
 }
 
-struct stage_snapshot *stage_create(struct stage *stage, const char *name, uint64_t drain_ns)
+struct stage_snapshot *stage_create_with(struct stage *stage, const char *name, const struct snapshot_options *with)
 {
     assert_true(stage->snapshot_count < STAGE_SNAPSHOTS);
     struct stage_snapshot *snapshot = &stage->snapshots[stage->snapshot_count++];
-    struct snapshot_options options = {
-        .name = name, .drain_ns = drain_ns, .total_ns = drain_ns, .lease = stage->leases ? stage : NULL};
+    struct snapshot_options options = *with;
     snprintf(snapshot->name, sizeof(snapshot->name), "%s", name);
+    options.name = snapshot->name;
     snapshot->stage = stage;
     world_act_as(stage->world, stage->control);
     vm_snapshot_create(stage->vm, &options, create_done, snapshot);
     world_act_as(stage->world, NULL);
     return snapshot;
+}
+
+struct stage_snapshot *stage_create(struct stage *stage, const char *name, uint64_t drain_ns)
+{
+    const struct snapshot_options options = {
+        .drain_ns = drain_ns, .total_ns = drain_ns, .lease = stage->leases ? stage : NULL};
+    return stage_create_with(stage, name, &options);
 }
 
 struct stage_snapshot *stage_snapshot(struct stage *stage, const char *name)

@@ -8,10 +8,11 @@
 
 #include "block/cut.h"
 #include "block/disk.h"
+#include "sidecar_kit.h"
 #include "vm/vm.h"
 #include "world.h"
 
-enum { STAGE_DISKS = 2, STAGE_SNAPSHOTS = 16, STAGE_BLOCK = 4096, STAGE_DISK_BYTES = 1024 * 1024, STAGE_HELD = 32 };
+enum { STAGE_DISKS = 2, STAGE_SNAPSHOTS = 64, STAGE_BLOCK = 4096, STAGE_DISK_BYTES = 1024 * 1024, STAGE_HELD = 32 };
 
 struct stage_snapshot {
     char name[16];
@@ -31,6 +32,7 @@ struct stage_answer { /* of a hook, later */
 };
 
 struct stage {
+    struct sidecar_kit sidecars; /* first */
     struct world *world;
     struct io *control, *io[STAGE_DISKS];
     unsigned disk_count;
@@ -56,11 +58,15 @@ struct stage {
     int cache_fail_with;
     unsigned caches_open;
     uint64_t cache_bytes;
-    struct stage_answer answers[64];
+    unsigned cache_faults_per_1024; /* and so many others fail by chance, or (0) are held */
+    struct stage_answer answers[STAGE_SNAPSHOTS * STAGE_DISKS * 2];
     unsigned answer_count, kept;
     bool gone;
     struct vm_options options;
-    bool restartable, adopted, dead;
+    uint64_t disk_bytes;
+    bool restartable, tracked, adopted, dead;
+    const char *trouble;      /* what went wrong in vm_recover(); NULL: nothing */
+    void *owner;              /* whose stage it is */
     bool leases;              /* snapshots are leased to the stage */
     unsigned process;         /* of the daemon; the next one has the next number */
     uint64_t moments, die_at; /* the daemon dies in this one; 0: never */
@@ -85,8 +91,10 @@ struct stage_options {
     unsigned cache_segments; /* of the cache files; 0: there are none */
     uint64_t cbw_timeout_ns; /* 0: default */
     bool copy_on_read;
-    uint64_t seed;    /* of the world; 0: 1 */
-    bool restartable; /* what can outlives the daemon; its disks are the file driver's, with locks */
+    uint64_t seed;       /* of the world; 0: 1 */
+    bool restartable;    /* what can outlives the daemon; its disks are the file driver's, with locks */
+    bool tracked;        /* disks may have sidecars, and the power may go */
+    uint64_t disk_bytes; /* 0: STAGE_DISK_BYTES; what is behind that is a hole at first */
 };
 
 /* A test of cmocka's on a stage of its own, which is its state; the VM ends after it, and nothing may be left. */
@@ -96,13 +104,19 @@ struct stage_options {
 int stage_set_up(void **state);
 int stage_tear_down(void **state);
 
-/* kill -9, or it has happened already (die_at); then another daemon for the same disks, which adopts what is left. */
+/* kill -9, or it has happened already (die_at), or the power goes; then another daemon for the same disks, which adopts
+ * what is left. */
 void stage_kill(struct stage *stage);
+void stage_lose_power(struct stage *stage);
 void stage_restart(struct stage *stage);
 /* While no daemon runs: somebody else writes to a block of a disk. */
 void stage_write_behind(struct stage *stage, unsigned disk, uint64_t block, uint8_t value);
 
 void stage_destroy_vm(struct stage *stage); /* asks for the end of the VM, which sets `gone` */
+
+/* stage_files.c: opens a file of the world, as the stage's disks are; and what it does with files for its VM. */
+int stage_leaf_open(struct stage *stage, struct io *io, const char *path, struct node **node);
+void stage_file_hooks(struct vm_hooks *hooks, bool restartable);
 
 /* Each block of each disk is filled with its own value at the beginning. */
 uint8_t stage_first_value(unsigned disk, uint64_t block);
@@ -120,6 +134,9 @@ void stage_write(struct stage *stage, struct stage_request *request, unsigned di
 void stage_write_buffer(struct stage *stage, struct stage_request *request, unsigned disk, uint64_t block,
                         uint64_t count);
 void stage_discard(struct stage *stage, struct stage_request *request, unsigned disk, uint64_t block, uint64_t count);
+void stage_write_zeroes(struct stage *stage, struct stage_request *request, unsigned disk, uint64_t block,
+                        uint64_t count);
+void stage_flush(struct stage *stage, struct stage_request *request, unsigned disk);
 void stage_read(struct stage *stage, struct stage_request *request, struct node *node, uint64_t block, uint64_t count);
 void stage_status(struct stage *stage, struct stage_request *request, struct node *node, uint64_t block,
                   uint64_t count);
@@ -148,6 +165,8 @@ int stage_value(struct stage *stage, struct stage_snapshot *snapshot, unsigned d
 
 /* Asks for a snapshot; answered later. drain_ns is also the limit of all attempts; 0: the defaults. */
 struct stage_snapshot *stage_create(struct stage *stage, const char *name, uint64_t drain_ns);
+/* The same with options of all kinds, but for its name. */
+struct stage_snapshot *stage_create_with(struct stage *stage, const char *name, const struct snapshot_options *options);
 /* The same, and waits until it is there. */
 struct stage_snapshot *stage_snapshot(struct stage *stage, const char *name);
 void stage_delete(struct stage *stage, struct stage_snapshot *snapshot); /* asks; settle, then look at `deleted` */
