@@ -274,7 +274,7 @@ static void list_one(struct lives *lives, const struct vm_checkpoint *listed)
         lives_fail(lives, "checkpoint %s is committed, and nobody has asked for it", listed->id.name);
     if (!mine) { /* it was being made when the daemon died */
         PROBE(restart_checkpoint_nobody_was_told_of);
-        add_checkpoint(client, listed->id.uuid)->commit_asked = listed->state == CHECKPOINT_COMMITTED;
+        add_checkpoint(client, listed->id.uuid)->delete_asked = true; /* soon; it need not be whole */
         if (listed->state != CHECKPOINT_PENDING)
             lives_fail(lives, "checkpoint %s is committed, and nobody was told of it", listed->id.name);
     }
