@@ -73,7 +73,7 @@ def prepare(t):
     shutil.rmtree(tree)
     t.path("build").symlink_to(harness.BUILD)
     t.path("bin").mkdir()
-    arguments = " ".join(f"'{a}'" for a in machine.qemu_arguments(machine.initramfs()))
+    arguments = " ".join(f"'{a}'" for a in ("-no-reboot", *machine.qemu_arguments(machine.initramfs(), "panic=-1")))
     wrapper = t.path("bin/qemu-system-x86_64")  # TCG, for there is no KVM in most test machines, and our kernel
     wrapper.write_text(f"#!/bin/sh\n[ \"$1 $2\" = '-accel kvm' ] || exit 9\nshift 2\n"
                        f"exec {shutil.which('qemu-system-x86_64')} -accel tcg \"$@\" {arguments}\n")
@@ -131,7 +131,7 @@ def test_the_example_of_the_readme(t):
     check_files(t, before)
     again = machine.Guest(t, ["/usr/bin/qemu-system-x86_64", "-accel", "tcg", "-m", "256", "-snapshot", "-drive",
                               f"file={t.path('restored.raw')},format=raw,if=virtio",
-                              *machine.qemu_arguments(machine.initramfs(), "again")])
+                              "-no-reboot", *machine.qemu_arguments(machine.initramfs(), "again panic=-1")])
     found = again.expect(r"^GUEST again, good: (\d+), other:([\d ]*)\.", 120)
     again.end()
     # One file was being written, unsynced, at the cut: it may be there in part.

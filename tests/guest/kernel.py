@@ -73,7 +73,7 @@ def test_debian_kernel(t):
     machine.ext4(t.path("vdb.raw"), 32 << 20, t.path("tree"))
     drives = [x for name in ("vda", "vdb") for x in ("-drive", f"file={t.path(name)}.raw,format=raw,if=virtio")]
     guest = machine.Guest(t, ["qemu-system-x86_64", "-accel", "tcg", "-m", "512", "-smp", "2", *drives,
-                              *machine.qemu_arguments(initrd)])
+                              "-no-reboot", *machine.qemu_arguments(initrd, "panic=-1")])
     text = guest.end(200)
     initrd.unlink()
     release = machine.kernel()[1].name

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A guest that obeys: its disks come from Fleece, whatever the kind of disk, and commands are run in it one by one.
+
+The root disk is an ext4 image (root_disk()) whose init is the agent below. The agent takes commands from one virtio port and
+answers each with its status and all that it printed; what runs in the background tells a second port, a line at a time, what
+has become durable ("ext4 17": all up to 17). So the outside knows what a backup that begins now must hold. The kernel's own
+messages have the serial console, a file, to themselves.
+
+A kind of disk is how QEMU reaches it: NBD (QEMU's own driver, which waits for a server that is away) or FILE (an image,
+without Fleece)."""
+import base64
+import contextlib
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+
+import harness
+import machine
+
+NBD, FILE = "nbd", "file"
+MIB = 1 << 20
+WAIT = 240  # seconds; a guest starts in three when nothing else runs, and in a minute and more on a busy machine
+RECONNECT = 60  # seconds that QEMU's NBD driver waits for a server that is away
+
+AGENT = r"""#!/bin/sh
+export PATH=/bin
+mount -t proc none /proc; mount -t sysfs none /sys; mount -t tmpfs none /tmp
+for i in 1 2 3 4 5 6 7 8 9 10; do [ -c /dev/vport0p2 ] && break; sleep 0.2; done
+exec 3<>/dev/vport0p1 4>/dev/vport0p2
+echo ready >&3
+while IFS= read -r line <&3; do
+    echo "$line" | base64 -d >/tmp/command
+    sh /tmp/command >/tmp/said 2>&1 </dev/null
+    echo "$? $(wc -c </tmp/said)" >&3
+    cat /tmp/said >&3
+done
+"""
+# What the kernel says when a disk has failed it, or kept it waiting for too long.
+TROUBLE = re.compile(r"I/O error|[Bb]uffer I/O|EXT4-fs error|EXT4-fs warning|XFS.*(?:[Cc]orrupt|error|shut)|BTRFS.*(?:error|"
+                     r"critical)|blocked for more than|Call Trace|Kernel panic|aborted journal|remounting.*read-only")
+
+
+def root_disk(t, name, size):
+    """An ext4 image with the agent, guest_load and sqlite3."""
+    tree = machine.disk_tree(t.path(f"{name}.tree"), AGENT)
+    (tree / "mnt").mkdir()
+    load = harness.BUILD / "tests/guest/guest_load"
+    if not load.exists():
+        raise harness.Skip(f"{load} is not built")
+    shutil.copy(load, tree / "bin/guest_load")
+    sqlite = shutil.which("sqlite3", path=t.environment["PATH"])
+    if sqlite:
+        for inside, here in {"/bin/sqlite3": sqlite, **{path: path for path in machine.libraries(sqlite)}}.items():
+            (tree / inside[1:]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(here, tree / inside[1:])
+    machine.ext4(t.path(name), size, tree)
+    shutil.rmtree(tree)
+    return t.path(name)
+
+
+def file_system(t, name, size, kind):
+    """An image with an empty file system of `kind`, xfs or btrfs."""
+    harness.need(f"mkfs.{kind}")
+    path = t.disk(name, size)
+    options = {"xfs": ["-q"], "btrfs": ["-q", "-m", "single", "-d", "single"]}[kind]
+    t.run(shutil.which(f"mkfs.{kind}", path=t.environment["PATH"]), *options, path)
+    return path
+
+
+def serve(t, kind, images):
+    """A daemon with these disks, reachable as `kind` wants them."""
+    assert kind == NBD
+    return t.daemon(images)
+
+
+def backup(d, where):
+    """Backs up; (name of the point, {disk: its line of the report})."""
+    line = json.loads(d.fleece("--json", "backup", where).stdout.splitlines()[-1])
+    return line["point"], {disk["name"]: disk for disk in line["disks"]}
+
+
+def restore(t, where, points):
+    """The folders with the raw images of the points, which begin with what backup() returned."""
+    folders = [t.path(f"at-{point[0]}") for point in points]
+    for point, folder in zip(points, folders):
+        t.fleece("restore", f"{where}@{point[0]}", "--all", "--to-dir", folder, "--format", "raw")
+    return folders
+
+
+def number_of(image):
+    """What `guest_load ordered` wrote to it."""
+    with open(image, "rb") as f:
+        return int.from_bytes(f.read(8), "little")
+
+
+class Port:
+    """One end of a virtio port: QEMU connects to a socket of ours, so that nothing that the guest says is lost."""
+
+    def __init__(self, path):
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen(1)
+        self.path, self.stream, self.buffer = path, None, b""
+
+    def accept(self):
+        self.listener.settimeout(WAIT * harness.FACTOR)
+        self.stream = self.listener.accept()[0]
+        self.listener.close()
+
+    def receive(self, timeout):
+        """Adds to the buffer what comes within `timeout` seconds; False when nothing did."""
+        self.stream.settimeout(timeout)
+        with contextlib.suppress(TimeoutError, BlockingIOError):
+            data = self.stream.recv(65536)
+            if not data:
+                raise AssertionError("QEMU has closed the port of the agent")
+            self.buffer += data
+            return True
+        return False
+
+    def take(self, length, end):
+        """`length` bytes, or with None a line."""
+        while (have := self.buffer.find(b"\n") + 1 if length is None else length) > len(self.buffer) or have == 0 != length:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self.receive(min(left, 1))
+        data, self.buffer = self.buffer[:have], self.buffer[have:]
+        return data
+
+    def close(self):
+        self.stream.close()
+
+
+class Vm:
+    """A QEMU with its guest. disks: {name: image} for FILE, else names of a daemon's disks; the first is the root disk."""
+
+    count = 0
+
+    def __init__(self, t, kind, disks, daemon=None, modules=(), memory=192):
+        harness.need("qemu-system-x86_64")
+        self.t, self.kind, self.daemon, self.known = t, kind, daemon, {}
+        self.names = list(disks)
+        Vm.count += 1
+        self.mark = f"q{Vm.count}"
+        self.console = t.path(f"{self.mark}.console")
+        self.commands, self.events = (Port(t.path(f"{self.mark}.{n}")) for n in ("commands", "events"))
+        arguments = ["qemu-system-x86_64", "-accel", "tcg,tb-size=128", "-m", str(memory),
+                     *machine.qemu_arguments(machine.initramfs(modules=modules), serial=f"file:{self.console}"),
+                     "-device", "virtio-serial-pci"]
+        for number, port in ((1, self.commands), (2, self.events)):
+            arguments += ["-chardev", f"socket,id=port{number},path={port.path}",
+                          "-device", f"virtserialport,nr={number},chardev=port{number}"]
+        for name in self.names:
+            arguments += self.disk_arguments(name, disks[name] if kind == FILE else None)
+        qmp = t.path(f"{self.mark}.qmp")
+        arguments += ["-qmp", f"unix:{qmp},server=on,wait=off"]
+        with open(t.path(f"{self.mark}.log"), "wb") as log:
+            self.process = t.spawn(*arguments, stdout=log, stderr=log)
+        try:
+            self.commands.accept()
+            self.events.accept()
+        except TimeoutError:
+            raise AssertionError(f"QEMU did not start:\n{t.path(f'{self.mark}.log').read_text()}") from None
+        self.qmp = harness.wait_for("QEMU answers", lambda: self.connect(qmp))
+        self.wait_ready()
+
+    @staticmethod
+    def connect(path):
+        with contextlib.suppress(OSError):
+            return harness.Qmp(path)
+
+    def disk_arguments(self, name, image):
+        """What gives the guest one more disk."""
+        if self.kind == NBD:
+            block = {"driver": "nbd", "export": name, "reconnect-delay": RECONNECT,
+                     "server": {"type": "unix", "path": self.daemon.nbd[5:]}}
+        else:
+            block = {"driver": "raw", "file": {"driver": "file", "filename": str(image)}}
+        block.update({"node-name": name, "discard": "unmap"})
+        return ["-blockdev", json.dumps(block), "-device", f"virtio-blk-pci,drive={name},num-queues=1,serial={name}"]
+
+    def text(self):
+        return self.console.read_text(errors="replace")
+
+    def wait_ready(self, timeout=WAIT):
+        """Waits until the agent says that it is there; what was said before, by a guest that is gone, does not count."""
+        try:
+            end = time.monotonic() + timeout * harness.FACTOR
+            while self.commands.take(None, end) != b"ready\n":
+                pass
+        except TimeoutError:
+            raise AssertionError(f"the guest did not start; its console:\n{self.text()[-3000:]}") from None
+
+    def run(self, script, status=0, timeout=WAIT):
+        """Runs shell commands in the guest and returns what they said."""
+        self.commands.stream.settimeout(WAIT * harness.FACTOR)
+        self.commands.stream.sendall(base64.b64encode(script.encode()) + b"\n")
+        end = time.monotonic() + timeout * harness.FACTOR
+        try:
+            found, length = map(int, self.commands.take(None, end).split())
+            said = self.commands.take(length, end).decode(errors="replace")
+        except TimeoutError:
+            raise AssertionError(f"the guest has not run {script!r} within {timeout} s; its console:\n"
+                                 f"{self.text()[-3000:]}") from None
+        assert status is None or found == status, f"{script!r} in the guest: {found}, not {status}\n{said[-3000:]}"
+        return said
+
+    def start(self, name, script):
+        """Runs a command in the background whose lines go to the second port."""
+        self.run(f"{{ {script}\n}} >&4 2>/tmp/{name}.err &\necho $! >/tmp/{name}.pid")
+
+    def stop(self, name):
+        """Tells what start() has started to end; it must be running still."""
+        self.run(f"kill $(cat /tmp/{name}.pid) || {{ cat /tmp/{name}.err; false; }}")
+
+    def durable(self):
+        """{name: number}: all that the guest has said until now to be durable."""
+        while self.events.receive(0.001):
+            pass
+        whole, _, self.events.buffer = self.events.buffer.rpartition(b"\n")
+        for line in whole.decode(errors="replace").splitlines():
+            if found := re.fullmatch(r"(\w+) (\d+)", line):
+                self.known[found[1]] = int(found[2])
+        return dict(self.known)
+
+    def wait_durable(self, more, timeout=WAIT):
+        """Waits until each of the names in `more` ({name: number}) has got that far."""
+        def far_enough():
+            known = self.durable()
+            return all(known.get(name, 0) >= number for name, number in more.items())
+        try:
+            harness.wait_for(f"the guest has written {more}", far_enough, timeout, 0.05)
+        except AssertionError as error:
+            said = self.run("cat /tmp/*.err; dmesg | tail -n 20", None)
+            raise AssertionError(f"{error}; it has {self.durable()}\n{said}\n{self.text()[-2000:]}") from None
+
+    def check_calm(self):
+        """The kernel has nothing to complain of."""
+        said = self.run("dmesg") + self.text()
+        assert not TROUBLE.search(said), "the guest's kernel complains:\n" + "\n".join(
+            line for line in said.splitlines() if TROUBLE.search(line))
+
+    def reset(self):
+        """The reset button: nothing is written back, and the guest starts anew."""
+        self.qmp.execute("system_reset")
+        self.commands.buffer = b""
+        self.wait_ready()
+        self.durable()
+
+    def quit(self):
+        """QEMU ends at once, as at a loss of power of the guest."""
+        self.durable()
+        self.qmp.execute("quit")
+        self.gone()
+
+    def power_off(self):
+        """The guest ends in good order."""
+        self.commands.stream.sendall(base64.b64encode(b"umount -a; mount -o remount,ro /; sync; poweroff -f") + b"\n")
+        self.gone()
+
+    def gone(self):
+        try:
+            code = self.process.wait(WAIT * harness.FACTOR)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the guest did not end:\n{self.text()[-3000:]}") from None
+        assert code == 0, f"QEMU ended with {code}:\n{self.t.path(f'{self.mark}.log').read_text()}"
+        for end in (self.commands, self.events, self.qmp):
+            end.close()
