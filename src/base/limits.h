@@ -18,6 +18,8 @@ enum {
     /* Names of VMs, disks, snapshots: they become file names and NBD export names. */
     LIMIT_NAME_BYTES = 64,
     /* One sentence for the user. */
+    /* A line of a file of options: a path of 4095 commas, each written twice, and words. */
+    LIMIT_CONFIG_LINE_BYTES = 16384,
     LIMIT_ERROR_BYTES = 512,
     /* One before it is made to fit: two paths of 4095 bytes, and words. */
     LIMIT_ERROR_WHOLE_BYTES = 9 * 1024,

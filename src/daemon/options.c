@@ -18,9 +18,11 @@
 #include <unistd.h>
 
 #include "base/name.h"
+#include "daemon/config.h"
 
 const char options_help[] =
-    "usage: fleeced --name VM --disk NAME=FILE[,OPTION=VALUE…] [--disk …] [OPTION…]\n\n"
+    "usage: fleeced --name VM --disk NAME=FILE[,OPTION=VALUE…] [--disk …] [OPTION…]\n"
+    "       fleeced --config FILE [OPTION…]\n\n"
     "Serves the disks of one virtual machine over NBD and takes snapshots of them while they are written to.\n\n"
     "  --name VM                the name of the VM\n"
     "  --disk NAME=FILE[,…]     a disk: an image file or a block device; a comma in FILE is written twice\n"
@@ -44,6 +46,7 @@ const char options_help[] =
     "  --lock-timeout SECONDS   how long to wait for the lock of a disk that a killed daemon still holds (default: "
     "30)\n"
     "  --state-dir DIR          where state of block devices is kept, and of images in folders that can't be written\n"
+    "  --config FILE            lines WORD = VALUE, with the words above\n"
     "  --help, --version\n\n"
     "The run-time folder is $XDG_RUNTIME_DIR/fleece/VM, for root /run/fleece/VM. See fleeced(8).\n";
 
@@ -313,6 +316,24 @@ static int parse_name(struct options *options, const char *text, struct error *e
 
 enum { OPTION_VHOST_USER = 256, OPTION_CONFIG };
 
+static const struct option known[] = {
+    {"name", required_argument, NULL, 'n'},
+    {"disk", required_argument, NULL, 'd'},
+    {"nbd", required_argument, NULL, 'b'},
+    {"fleece", required_argument, NULL, 'f'},
+    {"control", required_argument, NULL, 'c'},
+    {"state-dir", required_argument, NULL, 's'},
+    {"io-threads", required_argument, NULL, 't'},
+    {"lock-timeout", required_argument, NULL, 'l'},
+    {"vhost-user", required_argument, NULL, OPTION_VHOST_USER},
+    {"config", required_argument, NULL, OPTION_CONFIG},
+    {"help", no_argument, NULL, 'h'},
+    {"version", no_argument, NULL, 'V'},
+    {NULL, 0, NULL, 0},
+};
+
+static int parse_config_word(void *context, const char *word, char *value, struct error *err);
+
 static int parse_option(struct options *options, int option, char *value, struct error *err)
 {
     switch (option) {
@@ -341,8 +362,17 @@ static int parse_option(struct options *options, int option, char *value, struct
     case OPTION_VHOST_USER:
         return error_set(err, EINVAL, "--vhost-user is not supported yet; --nbd is");
     default:
-        return error_set(err, EINVAL, "--config is not supported yet; use the options themselves");
+        return config_read(value, parse_config_word, options, err);
     }
+}
+
+/* Whatever takes a value on the command line may stand in a file, too, but for another file. */
+static int parse_config_word(void *context, const char *word, char *value, struct error *err)
+{
+    for (const struct option *option = known; option->name; option++)
+        if (strcmp(option->name, word) == 0 && option->has_arg && option->val != OPTION_CONFIG)
+            return parse_option(context, option->val, value, err);
+    return error_set(err, EINVAL, "'%.100s' is no option that a file can have; fleeced --help lists them", word);
 }
 
 static int check_options(const struct options *options, int argc, char **argv, struct error *err)
@@ -360,21 +390,6 @@ static int check_options(const struct options *options, int argc, char **argv, s
 
 int options_parse(struct options *options, int argc, char **argv, struct error *err)
 {
-    static const struct option known[] = {
-        {"name", required_argument, NULL, 'n'},
-        {"disk", required_argument, NULL, 'd'},
-        {"nbd", required_argument, NULL, 'b'},
-        {"fleece", required_argument, NULL, 'f'},
-        {"control", required_argument, NULL, 'c'},
-        {"state-dir", required_argument, NULL, 's'},
-        {"io-threads", required_argument, NULL, 't'},
-        {"lock-timeout", required_argument, NULL, 'l'},
-        {"vhost-user", required_argument, NULL, OPTION_VHOST_USER},
-        {"config", required_argument, NULL, OPTION_CONFIG},
-        {"help", no_argument, NULL, 'h'},
-        {"version", no_argument, NULL, 'V'},
-        {NULL, 0, NULL, 0},
-    };
     int option, status = 0;
     *options = (struct options){.ram_bytes = FLEECE_RAM_DEFAULT, .lock_wait_ns = LOCK_WAIT_DEFAULT_NS};
     optind = 0;

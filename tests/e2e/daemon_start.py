@@ -38,8 +38,30 @@ def test_usage(t):
     refuse(t, 2, "'--colour' is no option", "--colour")
     refuse(t, 2, "format=vmdk is not right: raw or qcow2", "--disk", "vda=x,format=vmdk")
     refuse(t, 2, "--vhost-user is not supported yet", "--vhost-user", "vda=s")
-    refuse(t, 2, "--config is not supported yet", "--config", "x")
+    refuse(t, 2, "x.conf can't be opened: No such file", "--config", t.path("x.conf"))
+    t.path("x.conf").write_text("name = x\n\ndisk = vda=x,format=vmdk\n")
+    refuse(t, 2, f"{t.path('x.conf')}:3: --disk vda: format=vmdk is not right: raw or qcow2", "--config", t.path("x.conf"))
+    t.path("x.conf").write_text("name = x\n")
+    refuse(t, 2, "--disk is missing", "--config", t.path("x.conf"))
     refuse(t, 2, "track=maybe is not right: off or on", "--disk", "vda=x,track=maybe")
+
+
+def test_a_file_of_options(t):
+    """As the unit fleeced@.service starts it: the name, and the rest in a file."""
+    unit = (harness.BUILD / "fleeced@.service").read_text()
+    start, = (line for line in unit.splitlines() if line.startswith("ExecStart="))
+    assert start.endswith("/bin/fleeced --name %i --config /etc/fleece/%i.conf"), start
+    disk, control = t.disk("a.raw", MIB), t.path("c.sock")
+    t.path("vm.conf").write_text(f"# web1\ndisk = vda={disk}\ndisk = vdb=,driver=null,size=1G ; for measurements\n"
+                                 f"control = {control}\nfleece = ram=8M,cbw-timeout=1\nnbd = unix:{t.path('n.sock')}\n")
+    with open(t.path("log"), "wb") as log:
+        process = t.spawn(t.program("fleeced"), "--name", t.vm, "--config", t.path("vm.conf"), stderr=log)
+    harness.wait_for("it is ready", lambda: "ready: VM" in t.path("log").read_text(), 20)
+    said = t.fleece("--control", control, "status").stdout
+    assert "vda" in said and "vdb" in said and "8 MiB at most" in said and str(t.path("n.sock")) in said, said
+    process.terminate()
+    assert process.wait(20) == 0
+    assert not control.exists()
 
 
 def test_disks_that_cannot_be_served(t):

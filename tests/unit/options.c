@@ -175,7 +175,6 @@ static void wrong_options(void **state)
     wrong("'-z' is no option", "-z", NULL);
     wrong("--name wants a value", "--name", NULL);
     wrong("--vhost-user is not supported yet", "--vhost-user", "vda=/s", NULL);
-    wrong("--config is not supported yet", "--config", "/etc/x", NULL);
     wrong("--fleece: dir: the path is empty", "--fleece", "ram=64M,dir=", NULL);
     wrong("max=4M is not right: from 8M to 8T", "--fleece", "max=4M", NULL);
     wrong("max=9T is not right", "--fleece", "max=9T", NULL);
