@@ -406,7 +406,7 @@ static void publish_one(struct virtqueue *queue, const struct inflight_returned 
     struct packed_region *region = inflight->region;
     struct packed_ring *ring = &queue->ring;
     const uint16_t slot = ring->used_next, last = inflight->last[one->entry];
-    const uint64_t word = packed_ring_used(queue, one->head, one->written);
+    const uint16_t flags = packed_ring_fill(queue, one->head, one->written);
     struct packed_used used = {.old_index = slot, .old_wrap = ring->used_wrap};
     STORE(region->entries[last].next, inflight->free_head);
     inflight->next[last] = inflight->free_head;
@@ -416,7 +416,7 @@ static void publish_one(struct virtqueue *queue, const struct inflight_returned 
     used.index = ring->used_next;
     used.wrap = ring->used_wrap;
     store_used(region, used);
-    __atomic_store_n(&ring->descriptors[slot].rest, word, order);
+    packed_ring_show(queue, slot, flags, order);
     STORE(region->entries[one->entry].inflight, 0);
     store_heads(region, (struct packed_heads){one->entry, one->entry});
     used.old_index = used.index;

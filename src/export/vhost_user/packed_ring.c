@@ -3,11 +3,12 @@
  * The packed ring: one ring of descriptors, which the driver writes to make them available and we overwrite to use them
  * (VIRTIO 1.2, 2.8). Two flag bits against a wrap counter, which changes with each round, tell which of the two a slot is.
  *
- * Taking: a slot's length, id and flags are one word, loaded once (acquire). The slots behind the first of a chain were
- * written before it.
+ * Taking: the flags of the first slot tell whether the chain is there (acquire); all else was written before them. Then each
+ * slot is loaded, its length, id and flags as one word: what the flags of the first say by then of its being there is
+ * nothing to us any more.
  *
- * Returning: one word says all of a used chain. Words are written as chains return, but that of the first since the last
- * publish is held back: the driver looks at that slot first, and finds the whole batch behind it. With an in-flight region
+ * Returning: slots are written as chains return, but the flags of the first since the last publish are held back: the driver
+ * looks at that slot first, and finds the whole batch behind it. With an in-flight region
  * nothing is written before publish, and then one after the other: recovery looks at one slot only (inflight.c).
  *
  * The full barrier between our store and the look at the driver's wish, and the other way round: see split_ring.c.
@@ -16,7 +17,7 @@
 
 #include "export/vhost_user/virtqueue_internal.h"
 
-enum { EVENT_ENABLE = 0, EVENT_DISABLE = 1, EVENT_DESCRIPTOR = 2 };
+enum { EVENT_ENABLE = 0, EVENT_DISABLE = 1, EVENT_DESCRIPTOR = 2, ID = 2, FLAGS = 3 };
 
 int packed_ring_place(struct virtqueue *queue, const struct guest_memory *memory, struct error *err)
 {
@@ -59,18 +60,22 @@ int packed_ring_parse(struct virtqueue *queue, uint32_t count, struct virtqueue_
     return 0;
 }
 
-static uint64_t load(const struct packed_ring *ring, uint32_t slot, int order, struct descriptor *part)
+/* One of the four quarters of a slot's second word. */
+static uint16_t *quarter(const struct packed_ring *ring, uint32_t slot, unsigned which)
 {
-    const uint64_t rest = ring_load64(&ring->descriptors[slot].rest, order);
+    return (uint16_t *)(void *)&ring->descriptors[slot].rest + which;
+}
+
+static void load(const struct packed_ring *ring, uint32_t slot, struct descriptor *part)
+{
+    const uint64_t rest = ring_load64(&ring->descriptors[slot].rest, __ATOMIC_RELAXED);
     *part = (struct descriptor){ring_load64(&ring->descriptors[slot].address, __ATOMIC_RELAXED), (uint32_t)rest,
                                 (uint16_t)(rest >> 48), (uint16_t)(rest >> 32)};
-    return rest;
 }
 
 static bool is_there(const struct packed_ring *ring, int order)
 {
-    const uint64_t rest = ring_load64(&ring->descriptors[ring->next].rest, order);
-    return packed_is_available((uint16_t)(rest >> 48), ring->wrap);
+    return packed_is_available(ring_load16(quarter(ring, ring->next, FLAGS), order), ring->wrap);
 }
 
 int packed_ring_take(struct virtqueue *queue, struct virtqueue_chain *chain)
@@ -78,9 +83,9 @@ int packed_ring_take(struct virtqueue *queue, struct virtqueue_chain *chain)
     struct packed_ring *ring = &queue->ring;
     uint32_t slot = ring->next, count = 1;
     bool wrap = ring->wrap;
-    load(ring, slot, __ATOMIC_ACQUIRE, &ring->chain[0]);
-    if (!packed_is_available(ring->chain[0].flags, wrap))
+    if (!is_there(ring, __ATOMIC_ACQUIRE))
         return 0;
+    load(ring, slot, &ring->chain[0]);
     for (;;) {
         if (++slot == queue->size) {
             slot = 0;
@@ -90,7 +95,7 @@ int packed_ring_take(struct virtqueue *queue, struct virtqueue_chain *chain)
             break;
         if (count == queue->chain_max)
             return virtqueue_break(queue, "a chain has more than %u descriptors", queue->chain_max);
-        load(ring, slot, __ATOMIC_RELAXED, &ring->chain[count++]);
+        load(ring, slot, &ring->chain[count++]);
     }
     __builtin_prefetch(&ring->descriptors[slot]);
     if (ring->out + count > queue->size)
@@ -106,11 +111,18 @@ int packed_ring_take(struct virtqueue *queue, struct virtqueue_chain *chain)
     return 1;
 }
 
-uint64_t packed_ring_used(const struct virtqueue *queue, uint16_t id, uint32_t written)
+uint16_t packed_ring_fill(struct virtqueue *queue, uint16_t id, uint32_t written)
 {
-    const uint64_t flags = (queue->ring.used_wrap ? DESCRIPTOR_AVAILABLE | DESCRIPTOR_USED : 0) |
-                           (written > 0 ? DESCRIPTOR_WRITE : 0);
-    return htole64(written | (uint64_t)id << 32 | flags << 48);
+    const struct packed_ring *ring = &queue->ring;
+    __atomic_store_n((uint32_t *)(void *)quarter(ring, ring->used_next, 0), htole32(written), __ATOMIC_RELAXED);
+    ring_store16(quarter(ring, ring->used_next, ID), id, __ATOMIC_RELAXED);
+    return (uint16_t)((ring->used_wrap ? DESCRIPTOR_AVAILABLE | DESCRIPTOR_USED : 0) |
+                      (written > 0 ? DESCRIPTOR_WRITE : 0));
+}
+
+void packed_ring_show(struct virtqueue *queue, uint32_t slot, uint16_t flags, int order)
+{
+    ring_store16(quarter(&queue->ring, slot, FLAGS), flags, order);
 }
 
 void packed_ring_advance(struct virtqueue *queue, uint32_t count)
@@ -134,13 +146,13 @@ void packed_ring_return(struct virtqueue *queue, const struct virtqueue_chain *c
             .head = chain->head, .entry = chain->entry, .count = chain->count, .written = written};
         return;
     }
-    const uint64_t word = packed_ring_used(queue, chain->head, written);
+    const uint16_t flags = packed_ring_fill(queue, chain->head, written);
     if (ring->held) {
-        __atomic_store_n(&ring->descriptors[ring->used_next].rest, word, __ATOMIC_RELAXED);
+        packed_ring_show(queue, ring->used_next, flags, __ATOMIC_RELAXED);
     } else {
         ring->held = true;
         ring->held_slot = ring->used_next;
-        ring->held_word = word;
+        ring->held_flags = flags;
     }
     packed_ring_advance(queue, chain->count);
 }
@@ -170,7 +182,7 @@ bool packed_ring_publish(struct virtqueue *queue)
     if (queue->inflight.returned_count > 0)
         inflight_packed_publish(queue);
     else if (ring->held)
-        __atomic_store_n(&ring->descriptors[ring->held_slot].rest, ring->held_word, __ATOMIC_SEQ_CST);
+        packed_ring_show(queue, ring->held_slot, ring->held_flags, __ATOMIC_SEQ_CST);
     else
         return queue->called ? false : wants_call(queue);
     ring->held = false;

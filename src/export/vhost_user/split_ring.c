@@ -96,9 +96,10 @@ int split_ring_take(struct virtqueue *queue, struct virtqueue_chain *chain)
     }
     const uint16_t mask = (uint16_t)(queue->size - 1), *ring = &split->available[RING_AT];
     const uint16_t head = ring_load16(&ring[split->next & mask], __ATOMIC_RELAXED);
-    const uint16_t after = ring_load16(&ring[(split->next + 1) & mask],
-                                       __ATOMIC_RELAXED); /* a guess, for the cache only */
-    __builtin_prefetch(&split->descriptors[after & mask]);
+    if ((uint16_t)(split->next + 1) != split->seen) { /* the next one, unchecked: for the cache only */
+        const uint16_t after = ring_load16(&ring[(split->next + 1) & mask], __ATOMIC_RELAXED);
+        __builtin_prefetch(&split->descriptors[after & mask]);
+    }
     if (head >= queue->size)
         return virtqueue_break(queue, "descriptor %u of %u was made available", head, queue->size);
     if (split->busy[head])

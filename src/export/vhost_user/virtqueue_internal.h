@@ -48,10 +48,9 @@ struct packed_ring {
     bool wrap, used_wrap;                  /* the wrap counters there */
     uint32_t out;                          /* slots of chains that are out */
     uint32_t returned;                     /* slots since it was last decided whether to call */
-    /* The first that was returned since the last publish: its word is stored last of all. */
+    /* The first that was returned since the last publish: its flags are stored last of all. */
     bool held;
-    uint16_t held_slot;
-    uint64_t held_word;
+    uint16_t held_slot, held_flags;
     struct descriptor chain[LIMIT_VIRTQUEUE_FRAGMENTS]; /* the one that is being taken */
 };
 
@@ -96,8 +95,10 @@ void packed_ring_return(struct virtqueue *queue, const struct virtqueue_chain *c
 bool packed_ring_publish(struct virtqueue *queue);
 bool packed_ring_want_kicks(struct virtqueue *queue);
 void packed_ring_want_no_kicks(struct virtqueue *queue);
-/* The word of a used slot, as it is stored; and the step behind it. */
-uint64_t packed_ring_used(const struct virtqueue *queue, uint16_t id, uint32_t written);
+/* A used chain, into the next slot but for its flags, which are returned; the flags, with which the driver sees it; and the
+ * step behind it. */
+uint16_t packed_ring_fill(struct virtqueue *queue, uint16_t id, uint32_t written);
+void packed_ring_show(struct virtqueue *queue, uint32_t slot, uint16_t flags, int order);
 void packed_ring_advance(struct virtqueue *queue, uint32_t count);
 /* Whether the flags of a slot say that the driver has made it available, in the round of that wrap counter. */
 static inline bool packed_is_available(uint16_t flags, bool wrap)
