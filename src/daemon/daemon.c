@@ -42,6 +42,7 @@
 #include "daemon/caches.h"
 #include "daemon/disks.h"
 #include "daemon/exports.h"
+#include "daemon/memories.h"
 #include "daemon/notify.h"
 #include "daemon/runtime.h"
 #include "daemon/sidecars.h"
@@ -519,6 +520,8 @@ static int64_t open_all(void *argument)
         status = disks_open(&daemon->disks);
     if (status == 0)
         status = caches_prepare(&daemon->caches, daemon->disks.leaves, &daemon->disks.err);
+    if (status == 0 && daemon->memory_folder[0])
+        memories_take_over(&daemon->disks, daemon->memory_folder);
     return status;
 }
 

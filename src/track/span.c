@@ -174,6 +174,19 @@ void span_memory_set_size(struct span_memory *memory, uint64_t disk_bytes)
     memory->header->disk_bytes = disk_bytes;
 }
 
+int span_memory_owner(const void *bytes, uint64_t length, uint64_t *device, uint64_t *inode)
+{
+    struct span_memory_header header;
+    if (length < sizeof header)
+        return -EINVAL;
+    memcpy(&header, bytes, sizeof header);
+    if (memcmp(header.magic, MEMORY_MAGIC, sizeof header.magic) != 0 || header.version != MEMORY_VERSION)
+        return -EINVAL;
+    *device = header.note.device;
+    *inode = header.note.inode;
+    return 0;
+}
+
 struct disk_note *span_memory_note(const struct span_memory *memory)
 {
     return &memory->header->note;

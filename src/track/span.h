@@ -64,6 +64,8 @@ void span_memory_announce(struct span_memory *memory, const uint8_t past[SPAN_NO
                           const uint8_t nonce[SPAN_NONCE_BYTES]);
 void span_memory_settle(struct span_memory *memory);
 void span_memory_set_size(struct span_memory *memory, uint64_t disk_bytes);
+/* Whose disk's file the memory is of that begins with these bytes. 0, or -EINVAL: it is none. */
+int span_memory_owner(const void *bytes, uint64_t length, uint64_t *device, uint64_t *inode);
 /* What is known of the disk's file, for whoever adopts it. */
 struct disk_note *span_memory_note(const struct span_memory *memory);
 /* Nobody may adopt it any more. */

@@ -16,6 +16,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stddef.h>
 #include <string.h>
 
 #define TABLE_MAGIC "FLEECEST"
@@ -140,6 +141,21 @@ int snapshot_table_adopt(struct snapshot_table *table, struct io *io, const char
     io_shm_remove(io, &name);
     io_shm_destroy(io, &table->shm);
     return error_set(err, EINVAL, "the table of snapshots can't be used: %s", wrong);
+}
+
+int snapshot_table_owners(const void *bytes, uint64_t length, struct snapshot_table_disk *disks)
+{
+    const struct snapshot_table_layout *layout = bytes;
+    if (length < offsetof(struct snapshot_table_layout, notes) ||
+        memcmp(layout->magic, TABLE_MAGIC, sizeof layout->magic) != 0 || layout->version != TABLE_VERSION ||
+        layout->disk_count > LIMIT_DISKS)
+        return -EINVAL;
+    for (unsigned i = 0; i < layout->disk_count; i++)
+        disks[i] = (struct snapshot_table_disk){
+            .name = layout->disks[i],
+            .identity = {.device = layout->devices[i], .inode = layout->inodes[i]},
+        };
+    return (int)layout->disk_count;
 }
 
 void snapshot_table_forget(const struct snapshot_table *table)

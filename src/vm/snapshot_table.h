@@ -56,6 +56,8 @@ int snapshot_table_create(struct snapshot_table *table, struct io *io, const cha
  * or is not right. */
 int snapshot_table_adopt(struct snapshot_table *table, struct io *io, const char *folder,
                          const struct snapshot_table_disk *disks, unsigned disk_count, struct error *err);
+/* The disks, LIMIT_DISKS at most, of the table that these bytes, which must stay, begin with. How many; -EINVAL: none. */
+int snapshot_table_owners(const void *bytes, uint64_t length, struct snapshot_table_disk *disks);
 /* When no snapshot is left: with what there may still be of the disks that it names. */
 void snapshot_table_destroy(struct snapshot_table *table);
 /* The process ends at once: only the names go. */

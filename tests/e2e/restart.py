@@ -3,6 +3,7 @@
 """Snapshots that outlive kill -9 of the daemon."""
 import os
 import random
+import shutil
 import time
 
 import harness
@@ -225,6 +226,65 @@ def test_written_behind_our_back(t):
     assert snapshots(d) == {} and f"are lost: disk vda: {why}" in d.log(), d.log()
     assert said["state"] == "invalid" and said["reason"] == why, said
     assert os.listdir(memory(t)) == [] if os.path.exists(memory(t)) else True
+    d.stop()
+
+
+def kill_for_good(t, d):
+    """No daemon of that VM comes again, so nobody takes its sockets away."""
+    d.kill()
+    for path in (d.control, d.nbd[5:]):
+        os.unlink(path)
+    shutil.rmtree(f"/run/fleece/{t.vm}")
+
+
+def test_a_vm_that_was_renamed(t):
+    """What a killed daemon has left belongs to the disks, whatever their VM is called then: it is there under the new name,
+    and nothing of it under the old one. What belongs to the disks of another VM stays there."""
+    images = disks(t)
+    first, strange = t.vm, t.disk("c.raw", 16 * MIB)
+    for name in (f"{first}-other", f"{first}-new", first):
+        t.vm = name
+        mine = {"vda": strange} if name.endswith("other") else images
+        d = t.daemon(mine, "--fleece", "ram=8M,max=64M")
+        if name != first:
+            d.fleece("checkpoint", "create", "base")
+            d.fleece("snapshot", "create", "s")
+            data = copy(t, d, "vda@s", "before")
+        else:
+            assert set(snapshots(d)) == {"s"} and copy(t, d, "vda@s", "again") == data
+            assert {disk["tracking"]["recovery"] for disk in d.status()["disks"]} == {"adopted"}
+            assert f"VM {first}-new has left in memory" in d.log() and not os.path.exists(f"{memory(t)}-new")
+            assert sorted(os.listdir(f"{memory(t)}-other")) == ["snapshots", "vda.map", "vda.slots", "vda.track"]
+            d.fleece("snapshot", "delete", "s")
+        t.run("qemu-io", "-f", "raw", "-c", "write 0 12M", d.uri("vda"))
+        if name != first:
+            kill_for_good(t, d)
+    d.stop()
+    t.vm = f"{first}-other"
+    t.daemon({"vda": strange}).stop()
+    t.vm = first
+
+
+def test_a_disk_that_went_to_another_vm(t):
+    """Snapshots of two disks, one of which another VM serves now, by another name: they are buried there, and don't wait for
+    ever. What changed on the other disk is known when it comes back."""
+    images, first = disks(t), t.vm
+    d = t.daemon(images)
+    d.fleece("checkpoint", "create", "base")
+    d.fleece("snapshot", "create", "s")
+    t.run("qemu-io", "-f", "raw", "-c", "write 0 12M", d.uri("vda"))
+    old = memory(t)
+    kill_for_good(t, d)
+    t.vm = f"{first}-new"
+    d = t.daemon({"vdz": images["vda"]})
+    assert snapshots(d) == {} and "are lost: disk vdz was not there then" in d.log(), d.log()
+    assert d.status()["disks"][0]["tracking"]["reason"] == "the disk is called vdz, it was vda when it was tracked last"
+    assert os.listdir(old) == ["vdb.track"]
+    d.stop()
+    assert not os.path.exists(memory(t))
+    t.vm = first
+    d = t.daemon({"vdb": images["vdb"]})
+    assert d.status()["disks"][0]["tracking"]["recovery"] == "adopted"
     d.stop()
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 
 import harness
+from loop_kit import loop_device
 from tracking_kit import (BLOCK, MIB, Load, blocks_of, changed, changed_since, differing, dirty_blocks, listed, nbd_client,
                           part, states, tracking)
 
@@ -242,21 +243,31 @@ def test_a_checkpoint_waits_as_long_as_its_snapshot(t):
 
 
 def test_the_memory_is_lost(t):
-    """As after a loss of power: what was in memory is gone, and the log says in which extents something may have changed."""
-    path = t.disk("a.raw", SIZE, 1)
-    before, model = path.read_bytes(), set()
-    d = t.daemon({"vda": path})
-    d.fleece("checkpoint", "create", "base")
-    for round_ in range(3):
-        model |= write(d, round_ * 8 * MIB, 40000)
-        d.kill()
-        shutil.rmtree(shared_memory(t))
-        d = restart(t, {"vda": path})
-        assert tracking(d)["recovery"] == "replayed", tracking(d)
-        now = changed_since(d, "base")
-        assert differing(path, before) <= model <= now
-        extents = {b * BLOCK // (4 * MIB) for b in model}
-        assert now <= {b for e in extents for b in blocks_of(e * 4 * MIB, 4 * MIB)}
+    """On an image, a qcow2 image and a block device: exact after kill -9; when what was in memory is gone, as after a loss
+    of power, the log says in which extents something may have changed."""
+    harness.need("qemu-img")
+    path, far = t.disk("a.raw", SIZE, 1), t.path("far")
+    far.mkdir()
+    t.run("qemu-img", "create", "-q", "-f", "qcow2", t.path("b.qcow2"), str(SIZE))
+    with loop_device(t, t.disk("c.raw", SIZE, 1)) as device:
+        disks = {"vda": path, "vdb": f"{t.path('b.qcow2')},format=qcow2", "vdc": device}
+        before, models = path.read_bytes(), {disk: set() for disk in disks}
+        d = t.daemon(disks, "--state-dir", far)
+        d.fleece("checkpoint", "create", "base")
+        for round_, lost in enumerate((False, True, True)):
+            for disk, model in models.items():
+                model |= write(d, round_ * 8 * MIB, 40000, disk)
+            d.kill()
+            if lost:
+                shutil.rmtree(shared_memory(t))
+            d = restart(t, disks, "--state-dir", far)
+            for number, (disk, model) in enumerate(models.items()):
+                assert tracking(d, number)["recovery"] == ("replayed" if lost else "adopted"), tracking(d, number)
+                now, extents = changed_since(d, "base", disk), {b * BLOCK // (4 * MIB) for b in model}
+                assert model <= now <= {b for e in extents for b in blocks_of(e * 4 * MIB, 4 * MIB)}
+                assert lost or now == model
+            assert differing(path, before) <= models["vda"]
+        d.stop()
 
 
 def test_track_options(t):

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A VM that has another name than when its daemon was killed, or a disk that has moved to another VM.
+ *
+ * Memory that outlives the daemon lies in a folder by the VM's name. Under another name it would not be found: the snapshots
+ * would hold their memory for good, and when the VM had its old name again they would be served over a disk that has been
+ * written since (R4, R7). So at each start the folders of all VMs of this user are looked through for what belongs to the
+ * disks that are served now, by device and inode of their files, and that moves here. What becomes of it is decided where it
+ * always is: it is adopted, or buried with the reason.
+ *
+ *     DISK.track                       one disk's bitmaps; also under another name of the disk
+ *     DISK.map, DISK.slots; snapshots  all of a table's disks, and the table last: after a crash the next start goes on
+ *
+ * The disks' locks are held, so no daemon that served them is alive. Disks that are read-only may have several users, and
+ * move nothing. Whose memory it is, is read without its lock, lest the start of another VM finds it taken. Where the same is
+ * here already, the other one goes.
+ */
+#include "daemon/memories.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "track/span.h"
+#include "vm/snapshot_table.h"
+
+#define TRACK_SUFFIX ".track"
+
+enum { HEAD_WORDS = 2048 }; /* whose memory it is stands at its beginning */
+
+struct move {
+    const struct disks *disks;
+    const char *from, *to; /* folders */
+};
+
+/* The number of the disk that this is the file of; -1: none. */
+static int disk_of(const struct disks *disks, uint64_t device, uint64_t inode)
+{
+    for (unsigned i = 0; i < disks->opened; i++) {
+        const struct disk_identity is = disks_identify(disks, i);
+        if (is.size_bytes > 0 && !disks->options->disks[i].read_only && is.device == device && is.inode == inode)
+            return (int)i;
+    }
+    return -1;
+}
+
+/* Returns whether it was there. */
+static bool move_file(const struct move *move, const char *name, const char *as)
+{
+    char from[PATH_MAX], to[PATH_MAX];
+    if ((size_t)snprintf(from, sizeof from, "%s/%s", move->from, name) >= sizeof from ||
+        (size_t)snprintf(to, sizeof to, "%s/%s", move->to, as) >= sizeof to || access(from, F_OK) < 0 ||
+        strcmp(from, to) == 0)
+        return false;
+    (void)mkdir(move->to, 0700);
+    if (link(from, to) < 0 && errno != EEXIST)
+        log_warning("'%s' can't be moved to '%s': %s", from, to, error_name(errno));
+    (void)unlink(from);
+    return true;
+}
+
+/* The beginning of a file of ours; another daemon may have it. Returns how much there is. */
+static size_t read_head(const struct move *move, const char *name, void *head, size_t size)
+{
+    char path[PATH_MAX];
+    struct stat st;
+    if ((size_t)snprintf(path, sizeof path, "%s/%s", move->from, name) >= sizeof path)
+        return 0;
+    const int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    ssize_t got = fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == geteuid() ? pread(fd, head, size, 0) : 0;
+    close(fd);
+    return got > 0 ? (size_t)got : 0;
+}
+
+static bool move_track(const struct move *move, const char *name)
+{
+    uint64_t head[HEAD_WORDS], device, inode;
+    char as[LIMIT_NAME_BYTES + sizeof TRACK_SUFFIX];
+    if (span_memory_owner(head, read_head(move, name, head, sizeof head), &device, &inode) < 0)
+        return false;
+    const int disk = disk_of(move->disks, device, inode);
+    if (disk < 0)
+        return false;
+    snprintf(as, sizeof as, "%s" TRACK_SUFFIX, move->disks->options->disks[disk].name);
+    return move_file(move, name, as);
+}
+
+static bool move_snapshots(const struct move *move)
+{
+    uint64_t head[HEAD_WORDS];
+    struct snapshot_table_disk disks[LIMIT_DISKS];
+    const int count = snapshot_table_owners(head, read_head(move, "snapshots", head, sizeof head), disks);
+    bool ours = false;
+    for (int i = 0; i < count; i++)
+        ours = ours || disk_of(move->disks, disks[i].identity.device, disks[i].identity.inode) >= 0;
+    for (int i = 0; i < count && ours; i++) {
+        static const char *const suffixes[] = {"map", "slots"};
+        for (unsigned j = 0; j < 2; j++) {
+            char name[LIMIT_NAME_BYTES + 8];
+            snprintf(name, sizeof name, "%.*s.%s", LIMIT_NAME_BYTES, disks[i].name, suffixes[j]);
+            (void)move_file(move, name, name);
+        }
+    }
+    return ours && move_file(move, "snapshots", "snapshots");
+}
+
+static bool ends_with(const char *name, const char *suffix)
+{
+    const size_t length = strlen(name), end = strlen(suffix);
+    return length > end && strcmp(name + length - end, suffix) == 0;
+}
+
+static void look_through(const struct move *move, const char *vm)
+{
+    bool moved = false;
+    DIR *folder = opendir(move->from);
+    if (!folder)
+        return;
+    for (const struct dirent *entry; (entry = readdir(folder));) {
+        if (ends_with(entry->d_name, TRACK_SUFFIX))
+            moved = move_track(move, entry->d_name) || moved;
+        else if (strcmp(entry->d_name, "snapshots") == 0)
+            moved = move_snapshots(move) || moved;
+    }
+    closedir(folder);
+    if (!moved)
+        return;
+    (void)rmdir(move->from); /* unless something else is in it */
+    log_info("what a killed daemon of VM %s has left in memory of these disks is this VM's now", vm);
+}
+
+void memories_take_over(const struct disks *disks, const char *folder)
+{
+    char all[PATH_MAX], from[PATH_MAX];
+    snprintf(all, sizeof all, "%s", folder);
+    char *slash = strrchr(all, '/');
+    if (!slash)
+        return;
+    *slash = '\0';
+    DIR *parent = opendir(all);
+    if (!parent)
+        return;
+    for (const struct dirent *entry; (entry = readdir(parent));) {
+        const struct move move = {disks, from, folder};
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
+            continue;
+        if ((size_t)snprintf(from, sizeof from, "%s/%s", all, entry->d_name) < sizeof from)
+            look_through(&move, entry->d_name);
+    }
+    closedir(parent);
+}
