@@ -308,7 +308,7 @@ static void disk_map_recharge(struct fleecing_cache *cache)
 static int record_counts(const struct fleecing_cache *cache, const struct cache_memory_plan *plan, uint32_t place)
 {
     const uint64_t key = cache->map.keys[place];
-    if (key == 0 || block_map_epoch(&cache->map, place) == EPOCH_UNCHANGED)
+    if (key == 0 || (block_map_epoch(&cache->map, place) == EPOCH_UNCHANGED && !MUTANT(restart_kept_block_believed)))
         return 0;
     bool possible = block_map_epoch(&cache->map, place) > 0 &&
                     block_map_block(&cache->map, place) <= plan->disk_bytes >> plan->block_shift;

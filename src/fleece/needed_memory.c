@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/probe.h"
 _Static_assert(BITMAP_CHUNK_BITS == 8 * SHM_PAGE_BYTES, "a chunk is a page");
 
 enum { CHUNK_WORDS = BITMAP_CHUNK_BITS / 64 };
@@ -107,6 +108,8 @@ static int release_part(struct needed_memory *needed, uint64_t chunk, uint64_t f
 {
     uint64_t *words = words_of(needed, chunk);
     if (*state_of(needed, chunk) == CHUNK_ALL) {
+        if (MUTANT(restart_page_counts_before_growth))
+            set_state(needed, chunk, CHUNK_MIXED);
         int status = io_shm_grow(needed->memory->io, &needed->memory->shm, page_of(needed, chunk));
         if (status < 0)
             return status;

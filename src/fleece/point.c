@@ -109,14 +109,14 @@ int point_adopt_changed(struct point *point, unsigned number, struct bitmap *cha
 int point_store_needed(struct point *point, uint64_t *at)
 {
     uint64_t also = *at; /* both take the same steps */
-    int status = needed_memory_store(&point->changed, &point->needed, &also);
+    int status = MUTANT(restart_changes_not_stored) ? 0 : needed_memory_store(&point->changed, &point->needed, &also);
     return status < 0 ? status : needed_memory_store(&point->stored, &point->needed, at);
 }
 
 /* Before anything relies on it. */
 static void point_note_broken(struct point *point)
 {
-    if (point->broken)
+    if (point->broken && !MUTANT(restart_break_not_stored))
         atomic_store(point->broken, 1);
     point->state = POINT_BROKEN;
 }
@@ -329,7 +329,8 @@ int point_release(struct point *point, struct range range)
     if (blocks.count == 0)
         return 0;
     uint64_t before = point->needed.set_count;
-    int status = needed_memory_release(&point->stored, blocks.first, blocks.count);
+    int status = MUTANT(restart_release_not_stored) ? 0
+                                                    : needed_memory_release(&point->stored, blocks.first, blocks.count);
     if (status < 0)
         return status;
     status = bitmap_assign(&point->needed, blocks.first, blocks.count, false);

@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/probe.h"
 #include "vm/snapshot_internal.h"
 
 struct adoption {
@@ -105,11 +106,13 @@ static void part_adopt(struct part *part)
         if (part_make_view(other) < 0 || (other->incremental && part_adopt_changed(other) < 0))
             part->status = error_set(&part->error, ENOMEM, "no memory for snapshot '%s'", snapshot->name);
     }
-    for (unsigned i = 0; part->status == 0 && i < LIMIT_SNAPSHOTS; i++)
+    for (unsigned i = 0; part->status == 0 && i < LIMIT_SNAPSHOTS && !MUTANT(restart_old_needed_set_believed); i++)
         if (atomic_load(&vm->table.records[i].state) != RECORD_LIVE) {
             needed_memory_clear(&vd->memory, i);
             needed_memory_clear(&vd->memory, NEEDED_AT_CUT(i));
         }
+    if (part->status == 0 && MUTANT(restart_freed_space_charged_first))
+        cbw_adopted(vd->cbw);
     part_back(part);
 }
 
@@ -229,7 +232,8 @@ static void snapshots_make(struct adoption *adoption)
         adoption->first = adoption->first ? adoption->first : snapshot;
         epoch = snapshot->epoch;
     }
-    vm->last_epoch = snapshot_table_epoch(&vm->table);
+    if (!MUTANT(restart_epoch_forgotten))
+        vm->last_epoch = snapshot_table_epoch(&vm->table);
 }
 
 /* 0: there may be something to adopt. */

@@ -207,7 +207,8 @@ void snapshot_end(struct snapshot *snapshot)
 {
     io_timer_cancel(snapshot->vm->io, &snapshot->grace);
     step_move(snapshot, ENDING);
-    snapshot_record_end(snapshot);
+    if (!MUTANT(restart_end_not_stored))
+        snapshot_record_end(snapshot);
     parts_send(snapshot, part_end, snapshot_withdraw);
 }
 
@@ -251,7 +252,8 @@ static void snapshot_published(struct snapshot *snapshot)
         adopted_published(vm);
         return;
     }
-    snapshot_record_commit(snapshot);
+    if (!MUTANT(restart_commit_word_missing))
+        snapshot_record_commit(snapshot);
     snapshot_checkpoint_tell(snapshot);
     snapshot->created(snapshot->created_argument, snapshot, NULL);
     vm->options.hooks.snapshot_created(vm->options.hooks.context, snapshot);
@@ -289,6 +291,8 @@ static void snapshot_publish_views(struct snapshot *snapshot)
 static void snapshot_publish(struct snapshot *snapshot)
 {
     step_move(snapshot, PUBLISHING);
+    if (MUTANT(restart_commit_word_early) && !snapshot->adopted)
+        snapshot_record_commit(snapshot);
     if (snapshot->record && !snapshot->adopted)
         parts_send(snapshot, part_store, snapshot_publish_views);
     else

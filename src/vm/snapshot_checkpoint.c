@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/probe.h"
 #include "vm/checkpoint_table.h"
 #include "vm/snapshot_internal.h"
 
@@ -294,6 +295,8 @@ static void checkpoint_recorded(struct tracker_op *op)
 
 void part_record(struct part *part)
 {
+    if (MUTANT(restart_checkpoint_after_the_cut))
+        part_cut_checkpoint(part);
     if (part->checkpoint != CUT) {
         part_back(part);
         return;

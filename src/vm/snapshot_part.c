@@ -170,7 +170,8 @@ void part_cut(struct cut_disk *cut_disk)
             point_limit(part->point, &part->needed.blocks);
         }
     }
-    part_cut_checkpoint(part);
+    if (!MUTANT(restart_checkpoint_after_the_cut))
+        part_cut_checkpoint(part);
     if (part->point)
         point_go_live(part->point);
 }
@@ -184,7 +185,7 @@ static void part_store_on(struct io_timer *timer)
 
 static void part_store_needed(struct part *part)
 {
-    int status = point_store_needed(part->point, &part->store_at);
+    int status = MUTANT(restart_needed_set_not_stored) ? 0 : point_store_needed(part->point, &part->store_at);
     if (status < 0)
         part->status = error_set(&part->error, -status, "no shared memory to note what snapshot '%s' needs of disk %s",
                                  part->snapshot->name, part->vd->disk->name);

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/probe.h"
 #include "vm/snapshot_internal.h"
 
 void snapshot_table_disks(const struct vm *vm, struct snapshot_table_disk disks[LIMIT_DISKS])
@@ -84,7 +85,7 @@ void snapshot_record_commit(struct snapshot *snapshot)
 
 void snapshot_record_broke(struct snapshot *snapshot)
 {
-    if (!snapshot->record)
+    if (!snapshot->record || MUTANT(restart_break_not_stored))
         return;
     memcpy(snapshot->record->reason, snapshot->reason, sizeof snapshot->record->reason);
     atomic_store(&snapshot->record->broken, 1);

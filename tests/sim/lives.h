@@ -196,6 +196,7 @@ uint64_t guest_place(struct lives *lives, uint64_t count);
 
 /* lives_snapshots.c */
 void snapshots_act(struct lives *lives);
+void snapshots_end_some(struct lives *lives);
 void snapshots_settle(struct lives *lives); /* sees what has been answered */
 void snapshots_died(struct lives *lives, bool power_lost);
 void snapshots_check_all(struct lives *lives);

@@ -99,11 +99,23 @@ static void live(struct lives *lives, unsigned steps)
     snapshots_settle(lives);
 }
 
+/* It is about to die while snapshots end. */
+static void end_some(struct lives *lives)
+{
+    if (lives->stage->dead || !lives_chance(lives, 300))
+        return;
+    PROBE(restart_death_while_snapshots_end);
+    snapshots_end_some(lives);
+    world_run_for(lives->stage->world, lives_below(lives, 60 * NS_PER_US));
+    snapshots_settle(lives);
+}
+
 /* It dies, and perhaps again while it starts; whether the power was lost. */
 static bool die(struct lives *lives)
 {
     struct stage *stage = lives->stage;
     bool power_lost = false;
+    end_some(lives);
     for (unsigned again = 0; again == 0 || stage->dead; again++) {
         const bool power = lives->tracked && lives_chance(lives, 300);
         const bool in_a_tick = stage->dead;

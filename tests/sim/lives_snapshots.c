@@ -147,6 +147,12 @@ static void end_one(struct lives *lives)
     stage_delete(lives->stage, taken->snapshot);
 }
 
+void snapshots_end_some(struct lives *lives)
+{
+    for (unsigned i = 0; i < LIVES_ALIVE && !lives->stage->dead; i++)
+        end_one(lives);
+}
+
 /* ---- a dirty bitmap ---- */
 
 static void bitmap_added(void *argument, const struct error *err)
