@@ -177,7 +177,7 @@ def test_what_does_not_fit_is_buried(t):
     a, b = disks(t).values()
     other = t.disk("other.raw", 24 * MIB)
     cases = [({"vda": other, "vdb": b}, ["--fleece", "ram=8M,max=64M"], "disk vda is another file than then"),
-             ({"vda": a, "vdb": b}, ["--fleece", "ram=8M"], "its cache file is larger than what is allowed"),
+             ({"vda": a, "vdb": b}, ["--fleece", "ram=8M"], "its cache file holds more than what is allowed"),
              ({"vda": a}, [], "the VM had 2 disks, and has 1 now"),
              ({"vda": f"{a},granularity=16K", "vdb": b}, ["--fleece", "ram=8M,max=64M"],
               "disk vda: blocks of 16384 bytes"),
