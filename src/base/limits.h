@@ -266,6 +266,18 @@ enum {
     LIMIT_VIRTQUEUE_FRAGMENTS = VIRTIO_BLK_SEGMENTS + 2 + 8,
     /* Descriptors of a virtqueue: VIRTIO's bound, for its indexes have 16 bits. */
     LIMIT_VIRTQUEUE_SIZE = 32768,
+    /* Queues of a vhost-user disk: one for each processor of a large guest. */
+    LIMIT_VHOST_QUEUES = 64,
+    /* Requests of one vhost-user front-end that are under way; further ones stay in the guest's rings. 3 KiB each. */
+    LIMIT_VHOST_REQUESTS = 512,
+    /* ... and that are there from the beginning, so that the last memory of the machine can't stop a disk. */
+    VHOST_REQUESTS_MIN = 16,
+    /* Requests taken from a ring before the first of them is submitted. */
+    LIMIT_VHOST_BATCH = 32,
+    /* The configuration space in one message: the protocol's bound. */
+    LIMIT_VHOST_CONFIG_BYTES = 256,
+    /* Ranges of one DISCARD or WRITE_ZEROES. Linux gathers what it can; a few of them fill a request's time. */
+    VIRTIO_BLK_RANGES = 16,
 
     /* Entries looked at per tick while slots of a dead point are freed: about 100 us. And slots freed: giving back the
      * memory of a segment, 256 of them, was measured at up to 600 us. */
@@ -329,6 +341,14 @@ enum {
 
 /* Data of one chain of descriptors: VIRTIO's bound; their lengths have 32 bits. */
 #define LIMIT_VIRTQUEUE_BYTES (4 * GIB)
+/* Longest range of a guest's DISCARD or WRITE_ZEROES, and the pieces in which it goes to the disk (as NBD's). */
+#define VIRTIO_BLK_RANGE_BYTES (1 * GIB)
+#define LIMIT_VHOST_RANGE_BYTES (32 * MIB)
+/* After work has come, a guest's rings are looked at without waiting for kicks for at most this long: what QEMU does. */
+#define VHOST_POLL_MAX_NS (32 * NS_PER_US)
+#define VHOST_POLL_MIN_NS (4 * NS_PER_US)
+/* A ring whose front-end has no eventfd to kick with is looked at this often. */
+#define VHOST_NO_KICK_NS (1 * NS_PER_MS)
 
 /* What qcow2 counts the size of a disk in. */
 #define IMAGE_SECTOR_BYTES UINT64_C(512)

@@ -253,6 +253,21 @@ json_t *describe_export(const struct control_host *host, const struct nbd_export
                      describe_uri(host, export->name));
 }
 
+json_t *describe_vhost_users(const struct control_host *host)
+{
+    struct vhost_export_status status[LIMIT_DISKS];
+    unsigned count = host->vhost_users(host->context, status);
+    json_t *array = json_array();
+    for (unsigned i = 0; i < count; i++)
+        json_array_append_new(
+            array, json_pack("{s:s, s:o, s:b, s:i, s:I, s:I, s:I, s:I, s:I}", "disk", status[i].disk, "socket",
+                             describe_text(status[i].socket), "connected", status[i].connected, "queues",
+                             (int)status[i].queues, "connections", (json_int_t)status[i].connections, "requests",
+                             (json_int_t)status[i].requests, "kicks", (json_int_t)status[i].kicks, "calls",
+                             (json_int_t)status[i].calls, "polled", (json_int_t)status[i].polled));
+    return array;
+}
+
 json_t *describe_job(const struct job *job)
 {
     json_t *json = json_pack("{s:s, s:s, s:s, s:I, s:I}", "id", job->id, "type", job->ops->type, "status",

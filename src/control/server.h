@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "export/nbd/server.h"
+#include "export/vhost_user/server.h"
 #include "job/job.h"
 #include "vm/vm.h"
 
@@ -27,6 +28,8 @@ struct control_host {
      * host. */
     void (*exports_query)(void *context, void (*done)(void *argument, const struct nbd_server_status *status),
                           void *argument);
+    /* What is known of each vhost-user socket, LIMIT_DISKS of them at most: how many. */
+    unsigned (*vhost_users)(void *context, struct vhost_export_status *status);
     uint64_t (*rss_bytes)(void *context);
     /* A client wants the daemon to end in an orderly way; called once per `quit`. */
     void (*quit)(void *context);

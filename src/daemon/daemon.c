@@ -6,11 +6,11 @@
  *   OPEN     the disks, on a helper thread, since a killed daemon's locks may have to be waited for
  *   RECOVER  sidecars and checkpoints: what each disk knows of its changes, before any of them is written; then the
  *            snapshots of a killed daemon, with copy-before-write in place, and away with what else it has left
- *   EXPORT   the NBD server: from here on the guest is served
+ *   EXPORT   the NBD server and the vhost-user sockets: from here on the guest is served
  *   SERVE    the control socket, and "ready"
  *   then, after a signal, `quit` or a failure at any point, whatever exists ends in the opposite order:
  *   END_JOBS jobs are cancelled by force: nobody waits for a target
- *   UNEXPORT connections end with ESHUTDOWN
+ *   UNEXPORT front-ends of vhost-user have their requests answered and are hung up on, then NBD ends with ESHUTDOWN
  *   CLOSE    snapshots are deleted, disks are closed
  *   HANG_UP  control clients get what is queued for them; the space of cache files is given back
  *   ENDED    reactors stop, the folder and its sockets are removed
@@ -46,6 +46,7 @@
 #include "daemon/notify.h"
 #include "daemon/runtime.h"
 #include "daemon/sidecars.h"
+#include "daemon/vhost_exports.h"
 #include "driver/file.h"
 #include "io/ring.h"
 
@@ -81,6 +82,7 @@ struct daemon {
     struct vm *vm;
     struct job_table jobs;
     struct exports *exports;
+    struct vhost_exports vhost_exports;
     struct control_server *control;
     int signal_fd;
     struct io_op signal_op;
@@ -130,16 +132,24 @@ static void daemon_end(struct daemon *daemon, const char *reason)
     job_table_end(&daemon->jobs, daemon_end_next, daemon);
 }
 
+/* The guests' requests are answered; now those who read. */
+static void daemon_guests_left(void *argument)
+{
+    struct daemon *daemon = argument;
+    if (daemon->exports)
+        exports_stop(daemon->exports, daemon_end_next, daemon);
+    else
+        daemon_end_next(daemon);
+}
+
 /* One step has ended: the next one. */
 static void daemon_end_next(void *argument)
 {
     struct daemon *daemon = argument;
     if (daemon->state == DAEMON_END_JOBS) {
         daemon_move(daemon, DAEMON_UNEXPORT);
-        if (daemon->exports) {
-            exports_stop(daemon->exports, daemon_end_next, daemon);
-            return;
-        }
+        vhost_exports_stop(&daemon->vhost_exports, daemon_guests_left, daemon);
+        return;
     }
     if (daemon->state == DAEMON_UNEXPORT) {
         daemon_move(daemon, DAEMON_CLOSE);
@@ -240,6 +250,14 @@ static void host_exports_query(void *context, void (*done)(void *argument, const
 {
     struct daemon *daemon = context;
     exports_query(daemon->exports, done, argument);
+}
+
+static unsigned host_vhost_users(void *context, struct vhost_export_status *status)
+{
+    const struct daemon *daemon = context;
+    for (unsigned i = 0; i < daemon->vhost_exports.count; i++)
+        vhost_export_status(daemon->vhost_exports.exports[i], &status[i]);
+    return daemon->vhost_exports.count;
 }
 
 static uint64_t host_rss_bytes(void *context)
@@ -391,12 +409,14 @@ static void vm_snapshot_deleted(void *context, const char *name, const char *uui
 
 static void record_sockets(struct daemon *daemon)
 {
-    const char *paths[LIMIT_NBD_ADDRESSES + 1] = {daemon->control_path};
+    const char *paths[LIMIT_NBD_ADDRESSES + LIMIT_DISKS + 1] = {daemon->control_path};
     unsigned count = 1;
     struct error err;
     for (unsigned i = 0; i < daemon->nbd_count; i++)
         if (strncmp(daemon->nbd[i], "unix:", 5) == 0)
             paths[count++] = daemon->nbd[i] + 5;
+    for (unsigned i = 0; i < daemon->options->vhost_user_count; i++)
+        paths[count++] = daemon->options->vhost_users[i].socket;
     if (runtime_record(&daemon->runtime, paths, count, &err) < 0)
         log_warning("%s", err.text);
 }
@@ -410,16 +430,23 @@ static void say_ready(const struct daemon *daemon)
                                  daemon->options->disks[i].name);
     for (unsigned i = 0; i < daemon->nbd_count && used < sizeof text; i++)
         used += (size_t)snprintf(text + used, sizeof text - used, "%s %s", i ? "," : "; NBD on", daemon->nbd[i]);
+    for (unsigned i = 0; i < daemon->options->vhost_user_count && used < sizeof text; i++)
+        used += (size_t)snprintf(text + used, sizeof text - used, "%s %s=%s", i ? "," : "; vhost-user on",
+                                 daemon->options->vhost_users[i].disk, daemon->options->vhost_users[i].socket);
     if (used < sizeof text)
         snprintf(text + used, sizeof text - used, "; control socket %s", daemon->control_path);
     log_info("%s", text);
     notify_send("READY=1");
 }
 
-static void daemon_published(void *argument)
+static void daemon_served(void *argument, const struct error *failure)
 {
     struct daemon *daemon = argument;
     struct error err;
+    if (failure) {
+        daemon_fail(daemon, failure);
+        return;
+    }
     if (daemon->end_wanted) {
         daemon_end(daemon, "host-signal");
         return;
@@ -433,6 +460,16 @@ static void daemon_published(void *argument)
     daemon_move(daemon, DAEMON_SERVE);
     caches_free_left_overs(&daemon->caches);
     say_ready(daemon);
+}
+
+static void daemon_published(void *argument)
+{
+    struct daemon *daemon = argument;
+    if (daemon->end_wanted)
+        daemon_end(daemon, "host-signal");
+    else
+        vhost_exports_start(&daemon->vhost_exports, daemon->control_io, daemon->vm, daemon->options, daemon_served,
+                            daemon);
 }
 
 static void daemon_exported(void *argument, const struct error *failure)
@@ -501,6 +538,7 @@ static int daemon_make_servers(struct daemon *daemon, struct error *err)
         .reactors = daemon->features,
         .reactor_count = daemon->reactor_count,
         .exports_query = host_exports_query,
+        .vhost_users = host_vhost_users,
         .rss_bytes = host_rss_bytes,
         .quit = host_quit,
     };

@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/name.h"
@@ -23,7 +24,8 @@
 const char options_help[] =
     "usage: fleeced --name VM --disk NAME=FILE[,OPTION=VALUE…] [--disk …] [OPTION…]\n"
     "       fleeced --config FILE [OPTION…]\n\n"
-    "Serves the disks of one virtual machine over NBD and takes snapshots of them while they are written to.\n\n"
+    "Serves the disks of one virtual machine over NBD and vhost-user, and takes snapshots of\n"
+    "them while they are written to.\n\n"
     "  --name VM                the name of the VM\n"
     "  --disk NAME=FILE[,…]     a disk: an image file or a block device; a comma in FILE is written twice\n"
     "      format=raw|qcow2     the format of the image (default: raw)\n"
@@ -35,6 +37,7 @@ const char options_help[] =
     "      track=on|off         note changes for incremental backups, or never (default: once a checkpoint is made)\n"
     "      track-granularity=SIZE unit of that, from 4K (the default) to 4M\n"
     "  --nbd ADDRESS            unix:PATH or tcp:HOST:PORT (loopback only); default: nbd.sock in the run-time folder\n"
+    "  --vhost-user NAME=SOCKET  the disk as a vhost-user-blk device, for a VMM; one for each disk\n"
     "  --control SOCKET         the control socket; default: control.sock in the run-time folder\n"
     "  --fleece OPTION=VALUE[,…] where blocks are preserved\n"
     "      ram=SIZE             memory (default: 256M)\n"
@@ -287,6 +290,26 @@ static int parse_nbd(struct options *options, const char *text, struct error *er
     return *address ? 0 : error_set(err, ENOMEM, "--nbd: no memory");
 }
 
+static int parse_vhost_user(struct options *options, char *text, struct error *err)
+{
+    char *path = NULL;
+    if (options->vhost_user_count == LIMIT_DISKS)
+        return error_set(err, EINVAL, "--vhost-user: more than %d disks", LIMIT_DISKS);
+    struct vhost_user_options *wanted = &options->vhost_users[options->vhost_user_count];
+    if (!strchr(text, '='))
+        return error_set(err, EINVAL, "--vhost-user '%.100s' is not NAME=SOCKET", text);
+    int status = cut_assignment("--vhost-user", text, &path, err);
+    if (status == 0 && name_check("disk name", text, err) < 0)
+        status = error_prefix(err, "--vhost-user");
+    if (status == 0)
+        status = make_absolute("--vhost-user", "", path, &wanted->socket, err);
+    if (status < 0)
+        return status;
+    snprintf(wanted->disk, sizeof wanted->disk, "%s", text);
+    options->vhost_user_count++;
+    return 0;
+}
+
 static int parse_threads(struct options *options, const char *text, struct error *err)
 {
     char *end;
@@ -314,7 +337,7 @@ static int parse_name(struct options *options, const char *text, struct error *e
     return 0;
 }
 
-enum { OPTION_VHOST_USER = 256, OPTION_CONFIG };
+enum { OPTION_CONFIG = 256 };
 
 static const struct option known[] = {
     {"name", required_argument, NULL, 'n'},
@@ -325,7 +348,7 @@ static const struct option known[] = {
     {"state-dir", required_argument, NULL, 's'},
     {"io-threads", required_argument, NULL, 't'},
     {"lock-timeout", required_argument, NULL, 'l'},
-    {"vhost-user", required_argument, NULL, OPTION_VHOST_USER},
+    {"vhost-user", required_argument, NULL, 'u'},
     {"config", required_argument, NULL, OPTION_CONFIG},
     {"help", no_argument, NULL, 'h'},
     {"version", no_argument, NULL, 'V'},
@@ -359,8 +382,8 @@ static int parse_option(struct options *options, int option, char *value, struct
     case 'V':
         options->action = OPTIONS_VERSION;
         return 0;
-    case OPTION_VHOST_USER:
-        return error_set(err, EINVAL, "--vhost-user is not supported yet; --nbd is");
+    case 'u':
+        return parse_vhost_user(options, value, err);
     default:
         return config_read(value, parse_config_word, options, err);
     }
@@ -375,6 +398,27 @@ static int parse_config_word(void *context, const char *word, char *value, struc
     return error_set(err, EINVAL, "'%.100s' is no option that a file can have; fleeced --help lists them", word);
 }
 
+static int check_vhost_user(const struct options *options, unsigned index, struct error *err)
+{
+    const struct vhost_user_options *wanted = &options->vhost_users[index];
+    bool is_known = false;
+    if (strlen(wanted->socket) >= sizeof(((struct sockaddr_un *)0)->sun_path))
+        return error_set(err, EINVAL, "--vhost-user %s: the path of the socket is longer than 107 bytes: %.200s",
+                         wanted->disk, wanted->socket);
+    for (unsigned i = 0; i < options->disk_count; i++)
+        is_known |= strcmp(options->disks[i].name, wanted->disk) == 0;
+    if (!is_known)
+        return error_set(err, EINVAL, "--vhost-user %s: there is no --disk of this name", wanted->disk);
+    for (unsigned i = 0; i < index; i++) {
+        if (strcmp(options->vhost_users[i].disk, wanted->disk) == 0)
+            return error_set(err, EINVAL, "--vhost-user %s: a disk has one socket", wanted->disk);
+        if (strcmp(options->vhost_users[i].socket, wanted->socket) == 0)
+            return error_set(err, EINVAL, "--vhost-user %s: socket %.200s is another disk's", wanted->disk,
+                             wanted->socket);
+    }
+    return 0;
+}
+
 static int check_options(const struct options *options, int argc, char **argv, struct error *err)
 {
     if (options->action != OPTIONS_SERVE)
@@ -385,6 +429,11 @@ static int check_options(const struct options *options, int argc, char **argv, s
         return error_set(err, EINVAL, "--name is missing: the name of the VM");
     if (options->disk_count == 0)
         return error_set(err, EINVAL, "--disk is missing: at least one NAME=FILE");
+    for (unsigned i = 0; i < options->vhost_user_count; i++) {
+        int status = check_vhost_user(options, i, err);
+        if (status < 0)
+            return status;
+    }
     return 0;
 }
 
@@ -411,8 +460,10 @@ int options_parse(struct options *options, int argc, char **argv, struct error *
 
 void options_fini(struct options *options)
 {
-    for (unsigned i = 0; i < LIMIT_DISKS; i++)
+    for (unsigned i = 0; i < LIMIT_DISKS; i++) {
         free(options->disks[i].path);
+        free(options->vhost_users[i].socket);
+    }
     for (unsigned i = 0; i < LIMIT_NBD_ADDRESSES; i++)
         free(options->nbd[i]);
     free(options->control);

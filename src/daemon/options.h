@@ -28,6 +28,11 @@ struct disk_options {
     uint64_t track_granularity; /* of a sidecar that is made; 0: the default */
 };
 
+struct vhost_user_options {
+    char disk[LIMIT_NAME_BYTES + 1];
+    char *socket; /* absolute */
+};
+
 enum options_action { OPTIONS_SERVE, OPTIONS_HELP, OPTIONS_VERSION };
 
 struct options {
@@ -37,8 +42,10 @@ struct options {
     unsigned disk_count;
     char *nbd[LIMIT_NBD_ADDRESSES]; /* unix paths made absolute */
     unsigned nbd_count;             /* 0: the default place */
-    char *control;                  /* absolute path; NULL: the default place */
-    char *state_dir;                /* NULL: the default place */
+    struct vhost_user_options vhost_users[LIMIT_DISKS];
+    unsigned vhost_user_count;
+    char *control;   /* absolute path; NULL: the default place */
+    char *state_dir; /* NULL: the default place */
     uint64_t ram_bytes;
     uint64_t cache_bytes;    /* of all cache files; 0: not said */
     char *cache_dir;         /* absolute; NULL: beside each disk's image */

@@ -430,6 +430,8 @@ int ring_start(const char *name, struct io **io, struct error *err)
     sem_init(&starter.started, 0, 0);
     sigset_t all, before;
     sigfillset(&all);
+    sigdelset(&all,
+              SIGBUS); /* comes to the thread whose access it is, and has a handler where memory is a stranger's */
     pthread_t thread;
     pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the main thread */
     int error = pthread_create(&thread, NULL, ring_main, &starter);

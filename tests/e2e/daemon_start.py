@@ -37,7 +37,7 @@ def test_usage(t):
     refuse(t, 2, "--name is missing")
     refuse(t, 2, "'--colour' is no option", "--colour")
     refuse(t, 2, "format=vmdk is not right: raw or qcow2", "--disk", "vda=x,format=vmdk")
-    refuse(t, 2, "--vhost-user is not supported yet", "--vhost-user", "vda=s")
+    refuse(t, 2, "--vhost-user 'vda' is not NAME=SOCKET", "--vhost-user", "vda")
     refuse(t, 2, "x.conf can't be opened: No such file", "--config", t.path("x.conf"))
     t.path("x.conf").write_text("name = x\n\ndisk = vda=x,format=vmdk\n")
     refuse(t, 2, f"{t.path('x.conf')}:3: --disk vda: format=vmdk is not right: raw or qcow2", "--config", t.path("x.conf"))

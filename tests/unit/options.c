@@ -174,7 +174,19 @@ static void wrong_options(void **state)
     wrong("'--colour' is no option", "--colour", NULL);
     wrong("'-z' is no option", "-z", NULL);
     wrong("--name wants a value", "--name", NULL);
-    wrong("--vhost-user is not supported yet", "--vhost-user", "vda=/s", NULL);
+    wrong("--vhost-user 'vda' is not NAME=SOCKET", "--vhost-user", "vda", NULL);
+    wrong("--vhost-user: disk name", "--vhost-user", "v d=/s", NULL);
+    wrong("--vhost-user: the path is empty", "--vhost-user", "vda=", NULL);
+    wrong("--vhost-user vdx: there is no --disk of this name", "--name", "x", "--disk", "vda=f", "--vhost-user",
+          "vdx=/s", NULL);
+    wrong("--vhost-user vda: a disk has one socket", "--name", "x", "--disk", "vda=f", "--vhost-user", "vda=/s",
+          "--vhost-user", "vda=/t", NULL);
+    wrong("--vhost-user vdb: socket /s is another disk's", "--name", "x", "--disk", "vda=f", "--disk", "vdb=g",
+          "--vhost-user", "vda=/s", "--vhost-user", "vdb=/s", NULL);
+    wrong("longer than 107 bytes", "--name", "x", "--disk", "vda=f", "--vhost-user",
+          "vda=/0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789"
+          "0123456789",
+          NULL);
     wrong("--fleece: dir: the path is empty", "--fleece", "ram=64M,dir=", NULL);
     wrong("max=4M is not right: from 8M to 8T", "--fleece", "max=4M", NULL);
     wrong("max=9T is not right", "--fleece", "max=9T", NULL);

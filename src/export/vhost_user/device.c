@@ -1,0 +1,363 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What messages mean. A message is done in one step, but those that stop rings: GET_VRING_BASE, RESET_DEVICE and a status of
+ * 0. They take nothing more from the rings and wait until what was taken is on the disk and returned, so that nothing of the
+ * time before lands in the time after (C14); no other message is looked at meanwhile, since a front-end sends none.
+ *
+ * What was said of a running ring (size, addresses, base, features) can't be changed, only said again.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "export/vhost_user/config.h"
+#include "export/vhost_user/session.h"
+
+/* The queue that a message is about; NULL, with a sentence: there is none such. */
+static struct vhost_queue *queue_of(struct vhost_session *session, uint64_t index, struct error *err)
+{
+    if (index >= LIMIT_VHOST_QUEUES) {
+        error_set(err, EPROTO, "%s for queue %llu; there are %u", session->message.name, (unsigned long long)index,
+                  LIMIT_VHOST_QUEUES);
+        return NULL;
+    }
+    if (index >= session->queue_end)
+        session->queue_end = (unsigned)index + 1;
+    return &session->queues[index];
+}
+
+static enum vhost_done wrong(struct vhost_session *session, struct error *err, const char *what)
+{
+    error_set(err, EPROTO, "%s %s", session->message.name, what);
+    return VHOST_WRONG;
+}
+
+static bool any_runs(const struct vhost_session *session)
+{
+    for (unsigned i = 0; i < session->queue_end; i++)
+        if (session->queues[i].ring)
+            return true;
+    return false;
+}
+
+static enum vhost_done update_all(struct vhost_session *session, struct error *err)
+{
+    for (unsigned i = 0; i < session->queue_end; i++)
+        if (vhost_queue_update(&session->queues[i], err) < 0)
+            return VHOST_WRONG;
+    return VHOST_DONE;
+}
+
+/* --- features */
+
+static enum vhost_done set_features(struct vhost_session *session, struct error *err)
+{
+    uint64_t unknown = session->message.word & ~vhost_config_features(session->node);
+    if (unknown) {
+        error_set(err, EPROTO, "SET_FEATURES with what was not offered (0x%llx)", (unsigned long long)unknown);
+        return VHOST_WRONG;
+    }
+    if (session->message.word != session->features && any_runs(session))
+        return wrong(session, err, "with other features while rings run");
+    session->features = session->message.word;
+    return update_all(session, err);
+}
+
+static enum vhost_done set_protocol_features(struct vhost_session *session, struct error *err)
+{
+    uint64_t unknown = session->message.word & ~vhost_config_protocol_features();
+    if (unknown) {
+        error_set(err, EPROTO, "SET_PROTOCOL_FEATURES with what was not offered (0x%llx)", (unsigned long long)unknown);
+        return VHOST_WRONG;
+    }
+    session->protocol_features = session->message.word;
+    return VHOST_DONE;
+}
+
+static enum vhost_done answer_word(struct vhost_session *session, uint64_t word)
+{
+    memcpy(session->answer.payload, &word, sizeof word);
+    session->answer.header.size = sizeof word;
+    return VHOST_DONE;
+}
+
+/* --- memory */
+
+/* Takes over the reference. */
+static enum vhost_done use_memory(struct vhost_session *session, struct guest_memory *memory, struct error *err)
+{
+    int result = 0;
+    for (unsigned i = 0; i < session->queue_end && result == 0; i++) {
+        struct vhost_queue *queue = &session->queues[i];
+        if (!queue->ring)
+            continue;
+        result = memory ? virtqueue_set_memory(queue->ring, memory, err)
+                        : error_set(err, EPROTO, "no memory is left for its rings");
+        if (result < 0)
+            error_prefix(err, "%s: queue %u", session->message.name, i);
+    }
+    guest_memory_unref(session->memory);
+    session->memory = memory;
+    return result < 0 ? VHOST_WRONG : VHOST_DONE;
+}
+
+static struct guest_region region_of(const struct vhost_region *region)
+{
+    return (struct guest_region){.guest_address = region->guest_address,
+                                 .user_address = region->user_address,
+                                 .size_bytes = region->size,
+                                 .file_offset = region->offset};
+}
+
+static enum vhost_done set_mem_table(struct vhost_session *session, struct error *err)
+{
+    struct guest_memory *memory = NULL;
+    for (uint32_t i = 0; i < session->message.memory.count; i++) {
+        struct guest_region region = region_of(&session->message.regions[i]);
+        struct guest_memory *next = guest_memory_with(memory, &region, session->fds[i], err);
+        guest_memory_unref(memory);
+        if (!next) {
+            error_prefix(err, "SET_MEM_TABLE, region %u", i);
+            return VHOST_WRONG;
+        }
+        memory = next;
+    }
+    return use_memory(session, memory, err);
+}
+
+static enum vhost_done change_memory(struct vhost_session *session, struct error *err)
+{
+    struct guest_region region = region_of(&session->message.region.region);
+    struct guest_memory *next = NULL;
+    if (session->message.id == VHOST_ADD_MEM_REG)
+        next = guest_memory_with(session->memory, &region, session->fds[0], err);
+    else if (session->memory)
+        next = guest_memory_without(session->memory, &region, err);
+    else
+        error_set(err, EPROTO, "there is no memory");
+    if (!next) {
+        error_prefix(err, "%s", session->message.name);
+        return VHOST_WRONG;
+    }
+    return use_memory(session, next, err);
+}
+
+/* --- rings */
+
+static enum vhost_done set_vring_num(struct vhost_session *session, struct error *err)
+{
+    uint32_t size = session->message.state.num;
+    struct vhost_queue *queue = queue_of(session, session->message.state.index, err);
+    if (!queue)
+        return VHOST_WRONG;
+    if (size == 0 || size > LIMIT_VIRTQUEUE_SIZE) {
+        error_set(err, EPROTO, "SET_VRING_NUM of %u; a queue has 1 to %u descriptors", size, LIMIT_VIRTQUEUE_SIZE);
+        return VHOST_WRONG;
+    }
+    if (!(session->features & VHOST_BIT(VIRTIO_F_RING_PACKED)) && (size & (size - 1))) {
+        error_set(err, EPROTO, "SET_VRING_NUM of %u; a split ring has a power of two", size);
+        return VHOST_WRONG;
+    }
+    if (queue->ring && size != queue->size)
+        return wrong(session, err, "with another size while the ring runs");
+    queue->size = size;
+    return VHOST_DONE;
+}
+
+static enum vhost_done set_vring_addr(struct vhost_session *session, struct error *err)
+{
+    const struct vhost_vring_addr *addr = &session->message.addr;
+    struct vhost_queue *queue = queue_of(session, addr->index, err);
+    if (!queue)
+        return VHOST_WRONG;
+    if (addr->flags)
+        return wrong(session, err, "with flags; no logging was offered");
+    struct virtqueue_place place = {addr->descriptors, addr->available, addr->used};
+    if (queue->ring && memcmp(&place, &queue->place, sizeof place) != 0)
+        return wrong(session, err, "with other addresses while the ring runs");
+    queue->place = place;
+    queue->placed = true;
+    return VHOST_DONE;
+}
+
+static enum vhost_done set_vring_base(struct vhost_session *session, struct error *err)
+{
+    struct vhost_queue *queue = queue_of(session, session->message.state.index, err);
+    if (!queue)
+        return VHOST_WRONG;
+    if (queue->ring)
+        return wrong(session, err, "while the ring runs");
+    queue->base = session->message.state.num;
+    return VHOST_DONE;
+}
+
+static enum vhost_done get_vring_base(struct vhost_session *session, struct error *err)
+{
+    struct vhost_queue *queue = queue_of(session, session->message.state.index, err);
+    if (!queue)
+        return VHOST_WRONG;
+    vhost_queue_halt(queue);
+    if (!vhost_queue_is_still(queue))
+        return VHOST_WAITS;
+    vhost_queue_stop(queue);
+    struct vhost_vring_state state = {queue->index, queue->base};
+    memcpy(session->answer.payload, &state, sizeof state);
+    session->answer.header.size = sizeof state;
+    return VHOST_DONE;
+}
+
+static enum vhost_done set_vring_event(struct vhost_session *session, struct error *err)
+{
+    struct vhost_queue *queue = queue_of(session, session->message.word & VHOST_VRING_INDEX_MASK, err);
+    if (!queue)
+        return VHOST_WRONG;
+    int fd = -1;
+    if (session->fd_count == 1) {
+        fd = session->fds[0];
+        session->fds[0] = -1;
+    }
+    if (session->message.id == VHOST_SET_VRING_CALL) {
+        vhost_event_set(&queue->call, fd);
+    } else if (session->message.id == VHOST_SET_VRING_ERR) {
+        vhost_event_set(&queue->error, fd);
+    } else {
+        vhost_event_set(&queue->kick, fd);
+        queue->kicked = true;
+        if (vhost_queue_update(queue, err) < 0)
+            return VHOST_WRONG;
+    }
+    return VHOST_DONE;
+}
+
+static enum vhost_done set_vring_enable(struct vhost_session *session, struct error *err)
+{
+    struct vhost_queue *queue = queue_of(session, session->message.state.index, err);
+    if (!queue)
+        return VHOST_WRONG;
+    if (session->message.state.num > 1)
+        return wrong(session, err, "with neither 0 nor 1");
+    queue->enabled = session->message.state.num;
+    return vhost_queue_update(queue, err) < 0 ? VHOST_WRONG : VHOST_DONE;
+}
+
+static enum vhost_done reset(struct vhost_session *session)
+{
+    bool still = true;
+    for (unsigned i = 0; i < session->queue_end; i++) {
+        vhost_queue_halt(&session->queues[i]);
+        still &= vhost_queue_is_still(&session->queues[i]);
+    }
+    if (!still)
+        return VHOST_WAITS;
+    for (unsigned i = 0; i < session->queue_end; i++)
+        vhost_queue_reset(&session->queues[i]);
+    session->features = session->status = 0;
+    return VHOST_DONE; /* memory, eventfds for calls and the in-flight region stay: the front-end keeps count of them */
+}
+
+static enum vhost_done set_status(struct vhost_session *session)
+{
+    if (session->message.word == 0)
+        return reset(session);
+    session->status = session->message.word & 0xff;
+    return VHOST_DONE;
+}
+
+/* --- configuration space, in-flight region */
+
+static enum vhost_done get_config(struct vhost_session *session)
+{
+    uint8_t space[LIMIT_VHOST_CONFIG_BYTES] = {0};
+    struct virtio_blk_config config;
+    struct vhost_config head = session->message.config;
+    vhost_config_space(session->node, &config);
+    memcpy(space, &config, sizeof config);
+    if (head.offset > sizeof space || head.size > sizeof space - head.offset)
+        return VHOST_DONE; /* an empty answer says that it can't be */
+    memcpy(session->answer.payload, &head, sizeof head);
+    memcpy(session->answer.payload + sizeof head, space + head.offset, head.size);
+    session->answer.header.size = (uint32_t)sizeof head + head.size;
+    return VHOST_DONE;
+}
+
+/* Nothing in it can be written; what a migration brings along is what we say ourselves. */
+static enum vhost_done set_config(struct vhost_session *session)
+{
+    session->refused = !(session->message.config.flags & VHOST_CONFIG_MIGRATION);
+    return VHOST_DONE;
+}
+
+static enum vhost_done get_inflight(struct vhost_session *session, struct error *err)
+{
+    struct vhost_inflight answer;
+    if (any_runs(session))
+        return wrong(session, err, "while rings run");
+    if (inflight_region_make(&session->inflight, &session->message.inflight, &answer, &session->reply.fds[0], err) < 0)
+        return VHOST_WRONG;
+    session->reply.fd_count = 1;
+    memcpy(session->answer.payload, &answer, sizeof answer);
+    session->answer.header.size = session->message.size; /* with the padding that they sent */
+    return VHOST_DONE;
+}
+
+static enum vhost_done set_inflight(struct vhost_session *session, struct error *err)
+{
+    if (any_runs(session))
+        return wrong(session, err, "while rings run");
+    int result = inflight_region_adopt(&session->inflight, &session->message.inflight, session->fds[0], err);
+    return result < 0 ? VHOST_WRONG : VHOST_DONE;
+}
+
+enum vhost_done vhost_device_do(struct vhost_session *session, struct error *err)
+{
+    switch (session->message.id) {
+    case VHOST_GET_FEATURES:
+        return answer_word(session, vhost_config_features(session->node));
+    case VHOST_SET_FEATURES:
+        return set_features(session, err);
+    case VHOST_SET_OWNER:
+    case VHOST_RESET_OWNER: /* means nothing any more, says the text */
+        return VHOST_DONE;
+    case VHOST_SET_MEM_TABLE:
+        return set_mem_table(session, err);
+    case VHOST_SET_VRING_NUM:
+        return set_vring_num(session, err);
+    case VHOST_SET_VRING_ADDR:
+        return set_vring_addr(session, err);
+    case VHOST_SET_VRING_BASE:
+        return set_vring_base(session, err);
+    case VHOST_GET_VRING_BASE:
+        return get_vring_base(session, err);
+    case VHOST_SET_VRING_KICK:
+    case VHOST_SET_VRING_CALL:
+    case VHOST_SET_VRING_ERR:
+        return set_vring_event(session, err);
+    case VHOST_GET_PROTOCOL_FEATURES:
+        return answer_word(session, vhost_config_protocol_features());
+    case VHOST_SET_PROTOCOL_FEATURES:
+        return set_protocol_features(session, err);
+    case VHOST_GET_QUEUE_NUM:
+        return answer_word(session, LIMIT_VHOST_QUEUES);
+    case VHOST_SET_VRING_ENABLE:
+        return set_vring_enable(session, err);
+    case VHOST_GET_CONFIG:
+        return get_config(session);
+    case VHOST_SET_CONFIG:
+        return set_config(session);
+    case VHOST_GET_INFLIGHT_FD:
+        return get_inflight(session, err);
+    case VHOST_SET_INFLIGHT_FD:
+        return set_inflight(session, err);
+    case VHOST_RESET_DEVICE:
+        return reset(session);
+    case VHOST_GET_MAX_MEM_SLOTS:
+        return answer_word(session, LIMIT_GUEST_REGIONS);
+    case VHOST_ADD_MEM_REG:
+    case VHOST_REM_MEM_REG:
+        return change_memory(session, err);
+    case VHOST_SET_STATUS:
+        return set_status(session);
+    case VHOST_GET_STATUS:
+        return answer_word(session, session->status);
+    }
+    return VHOST_WRONG; /* the form has been checked */
+}

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * When to look at the rings.
+ *
+ *   ASLEEP: drivers kick.  -- a kick, requests returned --> AWAKE: kicks are not wanted, each tick looks at all rings
+ *   AWAKE  -- nothing came for the length of the window --> ASLEEP, once no ring had anything when it was asked for kicks
+ *
+ * A kick costs the guest an exit, and us a wake-up; a look costs 20 ns. So after work the rings are watched for a
+ * window that learns: a kick that comes soon after we fell asleep (within VHOST_POLL_MAX_NS) would have been found by
+ * looking a little longer, and doubles it; one that comes much later shows that looking was in vain, and halves it,
+ * down to nothing at all. While the window is open the reactor does not sleep; an idle disk costs no processor time.
+ *
+ * A ring without a kick eventfd is looked at by a slow clock as well.
+ */
+#include "export/vhost_user/session.h"
+
+static bool look_at_all(struct vhost_session *session)
+{
+    bool found = false;
+    for (unsigned i = 0; i < session->queue_end; i++)
+        if (vhost_queue_serve(&session->queues[i]))
+            found = true;
+    return found;
+}
+
+/* False: a ring had something. */
+static bool fall_asleep(struct vhost_session *session, uint64_t now_ns)
+{
+    bool more = false;
+    for (unsigned i = 0; i < session->queue_end; i++) {
+        if (!vhost_queue_sleep(&session->queues[i]))
+            continue;
+        vhost_queue_look(&session->queues[i]);
+        more = true;
+    }
+    session->asleep = !more;
+    session->slept_ns = now_ns;
+    return !more;
+}
+
+static void poll_fired(struct io_timer *timer)
+{
+    struct vhost_session *session = container_of(timer, struct vhost_session, poll);
+    bool found = look_at_all(session);
+    if (session->state != VHOST_SESSION_SERVING)
+        return;
+    uint64_t now_ns = io_now_ns(session->io);
+    if (found) {
+        atomic_fetch_add_explicit(&session->counters->polled, 1, memory_order_relaxed);
+        session->poll_until_ns = now_ns + session->poll_window_ns;
+    }
+    if (found || now_ns < session->poll_until_ns || !fall_asleep(session, now_ns))
+        io_timer_set(session->io, timer, now_ns);
+}
+
+static bool has_ring_without_kick(const struct vhost_session *session)
+{
+    for (unsigned i = 0; i < session->queue_end; i++)
+        if (session->queues[i].ring && session->queues[i].taking && !vhost_event_is_set(&session->queues[i].kick))
+            return true;
+    return false;
+}
+
+static void no_kick_fired(struct io_timer *timer)
+{
+    struct vhost_session *session = container_of(timer, struct vhost_session, no_kick);
+    if (session->state != VHOST_SESSION_SERVING || !has_ring_without_kick(session))
+        return;
+    look_at_all(session);
+    if (session->state == VHOST_SESSION_SERVING)
+        io_timer_set(session->io, timer, io_now_ns(session->io) + VHOST_NO_KICK_NS);
+}
+
+static void learn(struct vhost_session *session, uint64_t slept_ns)
+{
+    uint64_t window_ns = session->poll_window_ns;
+    if (slept_ns > VHOST_POLL_MAX_NS)
+        window_ns /= 2;
+    else if (window_ns < VHOST_POLL_MAX_NS)
+        window_ns = window_ns ? 2 * window_ns : VHOST_POLL_MIN_NS;
+    session->poll_window_ns = window_ns < VHOST_POLL_MIN_NS ? 0 : window_ns;
+}
+
+void vhost_poll_extend(struct vhost_session *session, bool by_kick)
+{
+    if (session->state != VHOST_SESSION_SERVING)
+        return;
+    uint64_t now_ns = io_now_ns(session->io);
+    if (session->asleep) {
+        if (by_kick)
+            learn(session, now_ns - session->slept_ns);
+        session->asleep = false;
+        for (unsigned i = 0; i < session->queue_end; i++)
+            vhost_queue_wake(&session->queues[i]);
+    }
+    session->poll_until_ns = now_ns + session->poll_window_ns;
+    io_timer_set(session->io, &session->poll, now_ns);
+    if (!io_timer_armed(&session->no_kick) && has_ring_without_kick(session))
+        io_timer_set(session->io, &session->no_kick, now_ns + VHOST_NO_KICK_NS);
+}
+
+void vhost_poll_init(struct vhost_session *session)
+{
+    session->poll.fire = poll_fired;
+    session->no_kick.fire = no_kick_fired;
+    session->asleep = true;
+}
+
+void vhost_poll_fini(struct vhost_session *session)
+{
+    io_timer_cancel(session->io, &session->poll);
+    io_timer_cancel(session->io, &session->no_kick);
+}

@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ *   said of (size, addresses, base) -> kicked: the ring exists -> taking -> halted -> still -> stopped
+ *
+ * The ring is made when SET_VRING_KICK has come, from what was said before, and looked at without a kick, since there may be
+ * work in it from before. It is served while the front-end has it enabled (or knows no enabling). To stop it, nothing
+ * more is taken, and what was taken is returned and shown first: only then is its base where a successor goes on (C14).
+ *
+ * Chains are taken in batches, and begun only when it is sure that the guest's memory was there to be read: what is found
+ * in a page that the VMM has taken away is zeroes, not requests.
+ */
+#include "export/vhost_user/queue.h"
+
+#include <assert.h>
+#include <errno.h>
+
+#include "base/log.h"
+#include "export/vhost_user/session.h"
+
+static void queue_break(struct vhost_queue *queue)
+{
+    if (queue->broken)
+        return;
+    queue->broken = true;
+    log_warning("vhost-user disk %s: queue %u takes nothing more until the guest resets it: %s", queue->session->name,
+                queue->index, virtqueue_broken(queue->ring));
+    vhost_event_signal(&queue->error);
+}
+
+/* The next chain into a request; NULL: there is none, or nothing to hold it. */
+static struct vhost_request *queue_take(struct vhost_queue *queue)
+{
+    struct vhost_session *session = queue->session;
+    struct vhost_request *request = vhost_session_take_request(session);
+    if (!request) {
+        queue->starved = true;
+        return NULL;
+    }
+    int result = 0;
+    if (queue->resubmitting)
+        result = virtqueue_resubmit(queue->ring, &request->chain);
+    if (result == 0) {
+        queue->resubmitting = false;
+        result = virtqueue_take(queue->ring, &request->chain);
+    }
+    if (result > 0) {
+        request->queue = queue;
+        return request;
+    }
+    vhost_session_put_request(session, request);
+    if (result < 0)
+        queue_break(queue);
+    return NULL;
+}
+
+static bool queue_is_served(const struct vhost_queue *queue)
+{
+    return queue->ring && queue->taking && !queue->broken && queue->session->state == VHOST_SESSION_SERVING;
+}
+
+bool vhost_queue_serve(struct vhost_queue *queue)
+{
+    struct vhost_session *session = queue->session;
+    if (!queue_is_served(queue))
+        return false;
+    struct list taken;
+    list_init(&taken);
+    unsigned count = 0;
+    queue->starved = false;
+    for (struct vhost_request *request; count < LIMIT_VHOST_BATCH && (request = queue_take(queue)); count++)
+        list_append(&taken, &request->link);
+    queue->in_flight += count;
+    session->in_flight += count;
+    atomic_fetch_add_explicit(&session->counters->requests, count, memory_order_relaxed);
+    if (guest_memory_is_torn(session->memory) || inflight_region_is_torn(&session->inflight)) {
+        struct error err;
+        error_set(&err, EFAULT, "the VMM has cut its shared memory short");
+        vhost_session_close(session, &err);
+    }
+    for (struct list_node *node; (node = list_take_first(&taken));) {
+        struct vhost_request *request = container_of(node, struct vhost_request, link);
+        if (session->state == VHOST_SESSION_CLOSED)
+            vhost_session_finish(request, 0);
+        else
+            vhost_request_begin(request);
+    }
+    if (count == LIMIT_VHOST_BATCH)
+        vhost_queue_look(queue);
+    return count > 0;
+}
+
+static void look(struct io_task *task)
+{
+    struct vhost_queue *queue = container_of(task, struct vhost_queue, look);
+    if (vhost_queue_serve(queue))
+        vhost_poll_extend(queue->session, false);
+}
+
+void vhost_queue_look(struct vhost_queue *queue)
+{
+    io_task_queue(queue->session->io, &queue->look);
+}
+
+static void publish(struct io_task *task)
+{
+    struct vhost_queue *queue = container_of(task, struct vhost_queue, publish);
+    struct vhost_session *session = queue->session;
+    if (session->state == VHOST_SESSION_CLOSED || !queue->ring) {
+        vhost_session_wake(session);
+        return;
+    }
+    if (virtqueue_publish(queue->ring)) {
+        atomic_fetch_add_explicit(&session->counters->calls, 1, memory_order_relaxed);
+        vhost_event_signal(&queue->call);
+    }
+    if (session->waiting || session->state == VHOST_SESSION_LEAVING)
+        vhost_session_wake(session);
+    else if (queue_is_served(queue))
+        vhost_poll_extend(session, false);
+}
+
+static void kick_came(struct vhost_event *event)
+{
+    struct vhost_queue *queue = container_of(event, struct vhost_queue, kick);
+    atomic_fetch_add_explicit(&queue->session->counters->kicks, 1, memory_order_relaxed);
+    vhost_poll_extend(queue->session, true);
+    vhost_queue_look(queue);
+}
+
+static void kick_idle(struct vhost_event *event)
+{
+    vhost_session_wake(container_of(event, struct vhost_queue, kick)->session);
+}
+
+static void call_idle(struct vhost_event *event)
+{
+    vhost_session_wake(container_of(event, struct vhost_queue, call)->session);
+}
+
+static void error_idle(struct vhost_event *event)
+{
+    vhost_session_wake(container_of(event, struct vhost_queue, error)->session);
+}
+
+void vhost_queue_init(struct vhost_queue *queue, struct vhost_session *session, unsigned index)
+{
+    queue->session = session;
+    queue->index = index;
+    queue->look.run = look;
+    queue->publish.run = publish;
+    vhost_event_init(&queue->kick, session->io, kick_came, kick_idle);
+    vhost_event_init(&queue->call, session->io, NULL, call_idle);
+    vhost_event_init(&queue->error, session->io, NULL, error_idle);
+}
+
+static int queue_start(struct vhost_queue *queue, struct error *err)
+{
+    struct vhost_session *session = queue->session;
+    const char *missing = !session->memory ? "the guest's memory" : !queue->size ? "its size" : NULL;
+    if (!queue->placed && !missing)
+        missing = "its addresses";
+    if (missing)
+        return error_set(err, EPROTO, "SET_VRING_KICK of queue %u before %s is known", queue->index, missing);
+    struct virtqueue_features features = {.packed = session->features & VHOST_BIT(VIRTIO_F_RING_PACKED),
+                                          .event_idx = session->features & VHOST_BIT(VIRTIO_F_EVENT_IDX),
+                                          .indirect = session->features & VHOST_BIT(VIRTIO_F_INDIRECT_DESC)};
+    queue->ring = virtqueue_create(&features, session->memory, &queue->place, queue->size, queue->base, err);
+    if (!queue->ring)
+        return error_prefix(err, "queue %u", queue->index);
+    size_t bytes = virtqueue_inflight_bytes(&features, queue->size);
+    int result = 0;
+    void *region = inflight_region_of(&session->inflight, queue->index, queue->size, bytes, err);
+    if (region)
+        result = virtqueue_set_inflight(queue->ring, region, bytes, err);
+    else if (session->inflight.map)
+        result = -EPROTO;
+    if (result < 0) {
+        virtqueue_destroy(queue->ring);
+        queue->ring = NULL;
+        return error_prefix(err, "queue %u", queue->index);
+    }
+    queue->resubmitting = region != NULL;
+    queue->broken = false;
+    atomic_fetch_add(&session->counters->queues, 1);
+    return 0;
+}
+
+int vhost_queue_update(struct vhost_queue *queue, struct error *err)
+{
+    const struct vhost_session *session = queue->session;
+    if (!queue->kicked)
+        return 0;
+    if (!queue->ring) {
+        int result = queue_start(queue, err);
+        if (result < 0)
+            return result;
+        io_task_queue(session->io, &queue->publish); /* a predecessor may have died before its call */
+    }
+    queue->taking = queue->enabled || !(session->features & VHOST_BIT(VHOST_F_PROTOCOL_FEATURES));
+    if (!queue->taking)
+        return 0;
+    vhost_event_wait(&queue->kick);
+    vhost_poll_extend(queue->session, false);
+    vhost_queue_look(queue);
+    return 0;
+}
+
+bool vhost_queue_sleep(struct vhost_queue *queue)
+{
+    return queue_is_served(queue) && !queue->starved && virtqueue_want_kicks(queue->ring) &&
+           !virtqueue_broken(queue->ring);
+}
+
+void vhost_queue_wake(struct vhost_queue *queue)
+{
+    if (queue_is_served(queue))
+        virtqueue_want_no_kicks(queue->ring);
+}
+
+void vhost_queue_halt(struct vhost_queue *queue)
+{
+    queue->taking = false;
+    vhost_event_stop(&queue->kick);
+}
+
+bool vhost_queue_is_still(const struct vhost_queue *queue)
+{
+    return queue->in_flight == 0 && !list_linked(&queue->publish.link) && !vhost_event_is_busy(&queue->call);
+}
+
+void vhost_queue_stop(struct vhost_queue *queue)
+{
+    assert(vhost_queue_is_still(queue) && !queue->taking);
+    if (queue->ring) {
+        queue->base = virtqueue_base(queue->ring);
+        if (!queue->resubmitting) /* nothing is in flight: the next ring may begin elsewhere, at another base */
+            inflight_region_clear(&queue->session->inflight, queue->index);
+        virtqueue_destroy(queue->ring);
+        queue->ring = NULL;
+        atomic_fetch_sub(&queue->session->counters->queues, 1);
+    }
+    queue->kicked = false;
+    vhost_event_set(&queue->kick, -1);
+}
+
+void vhost_queue_reset(struct vhost_queue *queue)
+{
+    vhost_queue_stop(queue);
+    queue->size = queue->base = 0;
+    queue->placed = queue->enabled = false;
+}
+
+void vhost_queue_abandon(struct vhost_queue *queue)
+{
+    vhost_queue_halt(queue);
+    vhost_event_set(&queue->kick, -1);
+    vhost_event_set(&queue->call, -1);
+    vhost_event_set(&queue->error, -1);
+}
+
+bool vhost_queue_is_busy(const struct vhost_queue *queue)
+{
+    return queue->in_flight > 0 || vhost_event_is_busy(&queue->kick) || vhost_event_is_busy(&queue->call) ||
+           vhost_event_is_busy(&queue->error) || list_linked(&queue->look.link) || list_linked(&queue->publish.link);
+}
+
+void vhost_queue_fini(struct vhost_queue *queue)
+{
+    assert(!vhost_queue_is_busy(queue));
+    if (!queue->ring)
+        return;
+    virtqueue_destroy(queue->ring);
+    queue->ring = NULL;
+    atomic_fetch_sub(&queue->session->counters->queues, 1);
+}

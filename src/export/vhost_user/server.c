@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ *   CREATED -> LISTENING <-> SERVING -> ENDING -> freed
+ *
+ * While a session lives nothing is accepted. The end shuts the listener, and the session in good order; when both are
+ * gone the caller is told, and the export freed there.
+ */
+#include "export/vhost_user/server.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/un.h>
+
+#include "base/log.h"
+#include "export/vhost_user/session.h"
+
+enum state { EXPORT_CREATED, EXPORT_LISTENING, EXPORT_SERVING, EXPORT_ENDING };
+
+struct vhost_export {
+    struct io *caller, *io;
+    struct node *node;
+    char disk[LIMIT_NAME_BYTES + 1];
+    char address[sizeof "unix:" + sizeof(((struct sockaddr_un *)0)->sun_path)];
+    struct vhost_counters counters;
+    struct io_message message; /* to the reactor and back */
+    struct error err;
+    union {
+        void (*started)(void *argument, const struct error *err);
+        void (*ended)(void *argument);
+    } done;
+    void *argument;
+    /* The reactor's: */
+    enum state state;
+    int listener;
+    bool accepting, warned;
+    struct io_op accept;
+    struct io_timer pause;
+    struct vhost_session *session;
+};
+
+/* --- the end */
+
+static void export_freed(struct io_message *message)
+{
+    struct vhost_export *export = container_of(message, struct vhost_export, message);
+    void (*ended)(void *) = export->done.ended;
+    void *argument = export->argument;
+    free(export);
+    ended(argument);
+}
+
+static void end_if_idle(struct vhost_export *export)
+{
+    if (export->state != EXPORT_ENDING || export->accepting || export->session)
+        return;
+    io_timer_cancel(export->io, &export->pause);
+    if (export->listener >= 0)
+        io_close(export->io, export->listener);
+    export->message.deliver = export_freed;
+    io_post(export->caller, &export->message);
+}
+
+static void export_end(struct io_message *message)
+{
+    struct vhost_export *export = container_of(message, struct vhost_export, message);
+    export->state = EXPORT_ENDING;
+    if (export->accepting) {
+        io_shutdown(export->io, export->listener);
+        io_cancel(export->io, &export->accept);
+    }
+    if (export->session)
+        vhost_session_leave(export->session);
+    end_if_idle(export);
+}
+
+void vhost_export_end(struct vhost_export *export, void (*done)(void *argument), void *argument)
+{
+    export->done.ended = done;
+    export->argument = argument;
+    export->message.deliver = export_end;
+    io_post(export->io, &export->message);
+}
+
+/* --- connections */
+
+static void accept_next(struct vhost_export *export)
+{
+    export->state = EXPORT_LISTENING;
+    export->accepting = true;
+    io_accept(export->io, &export->accept, export->listener);
+}
+
+static void pause_over(struct io_timer *timer)
+{
+    struct vhost_export *export = container_of(timer, struct vhost_export, pause);
+    if (export->state != EXPORT_ENDING)
+        accept_next(export);
+}
+
+static void accept_later(struct vhost_export *export, const char *why)
+{
+    if (!export->warned)
+        log_warning("vhost-user disk %s: cannot accept a connection: %s", export->disk, why);
+    export->warned = true;
+    io_timer_set(export->io, &export->pause, io_now_ns(export->io) + ACCEPT_PAUSE_NS);
+}
+
+static void session_gone(void *argument)
+{
+    struct vhost_export *export = argument;
+    export->session = NULL;
+    if (export->state == EXPORT_ENDING)
+        end_if_idle(export);
+    else
+        accept_next(export);
+}
+
+static void accepted(struct io_op *op, int64_t result)
+{
+    struct vhost_export *export = container_of(op, struct vhost_export, accept);
+    export->accepting = false;
+    if (export->state == EXPORT_ENDING) {
+        if (result >= 0)
+            io_close(export->io, (int)result);
+        end_if_idle(export);
+        return;
+    }
+    if (result < 0) {
+        accept_later(export, error_name((int)result));
+        return;
+    }
+    export->session = vhost_session_create(export->io, export->node, export->disk, &export->counters);
+    if (!export->session) {
+        io_close(export->io, (int)result);
+        accept_later(export, "no memory");
+        return;
+    }
+    export->warned = false;
+    export->state = EXPORT_SERVING;
+    vhost_session_start(export->session, (int)result, session_gone, export);
+}
+
+/* --- the start */
+
+static void export_started(struct io_message *message)
+{
+    struct vhost_export *export = container_of(message, struct vhost_export, message);
+    export->done.started(export->argument, export->err.code ? &export->err : NULL);
+}
+
+static void export_start(struct io_message *message)
+{
+    struct vhost_export *export = container_of(message, struct vhost_export, message);
+    export->listener = io_listen(export->io, export->address, &export->err);
+    if (export->listener >= 0)
+        accept_next(export);
+    export->message.deliver = export_started;
+    io_post(export->caller, &export->message);
+}
+
+void vhost_export_start(struct vhost_export *export, void (*done)(void *argument, const struct error *err),
+                        void *argument)
+{
+    export->done.started = done;
+    export->argument = argument;
+    export->message.deliver = export_start;
+    io_post(export->io, &export->message);
+}
+
+struct vhost_export *vhost_export_create(struct io *caller, struct node *node, const char *disk, const char *socket)
+{
+    struct vhost_export *export = calloc(1, sizeof *export);
+    if (!export)
+        return NULL;
+    export->caller = caller;
+    export->io = node->io;
+    export->node = node;
+    export->listener = -1;
+    export->accept.done = accepted;
+    export->pause.fire = pause_over;
+    snprintf(export->disk, sizeof export->disk, "%s", disk);
+    int length = snprintf(export->address, sizeof export->address, "unix:%s", socket);
+    assert(length < (int)sizeof export->address); /* options have been checked */
+    return export;
+}
+
+void vhost_export_status(const struct vhost_export *export, struct vhost_export_status *status)
+{
+    const struct vhost_counters *counters = &export->counters;
+    *status = (struct vhost_export_status){
+        .disk = export->disk,
+        .socket = export->address + strlen("unix:"),
+        .connected = atomic_load_explicit(&counters->connected, memory_order_relaxed),
+        .queues = atomic_load_explicit(&counters->queues, memory_order_relaxed),
+        .connections = atomic_load_explicit(&counters->connections, memory_order_relaxed),
+        .requests = atomic_load_explicit(&counters->requests, memory_order_relaxed),
+        .kicks = atomic_load_explicit(&counters->kicks, memory_order_relaxed),
+        .calls = atomic_load_explicit(&counters->calls, memory_order_relaxed),
+        .polled = atomic_load_explicit(&counters->polled, memory_order_relaxed),
+    };
+}

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A disk as a vhost-user-blk device on a unix socket. It serves one front-end at a time, as the protocol has it: the
+ * next one waits in the socket's queue until the connection before it has ended and all its requests have completed
+ * (C14).
+ *
+ * Socket and session live on the reactor of the disk's node; the functions are called on the thread of `caller`, unless they
+ * say otherwise.
+ */
+#ifndef FLEECE_EXPORT_VHOST_USER_SERVER_H
+#define FLEECE_EXPORT_VHOST_USER_SERVER_H
+
+#include "base/error.h"
+#include "block/node.h"
+
+struct vhost_export;
+
+/* Any thread. The node must stay until vhost_export_end() says done; `socket` is the path of a unix socket. NULL: no
+ * memory. */
+struct vhost_export *vhost_export_create(struct io *caller, struct node *node, const char *disk, const char *socket);
+/* Listens; shared_map_guard() has been called. The answer comes later, on the caller's thread. After an error only
+ * vhost_export_end() is allowed. */
+void vhost_export_start(struct vhost_export *export, void (*done)(void *argument, const struct error *err),
+                        void *argument);
+/* Stops listening, ends the connection in good order, frees the export. */
+void vhost_export_end(struct vhost_export *export, void (*done)(void *argument), void *argument);
+
+struct vhost_export_status {
+    const char *disk, *socket; /* stay as long as the export */
+    bool connected;
+    unsigned queues;               /* that run */
+    uint64_t connections;          /* so far */
+    uint64_t requests;             /* taken from rings, so far, as all below */
+    uint64_t kicks, calls, polled; /* polled: looks at the rings that found something without a kick */
+};
+/* Any thread. */
+void vhost_export_status(const struct vhost_export *export, struct vhost_export_status *status);
+
+#endif

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A connection of a front-end, on the reactor of its disk. For server.c, and what the files of a session share:
+ * session.c its life and its socket, device.c what messages mean, queue.c the rings, request.c what is in them, poll.c
+ * when to look.
+ */
+#ifndef FLEECE_EXPORT_VHOST_USER_SESSION_H
+#define FLEECE_EXPORT_VHOST_USER_SESSION_H
+
+#include <stdatomic.h>
+
+#include "block/node.h"
+#include "export/vhost_user/inflight_region.h"
+#include "export/vhost_user/memory.h"
+#include "export/vhost_user/message.h"
+#include "export/vhost_user/queue.h"
+#include "export/vhost_user/request.h"
+
+struct vhost_counters { /* of an export, over all its sessions; written by its reactor, read by any thread */
+    atomic_ullong connections, requests, kicks, calls, polled;
+    atomic_uint connected, queues;
+};
+
+enum vhost_session_state {
+    VHOST_SESSION_SERVING,
+    VHOST_SESSION_LEAVING, /* our end: what was taken is returned, then closed */
+    VHOST_SESSION_CLOSED,  /* freed when nothing is under way */
+};
+
+struct vhost_session {
+    struct io *io;
+    struct node *node;
+    const char *name; /* of the disk */
+    struct vhost_counters *counters;
+    int fd;
+    enum vhost_session_state state;
+    void (*gone)(void *argument); /* the session has been freed */
+    void *argument;
+    struct io_task work; /* whatever may have become possible */
+
+    /* Messages, one at a time: received, done (which may wait), answered. */
+    struct io_op receive, send;
+    bool receiving, sending, waiting, refused;
+    struct vhost_header header;
+    struct vhost_message message;
+    uint32_t received; /* bytes, header included */
+    struct io_packet packet, reply;
+    int fds[LIMIT_PACKET_DESCRIPTORS]; /* of the message; -1: taken */
+    unsigned fd_count;
+    struct {
+        struct vhost_header header;
+        uint8_t payload[sizeof(struct vhost_config) + LIMIT_VHOST_CONFIG_BYTES];
+    } answer;
+
+    /* The device. */
+    uint64_t features, protocol_features, status;
+    struct guest_memory *memory;
+    struct inflight_region inflight;
+    struct vhost_queue queues[LIMIT_VHOST_QUEUES];
+    unsigned queue_end; /* queues from here on were never spoken of */
+
+    /* Requests. */
+    struct list spare;
+    unsigned request_count, in_flight;
+    struct io_timer poll, no_kick;
+    uint64_t poll_until_ns, poll_window_ns, slept_ns;
+    bool asleep;
+};
+
+struct vhost_session *vhost_session_create(struct io *io, struct node *node, const char *name,
+                                           struct vhost_counters *counters);
+/* Takes over the connection. `gone` is called later, once. */
+void vhost_session_start(struct vhost_session *session, int fd, void (*gone)(void *argument), void *argument);
+/* In good order: requests that were taken are answered first. */
+void vhost_session_leave(struct vhost_session *session);
+
+/* For the files of a session: */
+
+/* Ends the connection; `err` (NULL: nothing to say) is logged. */
+void vhost_session_close(struct vhost_session *session, const struct error *err);
+void vhost_session_wake(struct vhost_session *session);
+/* NULL: there are as many as may be. */
+struct vhost_request *vhost_session_take_request(struct vhost_session *session);
+void vhost_session_put_request(struct vhost_session *session, struct vhost_request *request);
+/* The request is done; `written` bytes of its chain. */
+void vhost_session_finish(struct vhost_request *request, uint32_t written);
+
+/* device.c. What the message in session->message asks for; the answer's payload goes into session->answer. */
+enum vhost_done {
+    VHOST_DONE,
+    VHOST_WAITS, /* for requests under way; vhost_device_do() again when a queue is still */
+    VHOST_WRONG, /* the sentence is set, the connection ends */
+};
+enum vhost_done vhost_device_do(struct vhost_session *session, struct error *err);
+
+/* poll.c. Work has come, or has been answered, which brings the next: rings are looked at for a while. */
+void vhost_poll_init(struct vhost_session *session);
+void vhost_poll_extend(struct vhost_session *session, bool by_kick);
+void vhost_poll_fini(struct vhost_session *session);
+
+#endif
