@@ -205,6 +205,7 @@ static void sweep(struct prune *prune)
 
 static void print_result(const struct prune *prune)
 {
+    uint64_t freed_bytes = prune->freed_bytes > prune->shared_bytes ? prune->freed_bytes - prune->shared_bytes : 0;
     unsigned stay = 0;
     char text[2][16];
     for (unsigned i = 0; i < prune->points.count; i++)
@@ -212,7 +213,7 @@ static void print_result(const struct prune *prune)
     if (prune->cli->json)
         print_json(json_pack("{s:s, s:b, s:i, s:i, s:i, s:I, s:I}", "event", "done", "dry-run", prune->dry_run, "stay",
                              (int)stay, "removed", (int)prune->removed_count, "merged", (int)prune->merged_count,
-                             "freed", (json_int_t)prune->freed_bytes, "written", (json_int_t)prune->written_bytes));
+                             "freed", (json_int_t)freed_bytes, "written", (json_int_t)prune->written_bytes));
     else if (prune->dry_run)
         printf("%u point%s would stay, %u go, %u be merged with what they lie over\n", stay, stay == 1 ? "" : "s",
                prune->points.count - stay, prune->merged_count);
@@ -220,7 +221,7 @@ static void print_result(const struct prune *prune)
         printf("%u point%s, %u went, %u %s merged with what %s lay over: %s freed, %s written\n", stay,
                stay == 1 ? " stays" : "s stay", prune->removed_count, prune->merged_count,
                prune->merged_count == 1 ? "was" : "were", prune->merged_count == 1 ? "it" : "they",
-               size_format(text[0], prune->freed_bytes), size_format(text[1], prune->written_bytes));
+               size_format(text[0], freed_bytes), size_format(text[1], prune->written_bytes));
 }
 
 static int prune_set(struct prune *prune)

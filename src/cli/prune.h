@@ -23,6 +23,7 @@ struct prune {
     bool *removed;
     unsigned merged_count, removed_count;
     uint64_t freed_bytes, written_bytes; /* of space on the disk */
+    uint64_t shared_bytes;               /* of what went, blocks that new files share: not freed */
 };
 
 /* The number of a point in prune->points; points.count: there is none of that name. */

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cli/new_image.h"
@@ -77,6 +78,18 @@ static int find_blocks(struct clone *clone)
             clone->touched[block / 8] |= (uint8_t)(1u << block % 8);
     }
     return 0;
+}
+
+/* What the clone has for itself, and what it shares with the old image. */
+static void count_space(const struct clone *clone, uint64_t extents)
+{
+    struct stat stat;
+    uint64_t own_bytes = 0;
+    for (uint64_t byte = 0; byte < extents * COPY_MASK_BYTES; byte++)
+        own_bytes += (uint64_t)__builtin_popcount(clone->captured[byte]) * HASHES_BLOCK_BYTES;
+    uint64_t bytes = lstat(clone->path, &stat) == 0 ? (uint64_t)stat.st_blocks * IMAGE_SECTOR_BYTES : 0;
+    clone->prune->written_bytes += own_bytes;
+    clone->prune->shared_bytes += bytes > own_bytes ? bytes - own_bytes : 0;
 }
 
 /* Copies what the layers [first, first + count) hold together. `options` but for the source. */
@@ -143,6 +156,8 @@ static int clone_and_write(struct clone *clone, struct point *point, struct erro
         status = hash_extents(clone, &hashes, err);
     if (status == 0)
         status = point_write_hashes(point, clone->disk, &hashes, err);
+    if (status == 0)
+        count_space(clone, hashes.count);
     hashes_fini(&hashes);
     free(clone->captured);
     free(clone->touched);

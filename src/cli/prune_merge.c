@@ -122,12 +122,13 @@ static int merge_disk(struct prune *prune, struct point *point, const struct cha
     if (status < 0)
         return status;
     status = prune_clone(prune, point, chain, &images, path, disk, err);
-    if (status > 0)
+    bool cloned = status <= 0;
+    if (!cloned)
         status = copy_to_new(prune, point, chain, &images, path, disk, err);
     chain_images_close(&images);
     if (status == 0)
         status = point_note_image(point, disk, err);
-    if (status == 0 && lstat(path, &stat) == 0)
+    if (status == 0 && !cloned && lstat(path, &stat) == 0)
         prune->written_bytes += (uint64_t)stat.st_blocks * IMAGE_SECTOR_BYTES;
     return status;
 }
