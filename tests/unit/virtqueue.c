@@ -9,12 +9,14 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "export/vhost_user/shared_map.h"
 #include "export/vhost_user/virtqueue.h"
 #include "ring_driver.h"
 
@@ -616,6 +618,39 @@ static void kicks(void **state)
     }
 }
 
+/* A connection ends between a return and the publish: the next device finds the ring as the driver has left it. */
+static void what_was_not_published_was_not_used(void **state)
+{
+    (void)state;
+    struct error err = {0};
+    const struct part parts[] = {{DATA, 16, false}, {DATA, 512, true}};
+    for (unsigned i = 0; i < ALL_FEATURES; i++) {
+        begin(all_features[i], 8);
+        for (uint32_t j = 0; j < 3; j++)
+            assert_true(driver_add(&scene.driver, parts, 2, 0, j));
+        driver_show(&scene.driver);
+        while (take_one_quietly())
+            ;
+        assert_int_equal(scene.held_count, 3);
+        while (scene.held_count > 0)
+            virtqueue_return(scene.queue, &scene.held[--scene.held_count], 512);
+        virtqueue_destroy(scene.queue);
+        uint32_t cookie, written;
+        assert_false(driver_get(&scene.driver, &cookie, &written));
+        scene.queue = make(8, all_features[i].packed ? 0x80008000 : 0, &err);
+        for (uint32_t j = 0; j < 3; j++) {
+            assert_true(take_one_quietly());
+            assert_true(scene.held[j].read_bytes == 16 && scene.held[j].write_bytes == 512);
+        }
+        while (scene.held_count > 0)
+            virtqueue_return(scene.queue, &scene.held[--scene.held_count], 512);
+        assert_true(virtqueue_publish(scene.queue));
+        for (uint32_t j = 3; j > 0; j--)
+            assert_true(driver_get(&scene.driver, &cookie, &written) && cookie == j - 1);
+        end();
+    }
+}
+
 static struct guest_memory *with_second(struct guest_memory *first)
 {
     struct error err = {0};
@@ -672,6 +707,44 @@ static void memory_changes_under_requests(void **state)
     }
 }
 
+/* The front-end cuts the file of the rings short while chains are out: no call here ends the process, and it is seen. */
+static void rings_are_cut_short(void **state)
+{
+    (void)state;
+    struct error err = {0};
+    struct guest_memory *sound = scene.memory;
+    char *flat = scene.flat;
+    const struct part part = {DATA, 512, true};
+    signal(SIGBUS, SIG_DFL); /* cmocka's */
+    assert_int_equal(shared_map_guard(&err), 0);
+    for (unsigned i = 0; i < ALL_FEATURES; i++) {
+        int fd = memfd_create("guest", MFD_CLOEXEC);
+        assert_int_equal(ftruncate(fd, MEMORY), 0);
+        scene.memory = guest_memory_with(NULL, &(struct guest_region){0, USER, MEMORY, 0}, fd, &err);
+        scene.flat = guest_memory_at(scene.memory, USER, MEMORY, 1);
+        begin(all_features[i], 8);
+        for (uint32_t j = 0; j < 4; j++)
+            assert_true(driver_add(&scene.driver, &part, 1, 0, j));
+        driver_show(&scene.driver);
+        assert_true(take_one_quietly());
+        assert_true(take_one_quietly());
+        assert_false(guest_memory_is_torn(scene.memory));
+        assert_int_equal(ftruncate(fd, 0), 0);
+        virtqueue_return(scene.queue, &scene.held[--scene.held_count], 512);
+        (void)virtqueue_publish(scene.queue);
+        while (virtqueue_take(scene.queue, &scene.held[scene.held_count]) == 1)
+            scene.held_count++;
+        assert_true(guest_memory_is_torn(scene.memory));
+        (void)virtqueue_want_kicks(scene.queue);
+        assert_false(guest_memory_is_torn(sound));
+        end();
+        guest_memory_unref(scene.memory);
+        close(fd);
+    }
+    scene.memory = sound;
+    scene.flat = flat;
+}
+
 static int set_up(void **state)
 {
     (void)state;
@@ -712,7 +785,9 @@ int main(void)
         cmocka_unit_test(four_gib_and_not_more),
         cmocka_unit_test(other_flags_in_packed_tables_mean_nothing),
         cmocka_unit_test(kicks),
+        cmocka_unit_test(what_was_not_published_was_not_used),
         cmocka_unit_test(memory_changes_under_requests),
+        cmocka_unit_test(rings_are_cut_short),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -106,7 +106,6 @@ size_t virtqueue_inflight_bytes(const struct virtqueue_features *features, uint3
 
 void inflight_fini(struct inflight *inflight)
 {
-    free(inflight->returned);
     free(inflight->left);
     free(inflight->next);
     free(inflight->last);
@@ -279,11 +278,10 @@ static int allocate(struct virtqueue *queue, struct error *err)
 {
     struct inflight *inflight = &queue->inflight;
     const uint32_t size = queue->size;
-    inflight->returned = calloc(size, sizeof inflight->returned[0]);
     inflight->left = calloc(size, sizeof inflight->left[0]);
     inflight->next = queue->packed ? calloc(size, sizeof inflight->next[0]) : NULL;
     inflight->last = queue->packed ? calloc(size, sizeof inflight->last[0]) : NULL;
-    if (inflight->returned && inflight->left && (!queue->packed || (inflight->next && inflight->last)))
+    if (inflight->left && (!queue->packed || (inflight->next && inflight->last)))
         return 0;
     return error_set(err, ENOMEM, "no memory for what is in flight");
 }
@@ -293,7 +291,7 @@ int virtqueue_set_inflight(struct virtqueue *queue, void *region, size_t bytes, 
     const struct virtqueue_features features = {.packed = queue->packed};
     const size_t needed = virtqueue_inflight_bytes(&features, queue->size);
     const struct split_region *head = region; /* both begin alike */
-    assert(!queue->inflight.region && !queue->inflight.returned);
+    assert(!queue->inflight.region && !queue->inflight.left);
     if (bytes < needed || ((uintptr_t)region & 7) != 0)
         return error_set(err, EINVAL,
                          "the in-flight region of a virtqueue of %u descriptors has %zu bytes at %p, not %zu at a "
@@ -360,20 +358,20 @@ void inflight_split_publish(struct virtqueue *queue)
 {
     struct inflight *inflight = &queue->inflight;
     struct split_region *region = inflight->region;
-    for (uint32_t i = 0; i < inflight->returned_count; i++) {
-        const uint16_t head = inflight->returned[i].head;
+    for (uint32_t i = 0; i < queue->returned_count; i++) {
+        const uint16_t head = queue->returned[i].head;
         STORE(region->entries[head].next, inflight->batch_head);
         STORE(region->batch_head, head);
         inflight->batch_head = head;
     }
     split_ring_show(queue);
-    for (uint32_t i = 0; i < inflight->returned_count; i++) {
-        const uint16_t head = inflight->returned[i].head;
+    for (uint32_t i = 0; i < queue->returned_count; i++) {
+        const uint16_t head = queue->returned[i].head;
         STORE(region->entries[head].inflight, 0);
         queue->split.busy[head] = 0;
     }
     STORE(region->used, queue->split.used_shown);
-    inflight->returned_count = 0;
+    queue->returned_count = 0;
 }
 
 uint16_t inflight_packed_take(struct inflight *inflight, const struct descriptor *chain, uint32_t count)
@@ -400,7 +398,7 @@ uint16_t inflight_packed_take(struct inflight *inflight, const struct descriptor
 }
 
 /* `order`: of the store that the driver looks for. */
-static void publish_one(struct virtqueue *queue, const struct inflight_returned *one, int order)
+static void publish_one(struct virtqueue *queue, const struct returned_chain *one, int order)
 {
     struct inflight *inflight = &queue->inflight;
     struct packed_region *region = inflight->region;
@@ -426,9 +424,7 @@ static void publish_one(struct virtqueue *queue, const struct inflight_returned 
 
 void inflight_packed_publish(struct virtqueue *queue)
 {
-    struct inflight *inflight = &queue->inflight;
-    for (uint32_t i = 0; i < inflight->returned_count; i++)
-        publish_one(queue, &inflight->returned[i],
-                    i + 1 == inflight->returned_count ? __ATOMIC_SEQ_CST : __ATOMIC_RELEASE);
-    inflight->returned_count = 0;
+    for (uint32_t i = 0; i < queue->returned_count; i++)
+        publish_one(queue, &queue->returned[i], i + 1 == queue->returned_count ? __ATOMIC_SEQ_CST : __ATOMIC_RELEASE);
+    queue->returned_count = 0;
 }

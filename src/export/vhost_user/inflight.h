@@ -22,21 +22,14 @@ struct descriptor { /* checked or not, but ours: a copy */
     uint16_t id; /* split: next */
 };
 
-struct inflight_returned { /* since the last publish */
-    uint16_t head, entry, count;
-    uint32_t written;
-};
-
 struct inflight_left { /* by a predecessor */
     uint64_t counter;
     uint16_t entry;
 };
 
 struct inflight {
-    void *region;     /* NULL: there is none */
-    uint64_t counter; /* of the next chain */
-    struct inflight_returned *returned;
-    uint32_t returned_count;
+    void *region;               /* NULL: there is none */
+    uint64_t counter;           /* of the next chain */
     struct inflight_left *left; /* oldest first */
     uint32_t left_count, left_next;
     uint16_t batch_head; /* split */

@@ -7,9 +7,9 @@
  * slot is loaded, its length, id and flags as one word: what the flags of the first say by then of its being there is
  * nothing to us any more.
  *
- * Returning: slots are written as chains return, but the flags of the first since the last publish are held back: the driver
- * looks at that slot first, and finds the whole batch behind it. With an in-flight region
- * nothing is written before publish, and then one after the other: recovery looks at one slot only (inflight.c).
+ * Returning: nothing is written before publish, for a connection may end before that. Then the slots of the batch, but for
+ * the flags of the first, which are last: the driver looks at that slot first, and finds the whole batch behind it. With an
+ * in-flight region one chain after the other: recovery looks at one slot only (inflight.c).
  *
  * The full barrier between our store and the look at the driver's wish, and the other way round: see split_ring.c.
  */
@@ -135,34 +135,39 @@ void packed_ring_advance(struct virtqueue *queue, uint32_t count)
     }
     ring->used_next = (uint16_t)slot;
     ring->out -= count;
-    ring->returned += count;
+    ring->shown += count;
 }
 
 void packed_ring_return(struct virtqueue *queue, const struct virtqueue_chain *chain, uint32_t written)
 {
-    struct packed_ring *ring = &queue->ring;
-    if (queue->inflight.region) {
-        queue->inflight.returned[queue->inflight.returned_count++] = (struct inflight_returned){
-            .head = chain->head, .entry = chain->entry, .count = chain->count, .written = written};
-        return;
+    queue->returned[queue->returned_count++] = (struct returned_chain){
+        .head = chain->head, .entry = chain->entry, .count = chain->count, .written = written};
+}
+
+/* All flags but the first slot's; then those. */
+static void show_batch(struct virtqueue *queue)
+{
+    const uint16_t slot = queue->ring.used_next;
+    uint16_t first = 0;
+    for (uint32_t i = 0; i < queue->returned_count; i++) {
+        const struct returned_chain *one = &queue->returned[i];
+        const uint16_t flags = packed_ring_fill(queue, one->head, one->written);
+        if (i == 0)
+            first = flags;
+        else
+            packed_ring_show(queue, queue->ring.used_next, flags, __ATOMIC_RELAXED);
+        packed_ring_advance(queue, one->count);
     }
-    const uint16_t flags = packed_ring_fill(queue, chain->head, written);
-    if (ring->held) {
-        packed_ring_show(queue, ring->used_next, flags, __ATOMIC_RELAXED);
-    } else {
-        ring->held = true;
-        ring->held_slot = ring->used_next;
-        ring->held_flags = flags;
-    }
-    packed_ring_advance(queue, chain->count);
+    packed_ring_show(queue, slot, first, __ATOMIC_SEQ_CST);
+    queue->returned_count = 0;
 }
 
 /* Whether the driver wants to hear of the slots since the last time; after the full barrier. */
 static bool wants_call(struct virtqueue *queue)
 {
     struct packed_ring *ring = &queue->ring;
-    const uint16_t count = (uint16_t)ring->returned;
-    ring->returned = 0;
+    const uint16_t count = (uint16_t)ring->shown;
+    ring->shown = 0;
     if (!queue->called) {
         queue->called = true;
         return true;
@@ -178,14 +183,12 @@ static bool wants_call(struct virtqueue *queue)
 
 bool packed_ring_publish(struct virtqueue *queue)
 {
-    struct packed_ring *ring = &queue->ring;
-    if (queue->inflight.returned_count > 0)
-        inflight_packed_publish(queue);
-    else if (ring->held)
-        packed_ring_show(queue, ring->held_slot, ring->held_flags, __ATOMIC_SEQ_CST);
-    else
+    if (queue->returned_count == 0)
         return queue->called ? false : wants_call(queue);
-    ring->held = false;
+    if (queue->inflight.region)
+        inflight_packed_publish(queue);
+    else
+        show_batch(queue);
     return wants_call(queue);
 }
 

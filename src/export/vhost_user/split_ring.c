@@ -122,7 +122,7 @@ void split_ring_return(struct virtqueue *queue, const struct virtqueue_chain *ch
     __atomic_store_n(&element[0], htole32(chain->head), __ATOMIC_RELAXED);
     __atomic_store_n(&element[1], htole32(written), __ATOMIC_RELAXED);
     if (queue->inflight.region)
-        queue->inflight.returned[queue->inflight.returned_count++] = (struct inflight_returned){.head = chain->head};
+        queue->returned[queue->returned_count++] = (struct returned_chain){.head = chain->head};
     else
         split->busy[chain->head] = 0;
 }

@@ -160,11 +160,13 @@ struct virtqueue *virtqueue_create(const struct virtqueue_features *features, st
     if (check_size(features, size, err) < 0)
         return NULL;
     struct virtqueue *queue = calloc(1, sizeof *queue);
-    uint8_t *busy = calloc(size, sizeof *busy);
-    if (!queue || !busy) {
+    if (queue) {
+        queue->split.busy = calloc(size, sizeof queue->split.busy[0]);
+        queue->returned = calloc(size, sizeof queue->returned[0]);
+    }
+    if (!queue || !queue->split.busy || !queue->returned) {
         error_set(err, ENOMEM, "no memory for a virtqueue");
-        free(busy);
-        free(queue);
+        virtqueue_destroy(queue);
         return NULL;
     }
     queue->packed = features->packed;
@@ -173,7 +175,6 @@ struct virtqueue *virtqueue_create(const struct virtqueue_features *features, st
     queue->size = size;
     queue->chain_max = size < LIMIT_VIRTQUEUE_FRAGMENTS ? size : LIMIT_VIRTQUEUE_FRAGMENTS;
     queue->place = *place;
-    queue->split.busy = busy;
     int status = place_rings(queue, memory, err);
     if (status == 0 && queue->packed)
         status = set_packed_base(&queue->ring, size, base, err);
@@ -196,6 +197,7 @@ void virtqueue_destroy(struct virtqueue *queue)
     inflight_fini(&queue->inflight);
     guest_memory_unref(queue->memory);
     free(queue->split.busy);
+    free(queue->returned);
     free(queue);
 }
 

@@ -41,16 +41,18 @@ struct split_ring {
     uint8_t *busy;       /* for each head: it is out */
 };
 
+struct returned_chain { /* since the last publish */
+    uint16_t head, entry, count;
+    uint32_t written;
+};
+
 struct packed_ring {
     struct ring_descriptor *descriptors;
-    uint32_t *driver_event, *device_event; /* offset and wrap bit 16, flags 16 */
-    uint16_t next, used_next;              /* slots: the next that is taken, the next that is written */
-    bool wrap, used_wrap;                  /* the wrap counters there */
-    uint32_t out;                          /* slots of chains that are out */
-    uint32_t returned;                     /* slots since it was last decided whether to call */
-    /* The first that was returned since the last publish: its flags are stored last of all. */
-    bool held;
-    uint16_t held_slot, held_flags;
+    uint32_t *driver_event, *device_event;              /* offset and wrap bit 16, flags 16 */
+    uint16_t next, used_next;                           /* slots: the next that is taken, the next that is written */
+    bool wrap, used_wrap;                               /* the wrap counters there */
+    uint32_t out;                                       /* slots of chains that are out */
+    uint32_t shown;                                     /* slots since it was last decided whether to call */
     struct descriptor chain[LIMIT_VIRTQUEUE_FRAGMENTS]; /* the one that is being taken */
 };
 
@@ -64,6 +66,8 @@ struct virtqueue {
     uint32_t size, chain_max; /* descriptors: of the ring, of one chain in it */
     struct split_ring split;
     struct packed_ring ring;
+    struct returned_chain *returned; /* packed, or with an in-flight region; `size` of them at most */
+    uint32_t returned_count;
     struct inflight inflight;
     struct virtqueue_place place;
     char why[160]; /* it is broken */
