@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The clients: fio's NBD engine, fio on the file itself, nbdcopy in a loop."""
+"""The clients: fio's NBD engine, fio on the file itself, our own vhost-user front-end, nbdcopy in a loop."""
 import json
 import os
 import pathlib
@@ -7,6 +7,8 @@ import signal
 import subprocess
 import threading
 import time
+
+from servers import BUILD
 
 
 def fio(kind, queue, seconds, ramp, uri=None, path=None, options=()):
@@ -29,6 +31,16 @@ def fio(kind, queue, seconds, ramp, uri=None, path=None, options=()):
     return {"iops": side["iops"], "requests": side["total_ios"],
             **{f"{name}_us": percentiles.get(percent, 0) / 1000
                for name, percent in (("p50", "50.000000"), ("p99", "99.000000"), ("p999", "99.900000"))}}
+
+
+def vhost(kind, queue, seconds, ramp, socket, options=()):
+    """The same load by the front-end of tests/vhost, as a guest with one queue that sleeps until its interrupt."""
+    done = subprocess.run(
+        [str(BUILD / "tests/vhost/vhost_client"), "run", str(socket), "--rw", kind, "--bs", "4k", "--depth", str(queue),
+         "--seconds", str(seconds), "--ramp", str(ramp), *options], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"vhost_client failed: {done.stderr}")
+    return json.loads(done.stdout)
 
 
 def floor(kind, queue, seconds, path, null_uri):

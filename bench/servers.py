@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The servers that are compared: Fleece, qemu-storage-daemon, nbdkit; each serves raw files over one NBD unix socket.
+"""The servers that are compared: Fleece, qemu-storage-daemon, nbdkit; each serves raw files over one NBD unix socket, and
+the first two, when asked to, each file over a vhost-user-blk socket, too.
 
     with Fleece(work, {"vda": "disk.raw"}) as server:
         run_fio(server.uri("vda"))
@@ -113,6 +114,9 @@ class Server:
     def uri(self, export):
         return f"nbd+unix:///{export}?socket={self.dir}/n"
 
+    def vhost_socket(self, disk):
+        return self.dir / f"{disk}.v"
+
     def rss_bytes(self):
         """Resident memory without shared memory, which is where our RAM tier lies."""
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
@@ -128,9 +132,10 @@ class Server:
 class Fleece(Server):
     kind = "fleece"
 
-    def __init__(self, work, disks, ram="256M", disk_tier="", options=(), name=None):
+    def __init__(self, work, disks, ram="256M", disk_tier="", options=(), name=None, vhost=False):
         """disk_tier: the size of cache files, in the work folder; none by default."""
         super().__init__(work, disks, name)
+        self.vhost = vhost
         self.cache = f"ram={ram}" + (f",max={disk_tier},dir={work}" if disk_tier else "")
         self.options = options
 
@@ -143,6 +148,7 @@ class Fleece(Server):
                      f"{self.dir}/c", "--fleece", self.cache, *self.options]
         for name, path in self.disks.items():
             arguments += ["--disk", f"{name}={',driver=null,size=4G' if path is None else path}"]
+            arguments += ["--vhost-user", f"{name}={self.vhost_socket(name)}"] if self.vhost else []
         self.spawn(*arguments)
         self.wait_for_socket(self.dir / "c")
         self.wait_for_socket(self.dir / "n")
@@ -213,8 +219,9 @@ class Qsd(Server):
     """qemu-storage-daemon at its best: O_DIRECT, io_uring, an iothread (not with 7.2: it is unstable there)."""
     kind = "qsd"
 
-    def __init__(self, work, disks, program, iothread=True, target_dir=None, name=None):
+    def __init__(self, work, disks, program, iothread=True, target_dir=None, name=None, vhost=False):
         super().__init__(work, disks, name)
+        self.vhost = vhost
         self.program, self.iothread = program, iothread
         self.target_dir = pathlib.Path(target_dir or work)
         self.targets = []
@@ -238,6 +245,8 @@ class Qsd(Server):
                 self.add_file(f"{name}-disk", path)
             self.qmp("blockdev-add", {"driver": "raw", "node-name": f"{name}-live", "file": f"{name}-disk"})
             self.export(name, f"{name}-live", True)
+            if self.vhost:
+                self.export_vhost(name, f"{name}-live")
 
     def __exit__(self, *_):
         super().__exit__()
@@ -255,6 +264,13 @@ class Qsd(Server):
 
     def export(self, name, node, writable):
         arguments = {"type": "nbd", "id": name.replace("@", "-"), "node-name": node, "name": name, "writable": writable}
+        if self.iothread:
+            arguments["iothread"] = "io0"
+        self.qmp("block-export-add", arguments)
+
+    def export_vhost(self, name, node):
+        arguments = {"type": "vhost-user-blk", "id": f"{name}-vhost", "node-name": node, "writable": True,
+                     "addr": {"type": "unix", "path": str(self.vhost_socket(name))}}
         if self.iothread:
             arguments["iothread"] = "io0"
         self.qmp("block-export-add", arguments)
