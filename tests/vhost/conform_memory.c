@@ -337,7 +337,7 @@ static bool truncated_before(struct scene *scene)
         }
         if (ftruncate(scene->front->memory.regions[0].fd, 0) != 0)
             return scene_fail(scene, "ftruncate: %s", strerror(errno));
-        front_set_up_ring(scene->front, &scene->front->rings[0], 0);
+        front_set_up_ring(scene->front, &scene->front->rings[0], ring_base(&scene->front->rings[0]));
         ring_kick_always(&scene->front->rings[0]);
         usleep(20000);
         if (!scene_answers_or_closed(scene))

@@ -83,7 +83,8 @@ static bool ring_size(struct scene *scene)
             return false;
         struct wire_state state = {0, sizes[i]};
         int taken = scene_send(scene, MSG_SET_VRING_NUM, &state, sizeof(state), NULL, 0);
-        if (!must_refuse(scene, taken, "a split ring of size", sizes[i]))
+        bool possible = scene->options->front.packed && sizes[i] > 0 && sizes[i] <= 32768; /* no power of two */
+        if (taken < 0 || (!possible && !must_refuse(scene, taken, "a ring of size", sizes[i])))
             return false;
     }
     return true;
@@ -383,7 +384,7 @@ static bool not_all_queues(struct scene *scene)
     if (front->queues_max < 2)
         return scene_skip(scene, "one queue is offered");
     front->rings[0].index = 1;
-    if (front_set_up_ring(front, &front->rings[0], 0) != 0)
+    if (front_set_up_ring(front, &front->rings[0], ring_base(&front->rings[0])) != 0)
         return scene_fail(scene, "%s", front->error);
     return scene_works(scene, 0);
 }
@@ -512,10 +513,68 @@ static bool inflight_sizes(struct scene *scene)
     return true;
 }
 
-/* A region that isn't one: too short, far away, no file, nonsense in it; or one that shrinks while it is used. */
+/* Puts a file of our own in the place of the in-flight region's: the back-end's may be sealed. */
+static bool replace_inflight(struct scene *scene, uint64_t size)
+{
+    struct front_end *front = scene->front;
+    close(front->inflight_fd);
+    front->inflight_fd = memfd_create("inflight", MFD_CLOEXEC);
+    front->inflight.offset = 0;
+    if (front->inflight_fd < 0 || ftruncate(front->inflight_fd, (off_t)size) != 0)
+        return scene_fail(scene, "memfd: %s", strerror(errno));
+    return true;
+}
+
+/* Random bytes in it; or such that look right at first: its version and size. */
+static bool scribble_inflight(struct scene *scene, bool plausible)
+{
+    struct front_end *front = scene->front;
+    uint64_t size = front->inflight.size;
+    char *bytes = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, front->inflight_fd,
+                       (off_t)front->inflight.offset);
+    if (bytes == MAP_FAILED)
+        return scene_fail(scene, "mmap: %s", strerror(errno));
+    rng_fill(&scene->rng, bytes, size);
+    if (plausible) {
+        uint16_t version_and_size[] = {1, (uint16_t)front->rings[0].size};
+        memset(bytes, 0, 8);
+        memcpy(bytes + 8, version_and_size, sizeof(version_and_size));
+        for (uint64_t at = 16; at < size; at++) /* flags and indices that are not all absurd */
+            bytes[at] = (char)(bytes[at] & (at % 2 ? 0 : 0x7f));
+    }
+    munmap(bytes, size);
+    return true;
+}
+
+/* What SET_INFLIGHT_FD gets in round `round`. */
+static bool spoil_inflight(struct scene *scene, unsigned round, struct wire_inflight *region)
+{
+    struct front_end *front = scene->front;
+    if (round == 0)
+        region->size = UINT64_C(1) << 62;
+    else if (round == 1)
+        region->offset = region->size * 1000;
+    else if (round == 2)
+        region->size = 8;
+    else if (round == 3)
+        region->queues = 500;
+    else if (round == 4)
+        region->queue_size = 32768;
+    else if (round == 5)
+        region->offset = UINT64_MAX - 4095;
+    else if (round == 6)
+        return replace_inflight(scene, 0);
+    else if (round == 7) /* and shrinks later */
+        return replace_inflight(scene, front->inflight.size);
+    else
+        return scribble_inflight(scene, round % 2);
+    return true;
+}
+
+/* A region that isn't one: too short, far away, nonsense in it, or one that shrinks while it is used. */
 static bool inflight_nonsense(struct scene *scene)
 {
-    for (unsigned round = 0; round < 14; round++) {
+    for (unsigned round = 0; round < 20; round++) {
         if (!with_ring(scene))
             return false;
         struct front_end *front = scene->front;
@@ -524,38 +583,14 @@ static bool inflight_nonsense(struct scene *scene)
         if (front_share_inflight(front) != 0)
             return scene_fail(scene, "%s", front->error);
         struct wire_inflight region = front->inflight;
-        if (round == 0)
-            region.size = UINT64_C(1) << 62;
-        else if (round == 1)
-            region.offset = region.size * 1000;
-        else if (round == 2)
-            region.size = 8;
-        else if (round == 3)
-            region.queues = 500;
-        else if (round == 4)
-            region.queue_size = 32768;
-        else if (round == 5)
-            region.offset = UINT64_MAX - 4095;
-        else if (round == 6 && ftruncate(front->inflight_fd, 0) != 0)
-            return scene_skip(scene, "its file can't be truncated: %s", strerror(errno));
-        else if (round >= 8) {
-            char *bytes = mmap(NULL, region.size, PROT_READ | PROT_WRITE, MAP_SHARED, front->inflight_fd,
-                               (off_t)region.offset);
-            if (bytes == MAP_FAILED)
-                return scene_fail(scene, "mmap: %s", strerror(errno));
-            rng_fill(&scene->rng, bytes, region.size);
-            if (round % 2) { /* that looks right at first */
-                memcpy(bytes + 8, (uint16_t[]){1, (uint16_t)front->rings[0].size}, 4);
-                memset(bytes, 0, 8);
-            }
-            munmap(bytes, region.size);
-        }
+        if (!spoil_inflight(scene, round, &region))
+            return false;
         if (scene_send(scene, MSG_SET_INFLIGHT_FD, &region, sizeof(region), &front->inflight_fd, 1) < 0)
             return false;
-        if (front_set_up_ring(front, &front->rings[0], 0) == 0) {
-            submit_batch(scene, 4);
+        if (front_set_up_ring(front, &front->rings[0], ring_base(&front->rings[0])) == 0) {
             if (round == 7 && ftruncate(front->inflight_fd, 0) != 0)
-                return scene_skip(scene, "its file can't be truncated: %s", strerror(errno));
+                return scene_fail(scene, "ftruncate: %s", strerror(errno));
+            submit_batch(scene, 4);
             ring_kick_always(&front->rings[0]);
             usleep(5000);
         }
