@@ -1,0 +1,110 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Our own vhost-user front-end (tests/vhost): what it does to one disk, the guest of another does not notice; rings and
+memory of many shapes; many deaths of the daemon; and qemu-storage-daemon, which proves the front-end itself."""
+import json
+import re
+import time
+
+import harness
+
+MIB = 1 << 20
+CLIENT = "tests/vhost/vhost_client"
+
+
+def daemon(t, **disks):
+    """Each of {name: path or "path,option=value"} has a socket NAME.v."""
+    options = []
+    for name in disks:
+        options += ["--vhost-user", f"{name}={t.path(f'{name}.v')}"]
+    return t.daemon(disks, *options)
+
+
+def client(t, verb, disk, *options, **how):
+    return t.run(t.program(CLIENT), verb, t.path(f"{disk}.v"), *options, **how)
+
+
+def model(t, disk, *options):
+    """In the background."""
+    said = open(t.path(f"model-{len(t.processes)}"), "wb")
+    return t.spawn(t.program(CLIENT), "model", t.path(f"{disk}.v"), *options, stdout=said, stderr=-2)
+
+
+def test_bad_behaviour_hurts_no_neighbour(t):
+    """Each case on one disk, while the guest of the other disk of the daemon goes on."""
+    d = daemon(t, vda=t.disk("a.raw", 16 * MIB), vdb=t.disk("b.raw", 16 * MIB))
+    neighbour = model(t, "vdb", "--requests", "1000000", "--queues", "2", "--size", "4m")
+    done = client(t, "conform", "vda", "--packed", status=None, timeout=120)
+    passed = set(re.findall(r"^PASS (\S+)$", done.stdout, re.M))
+    assert done.returncode == 0 and len(passed) > 70, f"{done.stdout}{done.stderr}"
+    before = d.status()["disks"][1]["writes"]
+    harness.wait_for("the neighbour writes", lambda: d.status()["disks"][1]["writes"] > before)
+    assert neighbour.poll() is None, "the guest of the other disk was hurt"
+    neighbour.kill()
+    neighbour.wait()
+    d.stop()
+
+
+def test_shapes(t):
+    """Small rings, sizes that are no power of two, tables behind direct descriptors, buffers in two regions."""
+    d = daemon(t, vda=t.disk("a.raw", 16 * MIB))
+    for seed, options in enumerate((["--queues", "4", "--queue-size", "16", "--mixed"], ["--across", "--regions", "2"],
+                                    ["--mem-slots", "--regions", "8", "--depth", "64", "--no-event-idx", "--no-ack"],
+                                    ["--packed", "--queue-size", "100", "--no-indirect", "--no-event-idx"])):
+        said = json.loads(client(t, "model", "vda", "--seed", str(seed + 1), "--size", "4m", "--requests", "600",
+                                 *options).stdout)
+        assert said["reads"] > 100 and said["writes"] > 100 and said["discards"] > 10 and said["zeroes"] > 10, said
+    d.stop()
+
+
+def test_load_is_verified(t):
+    d = daemon(t, vda=t.disk("a.raw", 16 * MIB))
+    for options in ([], ["--packed", "--queues", "2", "--poll"]):
+        said = json.loads(client(t, "run", "vda", "--rw", "randrw", "--depth", "16", "--seconds", "0.3", "--verify",
+                                 *options).stdout)
+        assert said["requests"] > 50, said
+    d.stop()
+
+
+def test_many_deaths(t):
+    """The daemon dies again and again under a guest that resubmits nothing, at another moment each time (C10, C14): nothing
+    is lost, done twice or wrong."""
+    disk = t.disk("a.raw", 16 * MIB)
+    d = daemon(t, vda=disk)
+    guest = model(t, "vda", "--requests", "1000000", "--depth", "64", "--queues", "2", "--reconnect", "--size", "4m")
+    for round_ in range(8):
+        before = d.status()["disks"][0]["writes"]
+        harness.wait_for("the guest writes", lambda: d.status()["disks"][0]["writes"] > before + 20)
+        time.sleep(0.01 * round_)
+        d.kill()
+        t.daemons.clear()  # the same socket paths again
+        d = daemon(t, vda=disk)
+        assert guest.poll() is None, "the guest has seen an error"
+    before = d.status()["disks"][0]["writes"]
+    harness.wait_for("the guest writes after the last death", lambda: d.status()["disks"][0]["writes"] > before + 20)
+    assert guest.poll() is None, "the guest has seen an error"
+    guest.kill()
+    guest.wait()
+    d.stop()
+
+
+def test_peer(t):
+    """The same program against qemu-storage-daemon."""
+    harness.need("qemu-storage-daemon")
+    peer = t.spawn_server("qemu-storage-daemon", "--blockdev",
+                          f"driver=file,node-name=disk,filename={t.disk('a.raw', 16 * MIB)},discard=unmap", "--export",
+                          f"type=vhost-user-blk,id=v,node-name=disk,addr.type=unix,addr.path={t.path('vda.v')},writable=on,"
+                          "num-queues=4")
+    for options in (["--queues", "4", "--queue-size", "16"], ["--no-event-idx", "--no-indirect"]):
+        said = json.loads(client(t, "model", "vda", "--size", "4m", "--requests", "600", *options).stdout)
+        assert said["reads"] > 100 and said["writes"] > 100, said
+    said = json.loads(client(t, "run", "vda", "--rw", "randrw", "--depth", "16", "--seconds", "0.3", "--verify").stdout)
+    assert said["requests"] > 50, said
+    # It ignores the offset of GET_CONFIG, and has no in-flight region: the cases tell.
+    for case in ("config-sizes", "protocol-features"):
+        assert client(t, "conform", "vda", "--only", case, status=1).stdout.startswith(f"FAIL {case}: ")
+    peer.terminate()
+    peer.wait(20)
+
+
+harness.main()
