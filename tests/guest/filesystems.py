@@ -151,4 +151,8 @@ def test_file_systems_over_nbd(t):
     file_systems(t, vm.NBD)
 
 
+def test_file_systems_over_vhost_user(t):
+    file_systems(t, vm.VHOST_USER)
+
+
 harness.main()

@@ -5,6 +5,7 @@ I/O error, and every write that was acknowledged to it. Snapshots of two disks a
 it."""
 import os
 import random
+import signal
 import time
 
 import harness
@@ -46,6 +47,9 @@ def death(t, guest, images, chance, number):
     name = f"kept{number}"
     before = cut(t, d, guest, name)
     time.sleep(chance.uniform(0, 0.3))
+    if number % 2:  # requests that are done, of which nobody was told, and others that nobody has looked at
+        d.process.send_signal(signal.SIGSTOP)
+        time.sleep(0.05)
     d.kill()
     time.sleep(chance.choice([0, 0.3, 1]))
     t.daemons.clear()
@@ -95,6 +99,10 @@ def deaths(t, kind):
 
 def test_the_daemon_dies_under_a_guest_on_nbd(t):
     deaths(t, vm.NBD)
+
+
+def test_the_daemon_dies_under_a_guest_on_vhost_user(t):
+    deaths(t, vm.VHOST_USER)
 
 
 harness.main()

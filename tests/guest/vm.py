@@ -6,8 +6,8 @@ answers each with its status and all that it printed; what runs in the backgroun
 has become durable ("ext4 17": all up to 17). So the outside knows what a backup that begins now must hold. The kernel's own
 messages have the serial console, a file, to themselves.
 
-A kind of disk is how QEMU reaches it: NBD (QEMU's own driver, which waits for a server that is away) or FILE (an image,
-without Fleece)."""
+A kind of disk is how QEMU reaches it: NBD (QEMU's own driver, which waits for a server that is away), VHOST_USER (fleeced
+itself looks into the guest's rings; QEMU connects again when it was away) or FILE (an image, without Fleece)."""
 import base64
 import contextlib
 import json
@@ -20,9 +20,10 @@ import time
 import harness
 import machine
 
-NBD, FILE = "nbd", "file"
+NBD, VHOST_USER, FILE = "nbd", "vhost-user", "file"
 MIB = 1 << 20
 WAIT = 240  # seconds; a guest starts in three when nothing else runs, and in a minute and more on a busy machine
+PACKED = ("vdb", "vdd")  # the disks whose rings are of the packed kind, over vhost-user
 RECONNECT = 60  # seconds that QEMU's NBD driver waits for a server that is away
 
 AGENT = r"""#!/bin/sh
@@ -72,8 +73,32 @@ def file_system(t, name, size, kind):
 
 def serve(t, kind, images):
     """A daemon with these disks, reachable as `kind` wants them."""
-    assert kind == NBD
-    return t.daemon(images)
+    options = [f"{name}={vhost_socket(t, name)}" for name in images] if kind == VHOST_USER else []
+    return t.daemon(images, *[word for option in options for word in ("--vhost-user", option)])
+
+
+def vhost_socket(t, name):
+    return t.path(f"{name}.vhost")
+
+
+def memory_arguments(kind, size):
+    """What gives the guest `size` MiB of memory, which the daemon must see when it looks into the guest's rings."""
+    shared = ["-object", f"memory-backend-memfd,id=memory,share=on,size={size}M", "-machine", "memory-backend=memory"]
+    return ["-m", str(size), *(shared if kind == VHOST_USER else [])]
+
+
+def disk_arguments(t, kind, name, daemon, image=None):
+    """What gives the guest one more disk; image: for FILE."""
+    if kind == VHOST_USER:
+        return ["-chardev", f"socket,id={name},path={vhost_socket(t, name)},reconnect=1",
+                "-device", f"vhost-user-blk-pci,chardev={name},num-queues=2,packed={'on' if name in PACKED else 'off'}"]
+    if kind == NBD:
+        block = {"driver": "nbd", "export": name, "reconnect-delay": RECONNECT,
+                 "server": {"type": "unix", "path": daemon.nbd[5:]}}
+    else:
+        block = {"driver": "raw", "file": {"driver": "file", "filename": str(image)}}
+    block.update({"node-name": name, "discard": "unmap"})
+    return ["-blockdev", json.dumps(block), "-device", f"virtio-blk-pci,drive={name},num-queues=1"]
 
 
 def backup(d, where):
@@ -148,18 +173,18 @@ class Vm:
         self.mark = f"q{Vm.count}"
         self.console = t.path(f"{self.mark}.console")
         self.commands, self.events = (Port(t.path(f"{self.mark}.{n}")) for n in ("commands", "events"))
-        arguments = ["qemu-system-x86_64", "-accel", "tcg,tb-size=128", "-m", str(memory),
+        arguments = ["qemu-system-x86_64", "-accel", "tcg,tb-size=128", *memory_arguments(kind, memory),
                      *machine.qemu_arguments(machine.initramfs(modules=modules), serial=f"file:{self.console}"),
                      "-device", "virtio-serial-pci"]
         for number, port in ((1, self.commands), (2, self.events)):
             arguments += ["-chardev", f"socket,id=port{number},path={port.path}",
                           "-device", f"virtserialport,nr={number},chardev=port{number}"]
         for name in self.names:
-            arguments += self.disk_arguments(name, disks[name] if kind == FILE else None)
+            arguments += disk_arguments(t, kind, name, daemon, disks[name] if kind == FILE else None)
         qmp = t.path(f"{self.mark}.qmp")
         arguments += ["-qmp", f"unix:{qmp},server=on,wait=off"]
         with open(t.path(f"{self.mark}.log"), "wb") as log:
-            self.process = t.spawn(*arguments, stdout=log, stderr=log)
+            self.process = t.spawn(*arguments, stdout=log, stderr=log, cwd=t.dir)
         try:
             self.commands.accept()
             self.events.accept()
@@ -172,16 +197,6 @@ class Vm:
     def connect(path):
         with contextlib.suppress(OSError):
             return harness.Qmp(path)
-
-    def disk_arguments(self, name, image):
-        """What gives the guest one more disk."""
-        if self.kind == NBD:
-            block = {"driver": "nbd", "export": name, "reconnect-delay": RECONNECT,
-                     "server": {"type": "unix", "path": self.daemon.nbd[5:]}}
-        else:
-            block = {"driver": "raw", "file": {"driver": "file", "filename": str(image)}}
-        block.update({"node-name": name, "discard": "unmap"})
-        return ["-blockdev", json.dumps(block), "-device", f"virtio-blk-pci,drive={name},num-queues=1,serial={name}"]
 
     def text(self):
         return self.console.read_text(errors="replace")
