@@ -1,0 +1,403 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A session of vhost-user over a node that answers when the test says so: what waits for requests under way (C14), and what
+ * is left of them in the rings. The guest is in this file, with the rings of ring_driver.c.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "export/vhost_user/message.h"
+#include "export/vhost_user/server.h"
+#include "io/ring.h"
+#include "ring_driver.h"
+
+enum { MEMORY_BYTES = 1 << 16, QUEUE_SIZE = 16, DATA_AT = 0x8000 };
+#define USER_ADDRESS UINT64_C(0x7f0000000000)
+
+struct scene {
+    struct io *io;
+    struct node node;
+    struct list held; /* requests that the node keeps */
+    unsigned held_count;
+    struct vhost_export *export;
+    bool started, ended;
+    char folder[32], socket[64];
+    int fd, memory_fd, kick, call;
+    char *memory;
+    struct driver driver;
+    struct io_timer timer;
+    uint64_t until_ns;
+    bool (*reached)(struct scene *scene);
+};
+
+/* --- the node */
+
+static void hold(struct node *node, struct request *req)
+{
+    struct scene *scene = container_of(node, struct scene, node);
+    list_append(&scene->held, &req->link);
+    scene->held_count++;
+}
+
+static void let_go(struct scene *scene)
+{
+    while (!list_empty(&scene->held)) {
+        struct request *req = container_of(list_take_first(&scene->held), struct request, link);
+        scene->held_count--;
+        request_complete(req, 0);
+    }
+}
+
+static const struct node_ops holding_ops = {.driver = "holding", .submit = hold};
+
+/* --- the loop */
+
+static void look(struct io_timer *timer)
+{
+    struct scene *scene = container_of(timer, struct scene, timer);
+    if ((scene->reached && scene->reached(scene)) || io_now_ns(scene->io) >= scene->until_ns)
+        ring_quit(scene->io);
+    else
+        io_timer_set(scene->io, timer, io_now_ns(scene->io) + 100 * NS_PER_US);
+}
+
+static void run(struct scene *scene, bool (*reached)(struct scene *scene), uint64_t for_ns)
+{
+    scene->reached = reached;
+    scene->until_ns = io_now_ns(scene->io) + for_ns;
+    io_timer_set(scene->io, &scene->timer, 0);
+    ring_run(scene->io);
+}
+
+static void run_until(struct scene *scene, bool (*reached)(struct scene *scene))
+{
+    run(scene, reached, 10 * NS_PER_S);
+    assert_true(reached(scene));
+}
+
+/* Long enough for whatever would come. */
+static void run_on(struct scene *scene)
+{
+    run(scene, NULL, 20 * NS_PER_MS);
+}
+
+static bool has_answer(struct scene *scene)
+{
+    struct pollfd ready = {.fd = scene->fd, .events = POLLIN};
+    return poll(&ready, 1, 0) > 0;
+}
+
+static bool holds_one(struct scene *scene)
+{
+    return scene->held_count == 1;
+}
+
+static bool is_started(struct scene *scene)
+{
+    return scene->started;
+}
+
+static bool is_ended(struct scene *scene)
+{
+    return scene->ended;
+}
+
+/* --- the front-end */
+
+static void tell(struct scene *scene, enum vhost_request_id id, const void *payload, uint32_t size, int fd)
+{
+    struct vhost_header header = {id, VHOST_VERSION | VHOST_NEED_REPLY, size};
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control = {{0}};
+    struct iovec iov[2] = {{&header, sizeof header}, {(void *)(uintptr_t)payload, size}};
+    struct msghdr message = {.msg_iov = iov, .msg_iovlen = 2};
+    if (fd >= 0) {
+        message.msg_control = control.bytes;
+        message.msg_controllen = sizeof control.bytes;
+        struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
+        *rights = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof fd), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+        memcpy(CMSG_DATA(rights), &fd, sizeof fd);
+    }
+    assert_int_equal(sendmsg(scene->fd, &message, MSG_NOSIGNAL), sizeof header + size);
+}
+
+static void answer(struct scene *scene, enum vhost_request_id id, void *payload, uint32_t size)
+{
+    struct vhost_header header;
+    run_until(scene, has_answer);
+    assert_int_equal(recv(scene->fd, &header, sizeof header, MSG_WAITALL), sizeof header);
+    assert_int_equal(header.request, id);
+    assert_int_equal(header.flags, VHOST_VERSION | VHOST_REPLY);
+    assert_int_equal(header.size, size);
+    assert_int_equal(recv(scene->fd, payload, size, MSG_WAITALL), size);
+}
+
+static void ask(struct scene *scene, enum vhost_request_id id, const void *payload, uint32_t size, int fd)
+{
+    uint64_t result = 99;
+    tell(scene, id, payload, size, fd);
+    answer(scene, id, &result, sizeof result);
+    assert_int_equal(result, 0);
+}
+
+static void connect_front_end(struct scene *scene)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    strcpy(address.sun_path, scene->socket);
+    scene->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(connect(scene->fd, (struct sockaddr *)&address, sizeof address), 0);
+}
+
+static void start_ring(struct scene *scene)
+{
+    uint64_t features = VHOST_BIT(VIRTIO_F_VERSION_1) | VHOST_BIT(VIRTIO_BLK_F_FLUSH) |
+                        VHOST_BIT(VHOST_F_PROTOCOL_FEATURES);
+    uint64_t protocol = VHOST_BIT(VHOST_PROTOCOL_REPLY_ACK) | VHOST_BIT(VHOST_PROTOCOL_RESET_DEVICE);
+    struct {
+        struct vhost_memory head;
+        struct vhost_region region;
+    } table = {{1, 0}, {0, MEMORY_BYTES, USER_ADDRESS, 0}};
+    struct driver_place place = {0, 0x1000, 0x2000};
+    struct vhost_vring_state size = {0, QUEUE_SIZE}, base = {0, 0}, enable = {0, 1};
+    struct vhost_vring_addr addr = {.descriptors = USER_ADDRESS + place.descriptors,
+                                    .available = USER_ADDRESS + place.available,
+                                    .used = USER_ADDRESS + place.used};
+    uint64_t index = 0;
+    driver_init(&scene->driver, scene->memory, &place, QUEUE_SIZE, false, false);
+    ask(scene, VHOST_SET_PROTOCOL_FEATURES, &protocol, sizeof protocol, -1);
+    ask(scene, VHOST_SET_FEATURES, &features, sizeof features, -1);
+    ask(scene, VHOST_SET_MEM_TABLE, &table, sizeof table, scene->memory_fd);
+    ask(scene, VHOST_SET_VRING_NUM, &size, sizeof size, -1);
+    ask(scene, VHOST_SET_VRING_BASE, &base, sizeof base, -1);
+    ask(scene, VHOST_SET_VRING_ADDR, &addr, sizeof addr, -1);
+    ask(scene, VHOST_SET_VRING_CALL, &index, sizeof index, scene->call);
+    ask(scene, VHOST_SET_VRING_KICK, &index, sizeof index, scene->kick);
+    ask(scene, VHOST_SET_VRING_ENABLE, &enable, sizeof enable, -1);
+}
+
+/* A write of a sector, which arrives at the node and stays there. */
+static void write_sector(struct scene *scene)
+{
+    struct virtio_blk_header *header = (void *)(scene->memory + DATA_AT);
+    *header = (struct virtio_blk_header){.type = VIRTIO_BLK_T_OUT, .sector = 3};
+    const struct part parts[] = {
+        {DATA_AT, sizeof *header, false}, {DATA_AT + 512, 512, false}, {DATA_AT + 1024, 1, true}};
+    scene->memory[DATA_AT + 1024] = 77;
+    assert_true(driver_add(&scene->driver, parts, 3, 0, 5));
+    driver_show(&scene->driver);
+    assert_int_equal(eventfd_write(scene->kick, 1), 0);
+    run_until(scene, holds_one);
+}
+
+static bool request_is_returned(struct scene *scene)
+{
+    uint32_t cookie, written;
+    if (!driver_get(&scene->driver, &cookie, &written))
+        return false;
+    assert_int_equal(cookie, 5);
+    assert_int_equal(written, 1);
+    assert_int_equal(scene->memory[DATA_AT + 1024], VIRTIO_BLK_S_OK);
+    return true;
+}
+
+static void started(void *argument, const struct error *err)
+{
+    struct scene *scene = argument;
+    if (err)
+        fail_msg("%s", err->text);
+    scene->started = true;
+}
+
+static void ended(void *argument)
+{
+    ((struct scene *)argument)->ended = true;
+}
+
+static int begin(void **state)
+{
+    struct scene *scene = calloc(1, sizeof *scene);
+    struct error err;
+    *state = scene;
+    strcpy(scene->folder, "/tmp/fleece-vhost-XXXXXX");
+    if (!mkdtemp(scene->folder) || ring_create(&scene->io, &err) < 0)
+        return -1;
+    snprintf(scene->socket, sizeof scene->socket, "%s/s", scene->folder);
+    scene->node = (struct node){.ops = &holding_ops, .io = scene->io, .size_bytes = 1 << 20, .alignment_bytes = 512};
+    list_init(&scene->held);
+    scene->timer.fire = look;
+    scene->memory_fd = memfd_create("guest", MFD_CLOEXEC);
+    if (ftruncate(scene->memory_fd, MEMORY_BYTES) != 0)
+        return -1;
+    scene->memory = mmap(NULL, MEMORY_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, scene->memory_fd, 0);
+    scene->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    scene->call = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    scene->export = vhost_export_create(scene->io, &scene->node, "vda", scene->socket);
+    vhost_export_start(scene->export, started, scene);
+    run_until(scene, is_started);
+    connect_front_end(scene);
+    start_ring(scene);
+    return 0;
+}
+
+static int end(void **state)
+{
+    struct scene *scene = *state;
+    let_go(scene);
+    if (!scene->ended) {
+        vhost_export_end(scene->export, ended, scene);
+        run_until(scene, is_ended);
+    }
+    ring_destroy(scene->io);
+    close(scene->fd);
+    close(scene->memory_fd);
+    close(scene->kick);
+    close(scene->call);
+    munmap(scene->memory, MEMORY_BYTES);
+    rmdir(scene->folder);
+    free(scene);
+    return 0;
+}
+
+/* --- tests */
+
+static void a_ring_stops_when_its_requests_are_returned(void **state)
+{
+    struct scene *scene = *state;
+    struct vhost_vring_state base = {0, 0};
+    write_sector(scene);
+    tell(scene, VHOST_GET_VRING_BASE, &base, sizeof base, -1);
+    run_on(scene);
+    assert_false(has_answer(scene));
+    let_go(scene);
+    answer(scene, VHOST_GET_VRING_BASE, &base, sizeof base);
+    assert_int_equal(base.num, 1);
+    assert_true(request_is_returned(scene));
+}
+
+static void a_reset_waits_for_requests(void **state)
+{
+    struct scene *scene = *state;
+    uint64_t result;
+    write_sector(scene);
+    tell(scene, VHOST_RESET_DEVICE, NULL, 0, -1);
+    run_on(scene);
+    assert_false(has_answer(scene));
+    let_go(scene);
+    answer(scene, VHOST_RESET_DEVICE, &result, sizeof result);
+    assert_true(request_is_returned(scene));
+}
+
+static void the_next_connection_waits_for_requests(void **state)
+{
+    struct scene *scene = *state;
+    uint64_t features;
+    write_sector(scene);
+    close(scene->fd);
+    run_on(scene);
+    connect_front_end(scene);
+    tell(scene, VHOST_GET_FEATURES, NULL, 0, -1);
+    run_on(scene);
+    assert_false(has_answer(scene));
+    let_go(scene);
+    answer(scene, VHOST_GET_FEATURES, &features, sizeof features);
+    assert_false(request_is_returned(scene)); /* the ring was the front-end's own since it hung up */
+    assert_int_equal(scene->memory[DATA_AT + 1024], 0);
+}
+
+static void an_orderly_end_answers_requests(void **state)
+{
+    struct scene *scene = *state;
+    write_sector(scene);
+    vhost_export_end(scene->export, ended, scene);
+    run_on(scene);
+    assert_false(scene->ended);
+    let_go(scene);
+    run_until(scene, is_ended);
+    assert_true(request_is_returned(scene));
+    uint64_t calls;
+    assert_int_equal(eventfd_read(scene->call, &calls), 0);
+}
+
+static void replaced_eventfds_are_closed(void **state)
+{
+    struct scene *scene = *state;
+    int pipes[2];
+    uint64_t index = 0;
+    char byte;
+    assert_int_equal(pipe(pipes), 0);
+    ask(scene, VHOST_SET_VRING_KICK, &index, sizeof index, pipes[1]);
+    close(pipes[1]);
+    ask(scene, VHOST_SET_VRING_KICK, &index, sizeof index, scene->kick);
+    run_on(scene);
+    assert_int_equal(read(pipes[0], &byte, 1), 0); /* nobody has the other end any more */
+    close(pipes[0]);
+    write_sector(scene);
+    let_go(scene);
+    run_on(scene);
+    assert_true(request_is_returned(scene));
+}
+
+static void wrong_messages_are_told_apart(void **state)
+{
+    (void)state;
+    static const struct {
+        struct vhost_header header;
+        const char *says;
+    } headers[] = {
+        {{VHOST_GET_FEATURES, 2, 0}, "version 2"},
+        {{VHOST_GET_FEATURES, VHOST_VERSION | VHOST_REPLY, 0}, "a reply"},
+        {{0, VHOST_VERSION, 0}, "message 0"},
+        {{6, VHOST_VERSION, 16}, "message 6"},
+        {{UINT32_MAX, VHOST_VERSION, 0}, "message 4294967295"},
+        {{VHOST_SET_FEATURES, VHOST_VERSION, 7}, "SET_FEATURES with 7 bytes; it has 8"},
+        {{VHOST_GET_CONFIG, VHOST_VERSION, 11}, "it has 12 or more"},
+        {{VHOST_GET_CONFIG, VHOST_VERSION, 269}, "GET_CONFIG with 269 bytes"},
+        {{VHOST_SET_MEM_TABLE, VHOST_VERSION, 265}, "SET_MEM_TABLE with 265 bytes"},
+    };
+    struct vhost_message message;
+    struct error err;
+    for (size_t i = 0; i < sizeof headers / sizeof *headers; i++) {
+        assert_true(vhost_message_begin(&message, &headers[i].header, &err) < 0);
+        if (!strstr(err.text, headers[i].says))
+            fail_msg("\"%s\" does not say \"%s\"", err.text, headers[i].says);
+    }
+    const struct vhost_header table = {VHOST_SET_MEM_TABLE, VHOST_VERSION, sizeof(struct vhost_memory)};
+    assert_int_equal(vhost_message_begin(&message, &table, &err), 0);
+    message.memory.count = 9000;
+    assert_true(vhost_message_check(&message, 0, 0, &err) < 0 && strstr(err.text, "9000 regions"));
+    message.memory.count = 1;
+    assert_true(vhost_message_check(&message, 1, 0, &err) < 0 && strstr(err.text, "1 regions in 8 bytes"));
+    const struct vhost_header count = {VHOST_GET_QUEUE_NUM, VHOST_VERSION, 0};
+    assert_int_equal(vhost_message_begin(&message, &count, &err), 0);
+    assert_true(vhost_message_check(&message, 0, 0, &err) < 0 && strstr(err.text, "without its protocol feature"));
+    assert_int_equal(vhost_message_check(&message, 0, VHOST_BIT(VHOST_PROTOCOL_MQ), &err), 0);
+    assert_true(vhost_message_check(&message, 1, VHOST_BIT(VHOST_PROTOCOL_MQ), &err) < 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(a_ring_stops_when_its_requests_are_returned, begin, end),
+        cmocka_unit_test_setup_teardown(a_reset_waits_for_requests, begin, end),
+        cmocka_unit_test_setup_teardown(the_next_connection_waits_for_requests, begin, end),
+        cmocka_unit_test_setup_teardown(an_orderly_end_answers_requests, begin, end),
+        cmocka_unit_test_setup_teardown(replaced_eventfds_are_closed, begin, end),
+        cmocka_unit_test(wrong_messages_are_told_apart),
+    };
+    return cmocka_run_group_tests_name("vhost session", tests, NULL, NULL);
+}
