@@ -496,13 +496,40 @@ static void marks_of_free_entries_go(void **state)
     machine_fini(&scene.alive);
 }
 
+/* A queue that was stopped in good order begins elsewhere. */
+static void a_forgotten_region_is_as_new(void **state)
+{
+    (void)state;
+    static struct virtqueue_chain chains[4];
+    static uint64_t region[REGION / 8];
+    struct error err = {0};
+    machine_init(&scene.alive);
+    for (unsigned packed = 0; packed < 2; packed++) {
+        memset(region, 0, sizeof region);
+        struct virtqueue *queue = some_out(&scene.alive, packed, region, chains);
+        virtqueue_return(queue, &chains[0], 1);
+        virtqueue_return(queue, &chains[2], 7);
+        (void)virtqueue_publish(queue);
+        virtqueue_destroy(queue);
+        virtqueue_forget_inflight(region);
+        memset(scene.alive.flat, 0, SHARED);
+        driver_init(&scene.driver, scene.alive.flat, &place, 8, packed, false);
+        queue = start(&scene.alive, scene.alive.memory, &err);
+        assert_int_equal(virtqueue_set_inflight(queue, region, REGION, &err), 0);
+        assert_int_equal(virtqueue_resubmit(queue, &chains[0]), 0);
+        assert_int_equal(virtqueue_take(queue, &chains[0]), 0);
+        assert_int_equal(virtqueue_base(queue), packed ? 0x80008000 : 0);
+        virtqueue_destroy(queue);
+    }
+    machine_fini(&scene.alive);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(death_at_any_moment),
-        cmocka_unit_test(damaged_regions_are_refused),
-        cmocka_unit_test(what_is_left_is_checked),
-        cmocka_unit_test(marks_of_free_entries_go),
+        cmocka_unit_test(death_at_any_moment),          cmocka_unit_test(damaged_regions_are_refused),
+        cmocka_unit_test(what_is_left_is_checked),      cmocka_unit_test(marks_of_free_entries_go),
+        cmocka_unit_test(a_forgotten_region_is_as_new),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

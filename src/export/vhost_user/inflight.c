@@ -318,6 +318,12 @@ int virtqueue_set_inflight(struct virtqueue *queue, void *region, size_t bytes, 
     return 0;
 }
 
+void virtqueue_forget_inflight(void *region)
+{
+    struct split_region *head = region; /* both begin alike */
+    STORE(head->version, 0);
+}
+
 static bool next_left(struct inflight *inflight, uint16_t *entry)
 {
     if (inflight->left_next == inflight->left_count)

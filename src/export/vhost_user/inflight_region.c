@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -105,7 +104,7 @@ void *inflight_region_of(const struct inflight_region *region, unsigned index, u
 void inflight_region_clear(struct inflight_region *region, unsigned index)
 {
     if (region->map && index < region->queues)
-        memset(region->map->base + index * region->queue_bytes, 0, region->queue_bytes);
+        virtqueue_forget_inflight(region->map->base + index * region->queue_bytes);
 }
 
 bool inflight_region_is_torn(const struct inflight_region *region)

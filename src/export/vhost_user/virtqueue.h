@@ -66,6 +66,8 @@ const char *virtqueue_broken(const struct virtqueue *queue);
  * with a sentence: it is too small, not aligned to 8 bytes, of another version or size, or damaged; such a queue can
  * only be destroyed. */
 int virtqueue_set_inflight(struct virtqueue *queue, void *region, size_t bytes, struct error *err);
+/* Nothing in it is in flight, and no queue uses it: it is as one that was never set, by one store. */
+void virtqueue_forget_inflight(void *region);
 /* Bytes that a queue needs there, a multiple of 64. */
 size_t virtqueue_inflight_bytes(const struct virtqueue_features *features, uint32_t size);
 /* The next chain that a dead predecessor had taken and not returned, oldest first: 1; 0: none is left; -EPROTO: the queue is
