@@ -60,8 +60,8 @@ def test_shapes(t):
 def test_load_is_verified(t):
     d = daemon(t, vda=t.disk("a.raw", 16 * MIB))
     for options in ([], ["--packed", "--queues", "2", "--poll"]):
-        said = json.loads(client(t, "run", "vda", "--rw", "randrw", "--depth", "16", "--seconds", "0.3", "--verify",
-                                 *options).stdout)
+        said = json.loads(client(t, "run", "vda", "--rw", "randrw", "--depth", "16", "--seconds", "0.3", "--size", "4m",
+                                 "--verify", *options).stdout)
         assert said["requests"] > 50, said
     d.stop()
 
@@ -98,7 +98,8 @@ def test_peer(t):
     for options in (["--queues", "4", "--queue-size", "16"], ["--no-event-idx", "--no-indirect"]):
         said = json.loads(client(t, "model", "vda", "--size", "4m", "--requests", "600", *options).stdout)
         assert said["reads"] > 100 and said["writes"] > 100, said
-    said = json.loads(client(t, "run", "vda", "--rw", "randrw", "--depth", "16", "--seconds", "0.3", "--verify").stdout)
+    said = json.loads(client(t, "run", "vda", "--rw", "randrw", "--depth", "16", "--seconds", "0.3", "--size", "4m",
+                             "--verify").stdout)
     assert said["requests"] > 50, said
     # It ignores the offset of GET_CONFIG, and has no in-flight region: the cases tell.
     for case in ("config-sizes", "protocol-features"):
