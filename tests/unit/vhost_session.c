@@ -24,7 +24,7 @@
 #include "io/ring.h"
 #include "ring_driver.h"
 
-enum { MEMORY_BYTES = 1 << 16, QUEUE_SIZE = 16, DATA_AT = 0x8000 };
+enum { MEMORY_BYTES = 1 << 20, QUEUE_SIZE = 2048, DATA_AT = 0x40000 };
 #define USER_ADDRESS UINT64_C(0x7f0000000000)
 
 struct scene {
@@ -105,6 +105,11 @@ static bool holds_one(struct scene *scene)
     return scene->held_count == 1;
 }
 
+static bool holds_all(struct scene *scene)
+{
+    return scene->held_count == LIMIT_VHOST_REQUESTS;
+}
+
 static bool is_started(struct scene *scene)
 {
     return scene->started;
@@ -172,7 +177,7 @@ static void start_ring(struct scene *scene)
         struct vhost_memory head;
         struct vhost_region region;
     } table = {{1, 0}, {0, MEMORY_BYTES, USER_ADDRESS, 0}};
-    struct driver_place place = {0, 0x1000, 0x2000};
+    struct driver_place place = {0, 0x10000, 0x20000};
     struct vhost_vring_state size = {0, QUEUE_SIZE}, base = {0, 0}, enable = {0, 1};
     struct vhost_vring_addr addr = {.descriptors = USER_ADDRESS + place.descriptors,
                                     .available = USER_ADDRESS + place.available,
@@ -190,8 +195,7 @@ static void start_ring(struct scene *scene)
     ask(scene, VHOST_SET_VRING_ENABLE, &enable, sizeof enable, -1);
 }
 
-/* A write of a sector, which arrives at the node and stays there. */
-static void write_sector(struct scene *scene)
+static void add_write(struct scene *scene)
 {
     struct virtio_blk_header *header = (void *)(scene->memory + DATA_AT);
     *header = (struct virtio_blk_header){.type = VIRTIO_BLK_T_OUT, .sector = 3};
@@ -200,7 +204,14 @@ static void write_sector(struct scene *scene)
     scene->memory[DATA_AT + 1024] = 77;
     assert_true(driver_add(&scene->driver, parts, 3, 0, 5));
     driver_show(&scene->driver);
-    assert_int_equal(eventfd_write(scene->kick, 1), 0);
+    if (driver_must_kick(&scene->driver))
+        assert_int_equal(eventfd_write(scene->kick, 1), 0);
+}
+
+/* A write of a sector, which arrives at the node and stays there. */
+static void write_sector(struct scene *scene)
+{
+    add_write(scene);
     run_until(scene, holds_one);
 }
 
@@ -333,6 +344,38 @@ static void an_orderly_end_answers_requests(void **state)
     assert_int_equal(eventfd_read(scene->call, &calls), 0);
 }
 
+/* An interrupt that can't be delivered, since nobody has taken 2^64 of them. */
+static void a_full_eventfd_keeps_nothing_from_ending(void **state)
+{
+    struct scene *scene = *state;
+    uint64_t index = 0;
+    int full = eventfd(0, EFD_CLOEXEC);
+    assert_int_equal(eventfd_write(full, UINT64_MAX - 1), 0);
+    ask(scene, VHOST_SET_VRING_CALL, &index, sizeof index, full);
+    write_sector(scene);
+    let_go(scene);
+    run_on(scene);
+    vhost_export_end(scene->export, ended, scene);
+    run_until(scene, is_ended);
+    assert_true(request_is_returned(scene));
+    close(full);
+}
+
+/* As many requests as there may be, and not one more in the ring: when they are done, the next one must be kicked for. */
+static void all_requests_at_once(void **state)
+{
+    struct scene *scene = *state;
+    for (unsigned i = 0; i < LIMIT_VHOST_REQUESTS; i++)
+        add_write(scene);
+    run_until(scene, holds_all);
+    run_on(scene);
+    let_go(scene);
+    run_on(scene);
+    for (unsigned i = 0; i < LIMIT_VHOST_REQUESTS; i++)
+        assert_true(request_is_returned(scene));
+    write_sector(scene);
+}
+
 static void replaced_eventfds_are_closed(void **state)
 {
     struct scene *scene = *state;
@@ -396,6 +439,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_reset_waits_for_requests, begin, end),
         cmocka_unit_test_setup_teardown(the_next_connection_waits_for_requests, begin, end),
         cmocka_unit_test_setup_teardown(an_orderly_end_answers_requests, begin, end),
+        cmocka_unit_test_setup_teardown(a_full_eventfd_keeps_nothing_from_ending, begin, end),
+        cmocka_unit_test_setup_teardown(all_requests_at_once, begin, end),
         cmocka_unit_test_setup_teardown(replaced_eventfds_are_closed, begin, end),
         cmocka_unit_test(wrong_messages_are_told_apart),
     };

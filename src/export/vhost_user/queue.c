@@ -92,7 +92,8 @@ bool vhost_queue_serve(struct vhost_queue *queue)
 static void look(struct io_task *task)
 {
     struct vhost_queue *queue = container_of(task, struct vhost_queue, look);
-    if (vhost_queue_serve(queue))
+    bool starved = queue->starved; /* no kicks were asked for then */
+    if (vhost_queue_serve(queue) || starved)
         vhost_poll_extend(queue->session, false);
 }
 
@@ -225,7 +226,7 @@ void vhost_queue_halt(struct vhost_queue *queue)
 
 bool vhost_queue_is_still(const struct vhost_queue *queue)
 {
-    return queue->in_flight == 0 && !list_linked(&queue->publish.link) && !vhost_event_is_busy(&queue->call);
+    return queue->in_flight == 0 && !list_linked(&queue->publish.link);
 }
 
 void vhost_queue_stop(struct vhost_queue *queue)
