@@ -83,11 +83,11 @@ def flips_are_found(t, made, point, per_class):
 
 
 def test_an_image_of_ours(t):
-    flips_are_found(t, make(t), hour(1), 4)
+    flips_are_found(t, make(t), hour(1), 3)
 
 
 def test_an_overlay(t):
-    flips_are_found(t, make(t), hour(2), 4)
+    flips_are_found(t, make(t), hour(2), 3)
 
 
 def test_the_hashes_of_an_incremental(t):
