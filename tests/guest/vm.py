@@ -41,7 +41,7 @@ done
 """
 # What the kernel says when a disk has failed it, or kept it waiting for too long.
 TROUBLE = re.compile(r"I/O error|[Bb]uffer I/O|EXT4-fs error|EXT4-fs warning|XFS.*(?:[Cc]orrupt|error|shut)|BTRFS.*(?:error|"
-                     r"critical)|blocked for more than|Call Trace|Kernel panic|aborted journal|remounting.*read-only")
+                     r"critical)|blocked for more than|kernel BUG|Oops|Kernel panic|aborted journal|remounting.*read-only")
 
 
 def root_disk(t, name, size):

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Files whose content follows from their number.
  *
- * Number n is three things: a file FOLDER/n, fsynced with its folder; every fifth of them is written under another name and
- * renamed over an older state; and a page of FOLDER/pages, overwritten in place. The number is said when all of it is
- * durable, and the next one is begun only then, so at most the largest number that is found may be incomplete. */
+ * Number n is a file FOLDER/n, fsynced with its folder, and then a page of FOLDER/pages, overwritten in place. Every fifth
+ * file is written under another name and renamed. The number is said when all of it is durable, and the next one is begun
+ * only then, so at most the largest number that is found may be incomplete. */
 #include "load.h"
 #include <dirent.h>
 #include <errno.h>
@@ -97,7 +97,11 @@ void load_files(const char *path, const char *name, unsigned pause_ms)
     if (pages < 0)
         load_die("opening %s/pages", path);
     uint64_t n = largest(path, UINT64_MAX, &above);
-    for (n = n > 0 && !file_is_right(folder, n) ? n : n + 1;; n++) {
+    if (n > 0 && file_is_right(folder, n)) { /* all that can be missing is its page */
+        write_page(pages, n);
+        load_say(name, n++);
+    }
+    for (n = n > 0 ? n : 1;; n++) {
         char file[24];
         snprintf(file, sizeof file, "%llu", (unsigned long long)n);
         content_of(n, &content);
