@@ -50,9 +50,8 @@ uint32_t guest_number(const struct lives *lives, unsigned disk, uint64_t sector,
     return head[0];
 }
 
-static uint32_t first_number(const struct lives *lives, uint64_t block)
+static uint32_t first_number(uint64_t block)
 {
-    (void)lives;
     return block < STAGE_DISK_BYTES / STAGE_BLOCK ? LIVES_FIRST : LIVES_ZERO;
 }
 
@@ -62,7 +61,7 @@ void guest_look(const struct lives *lives, unsigned disk, uint32_t *sectors)
     for (uint64_t block = 0; block < lives->blocks; block++)
         for (uint64_t i = block * LIVES_SECTORS; i < (block + 1) * LIVES_SECTORS; i++)
             sectors[i] = lives->disks[disk].blocks[block].touched ? guest_number(lives, disk, i, bytes + i * 512)
-                                                                  : first_number(lives, block);
+                                                                  : first_number(block);
 }
 
 /* ---- what a block may hold ---- */
@@ -328,7 +327,7 @@ void guest_begin(struct lives *lives)
         for (uint64_t i = 0; i < lives->blocks; i++) {
             disk->blocks[i].seen = disk->blocks[i].stable = true;
             for (unsigned k = 0; k < LIVES_SECTORS; k++)
-                disk->seen[i * LIVES_SECTORS + k] = disk->stable[i * LIVES_SECTORS + k] = first_number(lives, i);
+                disk->seen[i * LIVES_SECTORS + k] = disk->stable[i * LIVES_SECTORS + k] = first_number(i);
         }
     }
 }
