@@ -52,6 +52,7 @@ static void prepare_memory(struct tracker *tracker)
         status = tracker_grow_active(tracker, &checkpoint->span);
         if (status < 0)
             span_destroy(&checkpoint->span);
+        tracker_reap(tracker);
     }
     if (status < 0) {
         prepare_failed(tracker, status, "no memory for the bitmap of a checkpoint");
@@ -136,12 +137,31 @@ static int check_new(struct tracker *tracker, const struct checkpoint_id *id)
     return 0;
 }
 
+static void prepare_again(struct io_timer *timer)
+{
+    struct tracker *tracker = container_of(timer, struct tracker, pause);
+    if (!tracker_op_voided(tracker))
+        tracker_run_prepare(tracker->op);
+}
+
+/* Every area is somebody's, or its memory is being given back. */
+static void prepare_later(struct tracker *tracker)
+{
+    struct io *io = tracker->disk->node.io;
+    tracker->pause.fire = prepare_again;
+    io_timer_set(io, &tracker->pause, io_now_ns(io) + NS_PER_MS);
+}
+
 void tracker_run_prepare(struct tracker_op *op)
 {
     struct tracker *tracker = op->tracker;
     int status = check_new(tracker, &op->id);
     if (status < 0) {
         tracker_op_finish(tracker, status);
+        return;
+    }
+    if (tracker_free_area(tracker) < 0) {
+        prepare_later(tracker);
         return;
     }
     struct tracker_checkpoint *checkpoint = calloc(1, sizeof *checkpoint);
@@ -167,6 +187,7 @@ void tracker_abandon(struct tracker *tracker)
 {
     assert(tracker->prepared);
     span_destroy(&tracker->prepared->span);
+    tracker_reap(tracker);
     free(tracker->prepared);
     tracker->prepared = NULL;
 }

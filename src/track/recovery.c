@@ -89,6 +89,7 @@ static void open_done(struct tracker *tracker)
     recovery_end(tracker);
     tracker->opened = true;
     tracker_watch(tracker);
+    tracker_reap(tracker);
     tracker_update(tracker);
     tracker_op_finish(tracker, 0);
 }

@@ -15,6 +15,9 @@
  * beside the old one; then writes it to the sidecar; then lets the old one go. So the memory fits the sidecar at every
  * moment of that, and memory that another open has passed by never does.
  *
+ * The memory of a span that goes is given back in steps, for to free half a GiB of it takes tens of milliseconds. Until then
+ * its area is doomed, which is noted in the header, so that whoever adopts it goes on.
+ *
  * How often a page was written is counted up when the write is durable, not before: the next write goes to the copy that
  * the last one did not go to, and if the killed process had one more on its way, it is that copy that it went to.
  */
@@ -26,11 +29,11 @@
 #include <string.h>
 
 #define MEMORY_MAGIC "FLEECETM"
-enum { MEMORY_VERSION = 2 };
+enum { MEMORY_VERSION = 3 };
 
 struct span_memory_area {
     uint64_t first_sequence; /* 0: holds no span */
-    uint64_t unstored;
+    uint64_t unstored, doomed;
 };
 
 struct span_memory_header {
@@ -205,6 +208,7 @@ void span_memory_close(struct span_memory *memory, bool remove)
         io_shm_remove(memory->io, &memory->name);
     io_shm_destroy(memory->io, &memory->shm);
     memory->open = false;
+    memory->doomed = memory->reap_page = 0;
 }
 
 /* One span. */
@@ -234,6 +238,7 @@ static int span_map(struct span *span, struct span_memory *memory, unsigned area
 int span_create(struct span *span, struct span_memory *memory, unsigned area, uint64_t first_sequence)
 {
     assert(memory->open && memory->header->areas[area].first_sequence == 0 && first_sequence > 0);
+    assert(!span_area_is_doomed(memory, area));
     int status = span_map(span, memory, area, first_sequence);
     if (status < 0)
         return status;
@@ -266,27 +271,19 @@ int span_adopt(struct span *span, struct span_memory *memory, unsigned area, uin
     return 0;
 }
 
-/* Pages that were grown, and the head. */
-static void area_punch(struct span_memory *memory, unsigned area, const uint8_t *grown)
+/* The word first: a kill in between leaves a span that is there still, or one that is doomed. */
+static void area_doom(struct span_memory *memory, unsigned area)
 {
-    const uint64_t at = area_at(memory, area);
-    for (uint64_t page = 0, end; page < memory->pages; page = end) {
-        for (end = page; end < memory->pages && grown[end] == grown[page]; end++)
-            ;
-        struct range run = {at + memory->head_bytes + page * SPAN_PAGE_BYTES, (end - page) * SPAN_PAGE_BYTES};
-        if (grown[page])
-            io_shm_punch(memory->io, &memory->shm, run);
-    }
-    io_shm_punch(memory->io, &memory->shm, (struct range){at, memory->head_bytes});
+    PUBLISH(memory->header->areas[area].doomed, 1);
+    PUBLISH(memory->header->areas[area].first_sequence, 0);
+    memory->doomed |= UINT64_C(1) << area;
 }
 
 void span_destroy(struct span *span)
 {
-    struct span_memory *memory = span->memory;
-    if (!memory)
+    if (!span->memory)
         return;
-    PUBLISH(memory->header->areas[span->area].first_sequence, 0);
-    area_punch(memory, span->area, span->grown);
+    area_doom(span->memory, span->area);
     free(span->changed);
     *span = (struct span){0};
 }
@@ -294,11 +291,37 @@ void span_destroy(struct span *span)
 void span_memory_drop_others(struct span_memory *memory, const bool used[SIDECAR_AREAS])
 {
     for (unsigned area = 0; area < SIDECAR_AREAS; area++) {
-        if (used[area] || memory->header->areas[area].first_sequence == 0)
-            continue;
-        PUBLISH(memory->header->areas[area].first_sequence, 0);
-        area_punch(memory, area, (const uint8_t *)memory->shm.base + area_at(memory, area));
+        if (used[area])
+            memory->header->areas[area].doomed = 0;
+        else if (memory->header->areas[area].first_sequence != 0 || memory->header->areas[area].doomed)
+            area_doom(memory, area);
     }
+}
+
+/* The head goes last: it says which pages are grown. */
+bool span_memory_reap(struct span_memory *memory)
+{
+    if (!memory->doomed)
+        return false;
+    const unsigned area = (unsigned)__builtin_ctzll(memory->doomed);
+    const uint64_t at = area_at(memory, area);
+    const uint8_t *grown = (const uint8_t *)memory->shm.base + at;
+    const uint8_t *first = memchr(grown + memory->reap_page, 1, memory->pages - memory->reap_page);
+    if (first) {
+        const uint64_t page = (uint64_t)(first - grown);
+        uint64_t end = page;
+        while (end < memory->pages && end - page < LIMIT_BITMAP_STEP_CHUNKS && grown[end])
+            end++;
+        const struct range run = {at + memory->head_bytes + page * SPAN_PAGE_BYTES, (end - page) * SPAN_PAGE_BYTES};
+        io_shm_punch(memory->io, &memory->shm, run);
+        memory->reap_page = end;
+        return true;
+    }
+    io_shm_punch(memory->io, &memory->shm, (struct range){at, memory->head_bytes});
+    PUBLISH(memory->header->areas[area].doomed, 0);
+    memory->doomed &= memory->doomed - 1;
+    memory->reap_page = 0;
+    return memory->doomed != 0;
 }
 
 void span_set_unstored(struct span *span, bool unstored)

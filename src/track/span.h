@@ -28,6 +28,8 @@ struct span_memory {
     uint64_t pages, sidecar_pages; /* of the largest disk */
     uint64_t head_bytes, area_bytes;
     uint64_t bit_count; /* of the disk as it is */
+    uint64_t doomed;    /* areas whose memory is being given back, a bit each */
+    uint64_t reap_page; /* of the first of them, that is next */
 };
 
 /* What shared memory must have in common with the sidecar to be adopted (C11). */
@@ -78,10 +80,16 @@ int span_create(struct span *span, struct span_memory *memory, unsigned area, ui
 void span_publish(struct span *span);
 /* The span of that area and first sequence, as a killed process has left it. -ENOENT, -ENOMEM. */
 int span_adopt(struct span *span, struct span_memory *memory, unsigned area, uint64_t first_sequence);
-/* Gives the memory back. No-op for none. */
+/* Its area is doomed: until span_memory_reap() is through with it, it can't be taken. At once; no-op for none. */
 void span_destroy(struct span *span);
-/* An adopted area that no span of ours has: its memory is given back. */
+/* So are adopted areas that no span of ours has, or that a killed process was not through with. */
 void span_memory_drop_others(struct span_memory *memory, const bool used[SIDECAR_AREAS]);
+/* Gives back LIMIT_BITMAP_STEP_CHUNKS pages of what is doomed, or the head of an area. True: there is more. */
+bool span_memory_reap(struct span_memory *memory);
+static inline bool span_area_is_doomed(const struct span_memory *memory, unsigned area)
+{
+    return memory->doomed >> area & 1;
+}
 
 /* Its bits may differ from the stored ones everywhere, also after an adoption: before a merge, until that is stored. */
 void span_set_unstored(struct span *span, bool unstored);

@@ -137,6 +137,7 @@ void tracker_forget(struct tracker *tracker, struct tracker_checkpoint *checkpoi
     tracker_update(tracker);
     page_store_forget(tracker, &checkpoint->span);
     span_destroy(&checkpoint->span);
+    tracker_reap(tracker);
     free(checkpoint);
 }
 
@@ -178,7 +179,7 @@ int tracker_free_area(const struct tracker *tracker)
         if (tracker->checkpoints[i]->state != CHECKPOINT_INVALID)
             used[tracker->checkpoints[i]->span.area] = true;
     for (int area = 0; area < SIDECAR_AREAS; area++)
-        if (!used[area])
+        if (!used[area] && !span_area_is_doomed(&tracker->memory, (unsigned)area))
             return area;
     return -1;
 }
@@ -253,8 +254,9 @@ void tracker_destroy(struct tracker *tracker)
     io_timer_cancel(io, &tracker->writer.stalled);
     io_timer_cancel(io, &tracker->voiding.timer);
     tracker->disk->gate = NULL;
+    io_timer_cancel(io, &tracker->reap);
     disk_watch_stop(&tracker->watch);
-    span_memory_close(&tracker->memory, false);
+    span_memory_close(&tracker->memory, tracker->dropping);
     if (tracker->closed)
         io_shm_remove(io, &tracker->memory.name);
     node_destroy(tracker->sidecar.node);
@@ -308,9 +310,14 @@ static void invalidate_continue(struct io_timer *timer)
 {
     struct tracker *tracker = container_of(timer, struct tracker, pause);
     struct io *io = tracker->disk->node.io;
-    if (tracker_is_busy(tracker))
+    if (!tracker_is_busy(tracker))
+        tracker_drop_spans(tracker);
+    if (tracker_is_busy(tracker) || tracker->drop_pending) {
         io_timer_set(io, timer, io_now_ns(io) + NS_PER_MS);
-    else if (tracker->broken)
+        return;
+    }
+    tracker->op_awaits_drop = false;
+    if (tracker->broken)
         tracker_op_fail(tracker, EIO, "%.400s", tracker->voiding.reason);
     else
         tracker_op_finish(tracker, 0);
@@ -321,6 +328,7 @@ static void run_invalidate(struct tracker_op *op)
     struct tracker *tracker = op->tracker;
     struct io *io = tracker->disk->node.io;
     tracker_fail(tracker, "%.500s", op->error.text);
+    tracker->op_awaits_drop = true;
     tracker->pause.fire = invalidate_continue;
     io_timer_set(io, &tracker->pause, io_now_ns(io));
 }

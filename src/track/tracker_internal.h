@@ -139,11 +139,14 @@ struct tracker {
     struct tracker_void voiding;
     char reason[SIDECAR_REASON_BYTES]; /* why there are invalid checkpoints */
     bool drop_pending;                 /* spans of invalid checkpoints are to be given back */
+    bool dropping;                     /* ... and are, in steps; then all of the memory goes */
+    struct io_timer reap;              /* the next step of giving back memory of spans */
 
     /* Operations, one at a time. */
     struct list ops;
     struct tracker_op *op;
     struct io_task op_task;
+    bool op_awaits_drop;                /* the one under way looks at no span, and waits until they are gone */
     struct tracker_checkpoint *subject; /* of the one under way */
     struct sidecar_io op_io;
     struct request flush;
@@ -182,7 +185,7 @@ void tracker_forget(struct tracker *tracker, struct tracker_checkpoint *checkpoi
 void tracker_update(struct tracker *tracker);
 /* Extents that have a slot may be written: their pages are grown in this span. 0 or -ENOSPC. */
 int tracker_grow_active(struct tracker *tracker, struct span *span);
-/* An area that no checkpoint has; -1: none. */
+/* An area that no checkpoint has, and whose memory has been given back; -1: none. */
 int tracker_free_area(const struct tracker *tracker);
 /* The shared memory, if there is any, knows from now on whether somebody else can have changed the disk's file. */
 void tracker_watch(struct tracker *tracker);
@@ -223,8 +226,10 @@ void tracker_fail(struct tracker *tracker, const char *format, ...) __attribute_
 void tracker_void_continue(struct tracker *tracker);
 /* Whether, of one that is void, something is still under way to the sidecar. */
 bool tracker_is_busy(const struct tracker *tracker);
-/* Gives back the spans of invalid checkpoints, if nobody looks at them. */
+/* Gives back the spans of invalid checkpoints, if nobody looks at them; in steps. */
 void tracker_drop_spans(struct tracker *tracker);
+/* Spans have been destroyed: their memory is given back, in steps. */
+void tracker_reap(struct tracker *tracker);
 
 /* samples.c */
 /* It got its bit: it is one of the blocks that were written last. */

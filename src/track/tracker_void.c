@@ -11,7 +11,7 @@
  * longer. The shared memory is condemned at once, so that a kill in between is safe; what is left is a power loss after
  * sidecar and state directory have both failed. That is said in the log.
  *
- * Bits, slots and memory are given back when no operation and no batch of pages looks at them any more.
+ * Bits, slots and memory are given back when no operation and no batch of pages looks at them any more; the memory in steps.
  */
 #include <assert.h>
 #include <stdarg.h>
@@ -147,12 +147,41 @@ bool tracker_is_busy(const struct tracker *tracker)
     return noting || storing || tracker->writer.busy || tracker->writer.wanted || tracker->super.busy;
 }
 
+static void drop_end(struct tracker *tracker)
+{
+    tracker->drop_pending = tracker->dropping = false;
+    span_memory_close(&tracker->memory, true);
+    tracker->sampler.kept_count = 0;
+    tracker->voiding.phase = VOID_NONE;
+    tracker_update(tracker);
+    tracker_ops_next(tracker);
+}
+
+static void reap_step(struct io_timer *timer)
+{
+    struct tracker *tracker = container_of(timer, struct tracker, reap);
+    if (span_memory_reap(&tracker->memory))
+        tracker_reap(tracker);
+    else if (tracker->dropping)
+        drop_end(tracker);
+}
+
+void tracker_reap(struct tracker *tracker)
+{
+    struct io *io = tracker->disk->node.io;
+    if (!tracker->memory.open || !tracker->memory.doomed || io_timer_armed(&tracker->reap))
+        return;
+    tracker->reap.fire = reap_step;
+    io_timer_set(io, &tracker->reap, io_now_ns(io));
+}
+
 void tracker_drop_spans(struct tracker *tracker)
 {
     bool busy = tracker->store.phase == STORE_WRITING || tracker->store.phase == STORE_SYNCING;
-    if (!tracker->drop_pending || tracker->op || busy || tracker->voiding.condemning)
+    bool used = tracker->op && !tracker->op_awaits_drop;
+    if (!tracker->drop_pending || tracker->dropping || used || busy || tracker->voiding.condemning)
         return;
-    tracker->drop_pending = false;
+    tracker->dropping = true;
     tracker->store.phase = STORE_IDLE;
     for (unsigned i = 0; i < tracker->count; i++)
         span_destroy(&tracker->checkpoints[i]->span);
@@ -160,9 +189,7 @@ void tracker_drop_spans(struct tracker *tracker)
         span_destroy(&tracker->prepared->span);
     activity_log_reset(&tracker->log);
     disk_watch_stop(&tracker->watch);
-    span_memory_close(&tracker->memory, true);
-    tracker->sampler.kept_count = 0;
-    tracker->voiding.phase = VOID_NONE;
-    tracker_update(tracker);
-    tracker_ops_next(tracker);
+    tracker_reap(tracker);
+    if (!io_timer_armed(&tracker->reap))
+        drop_end(tracker);
 }

@@ -742,6 +742,28 @@ static void c22_a_lost_range_is_dirty_everywhere(void **state)
     }
 }
 
+/* All areas are taken but one, whose memory is being given back: the new checkpoint waits for it. */
+static void a_checkpoint_waits_for_an_area(void **state)
+{
+    (void)state;
+    struct scene scene;
+    begin(&scene, 1);
+    for (unsigned name = 1; name <= LIMIT_CHECKPOINTS; name++) {
+        scene_write(&scene, block_of(name % 8, name), 11);
+        scene_checkpoint(&scene, name);
+    }
+    assert_int_equal(scene_prepare(&scene, LIMIT_CHECKPOINTS + 1), -ENOSPC);
+    for (unsigned name = 1; name <= 3; name++) {
+        assert_int_equal(scene_remove(&scene, name), 0);
+        scene_checkpoint(&scene, LIMIT_CHECKPOINTS + name);
+    }
+    scene_write(&scene, 5, 12);
+    scene_kill(&scene);
+    assert_int_equal(scene_start(&scene), 0);
+    assert_true(scene_changed(&scene, LIMIT_CHECKPOINTS + 3, 5));
+    scene_destroy(&scene);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -765,6 +787,7 @@ int main(void)
         cmocka_unit_test(c20_a_sidecar_that_fails_or_hangs),
         cmocka_unit_test(c20_nothing_takes_it),
         cmocka_unit_test(c20_the_superblock_says_it_before_the_write),
+        cmocka_unit_test(a_checkpoint_waits_for_an_area),
         cmocka_unit_test(c22_a_lost_range_is_dirty_everywhere),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -12,6 +12,9 @@
 
 #include <cmocka.h>
 
+#include "base/limits.h"
+#include "track/sidecar.h"
+#include "track/span.h"
 #include "tracker_kit.h"
 
 static void a_checkpoint_reports_what_was_written_since(void **state)
@@ -362,6 +365,50 @@ static void write_sidecars(const char *folder)
     }
 }
 
+/* The bitmap of 64 GiB goes in steps, none of which holds up the reactor; also when the daemon is killed in the middle. */
+static void a_span_goes_in_steps(void **state)
+{
+    (void)state;
+    const uint64_t most = (uint64_t)LIMIT_BITMAP_STEP_CHUNKS * SPAN_PAGE_BYTES, bits = 64 * GIB / KIT_BLOCK;
+    struct world *world = world_create(&(struct world_options){.seed = 1});
+    struct io *io = world_reactor(world, "vda", 1);
+    const struct io_shm_name name = {"/dev/shm/fleece-sim", "vda.track"};
+    struct span_key key = {.disk_bytes = 64 * GIB, .granularity_shift = 12};
+    struct span_memory memory;
+    struct span span, other;
+    struct error err;
+    world_act_as(world, io);
+    io_boot_id(io, key.boot_id);
+    span_memory_init(&memory, io, &name, sidecar_pages(64 * GIB, 12));
+    assert_int_equal(span_memory_create(&memory, &key, &err), 0);
+    span_memory_settle(&memory);
+    const uint64_t nothing = world_shm_bytes(world);
+    assert_int_equal(span_create(&span, &memory, 3, 1), 0);
+    assert_int_equal(span_grow(&span, 0, bits), 0);
+    span_publish(&span);
+    span_destroy(&span);
+    assert_true(span_area_is_doomed(&memory, 3));
+    unsigned steps = 0;
+    for (uint64_t before = world_shm_bytes(world), now; span_memory_reap(&memory); before = now) {
+        now = world_shm_bytes(world);
+        assert_true(before - now <= most);
+        if (++steps != 4)
+            continue;
+        span_memory_close(&memory, false); /* a kill: the next process goes on */
+        assert_int_equal(span_memory_adopt(&memory, &key, &err), 0);
+        assert_int_equal(span_adopt(&other, &memory, 3, 1), -ENOENT);
+        span_memory_drop_others(&memory, (bool[SIDECAR_AREAS]){false});
+        assert_true(span_area_is_doomed(&memory, 3));
+    }
+    assert_true(steps >= 8);
+    assert_int_equal(world_shm_bytes(world), nothing);
+    assert_int_equal(span_create(&span, &memory, 3, 2), 0);
+    span_destroy(&span);
+    span_memory_close(&memory, true);
+    world_act_as(world, NULL);
+    assert_int_equal(world_destroy(world, stderr), 0);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -370,6 +417,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(deaths_during_recovery),
         cmocka_unit_test(memory_is_bounded_and_reported),
         cmocka_unit_test(every_byte_class_of_the_sidecar),
+        cmocka_unit_test(a_span_goes_in_steps),
         cmocka_unit_test(lives_of_all_kinds),
     };
     if (argc == 3 && strcmp(argv[1], "--write") == 0)
