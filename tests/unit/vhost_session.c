@@ -35,7 +35,7 @@ struct scene {
     struct vhost_export *export;
     bool started, ended;
     char folder[32], socket[64];
-    int fd, memory_fd, kick, call;
+    int fd, memory_fd, kick, call, new_call;
     char *memory;
     struct driver driver;
     struct io_timer timer;
@@ -361,6 +361,27 @@ static void a_full_eventfd_keeps_nothing_from_ending(void **state)
     close(full);
 }
 
+static bool new_call_came(struct scene *scene)
+{
+    struct pollfd ready = {.fd = scene->new_call, .events = POLLIN};
+    return poll(&ready, 1, 0) > 0;
+}
+
+/* A VMM exchanges the eventfd when the guest unmasks the interrupt, and looks at the old one no more. */
+static void a_new_eventfd_hears_of_what_went_to_the_old_one(void **state)
+{
+    struct scene *scene = *state;
+    uint64_t index = 0, calls;
+    write_sector(scene);
+    let_go(scene);
+    run_on(scene);
+    assert_int_equal(eventfd_read(scene->call, &calls), 0);
+    scene->new_call = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    ask(scene, VHOST_SET_VRING_CALL, &index, sizeof index, scene->new_call);
+    run_until(scene, new_call_came);
+    close(scene->new_call);
+}
+
 /* As many requests as there may be, and not one more in the ring: when they are done, the next one must be kicked for. */
 static void all_requests_at_once(void **state)
 {
@@ -440,6 +461,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(the_next_connection_waits_for_requests, begin, end),
         cmocka_unit_test_setup_teardown(an_orderly_end_answers_requests, begin, end),
         cmocka_unit_test_setup_teardown(a_full_eventfd_keeps_nothing_from_ending, begin, end),
+        cmocka_unit_test_setup_teardown(a_new_eventfd_hears_of_what_went_to_the_old_one, begin, end),
         cmocka_unit_test_setup_teardown(all_requests_at_once, begin, end),
         cmocka_unit_test_setup_teardown(replaced_eventfds_are_closed, begin, end),
         cmocka_unit_test(wrong_messages_are_told_apart),

@@ -217,6 +217,8 @@ static enum vhost_done set_vring_event(struct vhost_session *session, struct err
     }
     if (session->message.id == VHOST_SET_VRING_CALL) {
         vhost_event_set(&queue->call, fd);
+        if (queue->ring) /* what the old one was told after the front-end had looked at it last is said again */
+            vhost_event_signal(&queue->call);
     } else if (session->message.id == VHOST_SET_VRING_ERR) {
         vhost_event_set(&queue->error, fd);
     } else {
