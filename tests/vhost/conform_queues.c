@@ -491,6 +491,24 @@ static bool inflight_reconnect(struct scene *scene)
     return true;
 }
 
+/* The region is made for as many descriptors as the device offers; firmware takes a ring of fewer. */
+static bool inflight_of_larger_rings(struct scene *scene)
+{
+    if (!with_ring(scene))
+        return false;
+    struct front_end *front = scene->front;
+    if (!front_has_protocol(front, PROTOCOL_INFLIGHT_SHMFD))
+        return scene_skip(scene, "INFLIGHT_SHMFD is not offered");
+    front->options.queue_size *= 2;
+    if (front_share_inflight(front) != 0 ||
+        front_set_up_ring(front, &front->rings[0], ring_base(&front->rings[0])) != 0)
+        return scene_fail(scene, "%s", front->error);
+    unsigned given = submit_batch(scene, BATCH), taken = 0;
+    front_disconnect(front);
+    return (front_reconnect(front, FRONT_TIMEOUT_MS) == 0 || scene_fail(scene, "%s", front->error)) &&
+           take_batch(scene, &taken, given);
+}
+
 static bool inflight_sizes(struct scene *scene)
 {
     static const struct wire_inflight wrong[] = {{0, 0, 0, 0, 0},         {0, 0, 1, 0, 0},      {0, 0, 0, 128, 0},
@@ -620,6 +638,7 @@ const struct conform_case conform_queues[] = {
     {"disabled-ring", disabled_ring},
     {"disconnect-in-flight", disconnect_in_flight},
     {"inflight-reconnect", inflight_reconnect},
+    {"inflight-of-larger-rings", inflight_of_larger_rings},
     {"inflight-sizes", inflight_sizes},
     {"inflight-nonsense", inflight_nonsense},
     {0},

@@ -93,7 +93,7 @@ void *inflight_region_of(const struct inflight_region *region, unsigned index, u
 {
     if (!region->map)
         return NULL;
-    if (index >= region->queues || size != region->queue_size || bytes > region->queue_bytes) {
+    if (index >= region->queues || size > region->queue_size || bytes > region->queue_bytes) {
         error_set(err, EPROTO, "size %u does not fit the in-flight region of %u queues of %u", size, region->queues,
                   region->queue_size);
         return NULL;

@@ -27,7 +27,8 @@ int inflight_region_adopt(struct inflight_region *region, const struct vhost_inf
                           struct error *err);
 void inflight_region_drop(struct inflight_region *region);
 
-/* A queue's part, `bytes` of it. NULL: there is no region, or (with a sentence) it is not for such a queue. */
+/* A queue's part, `bytes` of it; the driver may have made the queue smaller than what the region is for. NULL: there is no
+ * region, or (with a sentence) it is not for such a queue. */
 void *inflight_region_of(const struct inflight_region *region, unsigned index, uint32_t size, size_t bytes,
                          struct error *err);
 /* Nothing of that queue is in flight: its part is as new. */
