@@ -171,7 +171,7 @@ static void connect_front_end(struct scene *scene)
 static void start_ring(struct scene *scene)
 {
     uint64_t features = VHOST_BIT(VIRTIO_F_VERSION_1) | VHOST_BIT(VIRTIO_BLK_F_FLUSH) |
-                        VHOST_BIT(VHOST_F_PROTOCOL_FEATURES);
+                        VHOST_BIT(VIRTIO_BLK_F_WRITE_ZEROES) | VHOST_BIT(VHOST_F_PROTOCOL_FEATURES);
     uint64_t protocol = VHOST_BIT(VHOST_PROTOCOL_REPLY_ACK) | VHOST_BIT(VHOST_PROTOCOL_RESET_DEVICE);
     struct {
         struct vhost_memory head;
@@ -201,6 +201,22 @@ static void add_write(struct scene *scene)
     *header = (struct virtio_blk_header){.type = VIRTIO_BLK_T_OUT, .sector = 3};
     const struct part parts[] = {
         {DATA_AT, sizeof *header, false}, {DATA_AT + 512, 512, false}, {DATA_AT + 1024, 1, true}};
+    scene->memory[DATA_AT + 1024] = 77;
+    assert_true(driver_add(&scene->driver, parts, 3, 0, 5));
+    driver_show(&scene->driver);
+    if (driver_must_kick(&scene->driver))
+        assert_int_equal(eventfd_write(scene->kick, 1), 0);
+}
+
+static void add_zeroes_of_two_ranges(struct scene *scene)
+{
+    struct virtio_blk_header *header = (void *)(scene->memory + DATA_AT);
+    struct virtio_blk_range *ranges = (void *)(scene->memory + DATA_AT + 512);
+    *header = (struct virtio_blk_header){.type = VIRTIO_BLK_T_WRITE_ZEROES};
+    ranges[0] = (struct virtio_blk_range){.sector = 3, .sectors = 1};
+    ranges[1] = (struct virtio_blk_range){.sector = 9, .sectors = 1};
+    const struct part parts[] = {
+        {DATA_AT, sizeof *header, false}, {DATA_AT + 512, 2 * sizeof *ranges, false}, {DATA_AT + 1024, 1, true}};
     scene->memory[DATA_AT + 1024] = 77;
     assert_true(driver_add(&scene->driver, parts, 3, 0, 5));
     driver_show(&scene->driver);
@@ -344,6 +360,20 @@ static void an_orderly_end_answers_requests(void **state)
     assert_int_equal(eventfd_read(scene->call, &calls), 0);
 }
 
+/* What was submitted completes; nothing more of the request is submitted (C14). */
+static void a_lost_connection_submits_nothing_more(void **state)
+{
+    struct scene *scene = *state;
+    add_zeroes_of_two_ranges(scene);
+    run_until(scene, holds_one);
+    close(scene->fd);
+    scene->fd = -1;
+    run_on(scene);
+    let_go(scene);
+    run_on(scene);
+    assert_int_equal(scene->held_count, 0);
+}
+
 /* An interrupt that can't be delivered, since nobody has taken 2^64 of them. */
 static void a_full_eventfd_keeps_nothing_from_ending(void **state)
 {
@@ -460,6 +490,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_reset_waits_for_requests, begin, end),
         cmocka_unit_test_setup_teardown(the_next_connection_waits_for_requests, begin, end),
         cmocka_unit_test_setup_teardown(an_orderly_end_answers_requests, begin, end),
+        cmocka_unit_test_setup_teardown(a_lost_connection_submits_nothing_more, begin, end),
         cmocka_unit_test_setup_teardown(a_full_eventfd_keeps_nothing_from_ending, begin, end),
         cmocka_unit_test_setup_teardown(a_new_eventfd_hears_of_what_went_to_the_old_one, begin, end),
         cmocka_unit_test_setup_teardown(all_requests_at_once, begin, end),

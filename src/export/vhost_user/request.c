@@ -144,8 +144,8 @@ static void piece_done(struct request *block, int status)
     request->left_bytes -= length;
     if (request->reads)
         request->moved_bytes += length;
-    if (session->state == VHOST_SESSION_CLOSED &&
-        request->left_bytes > 0) { /* what was not submitted never will be (C14) */
+    bool more = request->left_bytes > 0 || request->range_at + 1 < request->range_count;
+    if (more && session->state == VHOST_SESSION_CLOSED) { /* what was not submitted never will be (C14) */
         request_finish(request, VIRTIO_BLK_S_IOERR);
         return;
     }
