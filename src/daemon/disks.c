@@ -6,9 +6,13 @@
 #include "daemon/disks.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
 #include <linux/magic.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "driver/file.h"
@@ -82,13 +86,30 @@ static bool has_local_times(const char *path)
     return false;
 }
 
+/* The kernel's count of all block devices that ever were in this boot, as it was for this one. It stays while it is open. */
+static uint64_t device_instance(const char *path)
+{
+    struct stat st;
+    uint64_t number = 0;
+    if (!path || stat(path, &st) < 0 || !S_ISBLK(st.st_mode))
+        return 0;
+    const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    if (ioctl(fd, BLKGETDISKSEQ, &number) < 0) /* before Linux 5.15 */
+        number = 0;
+    close(fd);
+    return number;
+}
+
 /* A device's node is made anew at each boot, and its times tell of the node alone. */
 struct disk_identity disks_identify(const struct disks *disks, unsigned index)
 {
     struct io_stat stat;
     if (!disks->files[index] || file_stat(disks->files[index], &stat) < 0)
         return (struct disk_identity){0};
-    struct disk_identity identity = {.size_bytes = stat.size_bytes, .device = stat.device};
+    struct disk_identity identity = {
+        .size_bytes = stat.size_bytes, .device = stat.device, .instance = disks->instances[index]};
     if (stat.is_block_device)
         return identity;
     identity.inode = stat.inode;
@@ -107,6 +128,7 @@ int64_t disks_open(void *argument)
         if (status < 0)
             return status;
         disks->local[i] = has_local_times(disks->options->disks[i].path);
+        disks->instances[i] = device_instance(disks->options->disks[i].path);
         disks->opened++;
     }
     return 0;

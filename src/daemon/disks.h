@@ -14,6 +14,7 @@ struct disks { /* set by the caller: options, reactors, reactor_count */
     struct node *leaves[LIMIT_DISKS]; /* of those that were opened, in order */
     struct node *files[LIMIT_DISKS];  /* their files: the leaf itself, or what it owns; NULL: it has none */
     bool local[LIMIT_DISKS];          /* their files' times are of this machine's clock */
+    uint64_t instances[LIMIT_DISKS];  /* of block devices, see struct disk_identity */
     unsigned opened;
     struct error err;
 };

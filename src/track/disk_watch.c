@@ -20,8 +20,9 @@
  *
  * What goes unseen: changes within WATCH_LANDING_NS of the death of a daemon that was BUSY, also when they look so because
  * the clock was set back while the machine was suspended for as long; those by somebody who puts mtime and ctime back, which
- * takes a clock set to the very tick; and all on block devices, whose times say nothing, and on file systems whose times are
- * another machine's.
+ * takes a clock set to the very tick; and all on block devices, whose times say nothing, unless the device was taken away
+ * and made anew, which the kernel counts (a loop device has another file then, or a logical volume was removed: its number
+ * is given to the next); and on file systems whose times are another machine's.
  *
  * A kill may come between any two stores: the state is stored last where it becomes QUIET, and of the clocks the steady one
  * first, so that a half-made look can't pass for a clock that was right.
@@ -64,6 +65,7 @@ void disk_note_begin(struct disk_note *note, struct io *io, const struct disk_id
 {
     STORE(note->device, is->device);
     STORE(note->inode, is->inode);
+    STORE(note->instance, is->instance);
     if (!is->local)
         return;
     note_busy(note, io); /* first: a quiet one must not get other times */
@@ -166,6 +168,11 @@ int disk_note_check(const struct disk_note *note, struct io *io, const struct di
     const uint64_t newest_ns = is->mtime_ns > is->ctime_ns ? is->mtime_ns : is->ctime_ns;
     const int64_t ahead_then = (int64_t)(note->wall_ns - note->clock_ns),
                   ahead_now = (int64_t)(io_wall_ns(io) - io_now_ns(io));
+    if (note->instance != 0 && is->instance != 0 && note->instance != is->instance) {
+        PROBE(track_device_made_anew);
+        return error_set(err, ESTALE,
+                         "the disk's device has been taken away and made anew since the daemon was killed");
+    }
     if (!is->local || note->state == NOTE_UNKNOWN || MUTANT(track_note_not_asked))
         return 0;
     if (times_are_noted(note, is))

@@ -12,11 +12,13 @@
 /* What a disk's file was when it was last known, to see that somebody else has changed it. */
 struct disk_identity {
     uint64_t size_bytes, device, inode, mtime_ns, ctime_ns; /* 0: not known */
-    bool local; /* its times are of this machine's clock, and set before the write that they tell of is done */
+    bool local;        /* its times are of this machine's clock, and set before the write that they tell of is done */
+    uint64_t instance; /* of a block device: another one, in a boot, when it is made or gets a medium; 0: not known */
 };
 
 struct disk_note {          /* in shared memory; zeroes: nothing is known */
     uint64_t device, inode; /* whose it is */
+    uint64_t instance;
     uint64_t state;
     uint64_t wall_ns, clock_ns;              /* the last look at a disk that is written, on both clocks */
     uint64_t size_bytes, mtime_ns, ctime_ns; /* of its file, when it was not */

@@ -29,7 +29,7 @@
 #include <string.h>
 
 #define MEMORY_MAGIC "FLEECETM"
-enum { MEMORY_VERSION = 3 };
+enum { MEMORY_VERSION = 4 };
 
 struct span_memory_area {
     uint64_t first_sequence; /* 0: holds no span */

@@ -35,8 +35,13 @@ static struct sidecar_identity identity_to_file(const struct disk_identity *iden
 
 static struct disk_identity identity_from_file(const struct sidecar_identity *identity)
 {
-    return (struct disk_identity){le64toh(identity->size_bytes), le64toh(identity->device),   le64toh(identity->inode),
-                                  le64toh(identity->mtime_ns),   le64toh(identity->ctime_ns), false};
+    return (struct disk_identity){le64toh(identity->size_bytes),
+                                  le64toh(identity->device),
+                                  le64toh(identity->inode),
+                                  le64toh(identity->mtime_ns),
+                                  le64toh(identity->ctime_ns),
+                                  false,
+                                  0};
 }
 
 static uint32_t state_to_file(const struct tracker *tracker, const struct tracker_checkpoint *checkpoint)

@@ -57,7 +57,7 @@ static struct disk_identity identify(void *context)
 {
     struct io_stat stat;
     assert_int_equal(file_stat(context, &stat), 0);
-    return (struct disk_identity){stat.size_bytes, stat.device, stat.inode, stat.mtime_ns, stat.ctime_ns, true};
+    return (struct disk_identity){stat.size_bytes, stat.device, stat.inode, stat.mtime_ns, stat.ctime_ns, true, 0};
 }
 
 static int condemn(void *context, const char *reason)

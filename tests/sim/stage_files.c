@@ -102,7 +102,7 @@ static struct disk_identity disk_identity(void *context, const struct disk *disk
     struct io_stat stat;
     (void)context;
     assert_int_equal(file_stat(disk->leaf, &stat), 0);
-    return (struct disk_identity){stat.size_bytes, stat.device, stat.inode, stat.mtime_ns, stat.ctime_ns, true};
+    return (struct disk_identity){stat.size_bytes, stat.device, stat.inode, stat.mtime_ns, stat.ctime_ns, true, 0};
 }
 
 static void cache_adopt(void *context, const struct disk *disk, uint64_t block_bytes, const struct cache_file_id *id,

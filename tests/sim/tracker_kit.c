@@ -42,7 +42,8 @@ static struct disk_identity identify(void *context)
     int fd = io_open(kit->io, "disk", 0, 0);
     assert_int_equal(io_stat(kit->io, fd, &stat), 0);
     io_close(kit->io, fd);
-    return (struct disk_identity){stat.size_bytes, stat.device, stat.inode, stat.mtime_ns, stat.ctime_ns, true};
+    return (struct disk_identity){stat.size_bytes, stat.device, stat.inode,   stat.mtime_ns,
+                                  stat.ctime_ns,   true,        kit->instance};
 }
 
 static int condemn(void *context, const char *reason)

@@ -45,6 +45,7 @@ struct kit {
     struct tracker_op op;
     bool op_done;
     unsigned process;
+    uint64_t instance;    /* of the disk, as a block device has one */
     bool reactor_is_left; /* a daemon that ended in good order leaves it to the next one */
     struct kit_write writes[KIT_WRITES];
     uint8_t *buffer; /* what writes write */

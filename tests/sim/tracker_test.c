@@ -409,6 +409,30 @@ static void a_span_goes_in_steps(void **state)
     assert_int_equal(world_destroy(world, stderr), 0);
 }
 
+/* C19: a block device of the same number and size after a kill, which is another one, or has another medium. */
+static void a_device_that_was_made_anew_is_noticed(void **state)
+{
+    (void)state;
+    for (unsigned anew = 0; anew < 2; anew++) {
+        struct kit kit;
+        kit_init(&kit, &(struct world_options){.seed = 7});
+        kit.instance = 7;
+        assert_int_equal(kit_start(&kit), 0);
+        assert_int_equal(kit_checkpoint(&kit, "a"), 0);
+        kit_write_now(&kit, 5, 3);
+        kit_kill(&kit);
+        kit.instance += anew;
+        assert_int_equal(kit_start(&kit), 0);
+        assert_int_equal(kit_state(&kit, "a"), anew ? CHECKPOINT_INVALID : CHECKPOINT_COMMITTED);
+        kit_stop(&kit);
+        kit.instance++; /* in good order: the samples tell */
+        assert_int_equal(kit_start(&kit), 0);
+        assert_int_equal(kit_state(&kit, "a"), anew ? CHECKPOINT_INVALID : CHECKPOINT_COMMITTED);
+        kit_stop(&kit);
+        kit_fini(&kit);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -418,6 +442,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(memory_is_bounded_and_reported),
         cmocka_unit_test(every_byte_class_of_the_sidecar),
         cmocka_unit_test(a_span_goes_in_steps),
+        cmocka_unit_test(a_device_that_was_made_anew_is_noticed),
         cmocka_unit_test(lives_of_all_kinds),
     };
     if (argc == 3 && strcmp(argv[1], "--write") == 0)
