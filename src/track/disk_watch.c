@@ -168,11 +168,9 @@ int disk_note_check(const struct disk_note *note, struct io *io, const struct di
     const uint64_t newest_ns = is->mtime_ns > is->ctime_ns ? is->mtime_ns : is->ctime_ns;
     const int64_t ahead_then = (int64_t)(note->wall_ns - note->clock_ns),
                   ahead_now = (int64_t)(io_wall_ns(io) - io_now_ns(io));
-    if (note->instance != 0 && is->instance != 0 && note->instance != is->instance) {
-        PROBE(track_device_made_anew);
+    if (note->instance != 0 && is->instance != 0 && note->instance != is->instance)
         return error_set(err, ESTALE,
                          "the disk's device has been taken away and made anew since the daemon was killed");
-    }
     if (!is->local || note->state == NOTE_UNKNOWN || MUTANT(track_note_not_asked))
         return 0;
     if (times_are_noted(note, is))
