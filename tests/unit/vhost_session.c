@@ -24,7 +24,7 @@
 #include "io/ring.h"
 #include "ring_driver.h"
 
-enum { MEMORY_BYTES = 1 << 20, QUEUE_SIZE = 2048, DATA_AT = 0x40000 };
+enum { MEMORY_BYTES = 1 << 20, QUEUE_SIZE = 2048, DATA_AT = 0x40000, OTHER_DATA_AT = 0x50000, OTHER_SECTOR = 8 };
 #define USER_ADDRESS UINT64_C(0x7f0000000000)
 
 struct scene {
@@ -222,6 +222,30 @@ static void add_zeroes_of_two_ranges(struct scene *scene)
     driver_show(&scene->driver);
     if (driver_must_kick(&scene->driver))
         assert_int_equal(eventfd_write(scene->kick, 1), 0);
+}
+
+/* Ring 1, with one write of a sector in it. */
+static void start_other_ring(struct scene *scene, struct driver *other)
+{
+    struct driver_place place = {0x60000, 0x70000, 0x80000};
+    struct vhost_vring_state size = {1, 64}, base = {1, 0}, enable = {1, 1};
+    struct vhost_vring_addr addr = {.index = 1,
+                                    .descriptors = USER_ADDRESS + place.descriptors,
+                                    .available = USER_ADDRESS + place.available,
+                                    .used = USER_ADDRESS + place.used};
+    uint64_t word = 1 | VHOST_VRING_NO_FD;
+    struct virtio_blk_header *header = (void *)(scene->memory + OTHER_DATA_AT);
+    *header = (struct virtio_blk_header){.type = VIRTIO_BLK_T_OUT, .sector = OTHER_SECTOR};
+    const struct part parts[] = {
+        {OTHER_DATA_AT, sizeof *header, false}, {OTHER_DATA_AT + 512, 512, false}, {OTHER_DATA_AT + 1024, 1, true}};
+    driver_init(other, scene->memory, &place, 64, false, false);
+    assert_true(driver_add(other, parts, 3, 0, 6));
+    driver_show(other);
+    ask(scene, VHOST_SET_VRING_NUM, &size, sizeof size, -1);
+    ask(scene, VHOST_SET_VRING_BASE, &base, sizeof base, -1);
+    ask(scene, VHOST_SET_VRING_ADDR, &addr, sizeof addr, -1);
+    ask(scene, VHOST_SET_VRING_KICK, &word, sizeof word, -1);
+    ask(scene, VHOST_SET_VRING_ENABLE, &enable, sizeof enable, -1);
 }
 
 /* A write of a sector, which arrives at the node and stays there. */
@@ -427,6 +451,35 @@ static void all_requests_at_once(void **state)
     write_sector(scene);
 }
 
+static void let_one_go(struct scene *scene)
+{
+    struct request *req = container_of(list_take_first(&scene->held), struct request, link);
+    scene->held_count--;
+    request_complete(req, 0);
+}
+
+/* A queue that could use all requests alone, for ever, leaves some to another one. */
+static void no_queue_takes_all_requests(void **state)
+{
+    struct scene *scene = *state;
+    struct driver other;
+    bool taken = false;
+    for (unsigned i = 0; i < LIMIT_VHOST_REQUESTS + 100; i++)
+        add_write(scene);
+    run_until(scene, holds_all);
+    start_other_ring(scene, &other);
+    for (unsigned i = 0; i < 4 && !taken; i++) {
+        let_one_go(scene);
+        run_until(scene, holds_all);
+        taken = container_of(scene->held.head.prev, struct request, link)->range.start == OTHER_SECTOR * 512;
+    }
+    assert_true(taken);
+    while (scene->held_count > 0) {
+        let_go(scene);
+        run_on(scene);
+    }
+}
+
 static void replaced_eventfds_are_closed(void **state)
 {
     struct scene *scene = *state;
@@ -494,6 +547,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_full_eventfd_keeps_nothing_from_ending, begin, end),
         cmocka_unit_test_setup_teardown(a_new_eventfd_hears_of_what_went_to_the_old_one, begin, end),
         cmocka_unit_test_setup_teardown(all_requests_at_once, begin, end),
+        cmocka_unit_test_setup_teardown(no_queue_takes_all_requests, begin, end),
         cmocka_unit_test_setup_teardown(replaced_eventfds_are_closed, begin, end),
         cmocka_unit_test(wrong_messages_are_told_apart),
     };

@@ -16,9 +16,10 @@
 
 static bool look_at_all(struct vhost_session *session)
 {
+    const unsigned first = session->turn; /* which changes meanwhile */
     bool found = false;
     for (unsigned i = 0; i < session->queue_end; i++)
-        if (vhost_queue_serve(&session->queues[i]))
+        if (vhost_queue_serve(&session->queues[(first + i) % session->queue_end]))
             found = true;
     return found;
 }

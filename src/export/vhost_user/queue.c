@@ -71,6 +71,8 @@ bool vhost_queue_serve(struct vhost_queue *queue)
         list_append(&taken, &request->link);
     queue->in_flight += count;
     session->in_flight += count;
+    if (count > 0)
+        session->turn = (queue->index + 1) % session->queue_end;
     atomic_fetch_add_explicit(&session->counters->requests, count, memory_order_relaxed);
     if (guest_memory_is_torn(session->memory) || inflight_region_is_torn(&session->inflight)) {
         struct error err;

@@ -223,8 +223,8 @@ void vhost_session_finish(struct vhost_request *request, uint32_t written)
     session->in_flight--;
     vhost_session_put_request(session, request);
     for (unsigned i = 0; i < session->queue_end; i++)
-        if (session->queues[i].starved)
-            vhost_queue_look(&session->queues[i]);
+        if (vhost_session_queue(session, i)->starved)
+            vhost_queue_look(vhost_session_queue(session, i));
 }
 
 /* --- beginning and end */

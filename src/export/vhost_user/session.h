@@ -62,6 +62,7 @@ struct vhost_session {
     /* Requests. */
     struct list spare;
     unsigned request_count, in_flight;
+    unsigned turn; /* the queue that comes first: the one behind that which took something last */
     struct io_timer poll, no_kick;
     uint64_t poll_until_ns, poll_window_ns, slept_ns;
     bool asleep;
@@ -79,6 +80,11 @@ void vhost_session_leave(struct vhost_session *session);
 /* Ends the connection; `err` (NULL: nothing to say) is logged. */
 void vhost_session_close(struct vhost_session *session, const struct error *err);
 void vhost_session_wake(struct vhost_session *session);
+/* The queues in turn: one that could use all requests alone leaves some to the others. `index` below queue_end. */
+static inline struct vhost_queue *vhost_session_queue(struct vhost_session *session, unsigned index)
+{
+    return &session->queues[(session->turn + index) % session->queue_end];
+}
 /* NULL: there are as many as may be. */
 struct vhost_request *vhost_session_take_request(struct vhost_session *session);
 void vhost_session_put_request(struct vhost_session *session, struct vhost_request *request);
