@@ -26,8 +26,8 @@
 #define SIZE MANIFEST_EXTENT_BYTES
 #define CONTENT 7
 
-static char folder[64], path[128], snapshot[128];
-static struct resume_plan plan; /* too large for the stack */
+static char folder[64], path[128], snapshot[128], was_taken[128]; /* the last: there is or was a snapshot */
+static struct resume_plan plan;                                   /* too large for the stack */
 
 static int make_folder(void **state)
 {
@@ -37,6 +37,7 @@ static int make_folder(void **state)
         return -1;
     snprintf(path, sizeof path, "%s/set", folder);
     snprintf(snapshot, sizeof snapshot, "%s/snapshot", folder);
+    snprintf(was_taken, sizeof was_taken, "%s/was-taken", folder);
     return 0;
 }
 
@@ -53,13 +54,18 @@ static bool exists(const char *file)
     return access(file, F_OK) == 0;
 }
 
+static void make_file(const char *file)
+{
+    close(open(file, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+}
+
 static int begin_anew(struct set *set, struct point **point, struct error *err)
 {
     struct leftover_report report;
     char image[PATH_MAX];
     int status = point_begin(set, NOW, point, &report, err);
-    int fd = open(snapshot, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-    close(fd);
+    make_file(snapshot);
+    make_file(was_taken);
     memset(&plan, 0, sizeof plan);
     if (status == 0)
         status = point_add_disk(*point, "vda", MANIFEST_RAW, &plan.manifest.disks[0], image, sizeof image, err);
@@ -199,7 +205,7 @@ static void killed_at_every_step(void **state)
 {
     struct error err;
     unsigned stop = 1, finished = 0, unfinished = 0, tidied = 0;
-    bool killed = true, had_snapshot = false;
+    bool killed = true;
     if (!kill_steps_allowed())
         skip();
     for (; killed; stop++) {
@@ -211,8 +217,7 @@ static void killed_at_every_step(void **state)
         unsigned resumable = sweep();
         assert_false(exists(file));
         assert_true(visible + resumable <= 1);
-        had_snapshot |= exists(snapshot);
-        if (had_snapshot && !exists(snapshot)) /* only one of these has the data now */
+        if (exists(was_taken) && !exists(snapshot)) /* only one of these has the data now */
             assert_int_equal(visible + resumable, 1);
         if (resumable) {
             finished += !exists(snapshot);
@@ -227,7 +232,7 @@ static void killed_at_every_step(void **state)
         remove_folder(state);
         make_folder(state);
     }
-    assert_true(finished > 5 && unfinished > 50 && tidied > 0);
+    assert_true(finished > 2 && unfinished > 40 && tidied > 0);
 }
 
 int main(void)
