@@ -40,6 +40,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BUILD = pathlib.Path(os.environ.get("FLEECE_BUILD", ROOT / "build")).resolve()
 # Sanitizers, emulation and a loaded machine are slower; time limits below are for a release build.
 FACTOR = float(os.environ.get("FLEECE_TIMEOUT_FACTOR", "1"))
+LONG = os.environ.get("FLEECE_CHECK") == "long"  # ./check --long
 SANITIZER = re.compile(r"(Address|Leak|Thread|Memory)Sanitizer|runtime error:")
 # A build without a sanitizer: its memory says something.
 PLAIN = not BUILD.name.startswith("build-")

@@ -147,8 +147,9 @@ def file_systems(t, kind):
         check_clean(t, folders[n])
 
 
-def test_file_systems_over_nbd(t):
-    file_systems(t, vm.NBD)
+if harness.LONG:
+    def test_file_systems_over_nbd(t):
+        file_systems(t, vm.NBD)
 
 
 def test_file_systems_over_vhost_user(t):

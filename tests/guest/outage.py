@@ -3,7 +3,6 @@
 """The daemon is killed (SIGKILL) again and again under a guest that writes, and started again: the guest sees a pause, no
 I/O error, and every write that was acknowledged to it. Snapshots of two disks are one instant, before a death and after
 it."""
-import os
 import random
 import signal
 import time
@@ -12,8 +11,7 @@ import harness
 import vm
 from vm import MIB
 
-LONG = os.environ.get("FLEECE_CHECK") == "long"
-DEATHS, CUTS = (20, 100) if LONG else (3, 8)
+DEATHS, CUTS = (20, 100) if harness.LONG else (3, 8)
 
 
 def pair(t, d, snapshot):
