@@ -1,4 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Each socket is an export of its own, on the reactor of its disk; here they are only counted: all have started, or all
+ * have ended. A first failure ends the start, and what has started by then is ended by vhost_exports_stop(). After kill -9
+ * the next start finds the socket's file in the record of the run time and listens there again (daemon/runtime.c).
+ */
 #include "daemon/vhost_exports.h"
 
 #include <assert.h>

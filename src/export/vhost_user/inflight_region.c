@@ -1,4 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The memory is the front-end's to keep: it outlives this process, and a kill between any two stores leaves in it what
+ * inflight.c recovers. Here nothing of its content is read or believed, only its place and its length.
+ */
 #include "export/vhost_user/inflight_region.h"
 
 #include <errno.h>
