@@ -15,30 +15,11 @@
 
 #include "set/json_file.h"
 #include "set/resume.h"
+#include "set_folder.h"
 
 #define NOW UINT64_C(1795327545)
 #define EXTENTS 2000
 #define SIZE (EXTENTS * MIB)
-
-static char folder[64], path[128];
-
-static int make_folder(void **state)
-{
-    (void)state;
-    strcpy(folder, "/dev/shm/fleece-resume-XXXXXX");
-    if (!mkdtemp(folder))
-        return -1;
-    snprintf(path, sizeof path, "%s/set", folder);
-    return 0;
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    return system(command);
-}
 
 static struct resume_plan *make_plan(void)
 {

@@ -20,33 +20,23 @@
 
 #include "kill_steps.h"
 #include "set/resume.h"
+#include "set_folder.h"
 
 #define NOW UINT64_C(1795327545) /* 2026-11-22T06:05:45Z */
 #define UUID "01234567-89ab-cdef-0123-456789abcdef"
 #define SIZE MANIFEST_EXTENT_BYTES
 #define CONTENT 7
 
-static char folder[64], path[128], snapshot[128], was_taken[128]; /* the last: there is or was a snapshot */
-static struct resume_plan plan;                                   /* too large for the stack */
+static char snapshot[128], was_taken[128]; /* the last: there is or was a snapshot */
+static struct resume_plan plan;            /* too large for the stack */
 
-static int make_folder(void **state)
+static int make_places(void **state)
 {
-    (void)state;
-    strcpy(folder, "/dev/shm/fleece-resume-XXXXXX");
-    if (!mkdtemp(folder))
+    if (make_folder(state) < 0)
         return -1;
-    snprintf(path, sizeof path, "%s/set", folder);
     snprintf(snapshot, sizeof snapshot, "%s/snapshot", folder);
     snprintf(was_taken, sizeof was_taken, "%s/was-taken", folder);
     return 0;
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    return system(command);
 }
 
 static bool exists(const char *file)
@@ -230,7 +220,7 @@ static void killed_at_every_step(void **state)
         assert_int_equal(count_entries(""), 2); /* with fleece.json */
         assert_int_equal(count_entries("2026-11-22T06:05:45Z"), 3);
         remove_folder(state);
-        make_folder(state);
+        make_places(state);
     }
     assert_true(finished > 2 && unfinished > 40 && tidied > 0);
 }
@@ -238,7 +228,7 @@ static void killed_at_every_step(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(killed_at_every_step, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(killed_at_every_step, make_places, remove_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

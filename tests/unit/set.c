@@ -22,29 +22,9 @@
 #include "kill_steps.h"
 #include "set/leftover.h"
 #include "set/point.h"
+#include "set_folder.h"
 
 #define NOW UINT64_C(1795327545) /* 2026-11-22T06:05:45Z */
-
-static char folder[64]; /* of this test */
-static char path[128];  /* folder/set */
-
-static int make_folder(void **state)
-{
-    (void)state;
-    strcpy(folder, "/dev/shm/fleece-set-XXXXXX"); /* no disk: thousands of fsyncs */
-    if (!mkdtemp(folder))
-        return -1;
-    snprintf(path, sizeof path, "%s/set", folder);
-    return 0;
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    return system(command);
-}
 
 static void write_file(const char *name, const char *text)
 {

@@ -19,32 +19,14 @@
 
 #include "kill_steps.h"
 #include "set/point.h"
+#include "set_folder.h"
 
 #define NOW UINT64_C(1795327545) /* 2026-11-22T06:05:45Z */
 #define OLD "2026-11-22T06:05:45Z"
 #define NEW "2026-11-22T07:05:45Z"
 #define SIZE MANIFEST_EXTENT_BYTES
 
-static char folder[64], path[128];
 static struct manifest manifest; /* too large for the stack */
-
-static int make_folder(void **state)
-{
-    (void)state;
-    strcpy(folder, "/dev/shm/fleece-prune-XXXXXX");
-    if (!mkdtemp(folder))
-        return -1;
-    snprintf(path, sizeof path, "%s/set", folder);
-    return 0;
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    return system(command);
-}
 
 static int add_disk(struct point *point, const char *name, uint8_t content, struct error *err)
 {
