@@ -206,6 +206,8 @@ enum {
     LIMIT_CLIENT_MESSAGE_BYTES = 16 * 1024 * 1024,
     /* Events that libfleece keeps for a caller that does not ask for them. */
     LIMIT_CLIENT_EVENTS = 1024,
+    /* Columns of a table that a command prints: what fits a screen. */
+    LIMIT_TABLE_COLUMNS = 16,
 
     /* Copies of one disk that go straight to a target instead of into the cache; a further one waits. Each has a buffer of
      * 256 KiB, or of one block when that is longer. */
@@ -494,5 +496,7 @@ enum {
 #define CONTROL_FLUSH_NS (1 * NS_PER_S)
 /* How long libfleece waits for the greeting of what listens at a control socket. */
 #define CLIENT_GREETING_MS 10000
+/* The beginning of memory that outlives a daemon, where it says whose it is: names and numbers of 64 disks are 5 KiB. */
+#define MEMORY_HEAD_BYTES (16 * KIB)
 
 #endif

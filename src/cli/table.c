@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { COLUMNS_MAX = 16 };
+#include "base/limits.h"
 
 static json_t *cut(const char *text)
 {
@@ -69,9 +69,9 @@ static void print(const struct table *table)
 {
     json_t *head = cut(table->head), *row;
     size_t columns = json_array_size(head), i;
-    unsigned widths[COLUMNS_MAX];
-    bool right[COLUMNS_MAX];
-    assert(columns <= COLUMNS_MAX);
+    unsigned widths[LIMIT_TABLE_COLUMNS];
+    bool right[LIMIT_TABLE_COLUMNS];
+    assert(columns <= LIMIT_TABLE_COLUMNS);
     for (size_t j = 0; j < columns; j++) {
         right[j] = cell(head, j)[0] == '>';
         widths[j] = width(cell(head, j)) - right[j];

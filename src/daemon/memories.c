@@ -32,8 +32,6 @@
 
 #define TRACK_SUFFIX ".track"
 
-enum { HEAD_WORDS = 2048 }; /* whose memory it is stands at its beginning */
-
 struct move {
     const struct disks *disks;
     const char *from, *to; /* folders */
@@ -82,7 +80,7 @@ static size_t read_head(const struct move *move, const char *name, void *head, s
 
 static bool move_track(const struct move *move, const char *name)
 {
-    uint64_t head[HEAD_WORDS], device, inode;
+    uint64_t head[MEMORY_HEAD_BYTES / sizeof(uint64_t)], device, inode;
     char as[LIMIT_NAME_BYTES + sizeof TRACK_SUFFIX];
     if (span_memory_owner(head, read_head(move, name, head, sizeof head), &device, &inode) < 0)
         return false;
@@ -95,7 +93,7 @@ static bool move_track(const struct move *move, const char *name)
 
 static bool move_snapshots(const struct move *move)
 {
-    uint64_t head[HEAD_WORDS];
+    uint64_t head[MEMORY_HEAD_BYTES / sizeof(uint64_t)];
     struct snapshot_table_disk disks[LIMIT_DISKS];
     const int count = snapshot_table_owners(head, read_head(move, "snapshots", head, sizeof head), disks);
     bool ours = false;
