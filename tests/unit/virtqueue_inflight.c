@@ -365,6 +365,14 @@ static struct virtqueue *some_out(struct machine *machine, bool packed, uint64_t
     return queue;
 }
 
+/* ... and the device dies, with two of them. */
+static void die(struct virtqueue *queue, struct virtqueue_chain *chains)
+{
+    virtqueue_drop(&chains[0]);
+    virtqueue_drop(&chains[2]);
+    virtqueue_destroy(queue);
+}
+
 struct damage { /* a number of `bytes` bytes somewhere in the region */
     const char *said;
     bool packed;
@@ -402,9 +410,7 @@ static void damaged_regions_are_refused(void **state)
     for (unsigned i = 0; i < sizeof damages / sizeof damages[0]; i++) {
         memset(region, 0, sizeof region);
         struct virtqueue *queue = some_out(&scene.alive, damages[i].packed, region, chains);
-        virtqueue_drop(&chains[0]);
-        virtqueue_drop(&chains[2]);
-        virtqueue_destroy(queue);
+        die(queue, chains);
         memcpy((char *)region + damages[i].at, &damages[i].value, damages[i].bytes);
         queue = start(&scene.alive, scene.alive.memory, &err);
         assert_int_equal(virtqueue_set_inflight(queue, region, REGION, &err), -EINVAL);
@@ -436,9 +442,7 @@ static void what_is_left_is_checked(void **state)
         const bool packed = i % 2, again = i / 2;
         memset(region, 0, sizeof region);
         struct virtqueue *queue = some_out(&scene.alive, packed, region, chains);
-        virtqueue_drop(&chains[0]);
-        virtqueue_drop(&chains[2]);
-        virtqueue_destroy(queue);
+        die(queue, chains);
         if (!again && packed)
             region[(32 + 24) / 8] = MEMORY;
         else if (!again)
@@ -483,9 +487,7 @@ static void marks_of_free_entries_go(void **state)
     machine_init(&scene.alive);
     memset(region, 0, sizeof region);
     struct virtqueue *queue = some_out(&scene.alive, true, region, chains);
-    virtqueue_drop(&chains[0]);
-    virtqueue_drop(&chains[2]);
-    virtqueue_destroy(queue);
+    die(queue, chains);
     uint8_t *mark = (uint8_t *)region + 32 + 32 * 2; /* the chain that was returned had this entry */
     assert_int_equal(*mark, 0);
     *mark = 1;
