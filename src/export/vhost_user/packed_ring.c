@@ -54,10 +54,7 @@ int packed_ring_parse(struct virtqueue *queue, uint32_t count, struct virtqueue_
             return -EPROTO;
         }
     }
-    if (chain->read_bytes + chain->write_bytes > LIMIT_VIRTQUEUE_BYTES)
-        return virtqueue_break(queue, "a chain has %llu bytes, more than 4 GiB",
-                               (unsigned long long)(chain->read_bytes + chain->write_bytes));
-    return 0;
+    return virtqueue_end_chain(queue, chain);
 }
 
 /* One of the four quarters of a slot's second word. */

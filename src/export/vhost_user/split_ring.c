@@ -61,12 +61,8 @@ int split_ring_parse(struct virtqueue *queue, uint16_t head, struct virtqueue_ch
         } else if (virtqueue_add(queue, chain, &part) < 0) {
             return -EPROTO;
         }
-        if (!(part.flags & DESCRIPTOR_NEXT)) {
-            if (chain->read_bytes + chain->write_bytes > LIMIT_VIRTQUEUE_BYTES)
-                return virtqueue_break(queue, "a chain has %llu bytes, more than 4 GiB",
-                                       (unsigned long long)(chain->read_bytes + chain->write_bytes));
-            return 0;
-        }
+        if (!(part.flags & DESCRIPTOR_NEXT))
+            return virtqueue_end_chain(queue, chain);
         if (part.id >= queue->size)
             return virtqueue_break(queue, "a chain goes on at descriptor %u of %u", part.id, queue->size);
         index = part.id;

@@ -153,6 +153,15 @@ static inline int virtqueue_add(struct virtqueue *queue, struct virtqueue_chain 
     return virtqueue_add_slowly(queue, chain, descriptor);
 }
 
+/* The chain has all its descriptors. 0, or -EPROTO. */
+static inline int virtqueue_end_chain(struct virtqueue *queue, const struct virtqueue_chain *chain)
+{
+    if (chain->read_bytes + chain->write_bytes > LIMIT_VIRTQUEUE_BYTES)
+        return virtqueue_break(queue, "a chain has %llu bytes, more than 4 GiB",
+                               (unsigned long long)(chain->read_bytes + chain->write_bytes));
+    return 0;
+}
+
 static inline void chain_begin(struct virtqueue_chain *chain, uint16_t head)
 {
     chain->head = head;
