@@ -9,6 +9,7 @@ import time
 
 import harness
 from backup_kit import MIB, RAW, forge, look, points, snapshots, two_disks
+from loop_kit import loop_device
 
 STAMP = "tests/tools/stamp"
 
@@ -120,8 +121,6 @@ def test_restore_over_what_is_there(t):
 
 
 def test_restore_to_a_block_device(t):
-    if os.geteuid() != 0:
-        raise harness.Skip("only root can make a loop device")
     disks = two_disks(t, data_mib=2)
     d = t.daemon(disks)
     d.fleece("backup", t.path("set"), *RAW)
@@ -131,17 +130,11 @@ def test_restore_to_a_block_device(t):
         backing = t.disk("backing", size + extra)
         with open(backing, "r+b") as f:
             f.write(b"\xaa" * (size + extra))
-        made = t.run("losetup", "--show", "-f", backing, status=None)
-        if made.returncode != 0:
-            raise harness.Skip(f"no loop device: {made.stderr.strip()}")
-        device = made.stdout.strip()
-        try:
+        with loop_device(t, backing) as device:
             restore = ["restore", t.path("set"), "--disk", "vda", "--to", device]
             assert "only with --force" in t.fleece(*restore, status=1).stderr
             said = t.fleece(*restore, "--force", status=status).stderr
             assert status == 0 or f"'{device}' has {size + extra} bytes; disk vda needs {size}" in said, said
-        finally:
-            t.run("losetup", "-d", device)
         if status == 0:
             content = backing.read_bytes()
             assert content[:size] == disks["vda"].read_bytes()

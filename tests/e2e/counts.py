@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What fleecing costs, counted exactly: blocks preserved, memory, and the disk I/O of the daemon as the kernel saw it."""
+"""What fleecing costs, counted exactly: blocks preserved, memory, and the disk's I/O as the kernel saw it."""
 import nbd
 
 import harness
+from loop_kit import asked_of, loop_device
 
 KIB, MIB = 1 << 10, 1 << 20
 BLOCK = 4 * KIB
@@ -13,7 +14,8 @@ class Counted:
     """A disk full of data, a connection to it, and the differences of counters."""
 
     def __init__(self, t, *options, size=64 * MIB):
-        self.daemon = t.daemon({"vda": t.disk("a.raw", size, fill=1)}, *options)
+        self.device = t.borrow(loop_device(t, t.disk("a.raw", size, fill=1)))
+        self.daemon = t.daemon({"vda": self.device}, *options)
         self.client = nbd.NBD()
         self.client.connect_uri(self.daemon.uri("vda"))
         self.last = self._now()
@@ -23,9 +25,8 @@ class Counted:
         disk, cache = status["disks"][0], status["cache"]
         found = {"preserved": disk["blocks-preserved"], "writes": disk["writes"], "cache": cache["bytes"],
                  "peak": cache["bytes-peak"]}
-        with open(f"/proc/{self.daemon.pid}/io", encoding="ascii") as f:
-            io = dict(line.split(": ") for line in f.read().splitlines())
-        return dict(found, disk_read=int(io["read_bytes"]), disk_written=int(io["write_bytes"]))
+        read, written = asked_of(self.device)
+        return dict(found, disk_read=read, disk_written=written)
 
     def write(self, *ranges):
         """Writes (offset, length)s one after the other; what they added to the counters."""

@@ -8,15 +8,10 @@ import time
 import nbd
 
 import harness
+from loop_kit import asked_of, loop_device
 from slow_kit import KIB, MIB, Guest, content, stop, target
 
 BLOCK = 4 * KIB
-
-
-def disk_read(d):
-    """Bytes that the daemon has had the kernel read from disks."""
-    with open(f"/proc/{d.pid}/io", encoding="ascii") as f:
-        return int(dict(line.split(": ") for line in f.read().splitlines())["read_bytes"])
 
 
 def data(path):
@@ -46,21 +41,20 @@ class Counted:
 
     def __init__(self, t, *options, size=32 * MIB):
         self.image = t.disk("a.raw", size, fill=1)
-        self.d = t.daemon({"vda": self.image}, *options)
+        self.device = t.borrow(loop_device(t, self.image))
+        self.d = t.daemon({"vda": self.device}, *options)
         self.guest = Guest(self.d, self.image)
         self.was = bytes(self.guest.model)
         self.d.fleece("snapshot", "create", "s")
         self.view = connect(self.d, "vda@s")
-        for handle in self.guest.handle, self.view:  # code and maps of files are read from disks, too, but once
-            handle.pread(BLOCK, size - BLOCK)
 
     def cost(self, step, *arguments):
-        before = disk_read(self.d), self.status()["blocks-preserved"]
+        before = asked_of(self.device)[0], self.status()["blocks-preserved"]
         result = step(*arguments)
         if isinstance(result, (bytes, bytearray)):
             at = arguments[1]
             assert result == self.guest.model[at:at + len(result)] or result == self.was[at:at + len(result)], at
-        return disk_read(self.d) - before[0], self.status()["blocks-preserved"] - before[1]
+        return asked_of(self.device)[0] - before[0], self.status()["blocks-preserved"] - before[1]
 
     def status(self):
         return self.d.status()["disks"][0]

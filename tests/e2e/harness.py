@@ -240,7 +240,7 @@ class Case:
         self.name = name
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="fl-"))  # short: the path of a unix socket has 107 bytes
         self.vm = self.mark = f"t{os.getpid()}-{self.dir.name[3:]}"
-        self.processes, self.daemons = [], []
+        self.processes, self.daemons, self.borrowed = [], [], contextlib.ExitStack()
         for folder in ("run", "state"):
             (self.dir / folder).mkdir()
         self.environment = dict(os.environ, XDG_RUNTIME_DIR=str(self.dir / "run"), LC_ALL="C",
@@ -248,6 +248,10 @@ class Case:
                                 XDG_STATE_HOME=str(self.dir / "state"), **{MARK: self.mark})
 
     # --- things to work with
+
+    def borrow(self, context):
+        """What a context gives, until the test has ended and its processes are gone."""
+        return self.borrowed.enter_context(context)
 
     def path(self, name):
         return self.dir / name
@@ -379,6 +383,7 @@ class Case:
         for pid in self.strays():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        self.borrowed.close()
         shm = pathlib.Path(f"/dev/shm/fleece-{os.getuid()}")
         shutil.rmtree(shm / self.vm, ignore_errors=True)
         shutil.rmtree(f"/run/fleece/{self.vm}", ignore_errors=True)

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Sizes: every granularity against sources, caches and targets with other block sizes, disks of any exact size, sparse and
 read-only sources, loop devices. The snapshot is right, and what a client releases comes back."""
-import contextlib
 import random
 
 import nbd
 
 import harness
+from loop_kit import loop_device
 from slow_kit import KIB, MIB, Guest, content, target
 
 GRANULARITIES = ["4K", "16K", "64K", "256K", "1M", "4M"]
@@ -16,18 +16,6 @@ SIZE = 12 * MIB
 
 def size_of(text):
     return int(text[:-1]) * {"K": KIB, "M": MIB}[text[-1]]
-
-
-@contextlib.contextmanager
-def loop_device(t, image, sector):
-    """The image as a block device with sectors of that size; skips where there are no loop devices."""
-    made = t.run("losetup", "--find", "--show", f"--sector-size={sector}", image, status=None)
-    if made.returncode != 0:
-        raise harness.Skip(f"no loop device: {made.stderr.strip()}")
-    try:
-        yield made.stdout.strip()
-    finally:
-        t.run("losetup", "--detach", made.stdout.strip())
 
 
 def scribble(guest, count):
@@ -114,7 +102,7 @@ def test_granularities_and_devices(t):
     harness.need("nbdkit", "nbdcopy", "losetup")
     for i, granularity in enumerate(GRANULARITIES):
         image = t.disk(f"{granularity}.raw", SIZE + 4096, fill=i)
-        with loop_device(t, image, 4096 if i % 2 else 512) as device:
+        with loop_device(t, image, f"--sector-size={4096 if i % 2 else 512}") as device:
             check(t, device, SIZE + 4096, granularity, image=image, target_block=[4096, 512][i % 2],
                   cache=f"ram={'4M' if size_of(granularity) < MIB else '16M'},max=64M,dir={t.dir}")
 
