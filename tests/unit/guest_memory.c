@@ -14,7 +14,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -78,6 +80,38 @@ static void regions_are_checked(void **state)
     assert_int_equal(guest_memory_region_count(memory), 1);
     guest_memory_unref(memory);
     guest_memory_unref(NULL);
+}
+
+int __real_fstatfs64(int fd, struct statfs *fs);
+int __wrap_fstatfs64(int fd, struct statfs *fs);
+static __fsword_t file_system; /* that files are of; 0: their own */
+
+int __wrap_fstatfs64(int fd, struct statfs *fs)
+{
+    const int status = __real_fstatfs64(fd, fs);
+    if (file_system)
+        fs->f_type = file_system;
+    return status;
+}
+
+/* Its pages come when somebody else likes, and the reactor waits for each. */
+static void files_of_a_server_are_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        __fsword_t type;
+        const char *name;
+    } servers[] = {{FUSE_SUPER_MAGIC, "FUSE"}, {NFS_SUPER_MAGIC, "NFS"},      {SMB_SUPER_MAGIC, "SMB"},
+                   {SMB2_SUPER_MAGIC, "SMB"},  {CIFS_SUPER_MAGIC, "SMB"},     {V9FS_MAGIC, "9p"},
+                   {CEPH_SUPER_MAGIC, "Ceph"}, {AFS_SUPER_MAGIC, "AFS"},      {AFS_FS_MAGIC, "AFS"},
+                   {CODA_SUPER_MAGIC, "Coda"}, {(int)SMB2_SUPER_MAGIC, "SMB"}};
+    for (size_t i = 0; i < sizeof servers / sizeof servers[0]; i++) {
+        file_system = servers[i].type;
+        refused(NULL, (struct guest_region){.size_bytes = 0x1000}, 0x1000, servers[i].name);
+    }
+    file_system = EXT4_SUPER_MAGIC;
+    guest_memory_unref(add(NULL, 0, 0, 0x1000));
+    file_system = 0;
 }
 
 static void fragments_at_all_edges(void **state)
@@ -346,6 +380,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(regions_are_checked),
+        cmocka_unit_test(files_of_a_server_are_refused),
         cmocka_unit_test(fragments_at_all_edges),
         cmocka_unit_test(pieces_for_rings),
         cmocka_unit_test(offsets_in_files),

@@ -131,6 +131,31 @@ static void delist(struct shared_map *map)
     pthread_mutex_unlock(&guard.lock);
 }
 
+/* A page of such a file comes when its server likes, and a reactor that touches it waits as long, for all its disks. */
+static const char *server_of(const struct statfs *fs)
+{
+    switch ((unsigned long)fs->f_type & UINT32_MAX) {
+    case FUSE_SUPER_MAGIC:
+        return "FUSE";
+    case NFS_SUPER_MAGIC:
+        return "NFS";
+    case SMB_SUPER_MAGIC:
+    case CIFS_SUPER_MAGIC:
+    case SMB2_SUPER_MAGIC:
+        return "SMB";
+    case V9FS_MAGIC:
+        return "9p";
+    case CEPH_SUPER_MAGIC:
+        return "Ceph";
+    case AFS_SUPER_MAGIC:
+    case AFS_FS_MAGIC:
+        return "AFS";
+    case CODA_SUPER_MAGIC:
+        return "Coda";
+    }
+    return NULL;
+}
+
 /* Bytes of a page of the file; 0: it cannot be mapped as it was asked for. */
 static uint64_t check_file(int fd, struct range range, struct error *err)
 {
@@ -142,6 +167,12 @@ static uint64_t check_file(int fd, struct range range, struct error *err)
     }
     if (!S_ISREG(stat.st_mode)) {
         error_set(err, EINVAL, "shared memory must be a regular file or a memfd");
+        return 0;
+    }
+    if (server_of(&fs)) {
+        error_set(err, EINVAL,
+                  "shared memory must not be a file of %s, whose server could keep us waiting; a memfd can't",
+                  server_of(&fs));
         return 0;
     }
     if (range.length == 0 || !range_within(range, (uint64_t)stat.st_size)) {

@@ -26,8 +26,8 @@ struct shared_map {
 };
 
 /* Maps [offset, offset + size_bytes) of a regular file, to read and to write; the descriptor may be closed afterwards. The
- * offset need not be that of a page. NULL, with a sentence: empty, beyond the end of the file, no file of that kind, no
- * address space, or LIMIT_SHARED_MAPS are there. */
+ * offset need not be that of a page. NULL, with a sentence: empty, beyond the end of the file, no file of that kind, a
+ * file of FUSE or of a network, no address space, or LIMIT_SHARED_MAPS are there. */
 struct shared_map *shared_map_create(int fd, uint64_t offset, uint64_t size_bytes, struct error *err);
 struct shared_map *shared_map_ref(struct shared_map *map);
 void shared_map_unref(struct shared_map *map); /* NULL is allowed; the last one unmaps */
