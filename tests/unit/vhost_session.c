@@ -21,10 +21,18 @@
 
 #include "export/vhost_user/message.h"
 #include "export/vhost_user/server.h"
+#include "export/vhost_user/virtqueue.h"
 #include "io/ring.h"
 #include "ring_driver.h"
 
-enum { MEMORY_BYTES = 1 << 20, QUEUE_SIZE = 2048, DATA_AT = 0x40000, OTHER_DATA_AT = 0x50000, OTHER_SECTOR = 8 };
+enum {
+    MEMORY_BYTES = 1 << 20,
+    QUEUE_SIZE = 2048,
+    DATA_AT = 0x40000,
+    OTHER_DATA_AT = 0x50000,
+    OTHER_SECTOR = 8,
+    INFLIGHT_BYTES = 1 << 17
+};
 #define USER_ADDRESS UINT64_C(0x7f0000000000)
 
 struct scene {
@@ -35,11 +43,12 @@ struct scene {
     struct vhost_export *export;
     bool started, ended;
     char folder[32], socket[64];
-    int fd, memory_fd, kick, call, new_call;
+    int fd, memory_fd, inflight_fd, kick, call, new_call; /* inflight_fd: -1: there is none */
     char *memory;
     struct driver driver;
-    struct io_timer timer;
+    struct io_timer timer, tick;
     uint64_t until_ns;
+    uint64_t seen, most; /* requests: up to the last tick; in one of them */
     bool (*reached)(struct scene *scene);
 };
 
@@ -168,25 +177,29 @@ static void connect_front_end(struct scene *scene)
     assert_int_equal(connect(scene->fd, (struct sockaddr *)&address, sizeof address), 0);
 }
 
+static const struct driver_place ring_place = {0, 0x10000, 0x20000};
+
 static void start_ring(struct scene *scene)
 {
     uint64_t features = VHOST_BIT(VIRTIO_F_VERSION_1) | VHOST_BIT(VIRTIO_BLK_F_FLUSH) |
                         VHOST_BIT(VIRTIO_BLK_F_WRITE_ZEROES) | VHOST_BIT(VHOST_F_PROTOCOL_FEATURES);
-    uint64_t protocol = VHOST_BIT(VHOST_PROTOCOL_REPLY_ACK) | VHOST_BIT(VHOST_PROTOCOL_RESET_DEVICE);
+    uint64_t protocol = VHOST_BIT(VHOST_PROTOCOL_REPLY_ACK) | VHOST_BIT(VHOST_PROTOCOL_RESET_DEVICE) |
+                        VHOST_BIT(VHOST_PROTOCOL_INFLIGHT) | VHOST_BIT(VHOST_PROTOCOL_STATUS);
     struct {
         struct vhost_memory head;
         struct vhost_region region;
     } table = {{1, 0}, {0, MEMORY_BYTES, USER_ADDRESS, 0}};
-    struct driver_place place = {0, 0x10000, 0x20000};
+    struct vhost_inflight inflight = {.size = INFLIGHT_BYTES, .queues = 1, .queue_size = QUEUE_SIZE};
     struct vhost_vring_state size = {0, QUEUE_SIZE}, base = {0, 0}, enable = {0, 1};
-    struct vhost_vring_addr addr = {.descriptors = USER_ADDRESS + place.descriptors,
-                                    .available = USER_ADDRESS + place.available,
-                                    .used = USER_ADDRESS + place.used};
+    struct vhost_vring_addr addr = {.descriptors = USER_ADDRESS + ring_place.descriptors,
+                                    .available = USER_ADDRESS + ring_place.available,
+                                    .used = USER_ADDRESS + ring_place.used};
     uint64_t index = 0;
-    driver_init(&scene->driver, scene->memory, &place, QUEUE_SIZE, false, false);
     ask(scene, VHOST_SET_PROTOCOL_FEATURES, &protocol, sizeof protocol, -1);
     ask(scene, VHOST_SET_FEATURES, &features, sizeof features, -1);
     ask(scene, VHOST_SET_MEM_TABLE, &table, sizeof table, scene->memory_fd);
+    if (scene->inflight_fd >= 0)
+        ask(scene, VHOST_SET_INFLIGHT_FD, &inflight, sizeof inflight, scene->inflight_fd);
     ask(scene, VHOST_SET_VRING_NUM, &size, sizeof size, -1);
     ask(scene, VHOST_SET_VRING_BASE, &base, sizeof base, -1);
     ask(scene, VHOST_SET_VRING_ADDR, &addr, sizeof addr, -1);
@@ -301,6 +314,8 @@ static int begin(void **state)
     vhost_export_start(scene->export, started, scene);
     run_until(scene, is_started);
     connect_front_end(scene);
+    scene->inflight_fd = -1;
+    driver_init(&scene->driver, scene->memory, &ring_place, QUEUE_SIZE, false, false);
     start_ring(scene);
     return 0;
 }
@@ -366,8 +381,8 @@ static void the_next_connection_waits_for_requests(void **state)
     assert_false(has_answer(scene));
     let_go(scene);
     answer(scene, VHOST_GET_FEATURES, &features, sizeof features);
-    assert_false(request_is_returned(scene)); /* the ring was the front-end's own since it hung up */
-    assert_int_equal(scene->memory[DATA_AT + 1024], 0);
+    assert_false(request_is_returned(scene));            /* the ring was the front-end's own since it hung up, */
+    assert_int_equal(scene->memory[DATA_AT + 1024], 77); /* and so was the status */
 }
 
 static void an_orderly_end_answers_requests(void **state)
@@ -480,6 +495,174 @@ static void no_queue_takes_all_requests(void **state)
     }
 }
 
+/* --- what is left in the in-flight region */
+
+/* The version of the first queue's part. */
+static unsigned inflight_version(const struct scene *scene)
+{
+    uint16_t version;
+    assert_int_equal(pread(scene->inflight_fd, &version, sizeof version, 8), sizeof version);
+    return version;
+}
+
+static void stop_ring(struct scene *scene)
+{
+    struct vhost_vring_state base = {0, 0};
+    tell(scene, VHOST_GET_VRING_BASE, &base, sizeof base, -1);
+    answer(scene, VHOST_GET_VRING_BASE, &base, sizeof base);
+}
+
+static void connect_again(struct scene *scene)
+{
+    close(scene->fd);
+    run_on(scene);
+    let_go(scene);
+    connect_front_end(scene);
+    start_ring(scene);
+}
+
+static void use_inflight(struct scene *scene)
+{
+    scene->inflight_fd = memfd_create("inflight", MFD_CLOEXEC);
+    assert_int_equal(ftruncate(scene->inflight_fd, INFLIGHT_BYTES), 0);
+    connect_again(scene);
+    run_on(scene);
+    assert_int_equal(inflight_version(scene), 1);
+}
+
+/* A request that was lost with its connection, and whose chain makes no sense any more. */
+static void leave_a_broken_chain(struct scene *scene)
+{
+    use_inflight(scene);
+    write_sector(scene);
+    driver_descriptor(&scene->driver, 0)->address = UINT64_MAX / 2;
+    connect_again(scene);
+    run_on(scene);
+    assert_int_equal(scene->held_count, 0);
+    stop_ring(scene);
+    assert_int_equal(inflight_version(scene), 1);
+}
+
+static void a_reset_forgets_what_broke_the_ring(void **state)
+{
+    struct scene *scene = *state;
+    leave_a_broken_chain(scene);
+    ask(scene, VHOST_RESET_DEVICE, NULL, 0, -1);
+    assert_int_equal(inflight_version(scene), 0);
+    driver_init(&scene->driver, scene->memory, &ring_place, QUEUE_SIZE, false, false);
+    start_ring(scene);
+    write_sector(scene);
+    close(scene->inflight_fd);
+}
+
+/* A VMM says so when it stops to migrate, too. */
+static void a_status_of_zero_forgets_nothing(void **state)
+{
+    struct scene *scene = *state;
+    uint64_t status = 0;
+    leave_a_broken_chain(scene);
+    ask(scene, VHOST_SET_STATUS, &status, sizeof status, -1);
+    assert_int_equal(inflight_version(scene), 1);
+    close(scene->inflight_fd);
+}
+
+/* Rings that were never enabled: the next driver may begin at another base. */
+static void a_ring_without_a_request_leaves_nothing(void **state)
+{
+    struct scene *scene = *state;
+    struct vhost_vring_state disable = {0, 0};
+    uint64_t index = 0;
+    use_inflight(scene);
+    stop_ring(scene);
+    ask(scene, VHOST_SET_VRING_ENABLE, &disable, sizeof disable, -1);
+    ask(scene, VHOST_SET_VRING_KICK, &index, sizeof index, scene->kick);
+    assert_int_equal(inflight_version(scene), 1);
+    stop_ring(scene);
+    assert_int_equal(inflight_version(scene), 0);
+    close(scene->inflight_fd);
+}
+
+/* --- kicks and turns */
+
+/* A kick that is no eventfd and can never come. */
+static void a_failed_kick_is_made_up_for_by_the_clock(void **state)
+{
+    struct scene *scene = *state;
+    uint64_t index = 0;
+    int pipes[2];
+    assert_int_equal(pipe(pipes), 0);
+    close(pipes[1]);
+    ask(scene, VHOST_SET_VRING_KICK, &index, sizeof index, pipes[0]);
+    close(pipes[0]);
+    run_on(scene);
+    write_sector(scene);
+}
+
+static void count_requests(struct io_timer *timer)
+{
+    struct scene *scene = container_of(timer, struct scene, tick);
+    struct vhost_export_status status;
+    vhost_export_status(scene->export, &status);
+    if (status.requests - scene->seen > scene->most)
+        scene->most = status.requests - scene->seen;
+    scene->seen = status.requests;
+    io_timer_set(scene->io, timer, io_now_ns(scene->io));
+}
+
+/* They cost the node nothing, so only their number bounds the tick in which they are answered. */
+static void requests_answered_at_once_end_a_tick(void **state)
+{
+    struct scene *scene = *state;
+    const unsigned count = QUEUE_SIZE / 2;
+    struct virtio_blk_header *header = (void *)(scene->memory + DATA_AT);
+    const struct part parts[] = {{DATA_AT, sizeof *header, false}, {DATA_AT + 1024, 1, true}};
+    uint32_t cookie, written;
+    *header = (struct virtio_blk_header){.type = 99};
+    for (unsigned i = 0; i < count; i++)
+        assert_true(driver_add(&scene->driver, parts, 2, 0, i));
+    driver_show(&scene->driver);
+    assert_int_equal(eventfd_write(scene->kick, 1), 0);
+    scene->tick.fire = count_requests;
+    io_timer_set(scene->io, &scene->tick, io_now_ns(scene->io));
+    run_on(scene);
+    io_timer_cancel(scene->io, &scene->tick);
+    for (unsigned i = 0; i < count; i++)
+        assert_true(driver_get(&scene->driver, &cookie, &written));
+    assert_in_range(scene->most, 1, LIMIT_VHOST_REQUESTS + LIMIT_VHOST_BATCH);
+}
+
+bool __real_virtqueue_want_kicks(struct virtqueue *queue);
+bool __wrap_virtqueue_want_kicks(struct virtqueue *queue);
+static char *spoil_available; /* the available ring: its index jumps before kicks are asked for; NULL: it does not */
+
+bool __wrap_virtqueue_want_kicks(struct virtqueue *queue)
+{
+    if (spoil_available)
+        ((uint16_t *)(void *)spoil_available)[1] = QUEUE_SIZE + 99;
+    return __real_virtqueue_want_kicks(queue);
+}
+
+static bool error_came(struct scene *scene)
+{
+    struct pollfd ready = {.fd = scene->new_call, .events = POLLIN};
+    return poll(&ready, 1, 0) > 0;
+}
+
+/* Found when kicks are asked for, and told at once: no kick may ever come. */
+static void a_ring_that_breaks_at_the_end_says_so(void **state)
+{
+    struct scene *scene = *state;
+    uint64_t index = 0;
+    scene->new_call = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    ask(scene, VHOST_SET_VRING_ERR, &index, sizeof index, scene->new_call);
+    write_sector(scene);
+    spoil_available = scene->memory + ring_place.available;
+    let_go(scene);
+    run_until(scene, error_came);
+    spoil_available = NULL;
+    close(scene->new_call);
+}
+
 static void replaced_eventfds_are_closed(void **state)
 {
     struct scene *scene = *state;
@@ -548,6 +731,12 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_new_eventfd_hears_of_what_went_to_the_old_one, begin, end),
         cmocka_unit_test_setup_teardown(all_requests_at_once, begin, end),
         cmocka_unit_test_setup_teardown(no_queue_takes_all_requests, begin, end),
+        cmocka_unit_test_setup_teardown(a_reset_forgets_what_broke_the_ring, begin, end),
+        cmocka_unit_test_setup_teardown(a_status_of_zero_forgets_nothing, begin, end),
+        cmocka_unit_test_setup_teardown(a_ring_without_a_request_leaves_nothing, begin, end),
+        cmocka_unit_test_setup_teardown(a_failed_kick_is_made_up_for_by_the_clock, begin, end),
+        cmocka_unit_test_setup_teardown(requests_answered_at_once_end_a_tick, begin, end),
+        cmocka_unit_test_setup_teardown(a_ring_that_breaks_at_the_end_says_so, begin, end),
         cmocka_unit_test_setup_teardown(replaced_eventfds_are_closed, begin, end),
         cmocka_unit_test(wrong_messages_are_told_apart),
     };

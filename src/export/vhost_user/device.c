@@ -251,9 +251,10 @@ static enum vhost_done reset(struct vhost_session *session)
     if (!still)
         return VHOST_WAITS;
     for (unsigned i = 0; i < session->queue_end; i++)
-        vhost_queue_reset(&session->queues[i]);
+        vhost_queue_reset(&session->queues[i], session->message.id == VHOST_RESET_DEVICE);
     session->features = session->status = 0;
-    return VHOST_DONE; /* memory, eventfds for calls and the in-flight region stay: the front-end keeps count of them */
+    /* Memory, eventfds for calls and the in-flight region stay: the front-end keeps count of them. */
+    return VHOST_DONE;
 }
 
 static enum vhost_done set_status(struct vhost_session *session)

@@ -11,6 +11,9 @@
  * down to nothing at all. While the window is open the reactor does not sleep; an idle disk costs no processor time.
  *
  * A ring without a kick eventfd is looked at by a slow clock as well.
+ *
+ * While work comes the timer fires in each tick. Between two of its times at most LIMIT_VHOST_REQUESTS chains are taken: no
+ * more can be under way, but those that are answered at once (GET_ID, what is refused) would go on and on.
  */
 #include "export/vhost_user/session.h"
 
@@ -42,6 +45,7 @@ static bool fall_asleep(struct vhost_session *session, uint64_t now_ns)
 static void poll_fired(struct io_timer *timer)
 {
     struct vhost_session *session = container_of(timer, struct vhost_session, poll);
+    session->taken = 0;
     bool found = look_at_all(session);
     if (session->state != VHOST_SESSION_SERVING)
         return;
@@ -98,6 +102,11 @@ void vhost_poll_extend(struct vhost_session *session, bool by_kick)
     io_timer_set(session->io, &session->poll, now_ns);
     if (!io_timer_armed(&session->no_kick) && has_ring_without_kick(session))
         io_timer_set(session->io, &session->no_kick, now_ns + VHOST_NO_KICK_NS);
+}
+
+void vhost_poll_soon(struct vhost_session *session)
+{
+    io_timer_set(session->io, &session->poll, io_now_ns(session->io));
 }
 
 void vhost_poll_init(struct vhost_session *session)

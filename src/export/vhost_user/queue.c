@@ -63,6 +63,10 @@ bool vhost_queue_serve(struct vhost_queue *queue)
     struct vhost_session *session = queue->session;
     if (!queue_is_served(queue))
         return false;
+    if (session->taken >= LIMIT_VHOST_REQUESTS) {
+        vhost_poll_soon(session);
+        return true;
+    }
     struct list taken;
     list_init(&taken);
     unsigned count = 0;
@@ -71,6 +75,7 @@ bool vhost_queue_serve(struct vhost_queue *queue)
         list_append(&taken, &request->link);
     queue->in_flight += count;
     session->in_flight += count;
+    session->taken += count;
     if (count > 0)
         session->turn = (queue->index + 1) % session->queue_end;
     atomic_fetch_add_explicit(&session->counters->requests, count, memory_order_relaxed);
@@ -132,7 +137,10 @@ static void kick_came(struct vhost_event *event)
 
 static void kick_idle(struct vhost_event *event)
 {
-    vhost_session_wake(container_of(event, struct vhost_queue, kick)->session);
+    struct vhost_session *session = container_of(event, struct vhost_queue, kick)->session;
+    vhost_session_wake(session);
+    if (!vhost_event_is_set(event)) /* it has failed: the clock looks instead */
+        vhost_poll_extend(session, false);
 }
 
 static void call_idle(struct vhost_event *event)
@@ -210,8 +218,13 @@ int vhost_queue_update(struct vhost_queue *queue, struct error *err)
 
 bool vhost_queue_sleep(struct vhost_queue *queue)
 {
-    return queue_is_served(queue) && !queue->starved && virtqueue_want_kicks(queue->ring) &&
-           !virtqueue_broken(queue->ring);
+    if (!queue_is_served(queue) || queue->starved)
+        return false;
+    bool more = virtqueue_want_kicks(queue->ring);
+    if (!virtqueue_broken(queue->ring))
+        return more;
+    queue_break(queue);
+    return false;
 }
 
 void vhost_queue_wake(struct vhost_queue *queue)
@@ -231,12 +244,18 @@ bool vhost_queue_is_still(const struct vhost_queue *queue)
     return queue->in_flight == 0 && !list_linked(&queue->publish.link);
 }
 
+/* A predecessor's chains that were not resubmitted yet, or that broke the ring. */
+static bool keeps_what_was_left(const struct vhost_queue *queue)
+{
+    return queue->resubmitting && (queue->broken || virtqueue_is_resubmitting(queue->ring));
+}
+
 void vhost_queue_stop(struct vhost_queue *queue)
 {
     assert(vhost_queue_is_still(queue) && !queue->taking);
     if (queue->ring) {
         queue->base = virtqueue_base(queue->ring);
-        if (!queue->resubmitting) /* nothing is in flight: the next ring may begin elsewhere, at another base */
+        if (!keeps_what_was_left(queue)) /* nothing is in flight: the next ring may begin elsewhere, at another base */
             inflight_region_clear(&queue->session->inflight, queue->index);
         virtqueue_destroy(queue->ring);
         queue->ring = NULL;
@@ -246,9 +265,11 @@ void vhost_queue_stop(struct vhost_queue *queue)
     vhost_event_set(&queue->kick, -1);
 }
 
-void vhost_queue_reset(struct vhost_queue *queue)
+void vhost_queue_reset(struct vhost_queue *queue, bool forgets)
 {
     vhost_queue_stop(queue);
+    if (forgets && queue->broken)
+        inflight_region_clear(&queue->session->inflight, queue->index);
     queue->size = queue->base = 0;
     queue->placed = queue->enabled = false;
 }

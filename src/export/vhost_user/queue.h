@@ -38,11 +38,13 @@ void vhost_queue_halt(struct vhost_queue *queue);
 bool vhost_queue_is_still(const struct vhost_queue *queue);
 /* A halted queue that is still: forgets the ring, and how it was started. Its base is where to go on. */
 void vhost_queue_stop(struct vhost_queue *queue);
-/* To the initial state. Still as above. */
-void vhost_queue_reset(struct vhost_queue *queue);
+/* To the initial state. Still as above. `forgets`: what the in-flight region holds for a broken ring goes, too, or it would
+ * break the next one. */
+void vhost_queue_reset(struct vhost_queue *queue, bool forgets);
 /* Looks at the ring at the end of the tick. */
 void vhost_queue_look(struct vhost_queue *queue);
-/* Takes what is there, at most LIMIT_VHOST_BATCH. True: there was something. May close the session. */
+/* Takes what is there, at most LIMIT_VHOST_BATCH. True: there was something, or there may be in the next tick. May close the
+ * session. */
 bool vhost_queue_serve(struct vhost_queue *queue);
 /* Asks for kicks. True: there is something to look at already. The other: none are wanted. */
 bool vhost_queue_sleep(struct vhost_queue *queue);

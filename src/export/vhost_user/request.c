@@ -25,7 +25,7 @@ static void request_finish(struct vhost_request *request, enum virtio_blk_status
     uint32_t written = 0; /* bytes from the beginning of what the driver gave us to write to */
     if (request->reads)
         written = (uint32_t)request->moved_bytes;
-    if (request->status) {
+    if (request->status && request->queue->session->state != VHOST_SESSION_CLOSED) {
         *request->status = (uint8_t)status;
         if (!request->reads || status == VIRTIO_BLK_S_OK)
             written++;

@@ -28,7 +28,8 @@ struct vhost_request {
     struct request block;
 };
 
-/* Its chain was taken from the queue's ring. Ends in vhost_session_finish(), never inside this call. */
+/* Its chain was taken from the queue's ring. Ends in vhost_session_finish(): inside this call when the node need not be
+ * asked. */
 void vhost_request_begin(struct vhost_request *request);
 
 #endif

@@ -62,7 +62,8 @@ struct vhost_session {
     /* Requests. */
     struct list spare;
     unsigned request_count, in_flight;
-    unsigned turn; /* the queue that comes first: the one behind that which took something last */
+    unsigned taken; /* in this tick */
+    unsigned turn;  /* the queue that comes first: the one behind that which took something last */
     struct io_timer poll, no_kick;
     uint64_t poll_until_ns, poll_window_ns, slept_ns;
     bool asleep;
@@ -102,6 +103,8 @@ enum vhost_done vhost_device_do(struct vhost_session *session, struct error *err
 /* poll.c. Work has come, or has been answered, which brings the next: rings are looked at for a while. */
 void vhost_poll_init(struct vhost_session *session);
 void vhost_poll_extend(struct vhost_session *session, bool by_kick);
+/* Rings are looked at in the next tick. */
+void vhost_poll_soon(struct vhost_session *session);
 void vhost_poll_fini(struct vhost_session *session);
 
 #endif

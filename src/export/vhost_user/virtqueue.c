@@ -247,6 +247,11 @@ int virtqueue_resubmit(struct virtqueue *queue, struct virtqueue_chain *chain)
     return finish(queue, chain, status < 0 ? status : 1);
 }
 
+bool virtqueue_is_resubmitting(const struct virtqueue *queue)
+{
+    return queue->inflight.left_next < queue->inflight.left_count;
+}
+
 int virtqueue_take(struct virtqueue *queue, struct virtqueue_chain *chain)
 {
     if (__builtin_expect(queue->broken, 0))

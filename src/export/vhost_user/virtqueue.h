@@ -73,6 +73,7 @@ size_t virtqueue_inflight_bytes(const struct virtqueue_features *features, uint3
 /* The next chain that a dead predecessor had taken and not returned, oldest first: 1; 0: none is left; -EPROTO: the queue is
  * broken. Before any take. */
 int virtqueue_resubmit(struct virtqueue *queue, struct virtqueue_chain *chain);
+bool virtqueue_is_resubmitting(const struct virtqueue *queue); /* there is a next one */
 
 /* The next chain: 1; 0: there is none now; -EPROTO: the queue is broken. */
 int virtqueue_take(struct virtqueue *queue, struct virtqueue_chain *chain);
