@@ -10,6 +10,7 @@ import harness
 
 MIB = 1 << 20
 CLIENT = "tests/vhost/vhost_client"
+VMMS = ("cloud-hypervisor", "firecracker", "firecracker-unsafe", "crosvm")
 
 
 def daemon(t, **disks):
@@ -80,6 +81,37 @@ def test_many_deaths(t):
         t.daemons.clear()  # the same socket paths again
         d = daemon(t, vda=disk)
         assert guest.poll() is None, "the guest has seen an error"
+    before = d.status()["disks"][0]["writes"]
+    harness.wait_for("the guest writes after the last death", lambda: d.status()["disks"][0]["writes"] > before + 20)
+    assert guest.poll() is None, "the guest has seen an error"
+    guest.kill()
+    guest.wait()
+    d.stop()
+
+
+def test_the_manners_of_vmms(t):
+    """Random requests with the manners of each VMM (tests/vhost/vmm.c; a life with each is among the cases of conform)."""
+    d = daemon(t, vda=t.disk("a.raw", 16 * MIB))
+    for vmm in VMMS:
+        said = json.loads(client(t, "model", "vda", "--like", vmm, "--size", "4m", "--requests", "400").stdout)
+        assert said["reads"] > 100 and said["writes"] > 50, (vmm, said)
+        assert (said["flushes"] > 0) == (vmm != "firecracker-unsafe"), (vmm, said)
+    d.stop()
+
+
+def test_cloud_hypervisor_survives_kill(t):
+    """It sets the base of a ring to what its driver has made available, so only the in-flight region tells what is to be
+    done, and it asks for nothing again."""
+    disk = t.disk("a.raw", 16 * MIB)
+    d = daemon(t, vda=disk)
+    guest = model(t, "vda", "--like", "cloud-hypervisor", "--requests", "1000000", "--depth", "64", "--reconnect", "--size",
+                  "4m")
+    for kill in (True, False, True):
+        before = d.status()["disks"][0]["writes"]
+        harness.wait_for("the guest writes", lambda: d.status()["disks"][0]["writes"] > before + 20)
+        d.kill() if kill else d.stop()
+        t.daemons.clear()
+        d = daemon(t, vda=disk)
     before = d.status()["disks"][0]["writes"]
     harness.wait_for("the guest writes after the last death", lambda: d.status()["disks"][0]["writes"] > before + 20)
     assert guest.poll() is None, "the guest has seen an error"

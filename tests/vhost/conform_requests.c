@@ -289,7 +289,8 @@ static bool many_fragments(struct scene *scene)
     unsigned most = front_has(front, FEATURE_SEG_MAX) ? front->config.seg_max : 126;
     if (most > front->options.queue_size - 2)
         most = front->options.queue_size - 2;
-    struct fragment fragments[RING_SIZE_MAX];
+    struct fragment fragments[1024];
+    most = most < 1022 ? most : 1022;
     uint64_t header = guest_take(&front->memory, 0, 17, 16), data = guest_take(&front->memory, 0, most * SECTOR, 4096);
     struct blk_header read = {BLK_READ, 0, 0};
     memcpy(guest_at(&front->memory, header), &read, sizeof(read));

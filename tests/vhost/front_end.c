@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * The order of a start is that of QEMU: features and protocol features, owner, the back-end's channel, configuration; then
- * SET_FEATURES, memory, the in-flight region, and for each ring its size, base, addresses, descriptors, and ENABLE.
+ * A start has two halves. As soon as the VMM runs: owner, features, protocol features, number of queues, configuration. When
+ * the guest's driver is ready: SET_FEATURES, memory, the in-flight region, the rings. The order within each is the VMM's.
  *
- * A reconnect hands over the in-flight region as it is. The base of each ring is then what has been used, as QEMU does it:
- * the back-end finds in the region what it had fetched beyond that. Nobody kicks: the guest has done so already, and the
- * old back-end has read it.
+ * A reconnect hands over the in-flight region as it is. The base of each ring is then what has been used (QEMU), or what its
+ * driver has made available (cloud-hypervisor), which is too much: the back-end finds in the region what it had fetched.
+ * Nobody kicks: the guest has done so already, and the old back-end has read it.
  */
 #include <errno.h>
 #include <stdarg.h>
@@ -57,7 +57,8 @@ static int receive_for(struct front_end *front, uint32_t request, struct channel
 int front_tell(struct front_end *front, uint32_t request, const void *payload, uint32_t size, const int *fds,
                unsigned fd_count)
 {
-    bool ack = front_has_protocol(front, PROTOCOL_REPLY_ACK) && !front->options.no_ack;
+    bool ack = front_has_protocol(front, PROTOCOL_REPLY_ACK) && !front->options.no_ack &&
+               front->options.vmm->acks != VMM_ACKS_NONE;
     int status = channel_send(front->socket, request, WIRE_VERSION | (ack ? WIRE_NEED_REPLY : 0), payload, size, fds,
                               fd_count);
     if (status != 0)
@@ -102,7 +103,9 @@ int front_tell_addr(struct front_end *front, const struct ring *ring)
 int front_ask(struct front_end *front, uint32_t request, const void *payload, uint32_t size,
               struct channel_reply *reply)
 {
-    int status = channel_send(front->socket, request, WIRE_VERSION, payload, size, NULL, 0);
+    bool ack = front_has_protocol(front, PROTOCOL_REPLY_ACK) && front->options.vmm->acks == VMM_ACKS_ANYTHING;
+    int status = channel_send(front->socket, request, WIRE_VERSION | (ack ? WIRE_NEED_REPLY : 0), payload, size, NULL,
+                              0);
     if (status != 0)
         return front_fail(front, status, "message %u: %s", request, reason_of(status));
     return receive_for(front, request, reply);
@@ -124,7 +127,7 @@ static int ask_u64(struct front_end *front, uint32_t request, uint64_t *value)
 
 int front_get_config(struct front_end *front, uint32_t offset, uint32_t size, struct channel_reply *reply)
 {
-    struct wire_config config = {offset, size, 0, {0}};
+    struct wire_config config = {offset, size, front->options.vmm->config_flags, {0}};
     uint32_t bytes = size < sizeof(config.bytes) ? size : sizeof(config.bytes);
     int status = front_ask(front, MSG_GET_CONFIG, &config, 12 + bytes, reply);
     if (status == 0 && reply->fd >= 0)
@@ -132,16 +135,21 @@ int front_get_config(struct front_end *front, uint32_t offset, uint32_t size, st
     return status;
 }
 
+void front_defaults(struct front_options *options)
+{
+    options->vmm = options->vmm ? options->vmm : vmm_at(0);
+    options->queues = options->queues ? options->queues : options->vmm->queues;
+    options->queue_size = options->queue_size ? options->queue_size : options->vmm->queue_size;
+    options->regions = options->regions ? options->regions : options->vmm->regions;
+    options->region_bytes = options->region_bytes ? options->region_bytes : 16 << 20;
+}
+
 void front_init(struct front_end *front, const char *path, const struct front_options *options)
 {
     *front = (struct front_end){
         .path = path, .socket = -1, .backend_socket = -1, .backend_socket_to = -1, .inflight_fd = -1};
     front->options = options ? *options : (struct front_options){0};
-    struct front_options *o = &front->options;
-    o->queues = o->queues ? o->queues : 1;
-    o->queue_size = o->queue_size ? o->queue_size : 128;
-    o->regions = o->regions ? o->regions : 1;
-    o->region_bytes = o->region_bytes ? o->region_bytes : 16 << 20;
+    front_defaults(&front->options);
 }
 
 int front_connect(struct front_end *front, int timeout_ms)
@@ -158,10 +166,7 @@ static int negotiate_protocol(struct front_end *front)
     int status = ask_u64(front, MSG_GET_PROTOCOL_FEATURES, &front->protocol_offered);
     if (status != 0)
         return status;
-    uint64_t known = 1 << PROTOCOL_MQ | 1 << PROTOCOL_REPLY_ACK | 1 << PROTOCOL_BACKEND_REQ | 1 << PROTOCOL_CONFIG |
-                     1 << PROTOCOL_INFLIGHT_SHMFD | 1 << PROTOCOL_RESET_DEVICE | 1 << PROTOCOL_CONFIGURE_MEM_SLOTS |
-                     1 << PROTOCOL_STATUS;
-    uint64_t wanted = front->protocol_offered & known & ~front->options.protocol_off;
+    uint64_t wanted = front->protocol_offered & front->options.vmm->protocol & ~front->options.protocol_off;
     status = front_tell_u64(front, MSG_SET_PROTOCOL_FEATURES, wanted);
     front->protocol = wanted;
     front->queues_max = 1;
@@ -182,18 +187,28 @@ static int open_backend_channel(struct front_end *front)
 
 static int read_config(struct front_end *front)
 {
-    struct channel_reply reply;
-    int status = front_get_config(front, 0, sizeof(front->config), &reply);
-    if (status != 0)
-        return status;
-    if (reply.header.size != 12 + sizeof(front->config))
-        return front_fail(front, -EPROTO, "asked for %zu bytes of configuration, the answer has %u of payload",
-                          sizeof(front->config), reply.header.size);
-    memcpy(&front->config, reply.payload.config.bytes, sizeof(front->config));
+    static const uint8_t whole[] = {sizeof(struct blk_config), 0};
+    static const uint8_t pieces[] = {4, 4, 4, 4, 2, 1, 1, 4, 1, 1, 2, 4, 1,
+                                     1, 2, 4, 4, 4, 4, 4, 1, 1, 1, 1, 0}; /* Linux' */
+    uint32_t at = 0;
+    for (const uint8_t *size = front->options.vmm->config_in_pieces ? pieces : whole; *size; at += *size++) {
+        struct channel_reply reply;
+        int status = front_get_config(front, at, *size, &reply);
+        if (status != 0)
+            return status;
+        const struct wire_config *config = &reply.payload.config;
+        if (reply.header.size != 12u + *size || config->offset != at || config->size != *size)
+            return front_fail(
+                front, -EPROTO,
+                "asked for %u bytes of configuration at %u, the answer has %u of payload and says %u at %u", *size, at,
+                reply.header.size, config->size, config->offset);
+        memcpy((uint8_t *)&front->config + at, config->bytes, *size);
+    }
     return 0;
 }
 
-int front_negotiate(struct front_end *front)
+/* GET_FEATURES, and what this guest takes of them. */
+static int choose_features(struct front_end *front)
 {
     int status = ask_u64(front, MSG_GET_FEATURES, &front->offered);
     if (status != 0)
@@ -207,12 +222,27 @@ int front_negotiate(struct front_end *front)
                      1u << FEATURE_INDIRECT | 1u << FEATURE_EVENT_IDX;
     if (front->options.packed)
         known |= UINT64_C(1) << FEATURE_PACKED;
-    front->features = front->offered & known & ~front->options.features_off;
+    front->features = front->offered & front->options.vmm->features & known & ~front->options.features_off;
     if (front->options.packed && !front_has(front, FEATURE_PACKED))
         return front_fail(front, -EOPNOTSUPP, "packed rings are not offered");
-    status = negotiate_protocol(front);
+    return 0;
+}
+
+static int set_owner(struct front_end *front)
+{
+    return front_tell(front, MSG_SET_OWNER, NULL, 0, NULL, 0);
+}
+
+int front_negotiate(struct front_end *front)
+{
+    const bool owner_first = front->options.vmm->owner_first;
+    int status = owner_first ? set_owner(front) : 0;
     if (status == 0)
-        status = front_tell(front, MSG_SET_OWNER, NULL, 0, NULL, 0);
+        status = choose_features(front);
+    if (status == 0)
+        status = negotiate_protocol(front);
+    if (status == 0 && !owner_first)
+        status = set_owner(front);
     if (status == 0 && front_has_protocol(front, PROTOCOL_BACKEND_REQ))
         status = open_backend_channel(front);
     if (status == 0 && front->options.queues > front->queues_max)
@@ -223,10 +253,22 @@ int front_negotiate(struct front_end *front)
     return status;
 }
 
+/* What it knows from before is not asked for again. */
+static int negotiate_from_memory(struct front_end *front)
+{
+    int status = set_owner(front);
+    if (status == 0)
+        status = choose_features(front);
+    if (status == 0)
+        status = front_tell_u64(front, MSG_SET_PROTOCOL_FEATURES, front->protocol_remembered);
+    front->protocol = front->protocol_remembered;
+    return status;
+}
+
 int front_make_memory(struct front_end *front)
 {
     const struct front_options *o = &front->options;
-    int status = guest_memory_init(&front->memory, o->regions, o->region_bytes, o->gap);
+    int status = guest_memory_init(&front->memory, o->regions, o->region_bytes, o->gap, o->vmm->one_file);
     if (status != 0)
         return front_fail(front, status, "guest memory: %s", strerror(-status));
     for (unsigned i = 0; i < o->queues; i++, front->ring_count++) {
@@ -295,36 +337,91 @@ int front_share_inflight(struct front_end *front)
     return front_tell(front, MSG_SET_INFLIGHT_FD, &front->inflight, sizeof(front->inflight), &front->inflight_fd, 1);
 }
 
-int front_set_up_ring(struct front_end *front, struct ring *ring, uint32_t base)
+static int tell_size(struct front_end *front, const struct ring *ring)
 {
+    return front_tell_state(front, MSG_SET_VRING_NUM, ring->index, ring->size);
+}
+
+static int set_up_ring(struct front_end *front, struct ring *ring, uint32_t base)
+{
+    const struct vmm *vmm = front->options.vmm;
     uint64_t index = ring->index;
-    int status = front_tell_state(front, MSG_SET_VRING_NUM, ring->index, ring->size);
-    if (status == 0)
-        status = front_tell_state(front, MSG_SET_VRING_BASE, ring->index, base);
+    int status = vmm->base_first ? front_tell_state(front, MSG_SET_VRING_BASE, ring->index, base) : 0;
     if (status == 0)
         status = front_tell_addr(front, ring);
-    if (status == 0)
+    if (status == 0 && !vmm->base_first)
+        status = front_tell_state(front, MSG_SET_VRING_BASE, ring->index, base);
+    if (status == 0 && vmm->error_fd)
         status = front_tell(front, MSG_SET_VRING_ERR, &index, sizeof(index), &ring->err_fd, 1);
     if (status == 0)
         status = front_tell(front, MSG_SET_VRING_CALL, &index, sizeof(index), &ring->call_fd, 1);
     if (status == 0)
         status = front_tell(front, MSG_SET_VRING_KICK, &index, sizeof(index), &ring->kick_fd, 1);
-    if (status == 0)
+    if (status == 0 && !vmm->enable_last)
         status = front_tell_state(front, MSG_SET_VRING_ENABLE, ring->index, 1);
     return status;
 }
 
+int front_set_up_ring(struct front_end *front, struct ring *ring, uint32_t base)
+{
+    int status = tell_size(front, ring);
+    if (status == 0)
+        status = set_up_ring(front, ring, base);
+    if (status == 0 && front->options.vmm->enable_last)
+        status = front_tell_state(front, MSG_SET_VRING_ENABLE, ring->index, 1);
+    return status;
+}
+
+int front_enable_rings(struct front_end *front, bool enable)
+{
+    int status = 0;
+    for (unsigned i = 0; status == 0 && i < front->ring_count; i++)
+        status = front_tell_state(front, MSG_SET_VRING_ENABLE, front->rings[i].index, enable);
+    return status;
+}
+
+static int set_up_rings(struct front_end *front)
+{
+    const struct vmm *vmm = front->options.vmm;
+    int status = 0;
+    for (unsigned i = 0; status == 0 && i < front->ring_count; i++) {
+        struct ring *ring = &front->rings[i];
+        uint32_t base = vmm->base_is_available ? *ring_avail_idx(ring) : ring_base(ring);
+        if (!vmm->sizes_first)
+            status = tell_size(front, ring);
+        if (status == 0)
+            status = set_up_ring(front, ring, base);
+    }
+    return status == 0 && vmm->enable_last ? front_enable_rings(front, true) : status;
+}
+
 int front_start(struct front_end *front)
 {
+    const struct vmm *vmm = front->options.vmm;
+    int status = 0;
     if (front->options.by_slots && !front_has_protocol(front, PROTOCOL_CONFIGURE_MEM_SLOTS))
         return front_fail(front, -EOPNOTSUPP, "memory slots are not offered");
-    int status = front_tell_u64(front, MSG_SET_FEATURES, front->features);
+    if (!vmm->features_once || front->features_told != front->features)
+        status = front_tell_u64(front, MSG_SET_FEATURES, front->features);
+    front->features_told = front->features;
     if (status == 0)
         status = front_share_memory(front);
+    for (unsigned i = 0; status == 0 && vmm->sizes_first && i < front->ring_count; i++)
+        status = tell_size(front, &front->rings[i]);
     if (status == 0)
         status = front_share_inflight(front);
-    for (unsigned i = 0; status == 0 && i < front->ring_count; i++)
-        status = front_set_up_ring(front, &front->rings[i], ring_base(&front->rings[i]));
+    return status == 0 ? set_up_rings(front) : status;
+}
+
+int front_reset(struct front_end *front)
+{
+    int status = 0;
+    for (unsigned i = 0; status == 0 && i < front->ring_count; i++) {
+        uint32_t base;
+        status = front_tell_state(front, MSG_SET_VRING_ENABLE, front->rings[i].index, 0);
+        if (status == 0)
+            status = front_stop_ring(front, &front->rings[i], &base);
+    }
     return status;
 }
 
@@ -365,16 +462,18 @@ void front_disconnect(struct front_end *front)
             close(*fds[i]);
         *fds[i] = -1;
     }
-    front->protocol = 0; /* the next connection negotiates anew */
+    front->protocol = front->features_told = 0; /* the next connection negotiates anew */
 }
 
 int front_reconnect(struct front_end *front, int timeout_ms)
 {
     uint64_t features = front->features;
+    if (front->protocol) /* and not a connection that was lost before it had come so far */
+        front->protocol_remembered = front->protocol;
     front_disconnect(front);
     int status = front_connect(front, timeout_ms);
     if (status == 0)
-        status = front_negotiate(front);
+        status = front->options.vmm->remembers ? negotiate_from_memory(front) : front_negotiate(front);
     if (status == 0 && front->features != features)
         status = front_fail(front, -EPROTO, "features were 0x%llx and are 0x%llx after a reconnect",
                             (unsigned long long)features, (unsigned long long)front->features);

@@ -11,11 +11,13 @@
 
 #include "channel.h"
 #include "ring.h"
+#include "vmm.h"
 
 enum { FRONT_QUEUES = 16, FRONT_TIMEOUT_MS = 15000 };
 
 struct front_options {
-    unsigned queues, queue_size, regions; /* 0: 1, 128, 1 */
+    const struct vmm *vmm;                /* whose manners; NULL: QEMU's */
+    unsigned queues, queue_size, regions; /* 0: as the VMM has them */
     uint64_t region_bytes, gap;           /* 0: 16 MiB, none */
     bool packed;                          /* fails when it isn't offered */
     uint64_t features_off, protocol_off;  /* bits not to negotiate */
@@ -36,12 +38,17 @@ struct front_end {
     unsigned ring_count;
     int inflight_fd; /* -1: none yet */
     struct wire_inflight inflight;
+    uint64_t features_told;       /* with SET_FEATURES on this connection */
+    uint64_t protocol_remembered; /* of the last connection that had come so far */
     char error[256];
 };
 
 /* All at once: connects, negotiates, makes memory and rings, starts them. front_close() also after a failure. */
 int front_open(struct front_end *front, const char *path, const struct front_options *options);
 void front_close(struct front_end *front);
+
+/* Fills in what was left out. */
+void front_defaults(struct front_options *options);
 
 /* The steps of it. Memory and rings are the front-end's own and outlive a connection. */
 void front_init(struct front_end *front, const char *path, const struct front_options *options);
@@ -54,7 +61,10 @@ int front_set_up_ring(struct front_end *front, struct ring *ring, uint32_t base)
 /* SET_FEATURES, memory, the in-flight region, all rings: everything that comes after front_negotiate(). */
 int front_start(struct front_end *front);
 void front_disconnect(struct front_end *front);
-/* After the connection was lost: as QEMU does it, without kicks, in-flight region and all. Tries for so long. */
+/* What it does with the rings when the guest resets the device, and when the VM is paused or goes on. */
+int front_reset(struct front_end *front);
+int front_enable_rings(struct front_end *front, bool enable);
+/* After the connection was lost: as the VMM does it, without kicks, in-flight region and all. Tries for so long. */
 int front_reconnect(struct front_end *front, int timeout_ms);
 
 /* A message without a reply of its own; waits for the acknowledgement if those were negotiated, which must be 0. */

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,9 +12,11 @@
 
 enum { PAGE = 4096 };
 
-static int region_map(struct guest_memory *memory, struct guest_region *region)
+/* `shared`: the file that holds all regions, or -1. */
+static int region_map(struct guest_memory *memory, struct guest_region *region, int shared)
 {
-    region->fd = memfd_create("guest", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    region->fd = shared < 0 ? memfd_create("guest", MFD_CLOEXEC | MFD_ALLOW_SEALING)
+                            : fcntl(shared, F_DUPFD_CLOEXEC, 0);
     if (region->fd < 0 || ftruncate(region->fd, (off_t)(region->offset + region->size)) != 0)
         return -errno;
     void *at = mmap(memory->base + region->guest, region->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
@@ -21,7 +24,7 @@ static int region_map(struct guest_memory *memory, struct guest_region *region)
     return at == MAP_FAILED ? -errno : 0;
 }
 
-int guest_memory_init(struct guest_memory *memory, unsigned count, uint64_t region_bytes, uint64_t gap)
+int guest_memory_init(struct guest_memory *memory, unsigned count, uint64_t region_bytes, uint64_t gap, bool one_file)
 {
     assert(count >= 1 && count <= GUEST_REGIONS && region_bytes % PAGE == 0 && gap % PAGE == 0);
     *memory = (struct guest_memory){.count = count, .span = count * region_bytes + (count - 1) * gap};
@@ -36,8 +39,8 @@ int guest_memory_init(struct guest_memory *memory, unsigned count, uint64_t regi
         struct guest_region *region = &memory->regions[i];
         region->guest = i * (region_bytes + gap);
         region->size = region->limit = region_bytes;
-        region->offset = i * 16 * PAGE; /* not all begin where their file begins */
-        int status = region_map(memory, region);
+        region->offset = one_file ? i * region_bytes : i * 16 * PAGE; /* not all begin where their file begins */
+        int status = region_map(memory, region, one_file && i > 0 ? memory->regions[0].fd : -1);
         if (status != 0) {
             guest_memory_fini(memory);
             return status;

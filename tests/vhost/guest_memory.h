@@ -6,6 +6,7 @@
 #ifndef TESTS_VHOST_GUEST_MEMORY_H
 #define TESTS_VHOST_GUEST_MEMORY_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -26,9 +27,9 @@ struct guest_memory {
     uint64_t span;
 };
 
-/* `count` regions of `region_bytes` each (a multiple of the page size), `gap` bytes between them. The files can be sealed.
- * 0 or -errno. */
-int guest_memory_init(struct guest_memory *memory, unsigned count, uint64_t region_bytes, uint64_t gap);
+/* `count` regions of `region_bytes` each (a multiple of the page size), `gap` bytes between them. Each has a file of its
+ * own, or a place in one that holds them all; they can be sealed. 0 or -errno. */
+int guest_memory_init(struct guest_memory *memory, unsigned count, uint64_t region_bytes, uint64_t gap, bool one_file);
 void guest_memory_fini(struct guest_memory *memory);
 
 static inline void *guest_at(const struct guest_memory *memory, uint64_t address)

@@ -38,8 +38,9 @@ static void usage(FILE *to)
           "         --across: also fragments that lie in two regions (more regions than queues)\n"
           "         --mixed: also indirect tables behind direct descriptors (split rings)\n"
           "       vhost_client conform SOCKET [--only CASE] [--list]\n"
-          "       all: --queues N (1)   --queue-size N (128)   --packed   --seed N (1)\n"
-          "            --regions N (1)   --no-event-idx   --no-indirect   --no-inflight   --no-ack   --mem-slots\n",
+          "       all: --like VMM (qemu): its manners   --queues N (qemu: 1)   --queue-size N (128)   --packed\n"
+          "            --seed N (1)   --regions N (1)   --no-event-idx   --no-indirect   --no-inflight   --no-ack   "
+          "--mem-slots\n",
           to);
 }
 
@@ -65,6 +66,18 @@ static unsigned number_of(const char *text, unsigned least, unsigned most)
         exit(2);
     }
     return (unsigned)value;
+}
+
+static const struct vmm *vmm_of(const char *name)
+{
+    const struct vmm *vmm = vmm_find(name);
+    if (vmm)
+        return vmm;
+    fprintf(stderr, "vhost_client: there is no VMM '%s'; there are:", name);
+    for (unsigned i = 0; (vmm = vmm_at(i)); i++)
+        fprintf(stderr, " %s", vmm->name);
+    fputc('\n', stderr);
+    exit(2);
 }
 
 enum option_value {
@@ -94,6 +107,7 @@ enum option_value {
     OPTION_NO_INFLIGHT,
     OPTION_NO_ACK,
     OPTION_MEM_SLOTS,
+    OPTION_LIKE,
 };
 
 static const struct option option_table[] = {
@@ -123,6 +137,7 @@ static const struct option option_table[] = {
     {"no-inflight", 0, NULL, OPTION_NO_INFLIGHT},
     {"no-ack", 0, NULL, OPTION_NO_ACK},
     {"mem-slots", 0, NULL, OPTION_MEM_SLOTS},
+    {"like", 1, NULL, OPTION_LIKE},
     {"help", 0, NULL, 'h'},
     {0},
 };
@@ -149,6 +164,8 @@ static void take_common(struct arguments *a, int option)
         a->front.no_ack = true;
     else if (option == OPTION_MEM_SLOTS)
         a->front.by_slots = true;
+    else if (option == OPTION_LIKE)
+        a->front.vmm = vmm_of(optarg);
     else {
         usage(option == 'h' ? stdout : stderr);
         exit(option == 'h' ? 0 : 2);
@@ -207,11 +224,11 @@ int main(int argc, char **argv)
 {
     struct arguments a = {.load = {.rw = "randread", .block_bytes = 4096, .depth = 1, .seconds = 2, .seed = 1},
                           .model = {.requests = 2000, .depth = 16, .seed = 1},
-                          .conform = {.seed = 1},
-                          .front = {.queues = 1, .queue_size = 128}};
+                          .conform = {.seed = 1}};
     for (int option; (option = getopt_long(argc, argv, "h", option_table, NULL)) != -1;)
         take(&a, option);
     const char *verb = argc - optind == 2 ? argv[optind] : "", *path = argv[argc - 1];
+    front_defaults(&a.front);
     a.load.front = a.model.front = a.conform.front = a.front;
     if (strcmp(verb, "run") == 0 && load_sound(&a.load))
         return load_run(path, &a.load);

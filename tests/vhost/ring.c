@@ -8,6 +8,7 @@
  */
 #include <assert.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -73,11 +74,16 @@ int ring_init(struct ring *ring, struct guest_memory *memory, unsigned region, u
     ring->device_area = guest_take(memory, region, packed ? 4 : 6 + 8 * size, 4);
     ring->free = size;
     ring->avail_wrap = ring->used_wrap = true;
-    for (unsigned i = 0; i < size; i++)
+    ring->next = calloc(size, sizeof(ring->next[0]));
+    ring->token = calloc(size, sizeof(ring->token[0]));
+    ring->length = calloc(size, sizeof(ring->length[0]));
+    for (unsigned i = 0; ring->next && i < size; i++)
         ring->next[i] = (uint16_t)(i + 1);
     ring->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     ring->call_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     ring->err_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (!ring->next || !ring->token || !ring->length)
+        return -ENOMEM;
     return ring->kick_fd < 0 || ring->call_fd < 0 || ring->err_fd < 0 ? -errno : 0;
 }
 
@@ -88,6 +94,9 @@ void ring_fini(struct ring *ring)
     close(ring->kick_fd);
     close(ring->call_fd);
     close(ring->err_fd);
+    free(ring->next);
+    free(ring->token);
+    free(ring->length);
     ring->memory = NULL;
 }
 

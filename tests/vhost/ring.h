@@ -10,7 +10,7 @@
 
 #include "guest_memory.h"
 
-enum { RING_SIZE_MAX = 1024 };
+enum { RING_SIZE_MAX = 32768 };
 
 struct fragment {
     uint64_t address;
@@ -27,9 +27,9 @@ struct ring {
 
     unsigned free;      /* descriptors */
     uint16_t free_head; /* split: of the descriptors; packed: of the buffer ids */
-    uint16_t next[RING_SIZE_MAX];
-    void *token[RING_SIZE_MAX]; /* by head (split) or id (packed) */
-    uint16_t length[RING_SIZE_MAX];
+    uint16_t *next;
+    void **token; /* by head (split) or id (packed) */
+    uint16_t *length;
     unsigned pending; /* buffers with the device */
 
     uint16_t avail_at, used_at; /* split: free-running; packed: a position in the ring */
@@ -38,7 +38,7 @@ struct ring {
     uint64_t kicks;
 };
 
-/* Its memory comes from `region`. 0 or -errno (of eventfd). */
+/* Its memory comes from `region`. 0 or -errno. */
 int ring_init(struct ring *ring, struct guest_memory *memory, unsigned region, unsigned index, unsigned size,
               bool packed, bool event_idx);
 void ring_fini(struct ring *ring);
