@@ -12,8 +12,10 @@
  *     DISK.map, DISK.slots; snapshots  all of a table's disks, and the table last: after a crash the next start goes on
  *
  * The disks' locks are held, so no daemon that served them is alive. Disks that are read-only may have several users, and
- * move nothing. Whose memory it is, is read without its lock, lest the start of another VM finds it taken. Where the same is
- * here already, the other one goes.
+ * move nothing. Whose memory it is, is read without its lock, lest the start of another VM finds it taken. Where the same
+ * is here already, the other one goes. It goes, too, where numbers are all that is known of a disk's file (network file
+ * systems, devices before Linux 5.15): under one name of the VM and the disk that is enough, under another it may be a
+ * stranger's.
  */
 #include "daemon/memories.h"
 
@@ -37,15 +39,29 @@ struct move {
     const char *from, *to; /* folders */
 };
 
-/* The number of the disk that this is the file of; -1: none. */
-static int disk_of(const struct disks *disks, uint64_t device, uint64_t inode)
+/*
+ * The number of the disk that this is the file of; -1: none. `*sure`: by more than numbers that a network's file system has
+ * again for another file when it is mounted anew; then whoever adopts the memory sees whether the file was changed.
+ */
+static int disk_of(const struct disks *disks, uint64_t device, uint64_t inode, bool *sure)
 {
     for (unsigned i = 0; i < disks->opened; i++) {
         const struct disk_identity is = disks_identify(disks, i);
-        if (is.size_bytes > 0 && !disks->options->disks[i].read_only && is.device == device && is.inode == inode)
-            return (int)i;
+        if (is.size_bytes == 0 || disks->options->disks[i].read_only || is.device != device || is.inode != inode)
+            continue;
+        *sure = is.local || is.instance != 0;
+        return (int)i;
     }
     return -1;
+}
+
+/* Nobody will adopt it. What lies in our own folder has the right name of the VM, and stays. */
+static void drop_file(const struct move *move, const char *name)
+{
+    char path[PATH_MAX];
+    if (strcmp(move->from, move->to) != 0 &&
+        (size_t)snprintf(path, sizeof path, "%s/%s", move->from, name) < sizeof path && unlink(path) == 0)
+        log_warning("'%s' is lost: on this file system it can't be known whether it is of the same disk", path);
 }
 
 /* Returns whether it was there. */
@@ -84,9 +100,14 @@ static bool move_track(const struct move *move, const char *name)
     char as[LIMIT_NAME_BYTES + sizeof TRACK_SUFFIX];
     if (span_memory_owner(head, read_head(move, name, head, sizeof head), &device, &inode) < 0)
         return false;
-    const int disk = disk_of(move->disks, device, inode);
+    bool sure = false;
+    const int disk = disk_of(move->disks, device, inode, &sure);
     if (disk < 0)
         return false;
+    if (!sure) {
+        drop_file(move, name);
+        return false;
+    }
     snprintf(as, sizeof as, "%s" TRACK_SUFFIX, move->disks->options->disks[disk].name);
     return move_file(move, name, as);
 }
@@ -96,18 +117,23 @@ static bool move_snapshots(const struct move *move)
     uint64_t head[MEMORY_HEAD_BYTES / sizeof(uint64_t)];
     struct snapshot_table_disk disks[LIMIT_DISKS];
     const int count = snapshot_table_owners(head, read_head(move, "snapshots", head, sizeof head), disks);
-    bool ours = false;
-    for (int i = 0; i < count; i++)
-        ours = ours || disk_of(move->disks, disks[i].identity.device, disks[i].identity.inode) >= 0;
+    bool ours = false, sure = true;
+    for (int i = 0; i < count && sure; i++)
+        ours = disk_of(move->disks, disks[i].identity.device, disks[i].identity.inode, &sure) >= 0 || ours;
     for (int i = 0; i < count && ours; i++) {
         static const char *const suffixes[] = {"map", "slots"};
         for (unsigned j = 0; j < 2; j++) {
             char name[LIMIT_NAME_BYTES + 8];
             snprintf(name, sizeof name, "%.*s.%s", LIMIT_NAME_BYTES, disks[i].name, suffixes[j]);
-            (void)move_file(move, name, name);
+            if (sure)
+                (void)move_file(move, name, name);
+            else
+                drop_file(move, name);
         }
     }
-    return ours && move_file(move, "snapshots", "snapshots");
+    if (ours && !sure)
+        drop_file(move, "snapshots");
+    return ours && sure && move_file(move, "snapshots", "snapshots");
 }
 
 static bool ends_with(const char *name, const char *suffix)
@@ -129,10 +155,9 @@ static void look_through(const struct move *move, const char *vm)
             moved = move_snapshots(move) || moved;
     }
     closedir(folder);
-    if (!moved)
-        return;
-    (void)rmdir(move->from); /* unless something else is in it */
-    log_info("what a killed daemon of VM %s has left in memory of these disks is this VM's now", vm);
+    (void)rmdir(move->from); /* unless something is in it */
+    if (moved)
+        log_info("what a killed daemon of VM %s has left in memory of these disks is this VM's now", vm);
 }
 
 void memories_take_over(const struct disks *disks, const char *folder)
@@ -143,9 +168,10 @@ void memories_take_over(const struct disks *disks, const char *folder)
     if (!slash)
         return;
     *slash = '\0';
-    DIR *parent = opendir(all);
+    struct stat st;
+    DIR *parent = lstat(all, &st) == 0 && S_ISDIR(st.st_mode) && st.st_uid == geteuid() ? opendir(all) : NULL;
     if (!parent)
-        return;
+        return; /* there is none; or somebody else has made it in our name, which whoever makes memory there reports */
     for (const struct dirent *entry; (entry = readdir(parent));) {
         const struct move move = {disks, from, folder};
         if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)

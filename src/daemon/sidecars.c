@@ -196,25 +196,35 @@ static int open_found(struct sidecar *sidecar, const char *path)
     return -ENOTSUP;
 }
 
+/* A file without a name where it shall have one. -1 with errno. */
+static int open_nameless(struct sidecar *sidecar, const char *path, char folder[static PATH_MAX])
+{
+    snprintf(folder, PATH_MAX, "%s", path);
+    snprintf(sidecar->path, sizeof sidecar->path, "%s", path);
+    return open(dirname(folder), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+}
+
+/* Beside the disk; else, or where file systems have no files without a name (NFS, FUSE), in the state directory. */
 static int make_new(struct sidecar *sidecar)
 {
-    const char *path = can_write_folder_of(sidecar->beside) ? sidecar->beside : sidecar->in_state;
+    const bool beside = can_write_folder_of(sidecar->beside);
     const uint64_t granularity = sidecar->disk->track_granularity;
     char folder[PATH_MAX];
-    if (path == sidecar->in_state)
+    sidecar->fd = beside ? open_nameless(sidecar, sidecar->beside, folder) : -1;
+    if (!beside || (sidecar->fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR))) {
         make_state_dir(sidecar->sidecars);
-    if (!path[0] || !can_write_folder_of(path))
-        return error_set(&sidecar->err, ENOTSUP,
-                         "there is no folder that can be written for the sidecar of disk %s: name one with --state-dir",
-                         sidecar->disk->name);
-    snprintf(sidecar->path, sizeof sidecar->path, "%s", path);
-    snprintf(folder, sizeof folder, "%s", path);
-    sidecar->fd = open(dirname(folder), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+        if (!can_write_folder_of(sidecar->in_state))
+            return error_set(
+                &sidecar->err, ENOTSUP,
+                "there is no folder that can be written for the sidecar of disk %s: name one with --state-dir",
+                sidecar->disk->name);
+        sidecar->fd = open_nameless(sidecar, sidecar->in_state, folder);
+    }
     if (sidecar->fd < 0)
         return error_set(&sidecar->err, ENOTSUP, "the sidecar of disk %s can't be made in '%.300s': %s",
                          sidecar->disk->name, folder, error_name(errno));
     const uint64_t bytes = tracker_sidecar_bytes(sidecar->disk_bytes, granularity);
-    struct file_options options = {.path = path, .adopt = true, .fd = sidecar->fd};
+    struct file_options options = {.path = sidecar->path, .adopt = true, .fd = sidecar->fd};
     int status = ftruncate(sidecar->fd, (off_t)bytes) < 0 ? -errno : 0;
     if (status < 0)
         error_set(&sidecar->err, ENOTSUP, "the sidecar of disk %s can't have %llu bytes: %s", sidecar->disk->name,

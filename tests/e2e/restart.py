@@ -265,6 +265,38 @@ def test_a_vm_that_was_renamed(t):
     t.vm = first
 
 
+def test_a_disk_whose_file_is_not_surely_the_same(t):
+    """On FUSE, as on NFS, a file's numbers are given again: under another VM's name what was left in memory is not trusted
+    but removed, snapshots and bitmaps; under its own it is adopted."""
+    harness.need("nbdfuse", "nbdkit")
+    server, folder, first = t.path("nbd.sock"), t.path("fuse"), t.vm
+    folder.mkdir()
+    nbdkit = t.spawn("nbdkit", "-f", "-U", server, "memory", "16M")
+    harness.wait_for("nbdkit listens", server.exists)
+    fuse = t.spawn("nbdfuse", folder / "disk", f"nbd+unix:///?socket={server}")
+    image = folder / "disk"
+    harness.wait_for("the disk is mounted", image.exists)
+    try:
+        d = t.daemon({"vda": image}, "--state-dir", t.path("state"))
+        d.fleece("checkpoint", "create", "base")
+        d.fleece("snapshot", "create", "s")
+        old = memory(t)
+        for name, recovery, left in ((first, "adopted", ["s"]), (f"{first}-new", None, [])):
+            kill_for_good(t, d)
+            t.vm = name
+            d = t.daemon({"vda": image}, "--state-dir", t.path("state"))
+            assert d.status()["disks"][0]["tracking"].get("recovery") == recovery and list(snapshots(d)) == left, d.log()
+        assert "vda.track' is lost" in d.log() and "snapshots' is lost" in d.log() and not os.path.exists(old)
+        d.stop()
+    finally:
+        d.kill()
+        t.run("umount", folder, status=None)
+        fuse.wait(10)
+        nbdkit.terminate()
+        nbdkit.wait(10)
+        t.vm = first
+
+
 def test_a_disk_that_went_to_another_vm(t):
     """Snapshots of two disks, one of which another VM serves now, by another name: they are buried there, and don't wait for
     ever. What changed on the other disk is known when it comes back."""
