@@ -202,6 +202,19 @@ enum {
     /* Output that waits for one control client before it is dropped at the next event: thousands of events. A reply may
      * come on top; the next command is not looked at before it has been sent. */
     LIMIT_CONTROL_QUEUE_BYTES = 1024 * 1024,
+    /* One reply of a guest agent: those that count have 30 bytes, errors a few hundred. And what is shown of its text. */
+    LIMIT_AGENT_REPLY_BYTES = 4096,
+    LIMIT_AGENT_TEXT_BYTES = 240,
+    /* What is received from a guest agent at once; and waits to be sent, eight questions of 120 bytes. */
+    LIMIT_AGENT_INPUT_BYTES = 4096,
+    LIMIT_AGENT_OUTPUT_BYTES = 1024,
+    /* What a guest agent may say before it answers: what it still had for others, a file of 48 MiB at the worst. */
+    LIMIT_AGENT_PASSED_OVER_BYTES = 64 * 1024 * 1024,
+    /* Hooks of a VM: they run one after the other, against the clock. And what is logged of the output of one run. */
+    LIMIT_HOOKS = 16,
+    LIMIT_HOOK_OUTPUT_BYTES = 16 * 1024,
+    /* The record of a freeze: two paths and the names of hooks. */
+    LIMIT_FREEZE_RECORD_BYTES = 8 * 1024,
     /* One message from the daemon, for libfleece: the status of 64 disks with 64 snapshots has less than 2 MiB. */
     LIMIT_CLIENT_MESSAGE_BYTES = 16 * 1024 * 1024,
     /* Events that libfleece keeps for a caller that does not ask for them. */
@@ -489,6 +502,14 @@ enum {
 /* The lock of a VM's name is waited for as long as a killed daemon may take to exit, and looked at this often. */
 #define CLAIM_WAIT_NS (1 * NS_PER_S)
 #define CLAIM_POLL_NS (20 * NS_PER_MS)
+
+/* How long a guest may be frozen, hooks and all: VSS of Windows thaws after 10 s by itself. */
+#define FREEZE_TIMEOUT_DEFAULT_NS (10 * NS_PER_S)
+#define FREEZE_TIMEOUT_MIN_NS (100 * NS_PER_MS)
+#define FREEZE_TIMEOUT_MAX_NS (600 * NS_PER_S)
+/* A thaw that was not answered by then is tried again on a new connection, after this pause. */
+#define THAW_ANSWER_NS (5 * NS_PER_S)
+#define THAW_PAUSE_NS (1 * NS_PER_S)
 
 /* A control client that has not negotiated by then is dropped: long enough for a person who types. */
 #define CONTROL_NEGOTIATE_NS (60 * NS_PER_S)

@@ -144,6 +144,8 @@ struct io_ops {
     /* Sockets. Addresses are "unix:PATH" or "tcp:HOST:PORT". */
     int (*listen)(struct io *io, const char *address, struct error *err); /* fd or -errno; 0600 for unix sockets */
     void (*accept)(struct io *io, struct io_op *op, int fd);
+    /* To a unix socket: at once, or not at all. fd or -errno; -EAGAIN: its server is behind with taking connections. */
+    int (*connect)(struct io *io, const char *address, struct error *err);
     void (*recv)(struct io *io, struct io_op *op, int fd, void *buffer, size_t length);
     void (*sendv)(struct io *io, struct io_op *op, int fd, const struct iovec *iov, unsigned iov_count);
     /* Packet: see there. A receive ends before the next packet that has descriptors begins; io_recv() drops them. */
@@ -280,6 +282,10 @@ static inline int io_listen(struct io *io, const char *address, struct error *er
 static inline void io_accept(struct io *io, struct io_op *op, int fd)
 {
     io->ops->accept(io, op, fd);
+}
+static inline int io_connect(struct io *io, const char *address, struct error *err)
+{
+    return io->ops->connect(io, address, err);
 }
 static inline void io_recv(struct io *io, struct io_op *op, int fd, void *buffer, size_t length)
 {

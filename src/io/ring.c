@@ -520,6 +520,7 @@ static const struct io_ops ring_ops = {
     .extent = ring_extent,
     .listen = ring_listen,
     .accept = ring_accept,
+    .connect = ring_connect,
     .recv = ring_recv,
     .sendv = ring_sendv,
     .recv_packet = ring_recv_packet,

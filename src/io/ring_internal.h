@@ -100,6 +100,7 @@ void ring_extent(struct io *io, struct io_op *op, int fd, uint64_t offset, struc
 int ring_listen(struct io *io, const char *address, struct error *err);
 void ring_close(struct io *io, int fd);
 void ring_accept(struct io *io, struct io_op *op, int fd);
+int ring_connect(struct io *io, const char *address, struct error *err);
 void ring_recv(struct io *io, struct io_op *op, int fd, void *buffer, size_t length);
 void ring_sendv(struct io *io, struct io_op *op, int fd, const struct iovec *iov, unsigned iov_count);
 void ring_shutdown(struct io *io, int fd);

@@ -202,6 +202,27 @@ void ring_accept(struct io *io, struct io_op *op, int fd)
     ring_op_of(op)->finish = accept_finish;
 }
 
+/* Not blocking, or a server that does not accept would hold us up; afterwards blocking, for the ring waits only then. */
+int ring_connect(struct io *io, const char *address, struct error *err)
+{
+    (void)io;
+    struct address parsed;
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    int status = address_parse(address, &parsed, err);
+    if (status < 0)
+        return status;
+    if (parsed.kind != ADDRESS_UNIX)
+        return error_set(err, EINVAL, "address \"%s\" is not unix:PATH", address);
+    strcpy(name.sun_path, parsed.path);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd >= 0 && connect(fd, (const struct sockaddr *)&name, sizeof name) == 0 && fcntl(fd, F_SETFL, 0) == 0)
+        return fd;
+    int error = errno;
+    if (fd >= 0)
+        close(fd);
+    return error_set(err, error, "can't connect to socket \"%s\": %s", parsed.path, error_name(error));
+}
+
 void ring_recv(struct io *io, struct io_op *op, int fd, void *buffer, size_t length)
 {
     io_uring_prep_recv(ring_begin(ring_of(io), op), fd, buffer, length, 0);

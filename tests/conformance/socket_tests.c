@@ -243,6 +243,32 @@ static void poll_tells_when_bytes_can_be_read(void **state)
     connection_end(suite, &c);
 }
 
+/* To a server that listens, and to one that does not. */
+static void connecting(void **state)
+{
+    struct suite *suite = *state;
+    struct connection c;
+    struct error err;
+    struct try accepted;
+    char data[8];
+    connection_begin(suite, &c);
+    int client = io_connect(suite->io, c.address, &err);
+    assert_true(client >= 0);
+    try_init(&accepted);
+    io_accept(suite->io, &accepted.op, c.listener);
+    int server = (int)try_wait(suite, &accepted);
+    assert_true(server >= 0);
+    size_t sent = send_some(suite, client, "abcdef", 6);
+    for (size_t got = 0; got < sent;)
+        got += recv_some(suite, server, data + got, sent - got);
+    assert_memory_equal(data, "abcdef", sent);
+    io_close(suite->io, client);
+    io_close(suite->io, server);
+    connection_end(suite, &c);
+    assert_true(io_connect(suite->io, suite->fixture->address(suite->io, false), &err) < 0);
+    assert_true(err.code == ECONNREFUSED || err.code == ENOENT);
+}
+
 static void an_address_in_use_is_refused(void **state)
 {
     struct suite *suite = *state;
@@ -289,6 +315,7 @@ const struct CMUnitTest socket_tests[] = {
     cmocka_unit_test(shutdown_ends_an_accept),
     cmocka_unit_test(cancelled_operations_complete),
     cmocka_unit_test(poll_tells_when_bytes_can_be_read),
+    cmocka_unit_test(connecting),
     cmocka_unit_test(an_address_in_use_is_refused),
     cmocka_unit_test(a_wrong_address_says_what_is_wrong),
 };

@@ -705,6 +705,7 @@ const struct io_ops world_ops = {
     .extent = disk_extent,
     .listen = net_listen,
     .accept = net_accept,
+    .connect = net_connect,
     .recv = net_recv,
     .sendv = net_sendv,
     .recv_packet = net_recv_packet,

@@ -222,6 +222,7 @@ void disk_extent(struct io *io, struct io_op *op, int fd, uint64_t offset, struc
 /* world_net.c */
 int net_listen(struct io *io, const char *address, struct error *err);
 void net_accept(struct io *io, struct io_op *op, int fd);
+int net_connect(struct io *io, const char *address, struct error *err);
 void net_recv(struct io *io, struct io_op *op, int fd, void *buffer, size_t length);
 void net_sendv(struct io *io, struct io_op *op, int fd, const struct iovec *iov, unsigned iov_count);
 void net_shutdown(struct io *io, int fd);

@@ -212,13 +212,13 @@ void net_cancel_waiter(struct world *world, struct event *event)
         }
 }
 
-static struct socket *find_listener(struct world *world, const char *address)
+static struct description *find_listener(struct world *world, const char *address)
 {
     for (int fd = 0; fd < WORLD_DESCRIPTORS; fd++) {
         struct description *description = &world->descriptions[fd];
         if (description->open && description->socket != NULL && description->socket->listening &&
             strcmp(description->socket->address, address) == 0)
-            return description->socket;
+            return description;
     }
     return NULL;
 }
@@ -254,14 +254,25 @@ void world_pair(struct world *world, int descriptors[2])
 
 int world_connect(struct world *world, const char *address)
 {
-    struct socket *listener = find_listener(world, address);
+    struct description *description = find_listener(world, address);
+    struct socket *listener = description != NULL ? description->socket : NULL;
     if (listener == NULL || listener->backlog_count == 64)
         return -ECONNREFUSED;
     int descriptors[2];
     world_pair(world, descriptors);
+    world->descriptions[descriptors[1]].process = description->process; /* it stays there when the client dies */
     listener->backlog[listener->backlog_count++] = descriptors[1];
     socket_wake(world, listener);
     return descriptors[0];
+}
+
+int net_connect(struct io *io, const char *address, struct error *err)
+{
+    struct address parsed;
+    int status = address_parse(address, &parsed, err);
+    if (status == 0)
+        status = world_connect(reactor_of(io)->world, address);
+    return status >= 0 ? status : error_set(err, -status, "cannot connect to %s: %s", address, error_name(status));
 }
 
 /* This end says nothing more; the other end reads what is there, then the end of input. */

@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A hook runs with the daemon's rights, so its file must be root's or the daemon's own, and so must the folder: whoever may
+ * write to the folder may put another file in its place. Group and others must not be able to write to either.
+ *
+ * The end of a hook is the end of its first process, or the timeout, after which its whole group is killed. What it starts
+ * in the background and leaves running is its own affair; its output is heard as long as the hook runs.
+ */
+#include "guest/hooks.h"
+
+#include <assert.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/name.h"
+
+extern char **environ;
+
+/* ---- which ---- */
+
+static int check_owner(const char *path, const struct stat *stat, struct error *err)
+{
+    if (stat->st_uid != 0 && stat->st_uid != geteuid())
+        return error_set(err, EPERM, "%s is not trusted: it belongs to user %u, who is neither root nor ours", path,
+                         (unsigned)stat->st_uid);
+    if (stat->st_mode & 022)
+        return error_set(err, EPERM, "%s is not trusted: others than its owner can write to it (mode %04o)", path,
+                         (unsigned)stat->st_mode & 07777);
+    return 0;
+}
+
+static int add_hook(struct hook_list *list, const char *name, struct error *err)
+{
+    char path[PATH_MAX + LIMIT_NAME_BYTES + 2];
+    struct stat stat;
+    if (name[0] == '.' || name_check("hook", name, NULL) < 0)
+        return 0;
+    snprintf(path, sizeof path, "%s/%s", list->folder, name);
+    if (lstat(path, &stat) < 0)
+        return 0; /* gone meanwhile */
+    if (S_ISLNK(stat.st_mode))
+        return error_set(err, EPERM, "%s is not trusted: it is a symbolic link", path);
+    if (!S_ISREG(stat.st_mode) || access(path, X_OK) < 0)
+        return 0;
+    int status = check_owner(path, &stat, err);
+    if (status < 0)
+        return status;
+    if (list->count == LIMIT_HOOKS)
+        return error_set(err, ENOSPC, "%s has more than %d hooks", list->folder, LIMIT_HOOKS);
+    snprintf(list->names[list->count++], sizeof list->names[0], "%s", name);
+    return 0;
+}
+
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp(a, b);
+}
+
+int hooks_find(struct hook_list *list, struct error *err)
+{
+    struct stat stat;
+    int status = 0;
+    list->count = 0;
+    DIR *folder = opendir(list->folder);
+    if (!folder)
+        return error_set(err, errno, "the folder of hooks %s can't be read: %s", list->folder, error_name(errno));
+    if (fstat(dirfd(folder), &stat) < 0)
+        status = error_set(err, errno, "%s: %s", list->folder, error_name(errno));
+    else
+        status = check_owner(list->folder, &stat, err);
+    for (struct dirent *entry; status == 0 && (entry = readdir(folder));)
+        status = add_hook(list, entry->d_name, err);
+    closedir(folder);
+    qsort(list->names, list->count, sizeof list->names[0], compare_names);
+    return status;
+}
+
+/* ---- running ---- */
+
+struct output {
+    const char *name;
+    char line[512];
+    size_t used, total;
+};
+
+static void say_line(struct output *output)
+{
+    for (size_t i = 0; i < output->used; i++)
+        if ((unsigned char)output->line[i] < ' ')
+            output->line[i] = '?';
+    if (output->used > 0)
+        log_info("hook %s: %.*s", output->name, (int)output->used, output->line);
+    output->used = 0;
+}
+
+static void take_output(struct output *output, const char *bytes, size_t length)
+{
+    for (size_t i = 0; i < length && output->total < LIMIT_HOOK_OUTPUT_BYTES; i++, output->total++) {
+        if (bytes[i] == '\n' || output->used == sizeof output->line)
+            say_line(output);
+        if (bytes[i] != '\n')
+            output->line[output->used++] = bytes[i];
+    }
+}
+
+/* False: there is no more now. */
+static bool read_output(struct output *output, int fd)
+{
+    char bytes[1024];
+    ssize_t length = read(fd, bytes, sizeof bytes);
+    if (length > 0)
+        take_output(output, bytes, (size_t)length);
+    return length > 0;
+}
+
+/* Our environment and two words more. NULL: no memory. The strings are the caller's. */
+static char **make_environment(char *vm, char *snapshot)
+{
+    size_t count = 0;
+    while (environ[count])
+        count++;
+    char **made = calloc(count + 3, sizeof *made);
+    if (!made)
+        return NULL;
+    memcpy(made, environ, count * sizeof *made);
+    made[count] = vm;
+    made[count + 1] = snapshot;
+    return made;
+}
+
+/* 0 or an errno. */
+static int spawn(const char *path, const char *verb, char **environment, int output, pid_t *child)
+{
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    sigset_t none, all;
+    char *const arguments[] = {(char *)(uintptr_t)path, (char *)(uintptr_t)verb, NULL};
+    sigemptyset(&none);
+    sigfillset(&all);
+    posix_spawn_file_actions_init(&actions);
+    posix_spawnattr_init(&attributes);
+    posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+    posix_spawn_file_actions_adddup2(&actions, output, STDOUT_FILENO);
+    posix_spawn_file_actions_adddup2(&actions, output, STDERR_FILENO);
+    posix_spawn_file_actions_addchdir_np(&actions, "/");
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+    posix_spawnattr_setpgroup(&attributes, 0);
+    posix_spawnattr_setsigmask(&attributes, &none); /* ours blocks what the daemon ends by */
+    posix_spawnattr_setsigdefault(&attributes, &all);
+    int problem = posix_spawn(child, path, &actions, &attributes, arguments, environment);
+    posix_spawn_file_actions_destroy(&actions);
+    posix_spawnattr_destroy(&attributes);
+    return problem;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
+}
+
+/* Hears it until it ends or the time is over. Whether it has ended. */
+static bool attend(int process, int pipe, uint64_t timeout_ns, struct output *output)
+{
+    const uint64_t until_ns = now_ns() + timeout_ns;
+    struct pollfd wait[] = {{.fd = process, .events = POLLIN}, {.fd = pipe, .events = POLLIN}};
+    for (;;) {
+        const uint64_t at_ns = now_ns();
+        if (at_ns >= until_ns)
+            return false;
+        if (poll(wait, 2, (int)((until_ns - at_ns) / NS_PER_MS) + 1) <= 0)
+            continue;
+        if (wait[1].revents && !read_output(output, pipe))
+            wait[1].fd = -1; /* it has closed its end */
+        if (wait[0].revents)
+            return true;
+    }
+}
+
+static void judge(struct hook_run *run, const char *name, bool ended, int status)
+{
+    if (!ended)
+        error_set(&run->error, ETIMEDOUT, "hook %s %s did not end within %.1f s, and was killed", name, run->verb,
+                  (double)run->timeout_ns / (double)NS_PER_S);
+    else if (WIFSIGNALED(status))
+        error_set(&run->error, EINTR, "hook %s %s was ended by signal %d", name, run->verb, WTERMSIG(status));
+    else if (WEXITSTATUS(status) != 0)
+        error_set(&run->error, EIO, "hook %s %s failed with status %d", name, run->verb, WEXITSTATUS(status));
+}
+
+/* Once more, for it may be long ago that it was found. */
+static int check_again(const struct hook_run *run, const char *path, struct error *err)
+{
+    struct stat stat;
+    if (lstat(run->list->folder, &stat) < 0)
+        return error_set(err, errno, "the folder of hooks %s: %s", run->list->folder, error_name(errno));
+    int status = check_owner(run->list->folder, &stat, err);
+    if (status == 0 && lstat(path, &stat) < 0)
+        status = error_set(err, errno, "hook %s: %s", path, error_name(errno));
+    return status < 0 ? status : check_owner(path, &stat, err);
+}
+
+/* From its start to its end. */
+static void run_program(struct hook_run *run, const char *path, char **environment, const int pipe[2])
+{
+    struct output output = {.name = run->list->names[run->index]};
+    pid_t child;
+    int status = 0;
+    int problem = spawn(path, run->verb, environment, pipe[1], &child);
+    if (problem) {
+        error_set(&run->error, problem, "hook %s can't be started: %s", path, error_name(problem));
+        return;
+    }
+    int process = (int)syscall(SYS_pidfd_open, child, 0);
+    bool ended = process >= 0 && attend(process, pipe[0], run->timeout_ns, &output);
+    if (!ended)
+        kill(-child, SIGKILL);
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR)
+        ;
+    while (read_output(&output, pipe[0]) && output.total < LIMIT_HOOK_OUTPUT_BYTES)
+        ;
+    say_line(&output);
+    if (process >= 0)
+        close(process);
+    judge(run, output.name, ended, status);
+}
+
+int64_t hook_run(void *argument)
+{
+    struct hook_run *run = argument;
+    char path[PATH_MAX + LIMIT_NAME_BYTES + 2], vm[LIMIT_NAME_BYTES + 16], snapshot[LIMIT_NAME_BYTES + 32];
+    int pipe[2];
+    assert(run->index < run->list->count);
+    run->error = (struct error){0};
+    snprintf(path, sizeof path, "%s/%s", run->list->folder, run->list->names[run->index]);
+    if (check_again(run, path, &run->error) < 0)
+        return -run->error.code;
+    snprintf(vm, sizeof vm, "FLEECE_VM=%s", run->vm);
+    snprintf(snapshot, sizeof snapshot, "FLEECE_SNAPSHOT=%s", run->snapshot);
+    char **environment = make_environment(vm, snapshot);
+    if (!environment)
+        return error_set(&run->error, ENOMEM, "no memory to run hook %s", path);
+    if (pipe2(pipe, O_CLOEXEC) < 0) {
+        error_set(&run->error, errno, "hook %s can't be started: %s", path, error_name(errno));
+    } else {
+        fcntl(pipe[0], F_SETFL, O_NONBLOCK);
+        run_program(run, path, environment, pipe);
+        close(pipe[0]);
+        close(pipe[1]);
+    }
+    free(environment);
+    return -run->error.code;
+}

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Hooks: programs of the administrator's that run before a guest is cut ("freeze") and after it ("thaw"), as those of
+ * qemu-ga. Both functions block; they are work for a helper thread (io_work()).
+ */
+#ifndef FLEECE_GUEST_HOOKS_H
+#define FLEECE_GUEST_HOOKS_H
+
+#include <limits.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/limits.h"
+
+struct hook_list {
+    char folder[PATH_MAX];
+    unsigned count;
+    char names[LIMIT_HOOKS][LIMIT_NAME_BYTES + 1]; /* in the order in which they run */
+};
+
+/* What of list->folder is to run: regular files with the right to be executed and a name of letters, digits and "._-" that
+ * does not begin with a dot, sorted. -errno with a sentence: the folder can't be read, holds too many; or, EPERM, it or one
+ * of them is not root's or ours, or can be written by others. */
+int hooks_find(struct hook_list *list, struct error *err);
+
+struct hook_run {
+    const struct hook_list *list;
+    unsigned index;
+    const char *verb, *vm, *snapshot; /* its argument; FLEECE_VM and FLEECE_SNAPSHOT in its environment */
+    uint64_t timeout_ns;
+    struct error error; /* why it did not succeed; code 0: it did */
+};
+
+/* Runs it without a shell, in a process group of its own, its output going to the log; kills the group when it takes too
+ * long. For io_work(): the argument is the struct hook_run. */
+int64_t hook_run(void *argument);
+
+#endif
