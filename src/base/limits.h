@@ -356,6 +356,8 @@ enum {
 
 /* Data of one chain of descriptors: VIRTIO's bound; their lengths have 32 bits. */
 #define LIMIT_VIRTQUEUE_BYTES (4 * GIB)
+/* Log of written pages while a VM migrates: a bit for each 4 KiB of 48 bits of guest addresses. Mapped, not filled. */
+#define LIMIT_DIRTY_LOG_BYTES (8 * GIB)
 /* Longest range of a guest's DISCARD or WRITE_ZEROES, and the pieces in which it goes to the disk (as NBD's). */
 #define VIRTIO_BLK_RANGE_BYTES (1 * GIB)
 #define LIMIT_VHOST_RANGE_BYTES (32 * MIB)

@@ -692,7 +692,7 @@ static void wrong_messages_are_told_apart(void **state)
         {{VHOST_GET_FEATURES, 2, 0}, "version 2"},
         {{VHOST_GET_FEATURES, VHOST_VERSION | VHOST_REPLY, 0}, "a reply"},
         {{0, VHOST_VERSION, 0}, "message 0"},
-        {{6, VHOST_VERSION, 16}, "message 6"},
+        {{19, VHOST_VERSION, 8}, "message 19"},
         {{UINT32_MAX, VHOST_VERSION, 0}, "message 4294967295"},
         {{VHOST_SET_FEATURES, VHOST_VERSION, 7}, "SET_FEATURES with 7 bytes; it has 8"},
         {{VHOST_GET_CONFIG, VHOST_VERSION, 11}, "it has 12 or more"},

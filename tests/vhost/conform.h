@@ -37,7 +37,7 @@ struct conform_case {
 };
 
 extern const struct conform_case conform_messages[], conform_memory[], conform_queues[], conform_requests[],
-    conform_rings[], conform_vmms[];
+    conform_rings[], conform_vmms[], conform_log[];
 
 bool scene_fail(struct scene *scene, const char *format, ...) __attribute__((format(printf, 2, 3)));
 bool scene_skip(struct scene *scene, const char *format, ...) __attribute__((format(printf, 2, 3)));

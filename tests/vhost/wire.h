@@ -68,6 +68,7 @@ enum {
     FEATURE_MQ = 12,
     FEATURE_DISCARD = 13,
     FEATURE_WRITE_ZEROES = 14,
+    FEATURE_LOG_ALL = 26,
     FEATURE_INDIRECT = 28,
     FEATURE_EVENT_IDX = 29,
     FEATURE_PROTOCOL = 30,
@@ -89,6 +90,12 @@ struct wire_state {
 struct wire_addr {
     uint32_t index, flags;
     uint64_t descriptor, used, available, log; /* user addresses, but the log's */
+};
+
+enum { WIRE_LOG_USED = 1 }; /* a flag of SET_VRING_ADDR */
+
+struct wire_log {
+    uint64_t size, offset;
 };
 
 struct wire_region {

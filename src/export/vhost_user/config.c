@@ -18,9 +18,10 @@ uint64_t vhost_config_features(const struct node *node)
 {
     uint64_t features = VHOST_BIT(VIRTIO_BLK_F_SEG_MAX) | VHOST_BIT(VIRTIO_BLK_F_BLK_SIZE) |
                         VHOST_BIT(VIRTIO_BLK_F_FLUSH) | VHOST_BIT(VIRTIO_BLK_F_TOPOLOGY) | VHOST_BIT(VIRTIO_BLK_F_MQ) |
-                        VHOST_BIT(VIRTIO_F_ANY_LAYOUT) | VHOST_BIT(VIRTIO_F_INDIRECT_DESC) |
-                        VHOST_BIT(VIRTIO_F_EVENT_IDX) | VHOST_BIT(VHOST_F_PROTOCOL_FEATURES) |
-                        VHOST_BIT(VIRTIO_F_VERSION_1) | VHOST_BIT(VIRTIO_F_RING_PACKED);
+                        VHOST_BIT(VHOST_F_LOG_ALL) | VHOST_BIT(VIRTIO_F_ANY_LAYOUT) |
+                        VHOST_BIT(VIRTIO_F_INDIRECT_DESC) | VHOST_BIT(VIRTIO_F_EVENT_IDX) |
+                        VHOST_BIT(VHOST_F_PROTOCOL_FEATURES) | VHOST_BIT(VIRTIO_F_VERSION_1) |
+                        VHOST_BIT(VIRTIO_F_RING_PACKED);
     if (node->read_only)
         return features | VHOST_BIT(VIRTIO_BLK_F_RO);
     if (node->can_discard)
@@ -30,9 +31,10 @@ uint64_t vhost_config_features(const struct node *node)
 
 uint64_t vhost_config_protocol_features(void)
 {
-    return VHOST_BIT(VHOST_PROTOCOL_MQ) | VHOST_BIT(VHOST_PROTOCOL_REPLY_ACK) | VHOST_BIT(VHOST_PROTOCOL_CONFIG) |
-           VHOST_BIT(VHOST_PROTOCOL_INFLIGHT) | VHOST_BIT(VHOST_PROTOCOL_RESET_DEVICE) |
-           VHOST_BIT(VHOST_PROTOCOL_MEM_SLOTS) | VHOST_BIT(VHOST_PROTOCOL_STATUS);
+    return VHOST_BIT(VHOST_PROTOCOL_MQ) | VHOST_BIT(VHOST_PROTOCOL_LOG_SHMFD) | VHOST_BIT(VHOST_PROTOCOL_REPLY_ACK) |
+           VHOST_BIT(VHOST_PROTOCOL_CONFIG) | VHOST_BIT(VHOST_PROTOCOL_INFLIGHT) |
+           VHOST_BIT(VHOST_PROTOCOL_RESET_DEVICE) | VHOST_BIT(VHOST_PROTOCOL_MEM_SLOTS) |
+           VHOST_BIT(VHOST_PROTOCOL_STATUS);
 }
 
 void vhost_config_space(const struct node *node, struct virtio_blk_config *config)

@@ -4,7 +4,10 @@
  * 0. They take nothing more from the rings and wait until what was taken is on the disk and returned, so that nothing of the
  * time before lands in the time after (C14); no other message is looked at meanwhile, since a front-end sends none.
  *
- * What was said of a running ring (size, addresses, base, features) can't be changed, only said again.
+ * What was said of a running ring (size, addresses, base, features) can't be changed, only said again; but for the logging
+ * of a migration, which comes and goes as the front-end wants. Where we write is marked when there is a log and LOG_ALL is
+ * negotiated; in the used ring, when its flag says so, too. What is in flight when that changes is marked, or not, as it
+ * is when it completes: a migration copies all memory once after the log was set, and what completes later is in the log.
  */
 #include <errno.h>
 #include <string.h>
@@ -31,6 +34,13 @@ static enum vhost_done wrong(struct vhost_session *session, struct error *err, c
     return VHOST_WRONG;
 }
 
+static enum vhost_done answer_word(struct vhost_session *session, uint64_t word)
+{
+    memcpy(session->answer.payload, &word, sizeof word);
+    session->answer.header.size = sizeof word;
+    return VHOST_DONE;
+}
+
 static bool any_runs(const struct vhost_session *session)
 {
     for (unsigned i = 0; i < session->queue_end; i++)
@@ -49,6 +59,39 @@ static enum vhost_done update_all(struct vhost_session *session, struct error *e
 
 /* --- features */
 
+/* What is written from now on is marked, or not any more. */
+static enum vhost_done update_log(struct vhost_session *session, struct error *err)
+{
+    session->logging = session->log.map && (session->features & VHOST_BIT(VHOST_F_LOG_ALL));
+    if (session->logging && !dirty_log_covers(&session->log, guest_memory_end(session->memory))) {
+        error_set(err, EPROTO, "the log of %llu bytes does not cover guest memory up to 0x%llx",
+                  (unsigned long long)session->log.map->size_bytes,
+                  (unsigned long long)guest_memory_end(session->memory));
+        return VHOST_WRONG;
+    }
+    for (unsigned i = 0; i < session->queue_end; i++)
+        if (vhost_queue_update_log(&session->queues[i], err) < 0)
+            return VHOST_WRONG;
+    return VHOST_DONE;
+}
+
+static enum vhost_done set_log_base(struct vhost_session *session, struct error *err)
+{
+    if (dirty_log_set(&session->log, &session->message.log, session->fds[0], err) < 0 ||
+        update_log(session, err) == VHOST_WRONG) {
+        error_prefix(err, "SET_LOG_BASE");
+        return VHOST_WRONG;
+    }
+    return answer_word(session, 0);
+}
+
+static enum vhost_done set_log_event(struct vhost_session *session)
+{
+    vhost_event_set(&session->logged, session->fds[0]);
+    session->fds[0] = -1;
+    return VHOST_DONE;
+}
+
 static enum vhost_done set_features(struct vhost_session *session, struct error *err)
 {
     uint64_t unknown = session->message.word & ~vhost_config_features(session->node);
@@ -56,9 +99,14 @@ static enum vhost_done set_features(struct vhost_session *session, struct error 
         error_set(err, EPROTO, "SET_FEATURES with what was not offered (0x%llx)", (unsigned long long)unknown);
         return VHOST_WRONG;
     }
-    if (session->message.word != session->features && any_runs(session))
+    const uint64_t other = session->message.word ^ session->features;
+    if ((other & ~VHOST_BIT(VHOST_F_LOG_ALL)) && any_runs(session))
         return wrong(session, err, "with other features while rings run");
     session->features = session->message.word;
+    if (update_log(session, err) == VHOST_WRONG) {
+        error_prefix(err, "SET_FEATURES");
+        return VHOST_WRONG;
+    }
     return update_all(session, err);
 }
 
@@ -70,13 +118,6 @@ static enum vhost_done set_protocol_features(struct vhost_session *session, stru
         return VHOST_WRONG;
     }
     session->protocol_features = session->message.word;
-    return VHOST_DONE;
-}
-
-static enum vhost_done answer_word(struct vhost_session *session, uint64_t word)
-{
-    memcpy(session->answer.payload, &word, sizeof word);
-    session->answer.header.size = sizeof word;
     return VHOST_DONE;
 }
 
@@ -97,6 +138,8 @@ static enum vhost_done use_memory(struct vhost_session *session, struct guest_me
     }
     guest_memory_unref(session->memory);
     session->memory = memory;
+    if (result == 0 && update_log(session, err) == VHOST_WRONG)
+        result = error_prefix(err, "%s", session->message.name);
     return result < 0 ? VHOST_WRONG : VHOST_DONE;
 }
 
@@ -169,13 +212,19 @@ static enum vhost_done set_vring_addr(struct vhost_session *session, struct erro
     struct vhost_queue *queue = queue_of(session, addr->index, err);
     if (!queue)
         return VHOST_WRONG;
-    if (addr->flags)
-        return wrong(session, err, "with flags; no logging was offered");
+    if (addr->flags & ~(uint32_t)VHOST_VRING_F_LOG)
+        return wrong(session, err, "with unknown flags");
     struct virtqueue_place place = {addr->descriptors, addr->available, addr->used};
     if (queue->ring && memcmp(&place, &queue->place, sizeof place) != 0)
         return wrong(session, err, "with other addresses while the ring runs");
     queue->place = place;
     queue->placed = true;
+    queue->logged = addr->flags & VHOST_VRING_F_LOG;
+    queue->log_used = addr->log;
+    if (vhost_queue_update_log(queue, err) < 0) {
+        error_prefix(err, "SET_VRING_ADDR");
+        return VHOST_WRONG;
+    }
     return VHOST_DONE;
 }
 
@@ -198,6 +247,10 @@ static enum vhost_done get_vring_base(struct vhost_session *session, struct erro
     vhost_queue_halt(queue);
     if (!vhost_queue_is_still(queue))
         return VHOST_WAITS;
+    if (vhost_session_is_torn(session)) { /* what was marked in a log that is torn, the front-end will not find */
+        error_set(err, EFAULT, "the VMM has cut its shared memory short");
+        return VHOST_WRONG;
+    }
     vhost_queue_stop(queue);
     struct vhost_vring_state state = {queue->index, queue->base};
     memcpy(session->answer.payload, &state, sizeof state);
@@ -253,6 +306,7 @@ static enum vhost_done reset(struct vhost_session *session)
     for (unsigned i = 0; i < session->queue_end; i++)
         vhost_queue_reset(&session->queues[i], session->message.id == VHOST_RESET_DEVICE);
     session->features = session->status = 0;
+    session->logging = false;
     /* Memory, eventfds for calls and the in-flight region stay: the front-end keeps count of them. */
     return VHOST_DONE;
 }
@@ -322,6 +376,10 @@ enum vhost_done vhost_device_do(struct vhost_session *session, struct error *err
         return VHOST_DONE;
     case VHOST_SET_MEM_TABLE:
         return set_mem_table(session, err);
+    case VHOST_SET_LOG_BASE:
+        return set_log_base(session, err);
+    case VHOST_SET_LOG_FD:
+        return set_log_event(session);
     case VHOST_SET_VRING_NUM:
         return set_vring_num(session, err);
     case VHOST_SET_VRING_ADDR:

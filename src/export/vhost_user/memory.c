@@ -124,6 +124,14 @@ unsigned guest_memory_region_count(const struct guest_memory *memory)
     return memory->count;
 }
 
+uint64_t guest_memory_end(const struct guest_memory *memory)
+{
+    if (!memory || memory->count == 0)
+        return 0;
+    const struct guest_memory_entry *last = &memory->entries[memory->count - 1];
+    return last->guest_address + last->size_bytes;
+}
+
 /* The region with that address; NULL: none has. */
 static const struct guest_memory_entry *find(const struct guest_memory *memory, uint64_t guest_address)
 {
@@ -188,6 +196,18 @@ void *guest_memory_at(const struct guest_memory *memory, uint64_t user_address, 
         }
     }
     return NULL;
+}
+
+uint64_t guest_memory_address(const struct guest_memory *memory, const void *host)
+{
+    for (unsigned i = 0; i < memory->count; i++) {
+        const struct guest_memory_entry *entry = &memory->entries[i];
+        const uint64_t at = (uintptr_t)host - (uintptr_t)entry->host;
+        if (at < entry->size_bytes)
+            return entry->guest_address + at;
+    }
+    assert(false && "a place in the guest's memory");
+    return 0;
 }
 
 bool guest_memory_is_torn(const struct guest_memory *memory)

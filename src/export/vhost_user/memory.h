@@ -40,6 +40,8 @@ struct guest_memory *guest_memory_without(struct guest_memory *from, const struc
 struct guest_memory *guest_memory_ref(struct guest_memory *memory);
 void guest_memory_unref(struct guest_memory *memory); /* NULL is allowed */
 unsigned guest_memory_region_count(const struct guest_memory *memory);
+/* Behind the last guest address of any region; 0: there is none, `memory` may be NULL. */
+uint64_t guest_memory_end(const struct guest_memory *memory);
 
 /* [guest_address, guest_address + length) as fragments, several where regions adjoin: how many. 0 for length 0; -EFAULT:
  * some of it is outside of all regions; -E2BIG: `max` are not enough. */
@@ -49,6 +51,9 @@ int guest_memory_fragments(const struct guest_memory *memory, uint64_t guest_add
 int guest_memory_read(const struct guest_memory *memory, uint64_t guest_address, void *to, uint64_t length);
 /* One piece of memory at an address of the VMM's process, for rings; NULL: not whole in one region, or not aligned. */
 void *guest_memory_at(const struct guest_memory *memory, uint64_t user_address, uint64_t length, uint64_t alignment);
+
+/* The guest address of a place in one of the regions, such as a fragment begins at. */
+uint64_t guest_memory_address(const struct guest_memory *memory, const void *host);
 
 /* Whether a load or store of ours has hit a page that is not there any more: zeroes stand there instead, and nothing
  * that was read since may be believed. Look after each batch of takes, before anything of it is submitted, and give

@@ -21,6 +21,7 @@ struct vhost_message {
         uint64_t word;
         struct vhost_vring_state state;
         struct vhost_vring_addr addr;
+        struct vhost_log log;
         struct vhost_one_region region;
         struct {
             struct vhost_memory memory;

@@ -159,6 +159,22 @@ static void show_batch(struct virtqueue *queue)
     queue->returned_count = 0;
 }
 
+/* `count` slots from that one on were written, or some of them. */
+static void mark_slots(const struct virtqueue *queue, uint32_t slot, uint32_t count)
+{
+    const struct ring_descriptor *slots = queue->ring.descriptors;
+    const uint32_t first = count < queue->size - slot ? count : queue->size - slot; /* up to the end of the ring */
+    dirty_log_mark_memory(queue->log, queue->memory, &slots[slot], first * sizeof slots[0]);
+    dirty_log_mark_memory(queue->log, queue->memory, slots, (count - first) * sizeof slots[0]);
+}
+
+static void set_device_event(struct virtqueue *queue, uint32_t event, int order)
+{
+    __atomic_store_n(queue->ring.device_event, htole32(event), order);
+    if (__builtin_expect(queue->log != NULL, 0))
+        dirty_log_mark_memory(queue->log, queue->memory, queue->ring.device_event, sizeof event);
+}
+
 /* Whether the driver wants to hear of the slots since the last time; after the full barrier. */
 static bool wants_call(struct virtqueue *queue)
 {
@@ -182,10 +198,13 @@ bool packed_ring_publish(struct virtqueue *queue)
 {
     if (queue->returned_count == 0)
         return queue->called ? false : wants_call(queue);
+    const uint32_t from = queue->ring.used_next, shown = queue->ring.shown;
     if (queue->inflight.region)
         inflight_packed_publish(queue);
     else
         show_batch(queue);
+    if (__builtin_expect(queue->log != NULL, 0))
+        mark_slots(queue, from, queue->ring.shown - shown);
     return wants_call(queue);
 }
 
@@ -197,13 +216,13 @@ bool packed_ring_want_kicks(struct virtqueue *queue)
     const uint32_t event = queue->event_idx ? ring->next | (uint32_t)ring->wrap << 15 | EVENT_DESCRIPTOR << 16
                                             : EVENT_ENABLE << 16;
     queue->no_kicks = false;
-    __atomic_store_n(ring->device_event, htole32(event), __ATOMIC_SEQ_CST);
+    set_device_event(queue, event, __ATOMIC_SEQ_CST);
     return is_there(ring, __ATOMIC_SEQ_CST);
 }
 
 void packed_ring_want_no_kicks(struct virtqueue *queue)
 {
     if (!queue->no_kicks)
-        __atomic_store_n(queue->ring.device_event, htole32(EVENT_DISABLE << 16), __ATOMIC_RELAXED);
+        set_device_event(queue, EVENT_DISABLE << 16, __ATOMIC_RELAXED);
     queue->no_kicks = true;
 }

@@ -79,7 +79,7 @@ bool vhost_queue_serve(struct vhost_queue *queue)
     if (count > 0)
         session->turn = (queue->index + 1) % session->queue_end;
     atomic_fetch_add_explicit(&session->counters->requests, count, memory_order_relaxed);
-    if (guest_memory_is_torn(session->memory) || inflight_region_is_torn(&session->inflight)) {
+    if (vhost_session_is_torn(session)) {
         struct error err;
         error_set(&err, EFAULT, "the VMM has cut its shared memory short");
         vhost_session_close(session, &err);
@@ -121,6 +121,8 @@ static void publish(struct io_task *task)
         atomic_fetch_add_explicit(&session->counters->calls, 1, memory_order_relaxed);
         vhost_event_signal(&queue->call);
     }
+    if (session->logging)
+        vhost_event_signal(&session->logged);
     if (session->waiting || session->state == VHOST_SESSION_LEAVING)
         vhost_session_wake(session);
     else if (queue_is_served(queue))
@@ -193,7 +195,17 @@ static int queue_start(struct vhost_queue *queue, struct error *err)
     queue->resubmitting = region != NULL;
     queue->broken = false;
     atomic_fetch_add(&session->counters->queues, 1);
-    return 0;
+    return vhost_queue_update_log(queue, err);
+}
+
+int vhost_queue_update_log(struct vhost_queue *queue, struct error *err)
+{
+    const struct vhost_session *session = queue->session;
+    if (!queue->ring)
+        return 0;
+    const struct dirty_log *log = session->logging && queue->logged ? &session->log : NULL;
+    return virtqueue_set_log(queue->ring, log, queue->log_used, err) < 0 ? error_prefix(err, "queue %u", queue->index)
+                                                                         : 0;
 }
 
 int vhost_queue_update(struct vhost_queue *queue, struct error *err)

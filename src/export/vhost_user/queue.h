@@ -17,6 +17,8 @@ struct vhost_queue {
     /* As said by the front-end: */
     uint32_t size, base;
     struct virtqueue_place place;
+    bool logged; /* what is written to the used ring counts in a migration's log, at log_used */
+    uint64_t log_used;
     bool placed, kicked,
         enabled; /* kicked: SET_VRING_KICK has come; with an eventfd, or to be looked at by the clock */
     struct vhost_event kick, call, error;
@@ -33,6 +35,8 @@ struct vhost_queue {
 void vhost_queue_init(struct vhost_queue *queue, struct vhost_session *session, unsigned index);
 /* What was said may be enough now: makes the ring, and serves it if it is enabled. 0, or -errno with a sentence. */
 int vhost_queue_update(struct vhost_queue *queue, struct error *err);
+/* The log, or where the ring is in it, has changed. 0, or -errno with a sentence. */
+int vhost_queue_update_log(struct vhost_queue *queue, struct error *err);
 /* Takes nothing more. What is out completes; when queue->in_flight is 0 and it has been shown, vhost_queue_is_still(). */
 void vhost_queue_halt(struct vhost_queue *queue);
 bool vhost_queue_is_still(const struct vhost_queue *queue);

@@ -27,6 +27,7 @@ static void request_finish(struct vhost_request *request, enum virtio_blk_status
         written = (uint32_t)request->moved_bytes;
     if (request->status && request->queue->session->state != VHOST_SESSION_CLOSED) {
         *request->status = (uint8_t)status;
+        vhost_session_wrote(request->queue->session, request, &(struct iovec){request->status, 1}, 1);
         if (!request->reads || status == VIRTIO_BLK_S_OK)
             written++;
     }
@@ -134,6 +135,8 @@ static void piece_done(struct request *block, int status)
     struct vhost_request *request = container_of(block, struct vhost_request, block);
     struct vhost_session *session = request->queue->session;
     uint64_t length = block->range.length;
+    if (request->reads) /* also when it has failed: some may have come */
+        vhost_session_wrote(session, request, block->iov, block->iov_count);
     if (block->iov_count > 0)
         data_join(request, block->iov_count, length);
     if (status < 0) {
@@ -238,6 +241,7 @@ static void give_id(struct vhost_request *request)
         return;
     }
     iov_copy_in(request->data, request->data_count, 0, id, sizeof id);
+    vhost_session_wrote(request->queue->session, request, request->data, request->data_count);
     request->moved_bytes = request->chain.write_bytes; /* the status lies behind all of the room that we were given */
     request_finish(request, VIRTIO_BLK_S_OK);
 }

@@ -227,6 +227,24 @@ void vhost_session_finish(struct vhost_request *request, uint32_t written)
             vhost_queue_look(vhost_session_queue(session, i));
 }
 
+void vhost_session_log(const struct vhost_request *request, const struct iovec *iov, unsigned count)
+{
+    const struct vhost_session *session = request->queue->session;
+    for (unsigned i = 0; i < count; i++)
+        dirty_log_mark_memory(&session->log, request->chain.memory, iov[i].iov_base, iov[i].iov_len);
+}
+
+bool vhost_session_is_torn(const struct vhost_session *session)
+{
+    return (session->memory && guest_memory_is_torn(session->memory)) || inflight_region_is_torn(&session->inflight) ||
+           dirty_log_is_torn(&session->log);
+}
+
+static void logged_idle(struct vhost_event *event)
+{
+    vhost_session_wake(container_of(event, struct vhost_session, logged));
+}
+
 /* --- beginning and end */
 
 static void session_free(struct vhost_session *session)
@@ -237,6 +255,7 @@ static void session_free(struct vhost_session *session)
     while (!list_empty(&session->spare))
         free(container_of(list_take_first(&session->spare), struct vhost_request, link));
     inflight_region_drop(&session->inflight);
+    dirty_log_drop(&session->log);
     guest_memory_unref(session->memory);
     if (session->fd >= 0) {
         atomic_store(&session->counters->connected, 0);
@@ -254,7 +273,7 @@ static bool is_busy(const struct vhost_session *session)
     for (unsigned i = 0; i < session->queue_end; i++)
         if (vhost_queue_is_busy(&session->queues[i]))
             return true;
-    return session->receiving || session->sending || session->in_flight > 0;
+    return session->receiving || session->sending || session->in_flight > 0 || vhost_event_is_busy(&session->logged);
 }
 
 static bool is_still(const struct vhost_session *session)
@@ -288,6 +307,7 @@ void vhost_session_close(struct vhost_session *session, const struct error *err)
     close_descriptors(session);
     io_shutdown(session->io, session->fd);
     vhost_poll_fini(session);
+    vhost_event_set(&session->logged, -1);
     for (unsigned i = 0; i < session->queue_end; i++)
         vhost_queue_abandon(&session->queues[i]);
 }
@@ -318,6 +338,7 @@ struct vhost_session *vhost_session_create(struct io *io, struct node *node, con
     session->receive.done = receive_done;
     session->send.done = send_done;
     list_init(&session->spare);
+    vhost_event_init(&session->logged, io, NULL, logged_idle);
     vhost_poll_init(session);
     for (unsigned i = 0; i < LIMIT_VHOST_QUEUES; i++)
         vhost_queue_init(&session->queues[i], session, i);

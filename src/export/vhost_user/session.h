@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 
 #include "block/node.h"
+#include "export/vhost_user/dirty_log.h"
 #include "export/vhost_user/inflight_region.h"
 #include "export/vhost_user/memory.h"
 #include "export/vhost_user/message.h"
@@ -56,6 +57,9 @@ struct vhost_session {
     uint64_t features, protocol_features, status;
     struct guest_memory *memory;
     struct inflight_region inflight;
+    struct dirty_log log;
+    struct vhost_event logged; /* signalled when there may be something new in the log */
+    bool logging;              /* the front-end wants to know where we write, and there is a log */
     struct vhost_queue queues[LIMIT_VHOST_QUEUES];
     unsigned queue_end; /* queues from here on were never spoken of */
 
@@ -91,6 +95,18 @@ struct vhost_request *vhost_session_take_request(struct vhost_session *session);
 void vhost_session_put_request(struct vhost_session *session, struct vhost_request *request);
 /* The request is done; `written` bytes of its chain. */
 void vhost_session_finish(struct vhost_request *request, uint32_t written);
+
+/* Fragments of the guest's memory, as the request has it, were written. */
+void vhost_session_log(const struct vhost_request *request, const struct iovec *iov, unsigned count);
+static inline void vhost_session_wrote(const struct vhost_session *session, const struct vhost_request *request,
+                                       const struct iovec *iov, unsigned count)
+{
+    if (__builtin_expect(session->logging, 0))
+        vhost_session_log(request, iov, count);
+}
+/* Memory of the VMM's that we touch has been taken away: nothing that we read there may be believed, and nothing that we
+ * wrote or marked there has arrived. */
+bool vhost_session_is_torn(const struct vhost_session *session);
 
 /* device.c. What the message in session->message asks for; the answer's payload goes into session->answer. */
 enum vhost_done {

@@ -123,6 +123,30 @@ void split_ring_return(struct virtqueue *queue, const struct virtqueue_chain *ch
         split->busy[chain->head] = 0;
 }
 
+uint64_t split_ring_used_bytes(const struct virtqueue *queue)
+{
+    return 4 + 8 * (uint64_t)queue->size + (queue->event_idx ? 2 : 0);
+}
+
+/* Something of the used ring was written. */
+static void mark(const struct virtqueue *queue, const uint16_t *at, uint64_t bytes)
+{
+    if (__builtin_expect(queue->log != NULL, 0))
+        dirty_log_mark(queue->log, queue->log_used + (uint64_t)((const char *)at - (const char *)queue->split.used),
+                       bytes);
+}
+
+/* All that was shown since the used index was `from`. */
+static void mark_shown(const struct virtqueue *queue, uint16_t from)
+{
+    const uint16_t *used = queue->split.used;
+    const uint32_t slot = from & (queue->size - 1), count = (uint16_t)(queue->split.used_shown - from);
+    const uint32_t first = count < queue->size - slot ? count : queue->size - slot; /* up to the end of the ring */
+    mark(queue, &used[RING_AT + 4 * slot], 8 * (uint64_t)first);
+    mark(queue, &used[RING_AT], 8 * (uint64_t)(count - first));
+    mark(queue, &used[RING_INDEX], sizeof used[RING_INDEX]);
+}
+
 /* Whether the driver wants to hear of the entries since the last time; after the full barrier. */
 static bool wants_call(struct virtqueue *queue)
 {
@@ -148,11 +172,14 @@ bool split_ring_publish(struct virtqueue *queue)
     struct split_ring *split = &queue->split;
     if (split->used_next == split->used_shown)
         return queue->called ? false : wants_call(queue);
+    const uint16_t from = split->used_shown;
     split->used_shown = split->used_next;
     if (queue->inflight.region)
         inflight_split_publish(queue);
     else
         split_ring_show(queue);
+    if (__builtin_expect(queue->log != NULL, 0))
+        mark_shown(queue, from);
     return wants_call(queue);
 }
 
@@ -162,17 +189,18 @@ bool split_ring_want_kicks(struct virtqueue *queue)
     if (queue->broken)
         return false;
     queue->no_kicks = false;
-    if (queue->event_idx)
-        ring_store16(available_event(queue), split->next, __ATOMIC_SEQ_CST);
-    else
-        ring_store16(&split->used[RING_FLAGS], 0, __ATOMIC_SEQ_CST);
+    uint16_t *wish = queue->event_idx ? available_event(queue) : &split->used[RING_FLAGS];
+    ring_store16(wish, queue->event_idx ? split->next : 0, __ATOMIC_SEQ_CST);
+    mark(queue, wish, sizeof *wish);
     return look(queue, __ATOMIC_SEQ_CST) != 0;
 }
 
 /* With EVENT_IDX the driver kicks when it passes the index that we asked for last, and we have passed that. */
 void split_ring_want_no_kicks(struct virtqueue *queue)
 {
-    if (!queue->event_idx && !queue->no_kicks)
+    if (!queue->event_idx && !queue->no_kicks) {
         ring_store16(&queue->split.used[RING_FLAGS], NO_NOTIFY, __ATOMIC_RELAXED);
+        mark(queue, &queue->split.used[RING_FLAGS], sizeof queue->split.used[RING_FLAGS]);
+    }
     queue->no_kicks = true;
 }

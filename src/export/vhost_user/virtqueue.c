@@ -206,6 +206,17 @@ int virtqueue_set_memory(struct virtqueue *queue, struct guest_memory *memory, s
     return place_rings(queue, memory, err);
 }
 
+int virtqueue_set_log(struct virtqueue *queue, const struct dirty_log *log, uint64_t used, struct error *err)
+{
+    const uint64_t bytes = queue->packed ? 0 : split_ring_used_bytes(queue);
+    if (log && (used > UINT64_MAX - bytes || !dirty_log_covers(log, used + bytes)))
+        return error_set(err, EINVAL, "its used ring counts at 0x%llx, which is behind the end of the log",
+                         (unsigned long long)used);
+    queue->log = log;
+    queue->log_used = used;
+    return 0;
+}
+
 uint32_t virtqueue_base(const struct virtqueue *queue)
 {
     const struct packed_ring *ring = &queue->ring;

@@ -69,6 +69,8 @@ struct virtqueue {
     struct returned_chain *returned; /* packed, or with an in-flight region; `size` of them at most */
     uint32_t returned_count;
     struct inflight inflight;
+    const struct dirty_log *log; /* NULL: nobody wants to know what we write to the rings */
+    uint64_t log_used;           /* the guest address that stands for the used ring */
     struct virtqueue_place place;
     char why[160]; /* it is broken */
 };
@@ -88,6 +90,7 @@ void split_ring_return(struct virtqueue *queue, const struct virtqueue_chain *ch
 bool split_ring_publish(struct virtqueue *queue);
 bool split_ring_want_kicks(struct virtqueue *queue);
 void split_ring_want_no_kicks(struct virtqueue *queue);
+uint64_t split_ring_used_bytes(const struct virtqueue *queue);
 
 /* Stores the used index, with the full barrier behind it. */
 void split_ring_show(struct virtqueue *queue);

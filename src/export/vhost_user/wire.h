@@ -16,6 +16,8 @@ enum vhost_request_id {
     VHOST_SET_OWNER = 3,
     VHOST_RESET_OWNER = 4,
     VHOST_SET_MEM_TABLE = 5,
+    VHOST_SET_LOG_BASE = 6,
+    VHOST_SET_LOG_FD = 7,
     VHOST_SET_VRING_NUM = 8,
     VHOST_SET_VRING_ADDR = 9,
     VHOST_SET_VRING_BASE = 10,
@@ -48,6 +50,7 @@ enum vhost_header_flags {
 
 enum vhost_protocol_feature { /* bit numbers */
                               VHOST_PROTOCOL_MQ = 0,
+                              VHOST_PROTOCOL_LOG_SHMFD = 1,
                               VHOST_PROTOCOL_REPLY_ACK = 3,
                               VHOST_PROTOCOL_CONFIG = 9,
                               VHOST_PROTOCOL_INFLIGHT = 12,
@@ -65,6 +68,7 @@ enum virtio_feature { /* bit numbers */
                       VIRTIO_BLK_F_MQ = 12,
                       VIRTIO_BLK_F_DISCARD = 13,
                       VIRTIO_BLK_F_WRITE_ZEROES = 14,
+                      VHOST_F_LOG_ALL = 26,
                       VIRTIO_F_ANY_LAYOUT = 27,
                       VIRTIO_F_INDIRECT_DESC = 28,
                       VIRTIO_F_EVENT_IDX = 29,
@@ -94,6 +98,13 @@ enum { VHOST_VRING_F_LOG = 1 };
 
 /* The word of SET_VRING_KICK, _CALL and _ERR. */
 enum { VHOST_VRING_INDEX_MASK = 0xff, VHOST_VRING_NO_FD = 0x100 };
+
+struct vhost_log {
+    uint64_t size, offset;
+};
+
+/* A bit of the log is a page of so many bytes, whatever the pages of the machine. */
+enum { VHOST_LOG_PAGE = 4096 };
 
 struct vhost_region {
     uint64_t guest_address, size, user_address, offset;
