@@ -84,6 +84,19 @@ enum {
      * have 32 pages of counts. */
     LIMIT_QCOW2_FREED = 1024,
     LIMIT_QCOW2_FREED_RUN = 65536,
+    /* Runs of free clusters that are remembered for new mappings; others stay unused as long as the image is open. Runs of
+     * clusters that are counted ahead, and how many bytes: the first time, and at most. What was counted ahead is lost
+     * address space after a kill -9, and each time costs a sync, which others need not wait for. */
+    LIMIT_QCOW2_UNUSED = 1024,
+    LIMIT_QCOW2_POOL_RUNS = 64,
+    QCOW2_POOL_BYTES = 1 << 20,
+    QCOW2_POOL_MAX_BYTES = 16 << 20,
+    QCOW2_POOL_CLUSTERS = 8,
+    LIMIT_QCOW2_POOL_CLUSTERS = 4096,
+    /* Pages that stay, if they were used last: what a request needs besides the one that it waits for. */
+    QCOW2_PAGES_KEPT = 4,
+    /* Pages that a commit may have beyond the bound: one of the refcount table and one of counts at a time. */
+    LIMIT_QCOW2_COMMIT_PAGES = 4,
     /* Clusters behind the end of a file that are counted though nobody wrote them: a crash leaves no more than that. */
     LIMIT_QCOW2_PASSED = 1024 * 1024,
     /* Parts of reads, and writes, under way on one image; further ones wait. */

@@ -42,7 +42,8 @@ struct node {
      * at most LIMIT_NAME_BYTES long, LIMIT_DIRTY_MAPS of them at most. They stay as they are as long as the node. */
     const char *const *dirty_maps;
     unsigned dirty_map_count;
-    bool write_back; /* what was written may be lost with the process, until a flush: metadata is kept in memory */
+    bool
+        gives_back; /* its last flush before it is destroyed should say so (REQUEST_LAST), or space leaks in the image */
     bool can_discard;
     bool can_fast_zero; /* write zeroes never falls back to writing data */
 };

@@ -39,6 +39,7 @@ enum request_flags {
     REQUEST_OWN = 32,       /* made by a filter, through the disk: not counted as the guest's */
     REQUEST_DIRTY = 128,  /* block status of a snapshot's view: extents carry EXTENT_DIRTY of req->dirty_map instead */
     REQUEST_TOP = 256,    /* block status: what this image holds itself; EXTENT_BACKING where it holds nothing */
+    REQUEST_LAST = 512,   /* flush: nothing will be written any more; what was kept for that is given back */
     REQUEST_NO_HINT = 64, /* discard: -EOPNOTSUPP where space can't be given back, else that is no error */
 };
 

@@ -70,6 +70,7 @@ static int open_qcow2(struct transfer *transfer, struct node *file, struct node 
         return wait.status;
     }
     *node = wait.image;
+    qcow2_write_back_set(wait.image);
     return lay_over_nothing(transfer, wait.image, err);
 }
 

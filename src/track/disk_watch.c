@@ -110,7 +110,7 @@ static void watch_written(struct write_observer *observer, struct range range)
 static bool watch_quiet(struct disk_watch *watch)
 {
     struct disk_note *note = watch->note;
-    if (watch->disk->leaf->write_back)
+    if (watch->disk->leaf->gives_back) /* it may write by itself */
         return false;
     const struct disk_identity is = watch->identify(watch->context);
     if (is.size_bytes == 0)

@@ -40,8 +40,7 @@ struct part { /* of a snapshot, on one disk */
     struct point *point;
     struct node *view, *through;
     struct cbw_waiter quiet;
-    struct request flush; /* of the disk, before the snapshot may outlive the daemon */
-    uint64_t store_at;    /* of the needed set, while it is stored for the next daemon */
+    uint64_t store_at; /* of the needed set, while it is stored for the next daemon */
     struct io_timer store_on;
     struct bitmap_copy needed; /* of the dirty bitmap or the changes that the snapshot is limited to, until the cut */
     struct map_copy *maps;     /* of changes since checkpoints, that the view shows: those that the disk knows */

@@ -176,14 +176,12 @@ void part_cut(struct cut_disk *cut_disk)
         point_go_live(part->point);
 }
 
-static void part_store_needed(struct part *part);
-
 static void part_store_on(struct io_timer *timer)
 {
-    part_store_needed(container_of(timer, struct part, store_on));
+    part_store(container_of(timer, struct part, store_on));
 }
 
-static void part_store_needed(struct part *part)
+void part_store(struct part *part)
 {
     int status = MUTANT(restart_needed_set_not_stored) ? 0 : point_store_needed(part->point, &part->store_at);
     if (status < 0)
@@ -195,30 +193,6 @@ static void part_store_needed(struct part *part)
     }
     part->store_on.fire = part_store_on;
     io_timer_set(part->vd->disk->node.io, &part->store_on, io_now_ns(part->vd->disk->node.io));
-}
-
-static void part_flushed(struct request *req, int status)
-{
-    struct part *part = container_of(req, struct part, flush);
-    if (status == 0) {
-        part_store_needed(part);
-        return;
-    }
-    part->status = error_set(&part->error, -status, "snapshot '%s' refused: disk %s can't be flushed: %s",
-                             part->snapshot->name, part->vd->disk->name, error_name(status));
-    part_back(part);
-}
-
-/* A disk that kill -9 takes back to its last flush must not go back behind the cut, for what is not preserved is there. */
-void part_store(struct part *part)
-{
-    struct node *leaf = part->vd->disk->leaf;
-    if (!leaf->write_back) {
-        part_store_needed(part);
-        return;
-    }
-    part->flush = (struct request){.kind = REQUEST_FLUSH, .done = part_flushed};
-    node_submit(leaf, &part->flush);
 }
 
 void part_end(struct part *part)

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "base/name.h"
 #include "vm/checkpoint_table.h"
 #include "vm/vm_private.h"
@@ -155,18 +156,34 @@ static void tracker_closed(struct tracker_op *op)
     disk_free(vd);
 }
 
-static void disk_close(struct io_message *message)
+/* Nothing writes to the leaf after this: the tracker notes what its file looks like. */
+static void leaf_given_back(struct request *req, int status)
 {
-    struct vm_disk *vd = container_of(message, struct vm_disk, closing);
-    assert(!vd->cbw);
-    dirty_bitmaps_fini(&vd->bitmaps);
-    write_sketch_end(&vd->recent);
+    struct vm_disk *vd = container_of(req, struct vm_disk, last_flush);
+    if (status < 0)
+        log_warning("disk %s: space may leak in its image, for it can't be flushed: %s", vd->disk->name,
+                    error_name(status));
     if (!vd->tracking.tracker) {
         disk_free(vd);
         return;
     }
     vd->tracking.op = (struct tracker_op){.done = tracker_closed};
     tracker_close(vd->tracking.tracker, &vd->tracking.op);
+}
+
+static void disk_close(struct io_message *message)
+{
+    struct vm_disk *vd = container_of(message, struct vm_disk, closing);
+    struct node *leaf = vd->disk->leaf;
+    assert(!vd->cbw);
+    dirty_bitmaps_fini(&vd->bitmaps);
+    write_sketch_end(&vd->recent);
+    vd->last_flush = (struct request){.kind = REQUEST_FLUSH, .flags = REQUEST_LAST, .done = leaf_given_back};
+    if (leaf->gives_back) {
+        node_submit(leaf, &vd->last_flush);
+    } else {
+        leaf_given_back(&vd->last_flush, 0);
+    }
 }
 
 static void room_fell_idle(void *argument)

@@ -35,6 +35,7 @@ struct vm_disk {
     struct nudge lost;
     struct losses losses;
     struct io_message closing;
+    struct request last_flush;
 };
 
 struct vm {

@@ -1,16 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The qcow2 driver over the file driver on a simulated machine: images of every shape, with and without something behind
- * them, seeded requests side by side, short and failed I/O, and power losses at any moment.
+ * them, seeded requests side by side, short and failed I/O, and deaths at any moment: of the process, or of the power.
  *
  *   qcow2_sim --seeds N     N seeds must pass, every probe of the driver must have been reached, and each deliberate fault
  *                           of it must be caught by some seed (--no-mutants: without these)
  *   qcow2_sim --seed N      one seed
  *
- * The oracle: after a power loss qcow2_check.c finds no error in the image (clusters may leak), and the driver opens it
- * again. Each byte is then as it was at the last flush that succeeded, or as some write since then made it; so data that
- * was flushed is there, and what was never written is what lies behind. Without a power loss each byte is as the last
- * write made it, and after a last flush no cluster leaks either.
+ * The oracle: after a death qcow2_check.c finds no error in the image (clusters may leak), and the driver opens it again.
+ * After a power loss each byte is as it was at the last flush that succeeded, or as some write since then made it; so data
+ * that was flushed is there, and what was never written is what lies behind. When the process was killed that holds for an
+ * image that is written back; one that is written through has all that was answered: each byte is as the last write made
+ * it, or as one made it that was under way. Without a death it is as the last write made it, and after a last flush no
+ * cluster leaks either.
+ *
+ * Besides the random lives one short story is told again and again, each time with a death one disk operation later.
  */
 #include <assert.h>
 #include <errno.h>
@@ -32,6 +36,10 @@ extern struct probe __start_fleece_probes[], __stop_fleece_probes[];
 extern struct mutant __start_fleece_mutants[], __stop_fleece_mutants[];
 
 enum { JOBS = 80, LIVES = 8, BATCHES = 1, EXTENTS = 16 };
+enum { STORIES = 4, STORY_JOBS = 14, STORY_OPERATIONS = 400 };
+enum death { DIES_OF_POWER, DIES_OF_KILL, DEATHS };
+/* What a byte may be now: of a batch that was answered, or in part; of any time since the last flush. */
+enum time { OF_BATCH, SINCE_FLUSH };
 
 struct job {
     struct request req; /* first */
@@ -53,7 +61,8 @@ struct run {
     unsigned process, pending, values, jobs_used, error_per_1024;
     uint64_t size, base_size;
     struct qcow2_header header;
-    bool compress, answered, crashed, failed, flush_failed;
+    uint64_t stop_at, operations; /* of the disk */
+    bool few_pages, grows, compress, write_back, answered, crashed, killed, failed;
     /* The model: what the image held at the last flush and holds now, and per byte which values it may have instead. */
     unsigned char *flushed, *now;
     unsigned char (*may)[32]; /* a bit for each value */
@@ -74,6 +83,9 @@ static void __attribute__((format(printf, 2, 3), noreturn)) fail(const struct ru
 static int fault(void *context, const struct world_io *io)
 {
     struct run *run = context;
+    run->operations = io->number;
+    if (run->error_per_1024 && io->kind == WORLD_WRITE && io->range.start == 0 && world_chance(run->world, 256))
+        return -EIO; /* the header */
     bool harmless = io->kind == WORLD_READ && world_chance(run->world, 4);
     return harmless ? -EINTR : world_chance(run->world, run->error_per_1024) ? -EIO : 0;
 }
@@ -90,15 +102,17 @@ static void choose_shape(struct run *run)
 {
     struct qcow2_header *header = &run->header;
     static const uint32_t bits[] = {9, 12, 12, 16, 14};
-    unsigned shape = (unsigned)below(run, 5);
+    unsigned shape = run->few_pages || run->grows ? 0 : (unsigned)below(run, 5);
     header->version = 3;
     header->cluster_bits = bits[shape];
     header->extended_l2 = shape == 4;
-    header->refcount_order = (uint32_t)below(run, 7);
+    header->refcount_order = run->grows ? 4 + (uint32_t)below(run, 3) : (uint32_t)below(run, 7);
     header->zstd = header->cluster_bits >= 12 && below(run, 2);
     header->has_backing = below(run, 2);
     run->compress = header->zstd && below(run, 4) > 0 && header->refcount_order > 3;
     run->size = 512 * (1 + below(run, header->cluster_bits == 16 ? 2000 : 800));
+    if (run->few_pages)
+        run->size = 800 * 512;
     run->base_size = header->has_backing ? 512 * (1 + below(run, run->size / 512 + 100)) : 0;
     header->size_bytes = run->size;
     if (header->has_backing) {
@@ -115,7 +129,7 @@ static void make_image(struct run *run)
     uint64_t cluster = UINT64_C(1) << bits, per_block = (cluster * 8) >> header->refcount_order;
     struct error err;
     header->l1_entries = qcow2_l1_entries(run->size, bits, header->extended_l2);
-    uint64_t blocks_in_all = (200 * run->size / cluster + 4096) / per_block + 1;
+    uint64_t blocks_in_all = !run->grows && below(run, 2) ? (200 * run->size / cluster + 4096) / per_block + 1 : 1;
     header->reftable_clusters = (blocks_in_all * 8 + cluster - 1) >> bits;
     header->reftable_offset = cluster;
     header->l1_offset = cluster * (1 + header->reftable_clusters);
@@ -135,7 +149,10 @@ static void make_image(struct run *run)
         else
             counts[(i + 1) * width / 8 - 1] = 1;
     }
-    run->file = world_file_create(run->world, "image", length, below(run, 2) ? 512 : 4096, false);
+    uint64_t end = length, covered = (header->reftable_clusters << bits) / 8 * per_block * cluster;
+    if (covered <= 8 * MIB && (run->grows || below(run, 4) > 0)) /* the table is too small soon */
+        end = covered - cluster * below(run, run->grows ? 20 : 60);
+    run->file = world_file_create(run->world, "image", end > length ? end : length, below(run, 2) ? 512 : 4096, false);
     world_file_fill(run->file, 0, bytes, length);
     free(bytes);
 }
@@ -166,12 +183,14 @@ static bool is_answered(void *argument)
     return ((struct run *)argument)->answered;
 }
 
-/* A new process opens the image. false: an I/O error. */
+/* A new process opens the image. false: an I/O error. Short writes into the page cache would end inside of a sector, and
+ * within a page of a table no kernel ends there. */
 static bool open_image(struct run *run)
 {
     struct error err;
     struct node *file, *base;
-    struct file_options options = {.path = "image", .growable = true, .page_cache = below(run, 4) == 0};
+    struct file_options options = {
+        .path = "image", .growable = true, .page_cache = below(run, 4) == 0 && run->seed % 3 == 0};
     run->io = world_reactor(run->world, "disk", ++run->process);
     world_act_as(run->world, run->io);
     if (file_open(run->io, &options, &file, &err) < 0)
@@ -187,10 +206,17 @@ static bool open_image(struct run *run)
         return false;
     }
     struct qcow2 *image = qcow2_of(run->image);
-    if (below(run, 2)) { /* the bounds of small images are never reached */
-        image->page_max = 48;
+    if (run->few_pages || below(run, 2)) { /* the bounds of small images are never reached */
+        image->page_max = run->few_pages || below(run, 2) ? 10 : 48;
         image->freed_max = l2_page_entries(image) + 2;
+        if (image->freed_max < LIMIT_QCOW2_POOL_RUNS * 3 / 2)
+            image->freed_max = LIMIT_QCOW2_POOL_RUNS * 3 / 2;
     }
+    image->pool.batch = 2 + below(run, 6);
+    image->pool.batch_max = 16 + below(run, 100);
+    run->write_back = run->compress || below(run, 2) == 0;
+    if (run->write_back)
+        qcow2_write_back_set(run->image);
     if (run->compress)
         qcow2_compress_set(run->image);
     if (run->header.has_backing) {
@@ -233,7 +259,7 @@ static void submit(struct run *run, struct job *job)
 static void finish(struct run *run)
 {
     world_act_as(run->world, NULL);
-    if (!world_run_until(run->world, nothing_pending, run, 3600 * NS_PER_S))
+    if (!world_run_until(run->world, nothing_pending, run, 60 * NS_PER_S))
         fail(run, "%u requests never completed", run->pending);
     world_act_as(run->world, run->io);
 }
@@ -360,19 +386,31 @@ static void read_back(struct run *run, unsigned char *to)
     }
 }
 
-/* After a batch: what no write of it covers is as it was, else it is what one of them wrote. */
-static void check_now(struct run *run, bool any_since_flush)
+/* Whether some request of the batch may have made the byte so, or left it. */
+static bool allowed_by_batch(const struct run *run, uint64_t at, unsigned char value)
+{
+    bool overwritten = false;
+    for (unsigned i = 1; i < run->jobs_used; i++) {
+        const struct job *job = &run->jobs[i];
+        if (!covers(job, at))
+            continue;
+        if (value_of(job, at) == value)
+            return true;
+        overwritten |= job->done && job->status == 0 && job->req.kind != REQUEST_DISCARD; /* that is but a hint */
+    }
+    return !overwritten && value == run->now[at];
+}
+
+static void check_now(struct run *run, enum time time)
 {
     unsigned char *got = calloc(1, run->size);
     read_back(run, got);
     for (uint64_t at = 0; at < run->size; at++) {
-        bool allowed = any_since_flush ? got[at] == run->flushed[at] || may_be(run, at, got[at])
-                                       : got[at] == run->now[at];
-        for (unsigned i = 1; i < run->jobs_used && !allowed && !any_since_flush; i++)
-            allowed = covers(&run->jobs[i], at) && value_of(&run->jobs[i], at) == got[at];
+        bool allowed = time == SINCE_FLUSH ? got[at] == run->flushed[at] || may_be(run, at, got[at])
+                                           : allowed_by_batch(run, at, got[at]);
         if (!allowed)
             fail(run, "byte %llu is %u, it was %u, and %u at the last flush%s", (unsigned long long)at, got[at],
-                 run->now[at], run->flushed[at], any_since_flush ? " before the power was lost" : "");
+                 run->now[at], run->flushed[at], time == SINCE_FLUSH ? " before the power was lost" : "");
     }
     memcpy(run->now, got, run->size);
     free(got);
@@ -389,10 +427,10 @@ static void check_image(struct run *run, bool exact)
 }
 
 /* A flush of its own; what is there now is what must be there later. */
-static bool flush(struct run *run)
+static bool flush(struct run *run, bool last)
 {
     struct job *job = &run->jobs[0];
-    *job = (struct job){.memory = job->memory, .req = {.kind = REQUEST_FLUSH}};
+    *job = (struct job){.memory = job->memory, .req = {.kind = REQUEST_FLUSH, .flags = last ? REQUEST_LAST : 0}};
     submit(run, job);
     finish(run);
     if (job->status != 0) {
@@ -419,9 +457,9 @@ static void run_batch(struct run *run)
         submit(run, &run->jobs[i]);
     finish(run);
     check_statuses(run);
-    check_now(run, run->failed);
-    if (below(run, 2) && flush(run))
-        check_image(run, !run->crashed && !run->failed);
+    check_now(run, run->failed ? SINCE_FLUSH : OF_BATCH);
+    if (below(run, 2) && flush(run, false))
+        check_image(run, run->write_back && !run->crashed && !run->failed);
 }
 
 /* FUA alone makes what it wrote stable. */
@@ -444,34 +482,60 @@ static void check_fua(struct run *run)
     }
 }
 
-/* With requests under way. */
-static void lose_power(struct run *run)
+/* The process's memory is lost with it. */
+static void die(struct run *run, enum death death)
 {
-    if (below(run, 3) == 0)
-        check_fua(run);
-    run->jobs_used = 1 + (unsigned)below(run, JOBS);
+    world_act_as(run->world, NULL);
+    if (death == DIES_OF_POWER) {
+        world_power_loss(run->world);
+    } else {
+        world_kill(run->world, run->process);
+        world_run_for(run->world, 5 * NS_PER_S); /* until what the kernel has of it has landed */
+    }
+    run->killed = death == DIES_OF_KILL && !run->write_back;
+    run->pending = 0;
+    run->crashed = true;
+    run->image = NULL;
+    check_image(run, false);
+}
+
+static void submit_jobs(struct run *run, unsigned count)
+{
+    run->jobs_used = 1 + count;
     for (unsigned i = 1; i < run->jobs_used; i++)
         random_job(run, &run->jobs[i], false);
     note_writes(run);
     for (unsigned i = 1; i < run->jobs_used; i++)
         submit(run, &run->jobs[i]);
     world_act_as(run->world, NULL);
-    world_run_for(run->world, below(run, 5 * NS_PER_MS));
-    world_power_loss(run->world);
-    run->pending = 0;
-    run->crashed = true;
-    check_image(run, false);
+}
+
+/* With requests under way. */
+static void die_at_work(struct run *run)
+{
+    if (below(run, 3) == 0)
+        check_fua(run);
+    submit_jobs(run, (unsigned)below(run, JOBS));
+    world_run_for(run->world, below(run, below(run, 2) ? 5 * NS_PER_MS : NS_PER_MS));
+    die(run, below(run, DEATHS));
+}
+
+/* What there is now may be of some time before; from here on it is what is there. */
+static void check_after_death(struct run *run)
+{
+    check_now(run, run->killed && !run->failed ? OF_BATCH : SINCE_FLUSH);
+    for (uint64_t at = 0; at < run->size; at++)
+        run->may[at][run->now[at] / 8] |= (unsigned char)(1 << run->now[at] % 8);
+    run->killed = false;
+    run->jobs_used = 1;
 }
 
 static void run_life(struct run *run)
 {
     if (!open_image(run))
         return;
-    if (run->crashed) { /* what there is now may be of any moment since the flush; from here on it is what is there */
-        check_now(run, true);
-        for (uint64_t at = 0; at < run->size; at++)
-            run->may[at][run->now[at] / 8] |= (unsigned char)(1 << run->now[at] % 8);
-    }
+    if (run->crashed)
+        check_after_death(run);
     for (unsigned batch = 0; batch < BATCHES; batch++)
         run_batch(run);
 }
@@ -482,11 +546,10 @@ static void end_life(struct run *run, bool last)
     if (!run->image)
         return;
     if (!clean) {
-        lose_power(run); /* the dead process's memory is lost with it */
-        run->image = NULL;
+        die_at_work(run);
         return;
     }
-    bool flushed = flush(run);
+    bool flushed = flush(run, true);
     run->crashed |= !flushed; /* what is not flushed may be lost with the node */
     node_destroy(run->image);
     run->image = NULL;
@@ -496,10 +559,13 @@ static void end_life(struct run *run, bool last)
         check_image(run, !run->crashed && !run->failed);
 }
 
-static void run_seed(uint64_t seed)
+static struct run *run_create(uint64_t seed, bool grows)
 {
     struct run *run = calloc(1, sizeof *run);
     run->seed = seed;
+    run->grows = grows;
+    run->few_pages = !grows && seed % 6 == 5; /* far fewer than all requests together need */
+    run->stop_at = UINT64_MAX;
     run->world = world_create(&(struct world_options){
         .seed = seed, .power = true, .short_per_1024 = seed % 3 ? 30 : 0, .context = run, .fault = fault});
     choose_shape(run);
@@ -509,13 +575,13 @@ static void run_seed(uint64_t seed)
     make_image(run);
     if (run->header.has_backing)
         make_base(run);
-    run->error_per_1024 = below(run, 5) == 0 ? 3 : 0;
     for (unsigned i = 0; i < JOBS; i++)
         run->jobs[i].memory = aligned_alloc(4096, 512 * KIB);
-    for (unsigned life = 0; life < LIVES; life++) {
-        run_life(run);
-        end_life(run, life == LIVES - 1);
-    }
+    return run;
+}
+
+static void run_destroy(struct run *run)
+{
     world_destroy(run->world, NULL);
     for (unsigned i = 0; i < JOBS; i++)
         free(run->jobs[i].memory);
@@ -523,6 +589,68 @@ static void run_seed(uint64_t seed)
     free(run->now);
     free(run->may);
     free(run);
+}
+
+static bool nothing_pending_or_time(void *argument)
+{
+    const struct run *run = argument;
+    return run->pending == 0 || run->operations >= run->stop_at;
+}
+
+/* A few requests, a flush, a few more, and the death. false: it would come after the end. */
+static bool tell_story(uint64_t seed, uint64_t operation, enum death death)
+{
+    struct run *run = run_create(seed, seed % 2 == 0);
+    open_image(run);
+    submit_jobs(run, STORY_JOBS);
+    finish(run);
+    check_statuses(run);
+    check_now(run, OF_BATCH);
+    flush(run, false);
+    run->stop_at = run->operations + operation;
+    submit_jobs(run, STORY_JOBS);
+    world_run_until(run->world, nothing_pending_or_time, run, 3600 * NS_PER_S);
+    bool in_time = run->operations >= run->stop_at;
+    world_act_as(run->world, run->io);
+    die(run, death);
+    open_image(run);
+    check_after_death(run);
+    run_batch(run);
+    flush(run, true);
+    node_destroy(run->image);
+    world_act_as(run->world, NULL);
+    world_run_for(run->world, NS_PER_S);
+    check_image(run, false);
+    run_destroy(run);
+    return in_time;
+}
+
+static void tell_stories(uint64_t seed)
+{
+    for (enum death death = 0; death < DEATHS; death++)
+        for (uint64_t operation = 1; operation < STORY_OPERATIONS; operation++)
+            if (!tell_story(seed, operation, death))
+                break;
+}
+
+static void run_seed(uint64_t seed)
+{
+    struct run *run = run_create(seed, false);
+    run->error_per_1024 = below(run, 5) == 0 ? 3 : 0;
+    for (unsigned life = 0; life < LIVES; life++) {
+        run_life(run);
+        end_life(run, life == LIVES - 1);
+    }
+    run_destroy(run);
+}
+
+static void run_seeds(uint64_t seeds)
+{
+    for (uint64_t seed = 1; seed <= seeds; seed++) {
+        run_seed(seed);
+        if (seed <= STORIES)
+            tell_stories(seed);
+    }
 }
 
 /* Probes and deliberate faults of the driver. */
@@ -553,8 +681,7 @@ static bool is_caught(struct mutant *mutant, uint64_t seeds)
             _exit(0);
         mutant->on = true;
         alarm(300);
-        for (uint64_t seed = 1; seed <= seeds; seed++)
-            run_seed(seed);
+        run_seeds(seeds);
         _exit(0);
     }
     int status = 0;
@@ -576,6 +703,7 @@ int main(int argc, char **argv)
     }
     if (strcmp(argv[1], "--seed") == 0) {
         run_seed(number);
+        tell_stories(number);
         return 0;
     }
     unsigned wrong = 0, mutants = 0;
@@ -585,8 +713,7 @@ int main(int argc, char **argv)
             wrong += !is_caught(mutant, number);
         }
     }
-    for (uint64_t seed = 1; seed <= number; seed++)
-        run_seed(seed);
+    run_seeds(number);
     wrong += count_unreached();
     printf("qcow2_sim: %llu seeds passed, %u deliberate faults tried, %u things wrong\n", (unsigned long long)number,
            mutants, wrong);

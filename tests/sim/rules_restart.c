@@ -129,29 +129,6 @@ static void space_that_was_freed_counts_once(void **state)
     assert_int_equal(stage_value(stage, snapshot, 0, 3), -ENODATA);
 }
 
-/* ---- C2 ---- */
-
-/* A disk whose metadata is in memory goes back to its last flush when the daemon is killed. So there is no snapshot before
- * the flush that follows its cut is over. */
-static void c2_a_snapshot_waits_for_the_flush_of_a_disk_that_needs_one(void **state)
-{
-    struct stage *stage = *state;
-    for (unsigned round = 0; round < 2; round++) {
-        stage->disks[0]->leaf->write_back = true;
-        stage_hold(stage, WORLD_SYNC, 0);
-        struct stage_snapshot *snapshot = stage_create(stage, round == 0 ? "s1" : "s2", 0);
-        stage_settle(stage);
-        assert_int_equal(stage->held_count, 1);
-        assert_false(snapshot->answered);
-        if (round == 1)
-            stage_let_go(stage);
-        stage_settle(stage);
-        restart(stage);
-        assert_int_equal(snapshot->created, round == 1);
-        assert_int_equal(snapshot->views[0] != NULL, round == 1);
-    }
-}
-
 /* ---- C5 ---- */
 
 /* One copy serves two points, over a restart as well; each loses only what its own consumer has released. */
@@ -524,7 +501,6 @@ int main(void)
         STAGE_TEST(both_tiers_survive, .disk_count = 1, .restartable = true, .segments = 2, .cache_segments = 8),
         STAGE_TEST(space_that_was_freed_counts_once, .disk_count = 2, .restartable = true, .segments = 2,
                    .cache_segments = 4),
-        STAGE_TEST(c2_a_snapshot_waits_for_the_flush_of_a_disk_that_needs_one, .disk_count = 2, .restartable = true),
         STAGE_TEST(c5_points_share_copies_after_a_restart, .disk_count = 2, .restartable = true),
         STAGE_TEST(c10_a_read_of_the_dead_lands_in_no_slot_of_the_next, .disk_count = 1, .restartable = true),
         STAGE_TEST(c12_a_release_is_stored_before_the_overwrite, .disk_count = 2, .restartable = true),

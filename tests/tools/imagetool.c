@@ -88,8 +88,12 @@ static void submit(struct job *job, enum request_kind kind, uint64_t start, uint
 
 static void flush(void)
 {
+    struct job *job = free_job();
     finish();
-    submit(free_job(), REQUEST_FLUSH, 0, 0);
+    job->busy = true;
+    job->req = (struct request){.kind = REQUEST_FLUSH, .flags = REQUEST_LAST, .done = job_done};
+    tool.busy++;
+    node_submit(tool.image, &job->req);
     finish();
 }
 
@@ -209,8 +213,10 @@ static void open_image(const char *path, bool read_only, bool zstd)
     struct image_chain_options options = {.io = tool.io, .path = path, .folder = ".", .read_only = read_only};
     if (image_chain_open(&options, &tool.image, &err) < 0)
         die(path, err.text);
-    if (zstd)
+    if (zstd) {
+        qcow2_write_back_set(tool.image);
         qcow2_compress_set(tool.image);
+    }
 }
 
 int main(int argc, char **argv)

@@ -5,9 +5,19 @@
  *     loading -> clean <-> dirty -> committing -> clean, or dirty when it has changed meanwhile
  *                clean -> gone, when another page needs the room: the one that was used longest ago
  *
- * A page that is dirty stays until a commit has written it. When none may go, a commit begins, and whoever wants a page
- * waits. What a commit writes is what the page held when it began: a page that changes meanwhile leaves the commit its old
- * memory (`shadow`) and goes on with a copy. So while a commit lasts there are at most twice LIMIT_QCOW2_PAGES of memory.
+ * A page that is dirty stays until it has been written, by a commit (commit.c) or through (through.c). When none may go, a
+ * commit begins, and whoever wants a page waits. What is written is what the page held when that began: a page that changes
+ * meanwhile leaves the write its old memory (`shadow`) and goes on with a copy. So while a commit lasts there are at most
+ * twice LIMIT_QCOW2_PAGES of memory.
+ *
+ * The commit itself needs pages, to count down what became free, at a time when all may be dirty and nobody but the commit
+ * can write them. So it may have a few more than there is room for, and when these are dirty too it is told so (-ENOBUFS),
+ * writes them, and goes on. Others wait until the bound is kept again, so what is the commit's stays its own.
+ *
+ * Who waits for a page decides afresh when it is there, and needs others again: an L1 page, a page of the refcount table, of
+ * counts at the end of the file. All ask for these, so they are those that were used last; and the last few never go. So
+ * when somebody's own page has come, which wakes him at once, the rest is there and he goes on, however few pages there are.
+ * If the last few are all that is left, the others are on their way (being read or written), or dirty: then a commit begins.
  *
  * One place has one class. An image that uses the same cluster for two kinds of tables is damaged.
  */
@@ -54,15 +64,21 @@ void cache_fini(struct qcow2 *image)
     assert(image->page_count == 0);
 }
 
-void page_drop_shadow(struct page *page)
-{
-    free(page->shadow);
-    page->shadow = NULL;
-}
-
 void page_settle(struct page *page)
 {
     list_append(page->dirty ? &page->image->dirty[page->class] : &page->image->clean, &page->link);
+}
+
+void page_finish(struct page *page, bool written)
+{
+    page->committing = false;
+    free(page->shadow);
+    page->shadow = NULL;
+    if (!written && !page->dirty) {
+        page->dirty = true;
+        page->image->dirty_count++;
+    }
+    page_settle(page);
 }
 
 bool page_change(struct page *page)
@@ -99,13 +115,44 @@ static struct page *page_find(struct qcow2 *image, uint64_t offset)
     return NULL;
 }
 
+void cache_trim(struct qcow2 *image)
+{
+    while (image->page_count > image->page_max && !list_empty(&image->clean))
+        page_free(list_first(&image->clean, struct page, link));
+}
+
+/* Whether one may go, besides those that were just used. */
+static bool can_spare(const struct qcow2 *image, unsigned kept)
+{
+    unsigned clean = 0;
+    list_each (node, &image->clean)
+        if (++clean > kept)
+            return true;
+    return clean > 0 && MUTANT(qcow2_last_page_goes);
+}
+
+/* It needs a page of the table and one of counts at the same time. */
+static int make_room_for_commit(struct qcow2 *image)
+{
+    const unsigned max = image->page_max + LIMIT_QCOW2_COMMIT_PAGES;
+    if (image->page_count >= max && can_spare(image, 1))
+        page_free(list_first(&image->clean, struct page, link));
+    if (image->page_count < max)
+        return 0;
+    PROBE(qcow2_commit_needs_room);
+    return -ENOBUFS;
+}
+
 /* Room for one more page. */
 static int make_room(struct qcow2 *image, struct qcow2_waiter *waiter)
 {
-    if (image->page_count < image->page_max)
-        return 0;
-    if (!list_empty(&image->clean)) {
+    if (waiter == &image->commit.waiter && !MUTANT(qcow2_commit_waits_for_itself))
+        return make_room_for_commit(image);
+    if (image->page_count == image->page_max && can_spare(image, QCOW2_PAGES_KEPT))
         page_free(list_first(&image->clean, struct page, link));
+    if (image->page_count < image->page_max) {
+        if (image->dirty_count > image->page_max / 4 * 3)
+            commit_begin(image);
         return 0;
     }
     qcow2_wait(&image->room_waiters, waiter);
@@ -131,6 +178,8 @@ static int page_add(struct qcow2 *image, enum page_class class, uint64_t offset,
     made->offset = offset;
     made->bytes = bytes;
     list_init(&made->waiting);
+    list_init(&made->now);
+    list_init(&made->next);
     list_append(bucket_of(image, offset), &made->hash_link);
     image->page_count++;
     *page = made;
@@ -198,11 +247,37 @@ int page_new(struct qcow2 *image, enum page_class class, uint64_t offset, struct
              struct page **page)
 {
     offset = round_down(offset, image->page_bytes);
-    assert(!page_find(image, offset));
+    if (page_find(image, offset))
+        return -EIO;
     int status = page_add(image, class, offset, waiter, page);
     if (status < 0)
         return status;
     memset((*page)->bytes, 0, image->page_bytes);
     page_settle(*page);
+    return 0;
+}
+
+bool cache_has(struct qcow2 *image, struct range place)
+{
+    for (uint64_t at = place.start; at < range_end(place); at += image->page_bytes)
+        if (page_find(image, at))
+            return true;
+    return false;
+}
+
+int cache_drop_table(struct qcow2 *image, struct qcow2_waiter *waiter)
+{
+    struct range table = {image->header.reftable_offset, image->header.reftable_clusters << image->cluster_bits};
+    for (uint64_t at = table.start; at < range_end(table); at += image->page_bytes) {
+        struct page *page = page_find(image, at);
+        if (page && page->loading) {
+            qcow2_wait(&page->waiting, waiter);
+            return -EAGAIN;
+        }
+        if (page) {
+            assert(!page->dirty && !page->committing);
+            page_free(page);
+        }
+    }
     return 0;
 }

@@ -3,11 +3,18 @@
  * Metadata to the file, in the order that a crash may interrupt anywhere:
  *
  *     refcount blocks, sync (and with them all data written so far), refcount table, sync, L2 tables, sync, L1 table, sync;
- *     then what nothing refers to any more is counted down, and these counts are written.
+ *     then what nothing refers to any more is counted down, and these counts are written, and its space is punched out.
  *
  * So a mapping that is on the disk always finds there what it refers to: the data, the table, a count that is not zero. What
  * is lost, or there in part, is at worst a cluster that is counted and not used. Steps with nothing to do are left out: a
  * backup that only maps new clusters has two syncs.
+ *
+ * Of an image that is written through (through.c) the tables of mappings are with the kernel, or on their way: instead of
+ * writing them the commit waits for those on their way. What they may name was counted by an earlier commit (pool.c).
+ *
+ * What becomes free is used again (pool.c), and whoever looked up the old mapping may still read or write there. So before
+ * it is counted down all I/O on mapped clusters that began earlier has to end: it is counted on two sides in turn, as many
+ * as began before and since the last such grace. Nothing that this I/O needs waits for a commit.
  *
  * A commit takes the pages that are dirty when it begins, at one instant, so what it writes fits together; mappings made
  * later wait for the next commit. It begins when somebody flushes, or when the cache runs out of pages that may go.
@@ -25,14 +32,16 @@ static const uint32_t allowed_moves[] = {
     [COMMIT_IDLE] = TO(COMMIT_REFBLOCKS),
     [COMMIT_REFBLOCKS] = TO(COMMIT_SYNC_DATA) | TO(COMMIT_END),
     [COMMIT_SYNC_DATA] = TO(COMMIT_REFTABLE) | TO(COMMIT_END),
-    [COMMIT_REFTABLE] = TO(COMMIT_SYNC_REFTABLE) | TO(COMMIT_END),
+    [COMMIT_REFTABLE] = TO(COMMIT_SYNC_REFTABLE) | TO(COMMIT_SETTLE) | TO(COMMIT_END),
     [COMMIT_SYNC_REFTABLE] = TO(COMMIT_L2) | TO(COMMIT_END),
     [COMMIT_L2] = TO(COMMIT_SYNC_L2) | TO(COMMIT_END),
     [COMMIT_SYNC_L2] = TO(COMMIT_L1) | TO(COMMIT_END),
     [COMMIT_L1] = TO(COMMIT_SYNC_END) | TO(COMMIT_END),
-    [COMMIT_SYNC_END] = TO(COMMIT_FREE) | TO(COMMIT_END),
+    [COMMIT_SETTLE] = TO(COMMIT_SYNC_END) | TO(COMMIT_END),
+    [COMMIT_SYNC_END] = TO(COMMIT_GRACE) | TO(COMMIT_END),
+    [COMMIT_GRACE] = TO(COMMIT_FREE),
     [COMMIT_FREE] = TO(COMMIT_FREED) | TO(COMMIT_END),
-    [COMMIT_FREED] = TO(COMMIT_PUNCH) | TO(COMMIT_END),
+    [COMMIT_FREED] = TO(COMMIT_FREE) | TO(COMMIT_PUNCH) | TO(COMMIT_END),
     [COMMIT_PUNCH] = TO(COMMIT_END),
     [COMMIT_END] = TO(COMMIT_IDLE),
 };
@@ -69,6 +78,39 @@ static void take_dirty(struct qcow2 *image, enum page_class class)
     list_take_all(&image->commit.pages[class], &image->dirty[class]);
 }
 
+static void page_settled(struct qcow2_waiter *waiter, int status)
+{
+    struct commit *commit = &container_of(waiter, struct page, settled)->image->commit;
+    commit->settling--;
+    if (status < 0 && commit->status == 0)
+        commit->status = status;
+    commit_go_on(commit);
+}
+
+/* Waits for what these pages of mappings hold now. */
+static void settle(struct commit *commit, struct list *pages)
+{
+    list_each (node, pages) {
+        struct page *page = container_of(node, struct page, link);
+        page->settled.wake = page_settled;
+        if (page_through(page, &page->settled) == -EAGAIN)
+            commit->settling++;
+    }
+}
+
+static void take_mappings(struct commit *commit)
+{
+    struct qcow2 *image = image_of(commit);
+    if (image->write_back) {
+        take_dirty(image, PAGE_L2);
+        take_dirty(image, PAGE_L1);
+        return;
+    }
+    settle(commit, &image->writing);
+    settle(commit, &image->dirty[PAGE_L2]);
+    settle(commit, &image->dirty[PAGE_L1]);
+}
+
 void commit_begin(struct qcow2 *image)
 {
     struct commit *commit = &image->commit;
@@ -78,8 +120,9 @@ void commit_begin(struct qcow2 *image)
     commit_move(commit, COMMIT_REFBLOCKS);
     commit->status = 0;
     commit->unsynced = false;
-    for (unsigned class = 0; class < PAGE_CLASSES; class ++)
-        take_dirty(image, class);
+    take_dirty(image, PAGE_REFBLOCK);
+    take_dirty(image, PAGE_REFTABLE);
+    take_mappings(commit);
     list_take_all(&commit->flushers, &commit->next);
     commit->freed = image->freed_count;
     commit->next_freed = 0;
@@ -90,18 +133,6 @@ void commit_wait(struct qcow2 *image, struct qcow2_waiter *waiter)
 {
     qcow2_wait(&image->commit.next, waiter);
     commit_begin(image);
-}
-
-/* The page is out of the commit. */
-static void page_finish(struct page *page, bool written)
-{
-    page->committing = false;
-    page_drop_shadow(page);
-    if (!written && !page->dirty) {
-        page->dirty = true;
-        page->image->dirty_count++;
-    }
-    page_settle(page);
 }
 
 static void page_written(struct request *req, int status)
@@ -137,7 +168,10 @@ static bool write_pages(struct commit *commit, enum page_class class)
 static void request_done(struct request *req, int status)
 {
     struct commit *commit = container_of(req, struct commit, req);
-    if (commit->step != COMMIT_PUNCH && status < 0 && commit->status == 0) /* space that stays is no loss */
+    struct qcow2 *image = image_of(commit);
+    if (commit->step == COMMIT_PUNCH && status == 0) /* space that stays is no loss */
+        unused_add(image, image->freed[commit->next_freed - 1].run);
+    else if (commit->step != COMMIT_PUNCH && status < 0 && commit->status == 0)
         commit->status = status;
     commit->writing--;
     commit_go_on(commit);
@@ -147,6 +181,8 @@ static void start_request(struct commit *commit, enum request_kind kind, struct 
 {
     commit->writing++;
     commit->req = (struct request){.kind = kind, .range = range, .done = request_done};
+    if (kind == REQUEST_WRITE_ZEROES)
+        commit->req.flags = REQUEST_FAST_ZERO;
     node_submit(image_of(commit)->file, &commit->req);
 }
 
@@ -177,21 +213,53 @@ static void free_wake(struct qcow2_waiter *waiter, int status)
     commit_go_on(commit);
 }
 
-/* Whether all of them are counted down. A block that can't be read keeps its counts: clusters leak, nothing else. */
+/* Whether I/O that began before the mappings changed has ended. */
+static bool grace_is_over(const struct commit *commit)
+{
+    const struct qcow2 *image = container_of(commit, const struct qcow2, commit);
+    return commit->freed == 0 || image->under_way[commit->side] == 0 || MUTANT(qcow2_freed_under_io);
+}
+
+static void grace_begin(struct commit *commit)
+{
+    struct qcow2 *image = image_of(commit);
+    commit->side = image->side;
+    if (commit->status == 0 && commit->freed > 0)
+        image->side = !image->side;
+}
+
+bool mapped_enter(struct qcow2 *image)
+{
+    image->under_way[image->side]++;
+    return image->side;
+}
+
+void mapped_leave(struct qcow2 *image, bool side)
+{
+    struct commit *commit = &image->commit;
+    if (--image->under_way[side] == 0 && commit->step == COMMIT_GRACE && commit->side == side && commit->freed > 0) {
+        PROBE(qcow2_grace_waited);
+        commit_go_on(commit);
+    }
+}
+
+/* Whether it needs no more memory. A block that can't be read keeps its counts: clusters leak, nothing else. */
 static bool free_clusters(struct commit *commit)
 {
     struct qcow2 *image = image_of(commit);
+    int status = 0;
     commit->waiter.wake = free_wake;
-    while (commit->status == 0 && commit->next_freed < commit->freed) {
+    while (commit->status == 0 && status == 0 && commit->next_freed < commit->freed) {
         struct freed *freed = &image->freed[commit->next_freed];
-        bool free_now = false;
-        int status = clusters_release(image, freed, &commit->waiter, &free_now);
+        status = clusters_release(image, freed, &commit->waiter);
         if (status == -EAGAIN)
             return false;
-        if (status < 0)
+        if (status == -ENOBUFS && list_empty(&image->dirty[PAGE_REFBLOCK]))
+            commit->freed = commit->next_freed; /* the others' pages are to be written first: the next commit */
+        else if (status < 0 && status != -ENOBUFS)
             commit->status = status;
-        freed->punch = freed->punch && free_now && status == 0;
-        commit->next_freed++;
+        if (status == 0 && freed->released == freed->run.count)
+            commit->next_freed++;
     }
     take_dirty(image, PAGE_REFBLOCK);
     return true;
@@ -201,13 +269,18 @@ static bool free_clusters(struct commit *commit)
 static bool punch_next(struct commit *commit)
 {
     struct qcow2 *image = image_of(commit);
-    while (commit->next_freed < commit->freed && image->file->can_discard) {
+    while (commit->next_freed < commit->freed) {
         const struct freed *freed = &image->freed[commit->next_freed++];
-        if (!freed->punch)
+        if (freed->used)
             continue;
-        start_request(commit, REQUEST_DISCARD,
-                      (struct range){freed->first << image->cluster_bits, freed->count << image->cluster_bits});
-        return false;
+        if (freed->zero) {
+            unused_add(image, freed->run);
+        } else if (image->file->can_fast_zero) {
+            start_request(
+                commit, REQUEST_WRITE_ZEROES,
+                (struct range){freed->run.first << image->cluster_bits, freed->run.count << image->cluster_bits});
+            return false;
+        }
     }
     return true;
 }
@@ -229,6 +302,7 @@ static void commit_end(struct commit *commit)
     list_init(&flushers);
     list_take_all(&flushers, &commit->flushers);
     commit_move(commit, COMMIT_IDLE);
+    cache_trim(image);
     int status = commit->status;
     if (status < 0) /* whoever waits for room hears of it too: there will be none */
         PROBE(qcow2_commit_failed);
@@ -236,8 +310,16 @@ static void commit_end(struct commit *commit)
     qcow2_wake_all(&image->room_waiters, status);
     if (!list_empty(&commit->next))
         commit_begin(image);
-    else if (image->doomed && commit->step == COMMIT_IDLE)
-        node_destroy(&image->node);
+    else if (image->doomed)
+        io_task_queue(image->node.io, &image->doom);
+}
+
+static void freed_written(struct commit *commit)
+{
+    bool all = commit->next_freed == commit->freed;
+    commit_move(commit, commit->status < 0 ? COMMIT_END : all ? COMMIT_PUNCH : COMMIT_FREE);
+    if (commit->step == COMMIT_PUNCH)
+        commit->next_freed = 0;
 }
 
 static void commit_go_on(struct commit *commit)
@@ -253,8 +335,11 @@ static void commit_go_on(struct commit *commit)
             commit_move(commit, commit->status < 0 ? COMMIT_END : COMMIT_REFTABLE);
             break;
         case COMMIT_REFTABLE:
-            finished = write_pages(commit, PAGE_REFTABLE) &&
-                       next_with_sync(commit, COMMIT_SYNC_REFTABLE, commit->unsynced && has_pages(commit, PAGE_L2));
+            finished = write_pages(commit, PAGE_REFTABLE);
+            if (finished && !image_of(commit)->write_back)
+                commit_move(commit, commit->status < 0 ? COMMIT_END : COMMIT_SETTLE);
+            else if (finished)
+                finished = next_with_sync(commit, COMMIT_SYNC_REFTABLE, commit->unsynced && has_pages(commit, PAGE_L2));
             break;
         case COMMIT_SYNC_REFTABLE:
             commit_move(commit, commit->status < 0 ? COMMIT_END : COMMIT_L2);
@@ -270,8 +355,18 @@ static void commit_go_on(struct commit *commit)
             finished = write_pages(commit, PAGE_L1) &&
                        next_with_sync(commit, COMMIT_SYNC_END, !list_empty(&commit->flushers) || commit->freed > 0);
             break;
+        case COMMIT_SETTLE:
+            finished = commit->settling == 0 &&
+                       next_with_sync(commit, COMMIT_SYNC_END, !list_empty(&commit->flushers) || commit->freed > 0);
+            break;
         case COMMIT_SYNC_END:
-            commit_move(commit, commit->status < 0 ? COMMIT_END : COMMIT_FREE);
+            grace_begin(commit);
+            commit_move(commit, commit->status < 0 ? COMMIT_END : COMMIT_GRACE);
+            break;
+        case COMMIT_GRACE:
+            finished = grace_is_over(commit);
+            if (finished)
+                commit_move(commit, COMMIT_FREE);
             break;
         case COMMIT_FREE:
             finished = free_clusters(commit);
@@ -280,10 +375,8 @@ static void commit_go_on(struct commit *commit)
             break;
         case COMMIT_FREED:
             finished = write_pages(commit, PAGE_REFBLOCK);
-            if (finished) {
-                commit_move(commit, commit->status < 0 ? COMMIT_END : COMMIT_PUNCH);
-                commit->next_freed = 0;
-            }
+            if (finished)
+                freed_written(commit);
             break;
         case COMMIT_PUNCH:
             finished = punch_next(commit);
@@ -291,7 +384,8 @@ static void commit_go_on(struct commit *commit)
                 commit_move(commit, COMMIT_END);
             break;
         case COMMIT_END:
-            commit_end(commit);
+            if (commit->settling == 0)
+                commit_end(commit);
             return;
         case COMMIT_IDLE:
             break;

@@ -113,6 +113,7 @@ bool inflate_start(struct qcow2 *image, struct request *parent, uint64_t at, uin
         return false;
     }
     image->inflating++;
+    inflate->side = mapped_enter(image);
     PROBE(qcow2_compressed_read);
     read_next(inflate);
     return true;

@@ -18,14 +18,18 @@ enum page_class { PAGE_REFBLOCK, PAGE_REFTABLE, PAGE_L2, PAGE_L1, PAGE_CLASSES }
 struct page {
     struct qcow2 *image;
     struct list_node hash_link;
-    struct list_node
-        link; /* in clean, dirty[class] or, by the commit, committing[class]; loading or being written: nowhere */
+    /* In clean, dirty[class], writing (through) or, by the commit, commit.pages[class]; loading, or being written by the
+     * commit: nowhere. */
+    struct list_node link;
     uint64_t offset; /* in the file */
     char *bytes;
     char *shadow; /* what the commit writes, when `bytes` has changed since it began */
     enum page_class class;
     bool loading, dirty, committing;
-    struct list waiting; /* for the load */
+    bool failed;                 /* what is in memory could not be written through: nobody may rely on it */
+    struct list waiting;         /* for the load */
+    struct list now, next;       /* for the write that is under way; for the one that comes next */
+    struct qcow2_waiter settled; /* the commit's */
     struct request req;
     struct iovec iov;
 };
@@ -39,17 +43,25 @@ enum commit_step {
     COMMIT_L2,
     COMMIT_SYNC_L2,
     COMMIT_L1,
+    COMMIT_SETTLE, /* written through: wait for these pages instead */
     COMMIT_SYNC_END,
+    COMMIT_GRACE, /* whoever began before the mappings changed has ended */
     COMMIT_FREE,  /* count down what nothing refers to any more */
     COMMIT_FREED, /* write these counts */
     COMMIT_PUNCH, /* give their space back */
     COMMIT_END,
 };
 
+struct cluster_run {
+    uint64_t first, count;
+};
+
 /* Clusters that nothing will refer to once the mappings in memory are stable: each is to be counted down by one. */
 struct freed {
-    uint64_t first, count;
-    bool punch; /* they were zeroed or discarded: whoever still reads them may as well read zeroes */
+    struct cluster_run run;
+    uint64_t released; /* of the run: counted down already */
+    bool zero;         /* nobody has ever written to them */
+    bool used;         /* some are still referred to */
 };
 
 struct commit {
@@ -61,14 +73,40 @@ struct commit {
     struct list flushers;       /* waiters of this one */
     struct list next;           /* of the next one */
     unsigned freed, next_freed; /* image->freed[0..freed) are of this commit; those before next_freed are done */
+    unsigned settling;          /* pages that are waited for */
+    bool side;                  /* of the grace */
     struct qcow2_waiter waiter;
     struct request req;
+};
+
+/* Clusters for new mappings, when these are written through (pool.c). */
+struct pool {
+    enum pool_step { POOL_IDLE, POOL_COUNT, POOL_EXTEND, POOL_COMMIT } step;
+    struct cluster_run ready[LIMIT_QCOW2_POOL_RUNS], next[LIMIT_QCOW2_POOL_RUNS / 2];
+    unsigned ready_count, next_count;
+    uint64_t ready_clusters;
+    uint64_t batch, batch_max; /* clusters */
+    struct list waiting;       /* for clusters */
+    struct list closing;       /* for the pool to be idle */
+    struct qcow2_waiter waiter;
+    struct io_task task;
+    struct request req;
+    struct iovec iov;
+};
+
+/* Syncs of the file that many wait for. */
+struct group_sync {
+    struct list now, next;
+    struct io_task task;
+    struct request req;
+    bool busy;
 };
 
 /* A part of a read that goes to one place. */
 struct piece {
     struct list_node link;
     struct request *parent;
+    bool counted, side; /* image->under_way */
     struct request req;
     struct iovec iov[LIMIT_QCOW2_FRAGMENTS];
 };
@@ -99,14 +137,29 @@ struct qcow2 {
     uint32_t entry_bytes, l2_bits;       /* 2^l2_bits entries in an L2 table */
     uint32_t refcount_bits;
     uint64_t refblock_entries;
-    bool compress; /* clusters that are written whole */
-    bool doomed;   /* destroyed, but a commit is under way */
+    bool write_back; /* mappings stay in memory until a flush; else they are written through */
+    bool compress;   /* clusters that are written whole */
+    bool doomed;     /* destroyed, but a commit is under way, or clusters are counted ahead */
+    struct io_task doom;
+    /* I/O on clusters that are mapped: begun before and since the last grace of a commit. */
+    unsigned under_way[2];
+    bool side;
     /* cache.c */
     struct list buckets[LIMIT_QCOW2_BUCKETS];
     struct list clean, dirty[PAGE_CLASSES];
     unsigned page_count, dirty_count, page_max;
     struct list room_waiters; /* for a page that may go */
     struct commit commit;
+    /* through.c */
+    struct list writing;
+    struct io_task through;
+    struct group_sync sync;
+    /* pool.c */
+    struct pool pool;
+    struct cluster_run *unused; /* counted as free, zero, for new mappings */
+    unsigned unused_count;
+    struct grow *grow; /* the table of refcount blocks is being replaced */
+    struct list grow_waiters;
     /* refcount.c */
     uint64_t cursor;  /* the next cluster; everything from there on is free and zero */
     uint64_t pack_at; /* compressed data goes on here when its cluster is the last one; 0: it begins a cluster */
@@ -161,13 +214,26 @@ void cache_init(struct qcow2 *image);
 void cache_fini(struct qcow2 *image);
 int page_get(struct qcow2 *image, enum page_class class, uint64_t offset, struct qcow2_waiter *waiter,
              struct page **page);
-/* A page of zeroes, without looking into the file. */
+/* A page of zeroes, without looking into the file. -EIO: an image that uses the place already is damaged. */
 int page_new(struct qcow2 *image, enum page_class class, uint64_t offset, struct qcow2_waiter *waiter,
              struct page **page);
 /* Before `bytes` are changed. false: no memory. */
 bool page_change(struct page *page);
 void page_settle(struct page *page); /* to the list that it belongs to */
-void page_drop_shadow(struct page *page);
+/* It is out of a write. */
+void page_finish(struct page *page, bool written);
+/* Keeps the bound again, as far as pages may go. */
+void cache_trim(struct qcow2 *image);
+/* Forgets all pages of the refcount table, which are clean. */
+int cache_drop_table(struct qcow2 *image, struct qcow2_waiter *waiter);
+bool cache_has(struct qcow2 *image, struct range place);
+
+/* through.c */
+void through_init(struct qcow2 *image);
+/* 0: the kernel has what the page holds; -EAGAIN: the waiter is woken when it has what the page holds now, or it failed. */
+int page_through(struct page *page, struct qcow2_waiter *waiter);
+/* Woken when a sync that began later has ended. */
+void sync_wait(struct qcow2 *image, struct qcow2_waiter *waiter);
 
 /* commit.c */
 void commit_init(struct qcow2 *image);
@@ -175,22 +241,46 @@ void commit_init(struct qcow2 *image);
 void commit_wait(struct qcow2 *image, struct qcow2_waiter *waiter);
 /* Begins one, unless one is under way, so that pages become clean. */
 void commit_begin(struct qcow2 *image);
+/* Around I/O on clusters that are mapped, from the look at the mapping on: they are not used for anything else before. */
+bool mapped_enter(struct qcow2 *image);
+void mapped_leave(struct qcow2 *image, bool side);
+
+/* pool.c: 0, or -EAGAIN: the waiter is queued, or another error. */
+void pool_init(struct qcow2 *image);
+/* Clusters side by side, at most so many, and at least one; they are zero. Written through: counted on the disk, too. */
+int clusters_take(struct qcow2 *image, uint64_t most, struct qcow2_waiter *waiter, uint64_t *offset, uint64_t *count);
+/* Clusters that are counted as free and zero. */
+void unused_add(struct qcow2 *image, struct cluster_run run);
+/* All that was counted ahead becomes free with the next commit. */
+int pool_give_back(struct qcow2 *image, struct qcow2_waiter *waiter);
 
 /* refcount.c: 0, or -EAGAIN: the waiter is queued, or another error. */
+/* At the end of the file, side by side, at most a page of an L2 table full. */
 int clusters_allocate(struct qcow2 *image, uint64_t count, struct qcow2_waiter *waiter, uint64_t *offset);
+/* Counts free ones once. -EIO: they are not free. */
+int clusters_count(struct qcow2 *image, struct cluster_run run, struct qcow2_waiter *waiter);
 /* Room for compressed clusters, packed one behind the other. sizes[i] == 0: not one of them. */
 int packed_allocate(struct qcow2 *image, const uint32_t *sizes, unsigned count, struct qcow2_waiter *waiter,
                     uint64_t *offset);
 /* Room for so many entries in image->freed; else a commit begins. */
 int freed_reserve(struct qcow2 *image, unsigned count, struct qcow2_waiter *waiter);
-void freed_add(struct qcow2 *image, uint64_t offset, uint64_t bytes, bool punch);
-/* Counts one down. *zero: some are free now. */
-int clusters_release(struct qcow2 *image, const struct freed *freed, struct qcow2_waiter *waiter, bool *free);
+void freed_add(struct qcow2 *image, uint64_t offset, uint64_t bytes, bool zero);
+/* Counts down those of it that one page counts. */
+int clusters_release(struct qcow2 *image, struct freed *freed, struct qcow2_waiter *waiter);
+
+/* grow.c: a larger table of refcount blocks, for clusters from this one on. -EAGAIN: the waiter is queued; or -ENOSPC. */
+int table_grow(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waiter);
+/* While image->grow is there nobody allocates. */
+void grow_wait(struct qcow2 *image, struct qcow2_waiter *waiter);
+void grow_free(struct qcow2 *image);
 
 /* mapping.c: 0, or -EAGAIN: the waiter is queued, or another error. */
 /* The entry of a guest's cluster; -ENOENT: it has no table, and neither has anything before *table_end (in clusters). */
 int l2_find(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waiter, struct page **page, unsigned *index,
             uint64_t *table_end);
+/* The same for whoever changes it, or relies on it for a write: the L1 entry is with the kernel. */
+int l2_find_for_write(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waiter, struct page **page,
+                      unsigned *index, uint64_t *table_end);
 int l2_create(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waiter);
 /* -EIO: no image has such an entry. */
 int cluster_decode(const struct qcow2 *image, const struct page *page, unsigned index, struct cluster *cluster);
@@ -222,6 +312,7 @@ struct inflate {
     void (*done)(struct inflate *inflate, int status);
     /* private: */
     char *packed, *cluster;
+    bool side; /* image->under_way */
     struct range span;
     uint64_t read;
     struct request req;
@@ -247,7 +338,9 @@ enum write_step {
     WRITE_PACK,       /* compress */
     WRITE_PACK_PLACE, /* allocate */
     WRITE_PACK_DATA,
-    WRITE_LINK, /* enter the new place into the table */
+    WRITE_SOLID, /* what hides old content is to be stable before the mapping is */
+    WRITE_LINK,  /* enter the new place into the table */
+    WRITE_THROUGH,
     WRITE_COMMIT,
 };
 
@@ -263,6 +356,9 @@ struct qcow2_write {
     uint64_t at;          /* the request has come so far */
     uint64_t data_end;    /* of what is written as data, in one go or several */
     bool zeroes;          /* that data is zeroes */
+    bool hides;           /* something else than zeroes was there */
+    bool side;            /* of data in place: image->under_way */
+    bool written;         /* written through: the page's write is waited for */
     struct range part;    /* of the guest's bytes: under way */
     struct range locked;  /* whole clusters that are being mapped; empty: none. Nobody else may change their mapping. */
     struct range kept;    /* what will be there of them then: the part and what is filled */

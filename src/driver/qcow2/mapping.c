@@ -36,26 +36,44 @@ int l2_find(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waiter, 
     return page_get(image, PAGE_L2, table + place, waiter, page);
 }
 
+int l2_find_for_write(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waiter, struct page **page,
+                      unsigned *index, uint64_t *table_end)
+{
+    struct page *l1;
+    int status = l2_find(image, cluster, waiter, page, index, table_end);
+    if (status < 0 || image->write_back || MUTANT(qcow2_l1_not_awaited))
+        return status;
+    status = page_get(image, PAGE_L1, l1_place(image, cluster), waiter, &l1);
+    return status < 0 ? status : page_through(l1, waiter);
+}
+
+/* Its first page is to be written, so that the file reaches into the cluster. When there is no room now it is read. */
+static int l2_begin(struct qcow2 *image, uint64_t table, struct qcow2_waiter *waiter)
+{
+    struct page *l2;
+    int status = page_new(image, PAGE_L2, table, waiter, &l2);
+    if (status == 0)
+        page_change(l2);
+    return status == -EAGAIN || status == -EIO ? status : 0;
+}
+
 int l2_create(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waiter)
 {
-    struct page *l1, *l2;
-    uint64_t at = l1_place(image, cluster), table;
+    struct page *l1;
+    uint64_t at = l1_place(image, cluster), table, count;
     int status = page_get(image, PAGE_L1, at, waiter, &l1);
     if (status < 0)
         return status;
-    if (!page_change(l1)) /* dirty: it stays until we are done */
+    if (image->write_back && !page_change(l1)) /* dirty: it stays until we are done */
         return -ENOMEM;
-    status = clusters_allocate(image, 1, waiter, &table);
+    status = clusters_take(image, 1, waiter, &table, &count);
     if (status < 0)
         return status;
+    if (!page_change(l1))
+        return -ENOMEM;
     assert(load_be64(l1->bytes + at % image->page_bytes) == 0);
     store_be64(l1->bytes + at % image->page_bytes, table | QCOW2_COPIED);
-    /* Its first page is to be written, so that the file reaches into the cluster. When there is no room now it is read. */
-    if (page_new(image, PAGE_L2, table, waiter, &l2) == 0)
-        page_change(l2);
-    else if (list_linked(&waiter->link))
-        return -EAGAIN;
-    return 0;
+    return image->write_back ? l2_begin(image, table, waiter) : page_through(l1, waiter);
 }
 
 static int decode_compressed(const struct qcow2 *image, uint64_t entry, struct cluster *cluster)

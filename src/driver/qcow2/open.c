@@ -55,13 +55,15 @@ static int writes_init(struct qcow2 *image)
     list_init(&image->waiting_writes);
     list_init(&image->blocked);
     list_init(&image->buffer_waiters);
+    list_init(&image->grow_waiters);
     if (image->node.read_only)
         return 0;
     image->write_slots = calloc(LIMIT_QCOW2_WRITES, sizeof *image->write_slots);
     image->freed_max = LIMIT_QCOW2_FREED;
     image->freed = calloc(LIMIT_QCOW2_FREED, sizeof *image->freed);
+    image->unused = calloc(LIMIT_QCOW2_UNUSED, sizeof *image->unused);
     image->zeroes = aligned_alloc(LIMIT_ALIGNMENT_BYTES, FILE_ZERO_BYTES);
-    if (!image->write_slots || !image->freed || !image->zeroes)
+    if (!image->write_slots || !image->freed || !image->unused || !image->zeroes)
         return -ENOMEM;
     memset(image->zeroes, 0, FILE_ZERO_BYTES);
     for (unsigned i = 0; i < LIMIT_QCOW2_WRITES; i++)
@@ -72,6 +74,8 @@ static int writes_init(struct qcow2 *image)
 void qcow2_image_free(struct qcow2 *image)
 {
     cache_fini(image);
+    grow_free(image);
+    free(image->unused);
     free(image->pieces);
     free(image->write_slots);
     free(image->freed);
@@ -98,12 +102,14 @@ static int image_init(struct qcow2 *image, struct node *file, bool read_only)
         .size_bytes = header->size_bytes,
         .alignment_bytes = image->granule_bytes < 4096 ? 512 : 4096,
         .read_only = read_only,
-        .write_back = !read_only,
+        .gives_back = !read_only,
         .can_discard = !read_only,
         .can_fast_zero = !read_only && header->version > 2,
     };
     cache_init(image);
     commit_init(image);
+    through_init(image);
+    pool_init(image);
     int status = pieces_init(image);
     int writes = writes_init(image);
     return status < 0 ? status : writes;

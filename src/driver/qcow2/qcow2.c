@@ -6,19 +6,29 @@
  *   open.c      opening        create.c  an empty image
  *   cache.c     pages of metadata in memory
  *   commit.c    ... and to the file, in an order that a crash may interrupt
+ *   through.c   ... or at once
  *   refcount.c  which clusters are used; new ones
+ *   pool.c      ... counted ahead; those that became free
+ *   grow.c      a larger table of counts
  *   mapping.c   from the guest's clusters to the file's
  *   read.c, inflate.c, status.c, write.c, zero.c  requests
  *
  * What a request needs of the metadata it asks for with its waiter: it gets it at once, or waits for it and then decides
- * afresh. Data goes to the file at once, mappings and counts stay in memory until a flush, or until many pages have changed.
- * So an image is as it was at its last flush, or later, whatever happens; what was lost are clusters at the end of the file.
+ * afresh. Data goes to the file at once. Where mappings go is the choice of whoever opens the image:
+ *
+ *   - through, to the kernel, before a write is over: for the disk of a guest, which lives on when this process is killed.
+ *     What was told to be written is there then; a power loss takes it back to the last flush, or later.
+ *   - back: mappings and counts stay in memory until a flush, or until many pages have changed. For an image that is of no
+ *     use before its last flush, as a backup is. It is as it was at its last flush, or later, whatever happens.
+ *
+ * What a crash takes away are counts: clusters that are counted and not used.
  *
  * Images with snapshots inside are read, but not written: nothing here counts references of more than one table.
  */
 #include "driver/qcow2/qcow2.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <stdlib.h>
 
 #include "driver/qcow2/internal.h"
@@ -79,6 +89,18 @@ static void flushed(struct qcow2_waiter *waiter, int status)
     request_complete(qcow2_op_request(container_of(waiter, struct qcow2_op, waiter)), status);
 }
 
+/* The last one: what was counted ahead goes back first. */
+static void give_back(struct qcow2_waiter *waiter, int status)
+{
+    struct qcow2_op *op = container_of(waiter, struct qcow2_op, waiter);
+    if (status == 0)
+        status = pool_give_back(op->image, waiter);
+    if (status == -EAGAIN)
+        return;
+    waiter->wake = flushed; /* whatever came of it: a flush it is */
+    commit_wait(op->image, waiter);
+}
+
 static void flush_submit(struct qcow2 *image, struct request *req)
 {
     struct qcow2_op *op = qcow2_op_of(req);
@@ -87,7 +109,12 @@ static void flush_submit(struct qcow2 *image, struct request *req)
         return;
     }
     *op = (struct qcow2_op){.image = image, .waiter = {.wake = flushed}};
-    commit_wait(image, &op->waiter);
+    if (req->flags & REQUEST_LAST) {
+        op->waiter.wake = give_back;
+        give_back(&op->waiter, 0);
+    } else {
+        commit_wait(image, &op->waiter);
+    }
 }
 
 static void qcow2_submit(struct node *node, struct request *req)
@@ -111,12 +138,18 @@ static void qcow2_submit(struct node *node, struct request *req)
     }
 }
 
-/* Mappings that were not flushed are lost, as with any disk. A commit that began by itself ends first. */
+static void destroy_again(struct io_task *task)
+{
+    node_destroy(&container_of(task, struct qcow2, doom)->node);
+}
+
+/* What was not flushed is lost, as with any disk. What began by itself ends first. */
 static void qcow2_destroy(struct node *node)
 {
     struct qcow2 *image = qcow2_of(node);
     image->doomed = true;
-    if (image->commit.step != COMMIT_IDLE)
+    image->doom.run = destroy_again;
+    if (image->commit.step != COMMIT_IDLE || image->pool.step != POOL_IDLE)
         return;
     assert(list_empty(&image->writes) && image->inflating == 0);
     qcow2_image_free(image);
@@ -141,10 +174,16 @@ void qcow2_backing_set(struct node *node, struct node *backing)
     image->backing = backing;
 }
 
+void qcow2_write_back_set(struct node *node)
+{
+    assert(node->ops == &qcow2_ops && !node->read_only);
+    qcow2_of(node)->write_back = true;
+}
+
 void qcow2_compress_set(struct node *node)
 {
     struct qcow2 *image = qcow2_of(node);
-    assert(node->ops == &qcow2_ops && image->header.zstd && !node->read_only);
+    assert(node->ops == &qcow2_ops && image->header.zstd && image->write_back);
     assert(image->refcount_bits >= 16); /* many compressed clusters share one */
     image->compress = true;
 }

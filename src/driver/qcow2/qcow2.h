@@ -42,7 +42,11 @@ void qcow2_info(const struct node *image, struct qcow2_info *info);
  * request. An image that says that it has one, and was given none, answers requests that need it with -ENODATA;
  * REQUEST_TOP never does. */
 void qcow2_backing_set(struct node *image, struct node *backing);
-/* From now on clusters that are written whole are compressed, on helper threads. It was created with QCOW2_ZSTD. */
+/* Before the first request: a write may be over before its mapping has left this process, until the next flush. For images
+ * that are of no use before a last flush; else a write is over when the kernel has all of it. */
+void qcow2_write_back_set(struct node *image);
+/* From now on clusters that are written whole are compressed, on helper threads. It was created with QCOW2_ZSTD, and is
+ * written back. */
 void qcow2_compress_set(struct node *image);
 
 #endif

@@ -4,7 +4,7 @@
  * a piece or room for a compressed cluster parks the request, which goes on from there; what was started meanwhile runs.
  *
  * A read sees each mapping at the instant it looks; what it then reads there is right as long as it takes, since no
- * cluster is ever used twice. Only zeroed and discarded clusters are punched, and compressed ones never are.
+ * cluster is used again before all reads have ended that may have looked earlier (mapped_enter()).
  */
 #include <assert.h>
 #include <errno.h>
@@ -56,6 +56,8 @@ static void piece_done(struct request *child, int status)
     op->pending--;
     if (status < 0 && op->status == 0)
         op->status = status;
+    if (piece->counted)
+        mapped_leave(op->image, piece->side);
     piece_put(op->image, piece);
     read_end(req);
 }
@@ -67,6 +69,9 @@ static void read_piece(struct request *req, struct piece *piece, struct node *no
     piece->req = (struct request){
         .kind = REQUEST_READ, .range = {at, length}, .iov = piece->iov, .iov_count = count, .done = piece_done};
     op->pending++;
+    piece->counted = node == op->image->file;
+    if (piece->counted)
+        piece->side = mapped_enter(op->image);
     node_submit(node, &piece->req);
 }
 
@@ -78,6 +83,7 @@ static void inflated(struct inflate *inflate, int status)
     op->pending--;
     if (status < 0 && op->status == 0)
         op->status = status;
+    mapped_leave(image, inflate->side);
     inflate_free(inflate);
     image->inflating--;
     while (image->inflating < LIMIT_QCOW2_INFLATES && !list_empty(&image->inflate_waiters))

@@ -2,15 +2,15 @@
 /*
  * Clusters and how often each is referred to.
  *
- * Clusters are taken at the end of the file only (`cursor`), so a new one is known to be all zeroes, neighbours lie side
- * by side, and nothing that a crash left half done is ever used again: a mapping that was lost can't meet new data in its
- * old place. What becomes free is counted down and punched out; other programs may use it.
+ * New clusters are taken at the end of the file (`cursor`), where all is free and zero, side by side; or they are some
+ * that became free since the image was opened (pool.c). So a new one is known to be all zeroes, and nothing that a crash
+ * left half done is ever used again: a mapping that was lost can't meet new data in its old place.
  *
  * A refcount block takes the first cluster that is free, and counts itself when it is the one that covers it. The table of
- * blocks does not grow: qcow2_create() makes it large enough for all that a disk of this size can need (ENOSPC else).
+ * blocks that qcow2_create() makes is large enough for all that a disk of this size can need; others grow (grow.c).
  *
  * An allocation is decided afresh from its beginning after each wait, and changes counts only when all pages that it needs
- * are in memory.
+ * are in memory: a page of an L2 table has 512 entries at most, and the counts of 512 clusters lie in two to nine pages.
  */
 #include <assert.h>
 #include <errno.h>
@@ -93,7 +93,7 @@ static int count_page(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter
 /* A block for this cluster, in the first free one, which is the cluster itself or lies before it. */
 static int block_create(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waiter)
 {
-    struct page *table, *counts;
+    struct page *table, *counts, *block;
     uint64_t place = image->cursor, offset = place << image->cluster_bits;
     int status = table_page(image, cluster, waiter, &table);
     if (status < 0)
@@ -111,9 +111,18 @@ static int block_create(struct qcow2 *image, uint64_t cluster, struct qcow2_wait
         return status;
     if (!page_change(counts))
         return -ENOMEM;
-    image->cursor++;
-    if (refcount_get(image, counts, place) != 0) /* somebody's who crashed: the next one */
+    if (refcount_get(image, counts, place) != 0) { /* somebody's who crashed: the next one */
+        image->cursor++;
         return 0;
+    }
+    if (place / image->refblock_entries != cluster / image->refblock_entries) { /* the file is to reach into it */
+        status = page_new(image, PAGE_REFBLOCK, offset + place_in_block(image, cluster), waiter, &block);
+        if (status < 0)
+            return status;
+        if (!page_change(block))
+            return -ENOMEM;
+    }
+    image->cursor++;
     refcount_set(image, counts, place, 1);
     store_be64(table_entry(image, table, cluster), offset);
     return 0;
@@ -169,18 +178,28 @@ static int pass_used(struct qcow2 *image, uint64_t used)
     return ++image->passed > LIMIT_QCOW2_PASSED ? -EIO : 0;
 }
 
+/* Brings the counts at the end of the file into memory, and the table that these need. */
+static int counts_ready_at_end(struct qcow2 *image, uint64_t first, uint64_t count, struct qcow2_waiter *waiter)
+{
+    if (image->grow) {
+        grow_wait(image, waiter);
+        return -EAGAIN;
+    }
+    int status = counts_ready(image, first, count, waiter);
+    return status == -ENOSPC ? table_grow(image, first + count - 1, waiter) : status;
+}
+
 int clusters_allocate(struct qcow2 *image, uint64_t count, struct qcow2_waiter *waiter, uint64_t *offset)
 {
     for (;;) {
         uint64_t first = image->cursor;
-        int status = counts_ready(image, first, count, waiter);
+        int status = counts_ready_at_end(image, first, count, waiter);
         if (status == -ESTALE)
             continue;
         if (status < 0)
             return status;
         uint64_t used = first_used(image, first, count);
         if (used < first + count) {
-            PROBE(qcow2_counted_behind_end);
             if (pass_used(image, used) < 0)
                 return -EIO;
             continue;
@@ -191,6 +210,22 @@ int clusters_allocate(struct qcow2 *image, uint64_t count, struct qcow2_waiter *
         *offset = first << image->cluster_bits;
         return 0;
     }
+}
+
+int clusters_count(struct qcow2 *image, struct cluster_run run, struct qcow2_waiter *waiter)
+{
+    if (image->grow) {
+        grow_wait(image, waiter);
+        return -EAGAIN;
+    }
+    int status = counts_ready(image, run.first, run.count, waiter);
+    if (status < 0)
+        return status == -ESTALE ? -EIO : status;
+    if (first_used(image, run.first, run.count) < run.first + run.count)
+        return -EIO;
+    for (uint64_t cluster = run.first; cluster < run.first + run.count; cluster++)
+        refcount_set(image, ready_page(image, cluster), cluster, 1);
+    return 0;
 }
 
 /* Compressed data: runs of sectors that may share clusters. */
@@ -227,7 +262,7 @@ int packed_allocate(struct qcow2 *image, const uint32_t *sizes, unsigned count, 
         uint64_t end = round_up(start + bytes, QCOW2_PACK_ALIGNMENT);
         uint64_t first = start >> image->cluster_bits;
         uint64_t last = (end - 1) >> image->cluster_bits;
-        int status = counts_ready(image, first, last - first + 1, waiter);
+        int status = counts_ready_at_end(image, first, last - first + 1, waiter);
         if (status == -ESTALE)
             continue;
         if (status < 0)
@@ -263,41 +298,42 @@ int freed_reserve(struct qcow2 *image, unsigned count, struct qcow2_waiter *wait
     return -EAGAIN;
 }
 
-void freed_add(struct qcow2 *image, uint64_t offset, uint64_t bytes, bool punch)
+void freed_add(struct qcow2 *image, uint64_t offset, uint64_t bytes, bool zero)
 {
     uint64_t first = offset >> image->cluster_bits, end = (offset + bytes - 1) >> image->cluster_bits;
     unsigned mine = image->commit.step == COMMIT_IDLE ? 0 : image->commit.freed; /* those before belong to the commit */
     if (image->freed_count > mine) {
         struct freed *last = &image->freed[image->freed_count - 1];
-        if (punch && last->punch && last->first + last->count == first && last->count < LIMIT_QCOW2_FREED_RUN) {
-            last->count += end - first + 1;
+        if (last->zero == zero && last->run.first + last->run.count == first &&
+            last->run.count < LIMIT_QCOW2_FREED_RUN) {
+            last->run.count += end - first + 1;
             return;
         }
     }
     assert(image->freed_count < LIMIT_QCOW2_FREED);
-    image->freed[image->freed_count++] = (struct freed){first, end - first + 1, punch};
+    image->freed[image->freed_count++] = (struct freed){.run = {first, end - first + 1}, .zero = zero};
 }
 
-int clusters_release(struct qcow2 *image, const struct freed *freed, struct qcow2_waiter *waiter, bool *free)
+int clusters_release(struct qcow2 *image, struct freed *freed, struct qcow2_waiter *waiter)
 {
-    for (uint64_t cluster = freed->first; cluster < freed->first + freed->count;
-         cluster = next_page_cluster(image, cluster)) {
-        struct page *page;
-        int status = count_page(image, cluster, waiter, &page);
-        if (status == -ENOENT)
-            return -EIO;
-        if (status < 0)
-            return status;
-        if (!page_change(page))
-            return -ENOMEM;
-    }
-    *free = true;
-    for (uint64_t cluster = freed->first; cluster < freed->first + freed->count; cluster++) {
-        struct page *page = ready_page(image, cluster);
+    uint64_t cluster = freed->run.first + freed->released, end = freed->run.first + freed->run.count;
+    struct page *page;
+    int status = count_page(image, cluster, waiter, &page);
+    if (status == -ENOENT)
+        return -EIO;
+    if (status < 0)
+        return status;
+    if (!page_change(page))
+        return -ENOMEM;
+    end = end < next_page_cluster(image, cluster) ? end : next_page_cluster(image, cluster);
+    for (; cluster < end; cluster++) {
         uint64_t value = refcount_get(image, page, cluster);
         if (value > 0)
             refcount_set(image, page, cluster, value - 1);
-        *free = *free && value == 1;
+        freed->used |= value != 1;
+        freed->released++;
+        if (value == 1 && image->pack_at > 0 && (image->pack_at - 1) >> image->cluster_bits == cluster)
+            image->pack_at = 0; /* it is not ours any more */
     }
     return 0;
 }

@@ -2,17 +2,20 @@
 /*
  * Writes, write zeroes and discards: a slot for each at work, which takes the request through part by part.
  *
- *     decide -> in place                                          where the clusters are ours already
- *            -> (fill read -> fill write)* -> data -> link        new clusters, all in one run
- *            -> pack -> place -> pack data -> link                new clusters, compressed
- *     decide -> (commit) -> idle                                  at the end; the commit for FUA
+ *     decide -> in place                                                     where the clusters are ours already
+ *            -> (fill read -> fill write)* -> data (-> solid) -> link (-> through)   new clusters, all in one run
+ *            -> pack -> place -> pack data -> link                           new clusters, compressed
+ *            (-> through)                                                    mappings that zeroing has changed
+ *     decide -> (commit) -> idle                                             at the end; the commit for FUA
  *
  * Data goes to its new place first, and what the write leaves of the clusters at its edges with it; then the table is
  * changed, in memory. So readers see the old cluster or the new one, whole. When all that reaches the disk is the business
- * of commit.c.
+ * of commit.c; or, for who writes through, of through.c: then a sync comes before mappings that hide something (`solid`),
+ * and the write is over when the kernel has the table (`through`).
  *
  * While clusters are being mapped they are locked: whoever else wants to change their mapping, or to write into them,
- * waits. Writes to distinct clusters run side by side. Decisions are made afresh after each wait.
+ * waits; so what is in place is also on its way. Writes to distinct clusters run side by side. Decisions are made afresh
+ * after each wait.
  *
  * When a write fails, its new clusters stay counted and unused: a leak, which qemu-img check finds and repairs.
  */
@@ -27,21 +30,24 @@
 static const uint32_t allowed_moves[] = {
     [WRITE_IDLE] = TO(WRITE_DECIDE),
     [WRITE_DECIDE] = TO(WRITE_IN_PLACE) | TO(WRITE_FILL_READ) | TO(WRITE_DATA) | TO(WRITE_PACK) | TO(WRITE_COMMIT) |
-                     TO(WRITE_IDLE),
+                     TO(WRITE_THROUGH) | TO(WRITE_IDLE),
     [WRITE_IN_PLACE] = TO(WRITE_DECIDE),
     [WRITE_FILL_READ] = TO(WRITE_FILL_WRITE) | TO(WRITE_DECIDE),
     [WRITE_FILL_WRITE] = TO(WRITE_FILL_READ) | TO(WRITE_DATA) | TO(WRITE_DECIDE),
-    [WRITE_DATA] = TO(WRITE_LINK) | TO(WRITE_DECIDE),
+    [WRITE_DATA] = TO(WRITE_SOLID) | TO(WRITE_LINK) | TO(WRITE_DECIDE),
+    [WRITE_SOLID] = TO(WRITE_LINK) | TO(WRITE_DECIDE),
     [WRITE_PACK] = TO(WRITE_PACK_PLACE) | TO(WRITE_DECIDE),
     [WRITE_PACK_PLACE] = TO(WRITE_PACK_DATA) | TO(WRITE_DECIDE),
     [WRITE_PACK_DATA] = TO(WRITE_LINK) | TO(WRITE_DECIDE),
-    [WRITE_LINK] = TO(WRITE_DECIDE),
+    [WRITE_LINK] = TO(WRITE_THROUGH) | TO(WRITE_DECIDE),
+    [WRITE_THROUGH] = TO(WRITE_DECIDE),
     [WRITE_COMMIT] = TO(WRITE_IDLE),
 };
 
 static void decide(struct qcow2_write *w);
 static void place_packed(struct qcow2_write *w);
 static void link_clusters(struct qcow2_write *w);
+static int part_through(struct qcow2_write *w);
 static void child_done(struct request *child, int status);
 
 static void write_move(struct qcow2_write *w, enum write_step step)
@@ -110,8 +116,15 @@ static void wake(struct qcow2_waiter *waiter, int status)
         slot_end(w);
     } else if (status < 0 && w->step != WRITE_DECIDE) {
         part_end(w, status);
+    } else if (w->step == WRITE_SOLID) {
+        write_move(w, WRITE_LINK);
+        link_clusters(w);
     } else if (w->step == WRITE_LINK) {
         link_clusters(w);
+    } else if (w->step == WRITE_THROUGH) {
+        status = w->written ? 0 : part_through(w);
+        if (status != -EAGAIN)
+            part_end(w, status);
     } else if (w->step == WRITE_PACK_PLACE) {
         place_packed(w);
     } else {
@@ -237,6 +250,7 @@ static void place_packed(struct qcow2_write *w)
 {
     struct qcow2 *image = w->image;
     int status = 0;
+    assert(image->write_back);
     if (w->plain_count > 0 && w->host == 0)
         status = clusters_allocate(image, w->plain_count, &w->waiter, &w->host);
     if (status == 0 && w->packed_bytes > 0)
@@ -308,7 +322,8 @@ static void link_clusters(struct qcow2_write *w)
     struct page *page;
     unsigned index, count = (unsigned)(w->locked.length >> image->cluster_bits);
     uint64_t table_end, plain_host = w->host, packed_host = w->packed_host;
-    int status = l2_find(image, w->locked.start >> image->cluster_bits, &w->waiter, &page, &index, &table_end);
+    int status = l2_find_for_write(image, w->locked.start >> image->cluster_bits, &w->waiter, &page, &index,
+                                   &table_end);
     if (status == 0)
         status = freed_reserve(image, count, &w->waiter);
     if (status == 0 && !page_change(page))
@@ -325,13 +340,50 @@ static void link_clusters(struct qcow2_write *w)
         if (old.host && (old.host != new.host || old.compressed))
             freed_add(image, old.host, old.compressed ? old.compressed_bytes : image->cluster_bytes, false);
     }
-    part_end(w, status == -ENOENT ? -EIO : status);
+    if (status == 0 && !image->write_back) {
+        write_move(w, WRITE_THROUGH);
+        w->written = true;
+        status = MUTANT(qcow2_not_through) ? 0 : page_through(page, &w->waiter);
+    }
+    if (status != -EAGAIN)
+        part_end(w, status == -ENOENT ? -EIO : status);
+}
+
+/* What this part relies on is with the kernel. */
+static int part_through(struct qcow2_write *w)
+{
+    struct qcow2 *image = w->image;
+    struct page *page;
+    unsigned index;
+    uint64_t table_end;
+    int status = l2_find_for_write(image, w->part.start >> image->cluster_bits, &w->waiter, &page, &index, &table_end);
+    if (status == 0) {
+        status = page_through(page, &w->waiter);
+        w->written = status == -EAGAIN;
+    }
+    return status == -ENOENT ? 0 : status;
+}
+
+/* The part [from, w->at) was zeroed, or was zero already, which somebody else's write may have made it just now. */
+static int zeroes_through(struct qcow2_write *w, uint64_t from)
+{
+    if (w->image->write_back || w->at == from || MUTANT(qcow2_zeroes_not_through))
+        return 0;
+    w->part = (struct range){from, w->at - from};
+    w->written = false;
+    write_move(w, WRITE_THROUGH);
+    int status = part_through(w);
+    if (status != -EAGAIN)
+        write_move(w, WRITE_DECIDE);
+    return status;
 }
 
 static void child_done(struct request *child, int status)
 {
     struct qcow2_write *w = container_of(child, struct qcow2_write, child);
     struct range piece;
+    if (w->step == WRITE_IN_PLACE)
+        mapped_leave(w->image, w->side);
     if (status < 0) {
         part_end(w, status);
         return;
@@ -353,6 +405,12 @@ static void child_done(struct request *child, int status)
         link_clusters(w);
         break;
     case WRITE_DATA:
+        if (w->hides && !w->image->write_back && !MUTANT(qcow2_hides_unsynced)) {
+            PROBE(qcow2_hides_synced);
+            write_move(w, WRITE_SOLID);
+            sync_wait(w->image, &w->waiter);
+            break;
+        }
         write_move(w, WRITE_LINK);
         link_clusters(w);
         break;
@@ -363,7 +421,9 @@ static void child_done(struct request *child, int status)
     case WRITE_DECIDE:
     case WRITE_PACK:
     case WRITE_PACK_PLACE:
+    case WRITE_SOLID:
     case WRITE_LINK:
+    case WRITE_THROUGH:
     case WRITE_COMMIT:
         abort();
     }
@@ -409,6 +469,15 @@ static bool edge_is_zero(const struct qcow2 *image, const struct cluster *cluste
     return image->backing && round_down(at, image->granule_bytes) >= image->backing->size_bytes;
 }
 
+/* Whether all of it reads as zeroes, as a new cluster does. */
+static bool is_zero(const struct qcow2 *image, const struct cluster *cluster, uint64_t at)
+{
+    uint32_t all = image->subclusters == 1 ? 1 : UINT32_MAX;
+    if (cluster->compressed || cluster->data)
+        return false;
+    return cluster->host == 0 && (cluster->zero == all || edge_is_zero(image, &(struct cluster){0}, at));
+}
+
 /* A cluster of extended entries that is ours and has room for another subcluster. */
 static bool is_open(const struct qcow2 *image, const struct cluster *cluster)
 {
@@ -445,7 +514,7 @@ static int plan_run(struct qcow2_write *w, const struct page *page, unsigned ind
     uint64_t to = w->at;
     struct cluster cluster, last = {0};
     w->fill[0].length = w->fill[1].length = 0;
-    *open = false;
+    w->hides = *open = false;
     for (; to < end && index < l2_page_entries(image); index++) {
         int status = cluster_decode(image, page, index, &cluster);
         bool ours = cluster.copied && (cluster.data || is_open(image, &cluster));
@@ -458,6 +527,7 @@ static int plan_run(struct qcow2_write *w, const struct page *page, unsigned ind
             w->host = *open ? cluster.host : 0;
         }
         uint64_t next = round_down(to, image->cluster_bytes) + image->cluster_bytes;
+        w->hides |= !is_zero(image, &cluster, round_down(to, image->cluster_bytes));
         if (to == w->at) {
             w->part = (struct range){to, (next < end ? next : end) - to};
             plan_edges(w, &cluster, to, range_end(w->part));
@@ -490,11 +560,24 @@ static bool plan_pack(struct qcow2_write *w, bool open)
     return true;
 }
 
+/* Fewer clusters than that side by side. */
+static void plan_shorten(struct qcow2_write *w, uint64_t count)
+{
+    uint64_t end = w->locked.start + (count << w->image->cluster_bits);
+    if (end >= range_end(w->locked))
+        return;
+    w->locked.length = end - w->locked.start;
+    w->part.length = end - w->part.start;
+    w->kept.length = end - w->kept.start;
+    w->fill[1].length = 0;
+}
+
 /* New clusters for a run. */
 static int begin_run(struct qcow2_write *w, const struct page *page, unsigned index, uint64_t end)
 {
     struct qcow2 *image = w->image;
     bool open;
+    uint64_t count;
     int status = plan_run(w, page, index, end, &open);
     if (status < 0)
         return status;
@@ -504,8 +587,11 @@ static int begin_run(struct qcow2_write *w, const struct page *page, unsigned in
         status = take_buffer(w, w->part.length + image->cluster_bytes);
     else if (w->fill[0].length + w->fill[1].length > 0)
         status = take_buffer(w, QCOW2_FILL_BYTES);
-    if (status == 0 && !w->pack && !open)
-        status = clusters_allocate(image, w->locked.length >> image->cluster_bits, &w->waiter, &w->host);
+    if (status == 0 && !w->pack && !open) {
+        status = clusters_take(image, w->locked.length >> image->cluster_bits, &w->waiter, &w->host, &count);
+        if (status == 0)
+            plan_shorten(w, count);
+    }
     if (status < 0) { /* nothing has begun */
         w->locked.length = 0;
         buffer_release(w);
@@ -530,7 +616,7 @@ static int decide_data(struct qcow2_write *w, uint64_t end)
     uint64_t table_end, length = 0, host = 0;
     uint64_t most = w->zeroes ? LIMIT_REQUEST_BYTES : qcow2_fragments_length(w->req, w->at, end - w->at);
     end = end - w->at < most ? end : w->at + most;
-    int status = l2_find(image, w->at >> image->cluster_bits, &w->waiter, &page, &index, &table_end);
+    int status = l2_find_for_write(image, w->at >> image->cluster_bits, &w->waiter, &page, &index, &table_end);
     if (status == -ENOENT)
         return l2_create(image, w->at >> image->cluster_bits, &w->waiter);
     if (status == 0)
@@ -539,7 +625,13 @@ static int decide_data(struct qcow2_write *w, uint64_t end)
         return status;
     if (length == 0)
         return begin_run(w, page, index, end);
+    if (page->failed) { /* where it is known to us only */
+        status = page_through(page, &w->waiter);
+        if (status < 0)
+            return status;
+    }
     write_move(w, WRITE_IN_PLACE);
+    w->side = mapped_enter(image);
     w->part = (struct range){w->at, length};
     write_data(w, w->at, length, host);
     return 0;
@@ -564,9 +656,12 @@ static void decide(struct qcow2_write *w)
         }
         bool as_data = w->req->kind == REQUEST_WRITE;
         int status = 0;
+        uint64_t from = w->at;
         w->data_end = limit;
         if (!as_data)
             status = zero_go_on(w, limit, &as_data);
+        if (status == 0)
+            status = zeroes_through(w, from);
         if (status == 0 && as_data)
             status = decide_data(w, w->data_end);
         if (status == -EAGAIN || w->step != WRITE_DECIDE)

@@ -97,11 +97,13 @@ static int zero_page(struct qcow2_write *w, struct page *page, unsigned index, u
             w->data_end = to < limit ? to : limit;
             return 0;
         }
-        if (!cluster_equal(&old, &new))
+        if (!cluster_equal(&old, &new)) {
+            if (!page_change(page))
+                return -ENOMEM;
             cluster_encode(image, page, index, &new);
+        }
         if (old.host && !new.host)
-            freed_add(image, old.host, old.compressed ? old.compressed_bytes : image->cluster_bytes,
-                      old.copied && !old.compressed);
+            freed_add(image, old.host, old.compressed ? old.compressed_bytes : image->cluster_bytes, false);
         w->at = to < limit ? to : limit;
     }
     return 0;
@@ -125,7 +127,7 @@ int zero_go_on(struct qcow2_write *w, uint64_t limit, bool *as_data)
     }
     if (w->at % unit_of(w) != 0 || limit < unit_end(w, w->at))
         return edge_go_on(w, limit, as_data);
-    int status = l2_find(image, w->at >> image->cluster_bits, &w->waiter, &page, &index, &table_end);
+    int status = l2_find_for_write(image, w->at >> image->cluster_bits, &w->waiter, &page, &index, &table_end);
     if (status == -ENOENT && !image->header.has_backing) {
         uint64_t end = table_end << image->cluster_bits;
         w->at = end < limit ? end : limit;
@@ -137,7 +139,5 @@ int zero_go_on(struct qcow2_write *w, uint64_t limit, bool *as_data)
         status = freed_reserve(image, l2_page_entries(image), &w->waiter);
     if (status < 0)
         return status;
-    if (!page_change(page))
-        return -ENOMEM;
     return zero_page(w, page, index, limit, as_data);
 }

@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A larger table of refcount blocks, when the file has outgrown it. It lies behind all that the old one covers, with the
+ * blocks that count it:
+ *
+ *     ... what the old table covers | new blocks | new table |
+ *
+ *     commit -> read the old table -> write the blocks, the table -> sync -> write the header -> sync -> switch
+ *
+ * The header's place and size of the table lie in one sector, so a crash leaves the old table, or the new one with all that
+ * it refers to. Nobody allocates meanwhile, so the old one does not change; it becomes free after the switch.
+ *
+ * When the header can't be written nobody knows which table it names. Then nothing is allocated until that has succeeded:
+ * each attempt tries it again.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/probe.h"
+#include "driver/qcow2/internal.h"
+
+enum { TABLE_AT = 48, TABLE_CLUSTERS_AT = 56 };
+
+struct grow {
+    struct qcow2 *image;
+    enum grow_step {
+        GROW_COMMIT,
+        GROW_READ,
+        GROW_BLOCKS,
+        GROW_TABLE,
+        GROW_SYNC,
+        GROW_READ_HEADER,
+        GROW_HEADER,
+        GROW_SYNC_HEADER,
+        GROW_SWITCH,
+        GROW_STUCK, /* the header may be either */
+    } step;
+    uint64_t first, blocks, clusters; /* of all new; blocks; of the table */
+    char *blocks_bytes, *table_bytes, *header;
+    uint64_t done;       /* bytes of a step */
+    bool header_changed; /* perhaps */
+    struct qcow2_waiter waiter;
+    struct request req;
+    struct iovec iov;
+};
+
+static void grow_go_on(struct grow *grow, int status);
+
+static void grow_wake(struct qcow2_waiter *waiter, int status)
+{
+    grow_go_on(container_of(waiter, struct grow, waiter), status);
+}
+
+static void grow_done(struct request *req, int status)
+{
+    struct grow *grow = container_of(req, struct grow, req);
+    grow->done += req->range.length;
+    grow_go_on(grow, status);
+}
+
+void grow_free(struct qcow2 *image)
+{
+    struct grow *grow = image->grow;
+    image->grow = NULL;
+    if (!grow)
+        return;
+    free(grow->blocks_bytes);
+    free(grow->table_bytes);
+    free(grow->header);
+    free(grow);
+}
+
+static void grow_end(struct grow *grow, int status)
+{
+    struct qcow2 *image = grow->image;
+    if (status < 0 && grow->header_changed)
+        grow->step = GROW_STUCK;
+    else
+        grow_free(image);
+    qcow2_wake_all(&image->grow_waiters, status);
+}
+
+static void submit(struct grow *grow, enum request_kind kind, char *bytes, uint64_t at, uint64_t length)
+{
+    grow->iov = (struct iovec){bytes, length};
+    grow->req = (struct request){
+        .kind = kind, .range = {at, length}, .iov = &grow->iov, .iov_count = length > 0, .done = grow_done};
+    node_submit(grow->image->file, &grow->req);
+}
+
+/* The next piece of it; false: that was all. */
+static bool submit_next(struct grow *grow, enum request_kind kind, char *bytes, uint64_t at, uint64_t length)
+{
+    uint64_t left = length - grow->done;
+    if (left == 0)
+        return false;
+    submit(grow, kind, bytes + grow->done, at + grow->done, left < LIMIT_REQUEST_BYTES ? left : LIMIT_REQUEST_BYTES);
+    return true;
+}
+
+/* Where one of the new blocks, or the table behind them, lies. */
+static uint64_t place_of(const struct grow *grow, uint64_t number)
+{
+    return (grow->first + number) << grow->image->cluster_bits;
+}
+
+static void table_switch(struct grow *grow)
+{
+    struct qcow2 *image = grow->image;
+    struct qcow2_header *header = &image->header;
+    int status = freed_reserve(image, 1, &grow->waiter);
+    if (status == 0)
+        status = cache_drop_table(image, &grow->waiter);
+    if (status == -EAGAIN)
+        return;
+    freed_add(image, header->reftable_offset, header->reftable_clusters << image->cluster_bits, false);
+    header->reftable_offset = place_of(grow, grow->blocks);
+    header->reftable_clusters = grow->clusters;
+    image->cursor = grow->first + grow->blocks + grow->clusters;
+    PROBE(qcow2_table_grown);
+    grow_end(grow, 0);
+}
+
+/* Begins the step, or goes on with it. Whether there is nothing (more) to do in it. */
+static bool step_is_over(struct grow *grow)
+{
+    const struct qcow2 *image = grow->image;
+    const struct qcow2_header *header = &image->header;
+    const uint64_t old_bytes = header->reftable_clusters << image->cluster_bits;
+    const bool begins = grow->done == 0;
+    switch (grow->step) {
+    case GROW_READ:
+        return !submit_next(grow, REQUEST_READ, grow->table_bytes, header->reftable_offset, old_bytes);
+    case GROW_BLOCKS:
+        for (uint64_t i = 0; i < grow->blocks && begins; i++)
+            store_be64(grow->table_bytes + (grow->first / image->refblock_entries + i) * 8, place_of(grow, i));
+        return !submit_next(grow, REQUEST_WRITE, grow->blocks_bytes, place_of(grow, 0),
+                            grow->blocks << image->cluster_bits);
+    case GROW_TABLE:
+        return !submit_next(grow, REQUEST_WRITE, grow->table_bytes, place_of(grow, grow->blocks),
+                            grow->clusters << image->cluster_bits);
+    case GROW_READ_HEADER:
+        return !submit_next(grow, REQUEST_READ, grow->header, 0, IMAGE_SECTOR_BYTES);
+    case GROW_HEADER:
+        grow->header_changed = true;
+        store_be64(grow->header + TABLE_AT, place_of(grow, grow->blocks));
+        store_be32(grow->header + TABLE_CLUSTERS_AT, (uint32_t)grow->clusters);
+        return !submit_next(grow, REQUEST_WRITE, grow->header, 0, IMAGE_SECTOR_BYTES);
+    case GROW_COMMIT:
+    case GROW_SYNC:
+    case GROW_SYNC_HEADER:
+    case GROW_SWITCH:
+    case GROW_STUCK:
+        break;
+    }
+    return true;
+}
+
+static void grow_go_on(struct grow *grow, int status)
+{
+    if (status < 0) {
+        grow_end(grow, status);
+        return;
+    }
+    if (grow->step != GROW_SWITCH && !step_is_over(grow))
+        return;
+    while (grow->step < GROW_SWITCH) {
+        grow->step++;
+        grow->done = 0;
+        if (grow->step == GROW_SYNC || grow->step == GROW_SYNC_HEADER) {
+            if (grow->step == GROW_SYNC && MUTANT(qcow2_header_before_table))
+                continue;
+            submit(grow, REQUEST_FLUSH, NULL, 0, 0);
+            return;
+        }
+        if (!step_is_over(grow))
+            return;
+    }
+    table_switch(grow);
+}
+
+static bool lay_out(struct grow *grow, uint64_t cluster)
+{
+    struct qcow2 *image = grow->image;
+    const uint64_t entries = image->refblock_entries, per_cluster = image->cluster_bytes / 8;
+    const uint64_t covered = (image->header.reftable_clusters << image->cluster_bits) / 8 * entries;
+    const uint64_t most = LIMIT_QCOW2_REFTABLE_BYTES >> image->cluster_bits;
+    uint64_t end = image->header.reftable_clusters;
+    grow->first = image->cursor > covered ? image->cursor : covered;
+    do {
+        end *= 2;
+        grow->clusters = end < most ? end : most;
+        grow->blocks = 1;
+        while ((grow->first / entries + grow->blocks) * entries < grow->first + grow->blocks + grow->clusters)
+            grow->blocks++;
+    } while (end < most && grow->clusters * per_cluster * entries <= cluster + grow->blocks + grow->clusters);
+    return grow->clusters * per_cluster * entries > cluster + grow->blocks + grow->clusters;
+}
+
+/* The blocks count themselves and the table; the first one may begin before. */
+static void fill_blocks(struct grow *grow)
+{
+    const struct qcow2 *image = grow->image;
+    uint64_t before = grow->first % image->refblock_entries, end = before + grow->blocks + grow->clusters;
+    uint8_t *counts = (uint8_t *)grow->blocks_bytes;
+    for (uint64_t i = before; i < end; i++) {
+        if (image->refcount_bits < 8)
+            counts[i * image->refcount_bits / 8] |= (uint8_t)(1u << (i * image->refcount_bits % 8));
+        else
+            counts[(i + 1) * image->refcount_bits / 8 - 1] = 1;
+    }
+}
+
+static char *zeroed(uint64_t length)
+{
+    char *bytes = aligned_alloc(LIMIT_ALIGNMENT_BYTES, round_up(length, LIMIT_ALIGNMENT_BYTES));
+    if (bytes)
+        memset(bytes, 0, length);
+    return bytes;
+}
+
+void grow_wait(struct qcow2 *image, struct qcow2_waiter *waiter)
+{
+    struct grow *grow = image->grow;
+    qcow2_wait(&image->grow_waiters, waiter);
+    if (grow->step == GROW_STUCK) {
+        grow->step = GROW_SYNC;
+        submit(grow, REQUEST_FLUSH, NULL, 0, 0);
+    }
+}
+
+int table_grow(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waiter)
+{
+    struct grow *grow = calloc(1, sizeof *grow);
+    if (!grow)
+        return -ENOMEM;
+    assert(!image->grow);
+    grow->image = image;
+    grow->waiter.wake = grow_wake;
+    if (!lay_out(grow, cluster)) {
+        free(grow);
+        return -ENOSPC;
+    }
+    image->grow = grow;
+    grow->blocks_bytes = zeroed(grow->blocks << image->cluster_bits);
+    grow->table_bytes = zeroed(grow->clusters << image->cluster_bits);
+    grow->header = zeroed(IMAGE_SECTOR_BYTES);
+    if (!grow->blocks_bytes || !grow->table_bytes || !grow->header) {
+        grow_free(image);
+        return -ENOMEM;
+    }
+    fill_blocks(grow);
+    qcow2_wait(&image->grow_waiters, waiter);
+    commit_wait(image, &grow->waiter);
+    return -EAGAIN;
+}
