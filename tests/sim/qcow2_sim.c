@@ -4,7 +4,8 @@
  * them, seeded requests side by side, short and failed I/O, and deaths at any moment: of the process, or of the power.
  *
  *   qcow2_sim --seeds N     N seeds must pass, every probe of the driver must have been reached, and each deliberate fault
- *                           of it must be caught by some seed (--no-mutants: without these)
+ *                           of it must be caught by some seed (--no-mutants: without these; --mutant NAME: only this one)
+ *   qcow2_sim --seeds A-B   these seeds
  *   qcow2_sim --seed N      one seed
  *
  * The oracle: after a death qcow2_check.c finds no error in the image (clusters may leak), and the driver opens it again.
@@ -14,7 +15,8 @@
  * it, or as one made it that was under way. Without a death it is as the last write made it, and after a last flush no
  * cluster leaks either.
  *
- * Besides the random lives one short story is told again and again, each time with a death one disk operation later.
+ * Besides the random lives short stories are told again and again, each time with a death a few disk operations later;
+ * of --seed N, one operation later.
  */
 #include <assert.h>
 #include <errno.h>
@@ -36,7 +38,7 @@ extern struct probe __start_fleece_probes[], __stop_fleece_probes[];
 extern struct mutant __start_fleece_mutants[], __stop_fleece_mutants[];
 
 enum { JOBS = 80, LIVES = 8, BATCHES = 1, EXTENTS = 16 };
-enum { STORIES = 4, STORY_JOBS = 14, STORY_OPERATIONS = 400 };
+enum { STORIES = 4, STORY_JOBS = 14, STORY_OPERATIONS = 400, STORY_STEP = 5 };
 enum death { DIES_OF_POWER, DIES_OF_KILL, DEATHS };
 /* What a byte may be now: of a batch that was answered, or in part; of any time since the last flush. */
 enum time { OF_BATCH, SINCE_FLUSH };
@@ -86,6 +88,9 @@ static int fault(void *context, const struct world_io *io)
     run->operations = io->number;
     if (run->error_per_1024 && io->kind == WORLD_WRITE && io->range.start == 0 && world_chance(run->world, 256))
         return -EIO; /* the header */
+    if (run->error_per_1024 && io->kind == WORLD_WRITE && run->image && qcow2_of(run->image)->grow &&
+        world_chance(run->world, 200))
+        return -EIO; /* of the larger table, perhaps */
     bool harmless = io->kind == WORLD_READ && world_chance(run->world, 4);
     return harmless ? -EINTR : world_chance(run->world, run->error_per_1024) ? -EIO : 0;
 }
@@ -183,14 +188,12 @@ static bool is_answered(void *argument)
     return ((struct run *)argument)->answered;
 }
 
-/* A new process opens the image. false: an I/O error. Short writes into the page cache would end inside of a sector, and
- * within a page of a table no kernel ends there. */
+/* A new process opens the image. false: an I/O error. */
 static bool open_image(struct run *run)
 {
     struct error err;
     struct node *file, *base;
-    struct file_options options = {
-        .path = "image", .growable = true, .page_cache = below(run, 4) == 0 && run->seed % 3 == 0};
+    struct file_options options = {.path = "image", .growable = true, .page_cache = below(run, 4) == 0};
     run->io = world_reactor(run->world, "disk", ++run->process);
     world_act_as(run->world, run->io);
     if (file_open(run->io, &options, &file, &err) < 0)
@@ -517,7 +520,15 @@ static void die_at_work(struct run *run)
         check_fua(run);
     submit_jobs(run, (unsigned)below(run, JOBS));
     world_run_for(run->world, below(run, below(run, 2) ? 5 * NS_PER_MS : NS_PER_MS));
-    die(run, below(run, DEATHS));
+    if (run->write_back && below(run, 2)) { /* while its mappings go to the file */
+        struct job *job = &run->jobs[0];
+        *job = (struct job){.memory = job->memory, .req = {.kind = REQUEST_FLUSH}};
+        world_act_as(run->world, run->io);
+        submit(run, job);
+        world_act_as(run->world, NULL);
+        world_run_for(run->world, below(run, 2 * NS_PER_MS));
+    }
+    die(run, below(run, 2) ? DIES_OF_KILL : DIES_OF_POWER);
 }
 
 /* What there is now may be of some time before; from here on it is what is there. */
@@ -566,8 +577,12 @@ static struct run *run_create(uint64_t seed, bool grows)
     run->grows = grows;
     run->few_pages = !grows && seed % 6 == 5; /* far fewer than all requests together need */
     run->stop_at = UINT64_MAX;
-    run->world = world_create(&(struct world_options){
-        .seed = seed, .power = true, .short_per_1024 = seed % 3 ? 30 : 0, .context = run, .fault = fault});
+    run->world = world_create(&(struct world_options){.seed = seed,
+                                                      .power = true,
+                                                      .short_per_1024 = seed % 3 ? 30 : 0,
+                                                      .stall_per_1024 = seed % 2 ? 30 : 0,
+                                                      .context = run,
+                                                      .fault = fault});
     choose_shape(run);
     run->flushed = calloc(1, run->size);
     run->now = calloc(1, run->size);
@@ -625,18 +640,20 @@ static bool tell_story(uint64_t seed, uint64_t operation, enum death death)
     return in_time;
 }
 
-static void tell_stories(uint64_t seed)
+/* `step`: 1 for a death after each operation; or after each second, third, ... one, others for other seeds. */
+static void tell_stories(uint64_t seed, unsigned step)
 {
     for (enum death death = 0; death < DEATHS; death++)
-        for (uint64_t operation = 1; operation < STORY_OPERATIONS; operation++)
+        for (uint64_t operation = 1 + (seed + (uint64_t)death) % step; operation < STORY_OPERATIONS; operation += step)
             if (!tell_story(seed, operation, death))
                 break;
 }
 
 static void run_seed(uint64_t seed)
 {
-    struct run *run = run_create(seed, false);
-    run->error_per_1024 = below(run, 5) == 0 ? 3 : 0;
+    bool grows = seed % 10 == 7;
+    struct run *run = run_create(seed, grows);
+    run->error_per_1024 = below(run, 5) == 0 || grows ? 3 : 0;
     for (unsigned life = 0; life < LIVES; life++) {
         run_life(run);
         end_life(run, life == LIVES - 1);
@@ -644,12 +661,16 @@ static void run_seed(uint64_t seed)
     run_destroy(run);
 }
 
-static void run_seeds(uint64_t seeds)
+struct seeds {
+    uint64_t first, last;
+};
+
+static void run_seeds(struct seeds seeds)
 {
-    for (uint64_t seed = 1; seed <= seeds; seed++) {
+    for (uint64_t seed = seeds.first; seed <= seeds.last; seed++) {
         run_seed(seed);
         if (seed <= STORIES)
-            tell_stories(seed);
+            tell_stories(seed, STORY_STEP);
     }
 }
 
@@ -672,7 +693,7 @@ static unsigned count_unreached(void)
     return unreached;
 }
 
-static bool is_caught(struct mutant *mutant, uint64_t seeds)
+static bool is_caught(struct mutant *mutant, struct seeds seeds)
 {
     fflush(stdout);
     pid_t child = fork();
@@ -693,29 +714,42 @@ static bool is_caught(struct mutant *mutant, uint64_t seeds)
     return caught;
 }
 
+/* N: from 1 on; or A-B. */
+static struct seeds seeds_of(const char *text)
+{
+    char *end;
+    struct seeds seeds = {1, strtoull(text, &end, 10)};
+    if (*end == '-')
+        seeds = (struct seeds){seeds.last, strtoull(end + 1, &end, 10)};
+    return *end == '\0' && seeds.first > 0 ? seeds : (struct seeds){1, 0};
+}
+
 int main(int argc, char **argv)
 {
+    const char *only = argc == 5 && strcmp(argv[3], "--mutant") == 0 ? argv[4] : NULL;
     bool with_mutants = argc != 4 || strcmp(argv[3], "--no-mutants") != 0;
-    uint64_t number = argc == 3 + !with_mutants ? strtoull(argv[2], NULL, 10) : 0;
-    if (number == 0 || (strcmp(argv[1], "--seeds") != 0 && strcmp(argv[1], "--seed") != 0)) {
-        fprintf(stderr, "usage: qcow2_sim --seeds N [--no-mutants] | --seed N\n");
+    struct seeds seeds = argc == 3 + !with_mutants + (only ? 2 : 0) ? seeds_of(argv[2]) : (struct seeds){1, 0};
+    if (seeds.last < seeds.first || (strcmp(argv[1], "--seeds") != 0 && strcmp(argv[1], "--seed") != 0)) {
+        fprintf(stderr, "usage: qcow2_sim --seeds N|A-B [--no-mutants | --mutant NAME] | --seed N\n");
         return 2;
     }
     if (strcmp(argv[1], "--seed") == 0) {
-        run_seed(number);
-        tell_stories(number);
+        run_seed(seeds.last);
+        tell_stories(seeds.last, 1);
         return 0;
     }
     unsigned wrong = 0, mutants = 0;
     for (struct mutant *mutant = __start_fleece_mutants; mutant < __stop_fleece_mutants; mutant++) {
-        if (with_mutants && of_the_driver(mutant->name)) {
+        if (with_mutants && of_the_driver(mutant->name) && (!only || strcmp(mutant->name, only) == 0)) {
             mutants++;
-            wrong += !is_caught(mutant, number);
+            wrong += !is_caught(mutant, seeds);
         }
     }
-    run_seeds(number);
+    if (only)
+        return wrong == 0 && mutants == 1 ? 0 : 1;
+    run_seeds(seeds);
     wrong += count_unreached();
-    printf("qcow2_sim: %llu seeds passed, %u deliberate faults tried, %u things wrong\n", (unsigned long long)number,
-           mutants, wrong);
+    printf("qcow2_sim: %llu seeds passed, %u deliberate faults tried, %u things wrong\n",
+           (unsigned long long)(seeds.last - seeds.first + 1), mutants, wrong);
     return wrong == 0 ? 0 : 1;
 }

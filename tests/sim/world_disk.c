@@ -469,6 +469,15 @@ static int64_t land_read(struct world *world, struct event *event, struct world_
     return (int64_t)length;
 }
 
+/* A short write ends where a sector of the file does, in the page cache too: kernels copy page by page there. So no 8-byte
+ * entry of a table is ever torn, as a power loss tears none. */
+static uint64_t short_length(struct world *world, struct range range, uint64_t unit)
+{
+    uint64_t length = round_up(1 + world_below(world, range.length - unit), unit);
+    uint64_t end = round_up(range.start + length, WORLD_SECTOR);
+    return end < range_end(range) ? end - range.start : range.length;
+}
+
 static int64_t land_write(struct world *world, struct event *event, struct world_file *file)
 {
     uint64_t length = event->range.length;
@@ -483,7 +492,7 @@ static int64_t land_write(struct world *world, struct event *event, struct world
     if (event->forced != 0) /* what a failed write leaves is anybody's guess */
         length = round_down(world_below(world, length + 1), WORLD_SECTOR);
     else if (length > unit && world_chance(world, world->options.short_per_1024))
-        length = round_up(1 + world_below(world, length - unit), unit);
+        length = short_length(world, (struct range){event->range.start, length}, unit);
     struct range range = {event->range.start, length};
     file_reserve(world, file, range_end(range));
     if (event->shared != NULL)

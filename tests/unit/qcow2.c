@@ -150,7 +150,7 @@ static void test_largest_disks(void **state)
         assert_int_equal(cluster_bits_of(bench), disks[i].cluster_bits);
         open_image(bench);
         assert_int_equal(run(bench, REQUEST_WRITE, 0, end, block), 0); /* whole: nothing behind it is asked */
-        assert_int_equal(run(bench, REQUEST_FLUSH, 0, (struct range){0, 0}, NULL), 0);
+        assert_int_equal(run(bench, REQUEST_FLUSH, REQUEST_LAST, (struct range){0, 0}, NULL), 0);
         node_destroy(bench->image);
         open_image(bench);
         assert_int_equal(run(bench, REQUEST_READ, 0, end, got), 0);

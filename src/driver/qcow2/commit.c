@@ -198,9 +198,11 @@ static bool has_pages(const struct commit *commit, enum page_class first)
 static bool next_with_sync(struct commit *commit, enum commit_step step, bool due)
 {
     commit_move(commit, commit->status < 0 ? COMMIT_END : step);
-    if (commit->status < 0 || !due || (MUTANT(qcow2_mapping_before_data) && step == COMMIT_SYNC_DATA))
+    if (commit->status < 0 || !due)
         return true;
     commit->unsynced = false;
+    if (MUTANT(qcow2_mapping_before_data) && step == COMMIT_SYNC_DATA)
+        return true;
     start_request(commit, REQUEST_FLUSH, (struct range){0, 0});
     return false;
 }

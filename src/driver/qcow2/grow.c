@@ -10,6 +10,9 @@
  * The header's place and size of the table lie in one sector, so a crash leaves the old table, or the new one with all that
  * it refers to. Nobody allocates meanwhile, so the old one does not change; it becomes free after the switch.
  *
+ * An attempt that fails leaves bytes behind all that the old table covers, where nobody allocates before another attempt
+ * succeeds. That lies there too, and what is allocated next lies behind both.
+ *
  * When the header can't be written nobody knows which table it names. Then nothing is allocated until that has succeeded:
  * each attempt tries it again.
  */
@@ -71,13 +74,25 @@ void grow_free(struct qcow2 *image)
     free(grow);
 }
 
+/* What it has written there is not zero. */
+static void keep_off(struct grow *grow)
+{
+    struct qcow2 *image = grow->image;
+    uint64_t end = grow->first + grow->blocks + grow->clusters;
+    PROBE(qcow2_growth_failed);
+    image->grown_to = end > image->grown_to ? end : image->grown_to;
+}
+
 static void grow_end(struct grow *grow, int status)
 {
     struct qcow2 *image = grow->image;
-    if (status < 0 && grow->header_changed)
+    if (status < 0 && grow->header_changed) {
         grow->step = GROW_STUCK;
-    else
+    } else {
+        if (status < 0 && grow->step >= GROW_BLOCKS)
+            keep_off(grow);
         grow_free(image);
+    }
     qcow2_wake_all(&image->grow_waiters, status);
 }
 
@@ -118,6 +133,7 @@ static void table_switch(struct grow *grow)
     header->reftable_offset = place_of(grow, grow->blocks);
     header->reftable_clusters = grow->clusters;
     image->cursor = grow->first + grow->blocks + grow->clusters;
+    image->cursor = image->cursor > image->grown_to ? image->cursor : image->grown_to;
     PROBE(qcow2_table_grown);
     grow_end(grow, 0);
 }
