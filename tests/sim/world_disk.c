@@ -501,7 +501,7 @@ static int64_t land_write(struct world *world, struct event *event, struct world
         memcpy(file->bytes + range.start, event->copy, length);
     else
         iov_drain_to(event->iov, file->bytes + range.start, length);
-    if (range_end(range) > file->size)
+    if (length > 0 && range_end(range) > file->size)
         file->size = file->stable_size = range_end(range);
     mark_allocated(file, range);
     file->changed_ns = world_wall(world);

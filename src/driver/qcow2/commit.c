@@ -16,6 +16,9 @@
  * it is counted down all I/O on mapped clusters that began earlier has to end: it is counted on two sides in turn, as many
  * as began before and since the last such grace. Nothing that this I/O needs waits for a commit.
  *
+ * A flush is over when all is stable. Only the last one (REQUEST_LAST) waits for what is freed behind that, too; and what
+ * goes wrong there fails no other.
+ *
  * A commit takes the pages that are dirty when it begins, at one instant, so what it writes fits together; mappings made
  * later wait for the next commit. It begins when somebody flushes, or when the cache runs out of pages that may go.
  *
@@ -64,7 +67,9 @@ void commit_init(struct qcow2 *image)
     for (unsigned class = 0; class < PAGE_CLASSES; class ++)
         list_init(&image->commit.pages[class]);
     list_init(&image->commit.flushers);
+    list_init(&image->commit.enders);
     list_init(&image->commit.next);
+    list_init(&image->commit.next_end);
 }
 
 static void take_dirty(struct qcow2 *image, enum page_class class)
@@ -111,10 +116,15 @@ static void take_mappings(struct commit *commit)
     settle(commit, &image->dirty[PAGE_L1]);
 }
 
+static bool is_awaited(const struct commit *commit)
+{
+    return !list_empty(&commit->next) || !list_empty(&commit->next_end);
+}
+
 void commit_begin(struct qcow2 *image)
 {
     struct commit *commit = &image->commit;
-    bool has_work = image->dirty_count > 0 || image->freed_count > 0 || !list_empty(&commit->next);
+    bool has_work = image->dirty_count > 0 || image->freed_count > 0 || is_awaited(commit);
     if (commit->step != COMMIT_IDLE || !has_work) /* with work it never ends in here */
         return;
     commit_move(commit, COMMIT_REFBLOCKS);
@@ -124,6 +134,7 @@ void commit_begin(struct qcow2 *image)
     take_dirty(image, PAGE_REFTABLE);
     take_mappings(commit);
     list_take_all(&commit->flushers, &commit->next);
+    list_take_all(&commit->enders, &commit->next_end);
     commit->freed = image->freed_count;
     commit->next_freed = 0;
     commit_go_on(commit);
@@ -132,6 +143,12 @@ void commit_begin(struct qcow2 *image)
 void commit_wait(struct qcow2 *image, struct qcow2_waiter *waiter)
 {
     qcow2_wait(&image->commit.next, waiter);
+    commit_begin(image);
+}
+
+void commit_wait_end(struct qcow2 *image, struct qcow2_waiter *waiter)
+{
+    qcow2_wait(&image->commit.next_end, waiter);
     commit_begin(image);
 }
 
@@ -207,11 +224,19 @@ static bool next_with_sync(struct commit *commit, enum commit_step step, bool du
     return false;
 }
 
+/* The next of the freed ones can't be counted down: it leaks. Nothing that is durable by now fails for that. */
+static int freed_leak(struct commit *commit)
+{
+    PROBE(qcow2_freed_leaked);
+    image_of(commit)->freed[commit->next_freed++].used = true;
+    return 0;
+}
+
 static void free_wake(struct qcow2_waiter *waiter, int status)
 {
     struct commit *commit = container_of(waiter, struct commit, waiter);
-    if (status < 0 && commit->status == 0)
-        commit->status = status;
+    if (status < 0)
+        freed_leak(commit);
     commit_go_on(commit);
 }
 
@@ -259,8 +284,8 @@ static bool free_clusters(struct commit *commit)
         if (status == -ENOBUFS && list_empty(&image->dirty[PAGE_REFBLOCK]))
             commit->freed = commit->next_freed; /* the others' pages are to be written first: the next commit */
         else if (status < 0 && status != -ENOBUFS)
-            commit->status = status;
-        if (status == 0 && freed->released == freed->run.count)
+            status = freed_leak(commit);
+        else if (status == 0 && freed->released == freed->run.count)
             commit->next_freed++;
     }
     take_dirty(image, PAGE_REFBLOCK);
@@ -291,7 +316,7 @@ static bool punch_next(struct commit *commit)
 static void commit_end(struct commit *commit)
 {
     struct qcow2 *image = image_of(commit);
-    struct list flushers;
+    struct list waiters;
     assert(commit->writing == 0);
     for (unsigned class = 0; class < PAGE_CLASSES; class ++)
         while (!list_empty(&commit->pages[class]))
@@ -301,19 +326,25 @@ static void commit_end(struct commit *commit)
         image->freed_count -= done;
         memmove(image->freed, image->freed + done, image->freed_count * sizeof *image->freed);
     }
-    list_init(&flushers);
-    list_take_all(&flushers, &commit->flushers);
+    list_init(&waiters);
+    list_take_all(&waiters, &commit->flushers);
+    list_take_all(&waiters, &commit->enders);
     commit_move(commit, COMMIT_IDLE);
     cache_trim(image);
     int status = commit->status;
     if (status < 0) /* whoever waits for room hears of it too: there will be none */
         PROBE(qcow2_commit_failed);
-    qcow2_wake_all(&flushers, status);
+    qcow2_wake_all(&waiters, status);
     qcow2_wake_all(&image->room_waiters, status);
-    if (!list_empty(&commit->next))
+    if (is_awaited(commit))
         commit_begin(image);
     else if (image->doomed)
         io_task_queue(image->node.io, &image->doom);
+}
+
+static bool end_sync_is_due(const struct commit *commit)
+{
+    return !list_empty(&commit->flushers) || !list_empty(&commit->enders) || commit->freed > 0;
 }
 
 static void freed_written(struct commit *commit)
@@ -354,14 +385,14 @@ static void commit_go_on(struct commit *commit)
             commit_move(commit, commit->status < 0 ? COMMIT_END : COMMIT_L1);
             break;
         case COMMIT_L1:
-            finished = write_pages(commit, PAGE_L1) &&
-                       next_with_sync(commit, COMMIT_SYNC_END, !list_empty(&commit->flushers) || commit->freed > 0);
+            finished = write_pages(commit, PAGE_L1) && next_with_sync(commit, COMMIT_SYNC_END, end_sync_is_due(commit));
             break;
         case COMMIT_SETTLE:
-            finished = commit->settling == 0 &&
-                       next_with_sync(commit, COMMIT_SYNC_END, !list_empty(&commit->flushers) || commit->freed > 0);
+            finished = commit->settling == 0 && next_with_sync(commit, COMMIT_SYNC_END, end_sync_is_due(commit));
             break;
         case COMMIT_SYNC_END:
+            if (commit->status == 0) /* the others hear of it at the end */
+                qcow2_wake_all(&commit->flushers, 0);
             grace_begin(commit);
             commit_move(commit, commit->status < 0 ? COMMIT_END : COMMIT_GRACE);
             break;

@@ -70,11 +70,11 @@ struct commit {
     unsigned writing;
     bool unsynced; /* pages were written since the last sync of this commit */
     struct list pages[PAGE_CLASSES];
-    struct list flushers;       /* waiters of this one */
-    struct list next;           /* of the next one */
-    unsigned freed, next_freed; /* image->freed[0..freed) are of this commit; those before next_freed are done */
-    unsigned settling;          /* pages that are waited for */
-    bool side;                  /* of the grace */
+    struct list flushers, enders; /* waiters of this one: for all to be stable; and free what is to be free */
+    struct list next, next_end;   /* of the next one */
+    unsigned freed, next_freed;   /* image->freed[0..freed) are of this commit; those before next_freed are done */
+    unsigned settling;            /* pages that are waited for */
+    bool side;                    /* of the grace */
     struct qcow2_waiter waiter;
     struct request req;
 };
@@ -86,8 +86,10 @@ struct pool {
     unsigned ready_count, next_count;
     uint64_t ready_clusters;
     uint64_t batch, batch_max; /* clusters */
-    struct list waiting;       /* for clusters */
-    struct list closing;       /* for the pool to be idle */
+    /* The file reaches so far: its node's end_bytes counts writes that failed, too. */
+    uint64_t extended_bytes, extending_bytes;
+    struct list waiting; /* for clusters */
+    struct list closing; /* for the pool to be idle */
     struct qcow2_waiter waiter;
     struct io_task task;
     struct request req;
@@ -240,6 +242,8 @@ void sync_wait(struct qcow2 *image, struct qcow2_waiter *waiter);
 void commit_init(struct qcow2 *image);
 /* The waiter is woken when everything that is in memory now is stable, or it failed. */
 void commit_wait(struct qcow2 *image, struct qcow2_waiter *waiter);
+/* ... and when what became free by then has been counted down and punched out. */
+void commit_wait_end(struct qcow2 *image, struct qcow2_waiter *waiter);
 /* Begins one, unless one is under way, so that pages become clean. */
 void commit_begin(struct qcow2 *image);
 /* Around I/O on clusters that are mapped, from the look at the mapping on: they are not used for anything else before. */

@@ -125,7 +125,10 @@ static void pool_wake(struct qcow2_waiter *waiter, int status)
 
 static void pool_extended(struct request *req, int status)
 {
-    pool_go_on(container_of(req, struct pool, req), status);
+    struct pool *pool = container_of(req, struct pool, req);
+    if (status == 0)
+        pool->extended_bytes = pool->extending_bytes;
+    pool_go_on(pool, status);
 }
 
 static void pool_start(struct io_task *task)
@@ -190,8 +193,9 @@ static bool extend(struct pool *pool)
         uint64_t run_end = (pool->next[i].first + pool->next[i].count) << image->cluster_bits;
         end = end > run_end ? end : run_end;
     }
-    if (end <= image->file->end_bytes || MUTANT(qcow2_file_not_extended))
+    if (end <= pool->extended_bytes || MUTANT(qcow2_file_not_extended))
         return true;
+    pool->extending_bytes = end;
     pool->iov = (struct iovec){image->zeroes, image->page_bytes};
     pool->req = (struct request){.kind = REQUEST_WRITE,
                                  .range = {end - image->page_bytes, image->page_bytes},
@@ -245,6 +249,7 @@ void pool_init(struct qcow2 *image)
     list_init(&pool->waiting);
     list_init(&pool->closing);
     pool->task.run = pool_start;
+    pool->extended_bytes = image->file->end_bytes;
     pool->batch = QCOW2_POOL_BYTES >> image->cluster_bits;
     pool->batch_max = QCOW2_POOL_MAX_BYTES >> image->cluster_bits;
     pool->batch = pool->batch > QCOW2_POOL_CLUSTERS ? pool->batch : QCOW2_POOL_CLUSTERS;

@@ -98,7 +98,7 @@ static void give_back(struct qcow2_waiter *waiter, int status)
     if (status == -EAGAIN)
         return;
     waiter->wake = flushed; /* whatever came of it: a flush it is */
-    commit_wait(op->image, waiter);
+    commit_wait_end(op->image, waiter);
 }
 
 static void flush_submit(struct qcow2 *image, struct request *req)
