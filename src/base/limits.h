@@ -377,6 +377,10 @@ enum {
 /* After work has come, a guest's rings are looked at without waiting for kicks for at most this long: what QEMU does. */
 #define VHOST_POLL_MAX_NS (32 * NS_PER_US)
 #define VHOST_POLL_MIN_NS (4 * NS_PER_US)
+/* ... unless the processor is wanted by others: gone for so long, more than a worker of the kernel takes for a full queue,
+ * it is not watched from for this many times as long. */
+#define VHOST_CONTENDED_NS (100 * NS_PER_US)
+#define VHOST_CONTENDED_TIMES 64
 /* A ring whose front-end has no eventfd to kick with is looked at this often. */
 #define VHOST_NO_KICK_NS (1 * NS_PER_MS)
 

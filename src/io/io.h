@@ -119,6 +119,8 @@ struct io_ops {
     void (*post)(struct io *to, struct io_message *message); /* any thread; in order between any two threads */
     /* Runs work(argument) on a helper thread; its return value is the result. In the simulation: inline, later. */
     void (*work)(struct io *io, struct io_op *op, int64_t (*work)(void *argument), void *argument);
+    /* Others who wait for this processor have it first: for a tick that found nothing while it watches memory. */
+    void (*yield)(struct io *io);
     /* Blocks the calling thread, whichever it is: for the control path, as in file_open(). */
     void (*sleep)(struct io *io, uint64_t duration_ns);
 
@@ -224,6 +226,10 @@ static inline void io_post(struct io *to, struct io_message *message)
 static inline void io_work(struct io *io, struct io_op *op, int64_t (*work)(void *), void *argument)
 {
     io->ops->work(io, op, work, argument);
+}
+static inline void io_yield(struct io *io)
+{
+    io->ops->yield(io);
 }
 static inline void io_sleep(struct io *io, uint64_t duration_ns)
 {

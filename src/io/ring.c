@@ -12,7 +12,8 @@
  * done() is never called inside the call that started the operation, even when that call had to enter the
  * kernel. Sends are the exception to the submission entry: they are tried at once (ring_socket.c). A tick that has such
  * completions for the next one does not enter the kernel at its end, but no two in a row; so a request of a lone client
- * costs one send and one wait.
+ * costs one send and one wait. Nor does a tick that may not wait (a timer is due) and for which the kernel has nothing to
+ * do: memory is watched without system calls.
  *
  * Helper threads and other reactors reach us through the mailbox. An eventfd is written only by the sender
  * that finds us asleep (see mailbox.c); a read on it is always under way, so a wake-up is one more
@@ -24,6 +25,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stdio.h>
@@ -298,6 +300,14 @@ static uint64_t ring_wait_ns(struct ring *ring)
     return wait_ns && mailbox_may_sleep(&ring->mailbox) ? wait_ns : 0;
 }
 
+/* Whether a tick that does not wait must enter the kernel: to submit something, or to have it complete something. Where it
+ * interrupts us to do that it needs no asking. */
+static bool ring_has_work(struct ring *ring)
+{
+    return io_uring_sq_ready(&ring->uring) > 0 ||
+           (__atomic_load_n(ring->uring.sq.kflags, __ATOMIC_RELAXED) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW));
+}
+
 static void ring_submit(struct ring *ring)
 {
     if (!list_empty(&ring->ready) && !ring->skipped) { /* what was begun may wait until these are seen to */
@@ -308,6 +318,8 @@ static void ring_submit(struct ring *ring)
     uint64_t wait_ns = ring_wait_ns(ring);
     int result;
     if (wait_ns == 0) {
+        if (!ring_has_work(ring))
+            return;
         result = io_uring_submit_and_get_events(&ring->uring);
     } else {
         struct io_uring_cqe *cqe;
@@ -468,6 +480,12 @@ const char *ring_features(const struct io *io)
     return ((const struct ring *)(const void *)io)->features;
 }
 
+static void ring_yield(struct io *io)
+{
+    assert(io_on_owner(io));
+    sched_yield();
+}
+
 static void ring_sleep(struct io *io, uint64_t duration_ns)
 {
     (void)io;
@@ -506,6 +524,7 @@ static const struct io_ops ring_ops = {
     .task_queue = ring_task_queue,
     .post = ring_post,
     .work = ring_work_op,
+    .yield = ring_yield,
     .sleep = ring_sleep,
     .open = ring_open,
     .stat = ring_stat,

@@ -588,6 +588,11 @@ static void op_work(struct io *io, struct io_op *op, int64_t (*work)(void *argum
 }
 
 /* Whoever calls hangs here; everybody else goes on. */
+static void op_yield(struct io *io)
+{
+    world_check_owner(io, "yield");
+}
+
 static void op_sleep(struct io *io, uint64_t duration_ns)
 {
     struct world *world = reactor_of(io)->world;
@@ -691,6 +696,7 @@ const struct io_ops world_ops = {
     .task_queue = op_task_queue,
     .post = op_post,
     .work = op_work,
+    .yield = op_yield,
     .sleep = op_sleep,
     .open = disk_open,
     .stat = disk_stat,

@@ -7,6 +7,8 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <liburing.h>
+#include <limits.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <netinet/in.h>
@@ -17,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -517,6 +520,62 @@ static void addresses_are_taken_apart(void **state)
 
 /* The heap against a plain array. */
 
+static unsigned entered; /* the kernel, without waiting */
+static unsigned ticks_left;
+static struct io *watcher;
+
+int __real_io_uring_submit_and_get_events(struct io_uring *ring);
+int __wrap_io_uring_submit_and_get_events(struct io_uring *ring);
+
+int __wrap_io_uring_submit_and_get_events(struct io_uring *ring)
+{
+    entered++;
+    return __real_io_uring_submit_and_get_events(ring);
+}
+
+static void watch(struct io_timer *timer)
+{
+    if (ticks_left-- == 0)
+        ring_quit(watcher);
+    else
+        io_timer_set(watcher, timer, 0);
+}
+
+static void heard(struct io_op *op, int64_t result)
+{
+    (void)op;
+    assert_int_equal(result, 0);
+    ring_quit(watcher);
+}
+
+/* Memory is looked at in each tick: that takes no system calls, and what the kernel has to tell is heard all the same. */
+static void watching_takes_no_system_calls(void **state)
+{
+    (void)state;
+    struct error err;
+    struct io_timer timer = {.fire = watch};
+    struct io_op op = {.done = heard};
+    assert_int_equal(ring_create(&watcher, &err), 0);
+    io_timer_set(watcher, &timer, 0);
+    ticks_left = 10000;
+    entered = 0;
+    ring_run(watcher);
+    assert_in_range(entered, 0, 100);
+    int event = eventfd(0, EFD_CLOEXEC);
+    io_event_wait(watcher, &op, event);
+    io_timer_set(watcher, &timer, 0);
+    ticks_left = 10;
+    ring_run(watcher); /* it is being waited for */
+    assert_int_equal(eventfd_write(event, 1), 0);
+    io_timer_set(watcher, &timer, 0);
+    ticks_left = UINT_MAX;
+    ring_run(watcher);
+    assert_true(ticks_left > 0);
+    io_timer_cancel(watcher, &timer);
+    close(event);
+    ring_destroy(watcher);
+}
+
 static void never_fire(struct io_timer *timer)
 {
     (void)timer;
@@ -570,6 +629,7 @@ int main(void)
         cmocka_unit_test(a_missing_folder_is_named),
         cmocka_unit_test(tcp_connections_do_not_delay),
         cmocka_unit_test(addresses_are_taken_apart),
+        cmocka_unit_test(watching_takes_no_system_calls),
         cmocka_unit_test(the_heap_always_gives_the_soonest),
         cmocka_unit_test(shared_memory_respects_its_file_system), /* last: leaves the mount namespace */
     };

@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "export/vhost_user/message.h"
@@ -631,6 +632,50 @@ static void requests_answered_at_once_end_a_tick(void **state)
     assert_in_range(scene->most, 1, LIMIT_VHOST_REQUESTS + LIMIT_VHOST_BATCH);
 }
 
+/* A processor that is gone for a while whenever it is offered; and a guest that kicks as soon as kicks are asked for. */
+enum { AWAY_NS = 300 * 1000 };
+static int eager_kick = -1;
+static unsigned yields;
+static uint64_t yield_ended_ns, least_rest_ns;
+
+int __wrap_sched_yield(void);
+
+static uint64_t clock_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
+}
+
+int __wrap_sched_yield(void)
+{
+    const uint64_t began_ns = clock_ns();
+    if (yields++ > 0 && began_ns - yield_ended_ns < least_rest_ns)
+        least_rest_ns = began_ns - yield_ended_ns;
+    nanosleep(&(struct timespec){.tv_nsec = AWAY_NS}, NULL);
+    yield_ended_ns = clock_ns();
+    return 0;
+}
+
+static bool has_yielded_often(struct scene *scene)
+{
+    (void)scene;
+    return yields >= 4;
+}
+
+/* It is offered to others while rings are watched, and when they keep it, rings are not watched for a while. */
+static void a_wanted_processor_is_not_watched_from(void **state)
+{
+    struct scene *scene = *state;
+    yields = 0;
+    least_rest_ns = UINT64_MAX;
+    eager_kick = scene->kick;
+    assert_int_equal(eventfd_write(scene->kick, 1), 0);
+    run_until(scene, has_yielded_often);
+    eager_kick = -1;
+    assert_true(least_rest_ns >= (VHOST_CONTENDED_TIMES - 1) * (uint64_t)AWAY_NS);
+}
+
 bool __real_virtqueue_want_kicks(struct virtqueue *queue);
 bool __wrap_virtqueue_want_kicks(struct virtqueue *queue);
 static char *spoil_available; /* the available ring: its index jumps before kicks are asked for; NULL: it does not */
@@ -639,6 +684,8 @@ bool __wrap_virtqueue_want_kicks(struct virtqueue *queue)
 {
     if (spoil_available)
         ((uint16_t *)(void *)spoil_available)[1] = QUEUE_SIZE + 99;
+    if (eager_kick >= 0)
+        assert_int_equal(eventfd_write(eager_kick, 1), 0);
     return __real_virtqueue_want_kicks(queue);
 }
 
@@ -736,6 +783,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_ring_without_a_request_leaves_nothing, begin, end),
         cmocka_unit_test_setup_teardown(a_failed_kick_is_made_up_for_by_the_clock, begin, end),
         cmocka_unit_test_setup_teardown(requests_answered_at_once_end_a_tick, begin, end),
+        cmocka_unit_test_setup_teardown(a_wanted_processor_is_not_watched_from, begin, end),
         cmocka_unit_test_setup_teardown(a_ring_that_breaks_at_the_end_says_so, begin, end),
         cmocka_unit_test_setup_teardown(replaced_eventfds_are_closed, begin, end),
         cmocka_unit_test(wrong_messages_are_told_apart),

@@ -609,6 +609,12 @@ static void kicks(void **state)
             assert_true(take_one_quietly());
         }
         assert_false(virtqueue_want_kicks(scene.queue));
+        virtqueue_want_no_kicks(scene.queue); /* we have been woken by something else */
+        assert_true(driver_add(driver, &part, 1, 0, 0));
+        driver_show(driver);
+        assert_false(driver_must_kick(driver));
+        assert_true(take_one_quietly());
+        assert_false(virtqueue_want_kicks(scene.queue));
         assert_true(driver_add(driver, &part, 1, 0, 0) && driver_add(driver, &part, 1, 0, 0));
         driver_show(driver);
         assert_true(driver_must_kick(driver));

@@ -58,6 +58,25 @@ static bool queue_is_served(const struct vhost_queue *queue)
     return queue->ring && queue->taking && !queue->broken && queue->session->state == VHOST_SESSION_SERVING;
 }
 
+static void queue_publish(struct vhost_queue *queue)
+{
+    struct vhost_session *session = queue->session;
+    if (session->state == VHOST_SESSION_CLOSED || !queue->ring) {
+        vhost_session_wake(session);
+        return;
+    }
+    if (virtqueue_publish(queue->ring)) {
+        atomic_fetch_add_explicit(&session->counters->calls, 1, memory_order_relaxed);
+        vhost_event_signal(&queue->call);
+    }
+    if (session->logging)
+        vhost_event_signal(&session->logged);
+    if (session->waiting || session->state == VHOST_SESSION_LEAVING)
+        vhost_session_wake(session);
+    else if (queue_is_served(queue))
+        vhost_poll_extend(session, false);
+}
+
 bool vhost_queue_serve(struct vhost_queue *queue)
 {
     struct vhost_session *session = queue->session;
@@ -67,6 +86,8 @@ bool vhost_queue_serve(struct vhost_queue *queue)
         vhost_poll_soon(session);
         return true;
     }
+    if (list_linked(&queue->publish.link)) /* the guest goes on while we take what it has sent before */
+        queue_publish(queue);
     struct list taken;
     list_init(&taken);
     unsigned count = 0;
@@ -111,22 +132,7 @@ void vhost_queue_look(struct vhost_queue *queue)
 
 static void publish(struct io_task *task)
 {
-    struct vhost_queue *queue = container_of(task, struct vhost_queue, publish);
-    struct vhost_session *session = queue->session;
-    if (session->state == VHOST_SESSION_CLOSED || !queue->ring) {
-        vhost_session_wake(session);
-        return;
-    }
-    if (virtqueue_publish(queue->ring)) {
-        atomic_fetch_add_explicit(&session->counters->calls, 1, memory_order_relaxed);
-        vhost_event_signal(&queue->call);
-    }
-    if (session->logging)
-        vhost_event_signal(&session->logged);
-    if (session->waiting || session->state == VHOST_SESSION_LEAVING)
-        vhost_session_wake(session);
-    else if (queue_is_served(queue))
-        vhost_poll_extend(session, false);
+    queue_publish(container_of(task, struct vhost_queue, publish));
 }
 
 static void kick_came(struct vhost_event *event)

@@ -195,12 +195,13 @@ bool split_ring_want_kicks(struct virtqueue *queue)
     return look(queue, __ATOMIC_SEQ_CST) != 0;
 }
 
-/* With EVENT_IDX the driver kicks when it passes the index that we asked for last, and we have passed that. */
+/* With EVENT_IDX the driver kicks when it passes the index that we ask for: one that it has passed already. */
 void split_ring_want_no_kicks(struct virtqueue *queue)
 {
-    if (!queue->event_idx && !queue->no_kicks) {
-        ring_store16(&queue->split.used[RING_FLAGS], NO_NOTIFY, __ATOMIC_RELAXED);
-        mark(queue, &queue->split.used[RING_FLAGS], sizeof queue->split.used[RING_FLAGS]);
-    }
+    if (queue->no_kicks)
+        return;
+    uint16_t *wish = queue->event_idx ? available_event(queue) : &queue->split.used[RING_FLAGS];
+    ring_store16(wish, queue->event_idx ? (uint16_t)(queue->split.next - 1) : NO_NOTIFY, __ATOMIC_RELAXED);
+    mark(queue, wish, sizeof *wish);
     queue->no_kicks = true;
 }

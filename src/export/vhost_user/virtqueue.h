@@ -88,7 +88,8 @@ void virtqueue_return(struct virtqueue *queue, struct virtqueue_chain *chain, ui
 void virtqueue_drop(struct virtqueue_chain *chain);
 /* Shows the driver all that was returned; true: it wants to be told (the call eventfd). Once for many returns. */
 bool virtqueue_publish(struct virtqueue *queue);
-/* Asks for kicks again; true: something has come meanwhile, so go on. The other: no kicks are wanted, we look ourselves. */
+/* Asks for kicks again; true: something has come meanwhile, so go on. The other: no kicks are wanted, we look ourselves;
+ * a hint, and after 65,536 chains or a whole turn of the ring one may come all the same. */
 bool virtqueue_want_kicks(struct virtqueue *queue);
 void virtqueue_want_no_kicks(struct virtqueue *queue);
 
