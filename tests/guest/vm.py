@@ -29,8 +29,8 @@ RECONNECT = 60  # seconds that QEMU's NBD driver waits for a server that is away
 AGENT = r"""#!/bin/sh
 export PATH=/bin
 mount -t proc none /proc; mount -t sysfs none /sys; mount -t tmpfs none /tmp
-for i in 1 2 3 4 5 6 7 8 9 10; do [ -c /dev/vport0p2 ] && break; sleep 0.2; done
-exec 3<>/dev/vport0p1 4>/dev/vport0p2
+until ls /dev/vport?p2 >/dev/null 2>&1; do sleep 0.1; done
+exec 3<>$(ls /dev/vport?p1) 4>$(ls /dev/vport?p2)
 echo ready >&3
 while IFS= read -r line <&3; do
     echo "$line" | base64 -d >/tmp/command
@@ -161,11 +161,12 @@ class Port:
 
 
 class Vm:
-    """A QEMU with its guest. disks: {name: image} for FILE, else names of a daemon's disks; the first is the root disk."""
+    """A QEMU with its guest. disks: {name: image} for FILE, else names of a daemon's disks; the first is the root disk.
+    launch: as t.spawn(), starts a QEMU that has its memory and disks by itself, with the arguments that make it obey."""
 
     count = 0
 
-    def __init__(self, t, kind, disks, daemon=None, modules=(), memory=192):
+    def __init__(self, t, kind, disks, daemon=None, modules=(), memory=192, launch=None):
         harness.need("qemu-system-x86_64")
         self.t, self.kind, self.daemon, self.known = t, kind, daemon, {}
         self.names = list(disks)
@@ -173,24 +174,25 @@ class Vm:
         self.mark = f"q{Vm.count}"
         self.console = t.path(f"{self.mark}.console")
         self.commands, self.events = (Port(t.path(f"{self.mark}.{n}")) for n in ("commands", "events"))
-        arguments = ["qemu-system-x86_64", "-accel", "tcg,tb-size=128", *memory_arguments(kind, memory),
-                     *machine.qemu_arguments(machine.initramfs(modules=modules), serial=f"file:{self.console}"),
-                     "-device", "virtio-serial-pci"]
+        qmp = t.path(f"{self.mark}.qmp")
+        arguments = [*machine.qemu_arguments(machine.initramfs(modules=modules), serial=f"file:{self.console}"),
+                     "-device", "virtio-serial-pci", "-qmp", f"unix:{qmp},server=on,wait=off"]
         for number, port in ((1, self.commands), (2, self.events)):
             arguments += ["-chardev", f"socket,id=port{number},path={port.path}",
                           "-device", f"virtserialport,nr={number},chardev=port{number}"]
-        for name in self.names:
-            arguments += disk_arguments(t, kind, name, daemon, disks[name] if kind == FILE else None)
-        qmp = t.path(f"{self.mark}.qmp")
-        arguments += ["-qmp", f"unix:{qmp},server=on,wait=off"]
+        if not launch:
+            arguments = ["qemu-system-x86_64", "-accel", "tcg,tb-size=128", *memory_arguments(kind, memory), *arguments]
+            for name in self.names:
+                arguments += disk_arguments(t, kind, name, daemon, disks[name] if kind == FILE else None)
         with open(t.path(f"{self.mark}.log"), "wb") as log:
-            self.process = t.spawn(*arguments, stdout=log, stderr=log, cwd=t.dir)
+            self.process = (launch or t.spawn)(*arguments, stdout=log, stderr=log, cwd=t.dir)
         try:
             self.commands.accept()
             self.events.accept()
         except TimeoutError:
             raise AssertionError(f"QEMU did not start:\n{t.path(f'{self.mark}.log').read_text()}") from None
-        self.qmp = harness.wait_for("QEMU answers", lambda: self.connect(qmp))
+        self.qmp = harness.wait_for("QEMU answers", lambda: self.process.poll() is not None or self.connect(qmp), WAIT)
+        assert self.process.poll() is None, f"QEMU did not start:\n{t.path(f'{self.mark}.log').read_text()}"
         self.wait_ready()
 
     @staticmethod
@@ -274,8 +276,11 @@ class Vm:
 
     def power_off(self):
         """The guest ends in good order."""
-        self.commands.stream.sendall(base64.b64encode(b"umount -a; mount -o remount,ro /; sync; poweroff -f") + b"\n")
+        self.ask_power_off()
         self.gone()
+
+    def ask_power_off(self):
+        self.commands.stream.sendall(base64.b64encode(b"umount -a; mount -o remount,ro /; sync; poweroff -f") + b"\n")
 
     def gone(self):
         try:
@@ -283,5 +288,8 @@ class Vm:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the guest did not end:\n{self.text()[-3000:]}") from None
         assert code == 0, f"QEMU ended with {code}:\n{self.t.path(f'{self.mark}.log').read_text()}"
+        self.close()
+
+    def close(self):
         for end in (self.commands, self.events, self.qmp):
             end.close()
