@@ -43,12 +43,33 @@ def vhost(kind, queue, seconds, ramp, socket, options=()):
     return json.loads(done.stdout)
 
 
-def floor(kind, queue, seconds, path, null_uri):
-    """What no server can pass: {"iops"}. Plain fio does what the disk has to do, and a server that does nothing what the
-    connection costs. One request at a time pays for both, one after the other; many at once for the slower of them."""
+class Nbd:
+    """A guest whose disk vda comes over NBD."""
+    vhost = False
+
+    @staticmethod
+    def load(server, kind, queue, seconds, ramp=0, size=None):
+        """`size`: of the part at the beginning that is used; None: all."""
+        return fio(kind, queue, seconds, ramp, uri=server.uri("vda"), options=[f"--size={size}"] if size else [])
+
+
+class Vhost:
+    """The same over vhost-user-blk."""
+    vhost = True
+
+    @staticmethod
+    def load(server, kind, queue, seconds, ramp=0, size=None):
+        return vhost(kind, queue, seconds, ramp, server.vhost_socket("vda"), ["--size", str(size)] if size else [])
+
+
+def floor(kind, queue, seconds, path, null):
+    """What no server can pass: {"iops"}. Plain fio does what the disk has to do, and null(kind), with a server that does
+    nothing, what the connection costs. One request at a time pays for both, one after the other; many at once for the
+    slower of them."""
     disk = fio(kind, queue, seconds, 0, path=path)["iops"]
-    null = fio("randread" if kind == "randread" else "randwrite", queue, seconds, 0, uri=null_uri)["iops"]
-    return {"iops": 1 / (1 / disk + 1 / null) if queue == 1 else min(disk, null), "disk_iops": disk, "null_iops": null}
+    connection = null("randread" if kind == "randread" else "randwrite")["iops"]
+    return {"iops": 1 / (1 / disk + 1 / connection) if queue == 1 else min(disk, connection), "disk_iops": disk,
+            "null_iops": connection}
 
 
 class SteadyWriter:

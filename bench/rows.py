@@ -7,7 +7,7 @@ import struct
 import subprocess
 import time
 
-from load import Puller, fio, floor, make_disk, timed
+from load import Nbd, Puller, fio, floor, make_disk, timed
 from servers import BUILD, Fleece, Nbdkit, Qsd
 
 GIB = 1 << 30
@@ -21,9 +21,10 @@ def peers(bench, disks, threads=True, **options):
 
 
 def floor_of(bench, kind, queue):
-    """Plain disk I/O of that kind and one round trip to a device that does nothing, measured now."""
+    """Plain disk I/O of that kind and one round trip over NBD to a device that does nothing, measured now."""
     with Nbdkit(bench.work, {"vda": None}) as server:
-        return floor(kind, queue, bench.seconds, bench.disk, server.uri(""))
+        return floor(kind, queue, bench.seconds, bench.disk,
+                     lambda null_kind: fio(null_kind, queue, bench.seconds, 0, uri=server.uri("")))
 
 
 def ram_for(size):
@@ -53,40 +54,42 @@ def b1(bench):
             bench.report.compare(f"{kind}, QD{queue}", candidates, SPEED)
 
 
-def snapshot_servers(bench):
+def snapshot_servers(bench, guest):
     """For the first (newest) peer also with its target in memory, where our old data goes."""
     disks = {"vda": bench.disk}
-    return {"fleece": lambda: Fleece(bench.work, disks, ram=ram_for(bench.size)), **peers(bench, disks),
-            **{f"{name}, tmpfs": make for name, make in list(peers(bench, disks, target_dir="/dev/shm").items())[:1]}}
+    return {"fleece": lambda: Fleece(bench.work, disks, ram=ram_for(bench.size), vhost=guest.vhost),
+            **peers(bench, disks, vhost=guest.vhost),
+            **{f"{name}, tmpfs": make
+               for name, make in list(peers(bench, disks, target_dir="/dev/shm", vhost=guest.vhost).items())[:1]}}
 
 
-def b2(bench):
+def b2(bench, guest=Nbd, limit=floor_of):
     """snapshot active, first writes, 4 KiB random"""
     def measure(make, queue):
         with make() as server:
             server.snapshot("s")
-            return fio("randwrite", queue, bench.seconds, 0, uri=server.uri("vda"))
+            return guest.load(server, "randwrite", queue, bench.seconds)
 
     for queue in (1, 32):
-        candidates = {name: lambda m=make: measure(m, queue) for name, make in snapshot_servers(bench).items()}
+        candidates = {name: lambda m=make: measure(m, queue) for name, make in snapshot_servers(bench, guest).items()}
         candidates["plain fio"] = lambda: fio("randwrite", queue, bench.seconds, 0, path=bench.disk)
         # old data is read, new data is written
-        candidates["floor"] = lambda: floor_of(bench, "randrw", queue)
+        candidates["floor"] = lambda: limit(bench, "randrw", queue)
         bench.report.compare(f"first writes, QD{queue}", candidates, SPEED)
 
 
-def b3(bench):
+def b3(bench, guest=Nbd):
     """snapshot active, first writes, 4 KiB random, while the snapshot is pulled at full speed by nbdcopy"""
     def measure(make, queue):
         with make() as server:
             server.snapshot("s")
             with Puller(server.uri("vda@s"), bench.size) as puller:
                 time.sleep(0.5)
-                result = fio("randwrite", queue, bench.seconds, 0, uri=server.uri("vda"))
+                result = guest.load(server, "randwrite", queue, bench.seconds)
             return {**result, "pull_gib_s": puller.gib_per_second}
 
     for queue in (1, 32):
-        candidates = {name: lambda m=make: measure(m, queue) for name, make in snapshot_servers(bench).items()}
+        candidates = {name: lambda m=make: measure(m, queue) for name, make in snapshot_servers(bench, guest).items()}
         bench.report.compare(f"pulled, QD{queue}", candidates,
                              {**SPEED, "pull_gib_s": "more"})
 

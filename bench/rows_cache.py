@@ -6,7 +6,7 @@ import time
 
 import nbd
 
-from load import SteadyWriter, fio, make_disk
+from load import Nbd, SteadyWriter, fio, make_disk
 from rows import GIB, SPEED, peers, ram_for
 from servers import Fleece, SlowTarget
 
@@ -37,16 +37,16 @@ def overwrite(uri, size):
     handle.shutdown()
 
 
-def b4(bench):
+def b4(bench, over=Nbd):
     """the snapshot goes to a target that takes 10 MB/s and is 50 ms away; the blocks written to are preserved already"""
     disks = {"vda": bench.disk}
     def servers(threads):
-        return {"fleece": lambda: Fleece(bench.work, disks, ram=ram_for(bench.size)),
-                **dict(list(peers(bench, disks, threads=threads).items())[:1])}
+        return {"fleece": lambda: Fleece(bench.work, disks, ram=ram_for(bench.size), vhost=over.vhost),
+                **dict(list(peers(bench, disks, threads=threads, vhost=over.vhost).items())[:1])}
 
     def guest(server, queue):
         overwrite(server.uri("vda"), REGION)
-        return fio("randwrite", queue, bench.seconds, 0, uri=server.uri("vda"), options=[f"--size={REGION}"])
+        return over.load(server, "randwrite", queue, bench.seconds, size=REGION)
 
     def alone(make, queue):
         with make() as server:
