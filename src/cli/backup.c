@@ -24,6 +24,7 @@
 #include <time.h>
 
 #include "base/name.h"
+#include "cli/reply.h"
 #include "cli/set_argument.h"
 #include "fleece/fleece.h"
 
@@ -68,6 +69,8 @@ static int ask_for_snapshot(struct backup *backup, const char *name, const char 
     json_t *arguments = json_pack("{s:s, s:b, s:i}", "name", name, "lease", 1, "grace", (int)backup->options.grace_s);
     if (checkpoint[0])
         json_object_set_new(arguments, "checkpoint", json_string(checkpoint));
+    if (backup->options.consistency)
+        json_object_set_new(arguments, "consistency", json_string(backup->options.consistency));
     if (backup->base.since[0])
         json_object_set_new(arguments, "since", json_string(backup->base.since));
     return backup_execute(backup, "fleece-snapshot-create", arguments, snapshot, err);
@@ -118,6 +121,11 @@ static void note_snapshot(struct backup *backup, const char *name, const json_t 
     const json_t *checkpoint = json_object_get(snapshot, "checkpoint");
     strcpy(backup->snapshot, name);
     snprintf(manifest->snapshot, sizeof manifest->snapshot, "%s", backup_text(snapshot, "uuid"));
+    (void)manifest_consistency_parse(backup_text(snapshot, "consistent"), &manifest->consistency);
+    if (json_object_get(snapshot, "consistent-reason")) {
+        backup->warned = true;
+        cli_warn("the backup is crash-consistent: %s", backup_text(snapshot, "consistent-reason"));
+    }
     snprintf(manifest->checkpoint.name, sizeof manifest->checkpoint.name, "%s", backup_text(checkpoint, "name"));
     snprintf(manifest->checkpoint.uuid, sizeof manifest->checkpoint.uuid, "%s", backup_text(checkpoint, "uuid"));
     snprintf(backup->since_name, sizeof backup->since_name, "%s",
@@ -135,7 +143,8 @@ static int make_snapshot(struct backup *backup, json_t **snapshot, struct error 
     int status = backup_checkpoint_name(backup, checkpoint, err);
     if (status == 0)
         status = ask_for_snapshot(backup, name, checkpoint, snapshot, err);
-    if (status < 0 && !transfer_interrupted(&backup->transfer))
+    bool may_do_without = !backup->options.consistency || strcmp(backup->options.consistency, "required") != 0;
+    if (status < 0 && may_do_without && !transfer_interrupted(&backup->transfer))
         status = snapshot_without(backup, name, snapshot, err);
     if (status == 0)
         note_snapshot(backup, name, *snapshot);
@@ -350,8 +359,10 @@ static void note_options(const struct backup *backup)
     bool any_full = false;
     for (unsigned i = 0; i < backup->manifest->disk_count; i++)
         any_full |= !backup->manifest->disks[i].incremental;
-    if (backup->resumed && (options->full || options->since || options->format_given || options->compress))
-        cli_note("this backup went on as it had begun: --full, --since, --format and --compress are for new ones");
+    if (backup->resumed &&
+        (options->full || options->since || options->format_given || options->compress || options->consistency))
+        cli_note("this backup went on as it had begun: --full, --since, --format, --compress and --consistency are for "
+                 "new ones");
     else if (!any_full && options->compress)
         cli_note("--compress had no effect: it is for full images, and all of this backup are incremental");
     else if (!any_full && options->format == MANIFEST_RAW)
@@ -415,6 +426,7 @@ static int parse(struct backup *backup, int argc, char **argv)
         {"compress", no_argument, NULL, 'c'},
         {"grace", required_argument, NULL, 'g'},
         {"resume", no_argument, NULL, 'r'},
+        {"consistency", required_argument, NULL, 'C'},
         {NULL, 0, NULL, 0},
     };
     int option, code = CLI_DONE;
@@ -439,6 +451,11 @@ static int parse(struct backup *backup, int argc, char **argv)
             break;
         case 'r':
             backup->options.resume = true;
+            break;
+        case 'C':
+            if (!cli_is_consistency(optarg))
+                return cli_usage(backup->cli, "--consistency '%s' is not right: auto, crash or required", optarg);
+            backup->options.consistency = optarg;
             break;
         case 'g':
             code = parse_grace(backup, optarg);
@@ -491,7 +508,8 @@ static int backup_run(struct cli *cli, int argc, char **argv)
 
 const struct cli_command cli_backup = {
     .name = "backup",
-    .arguments = "DIR [--full | --since CHECKPOINT] [--format qcow2|raw] [--compress] [--resume] [--grace SECONDS]",
+    .arguments = "DIR [--full | --since CHECKPOINT] [--format qcow2|raw] [--compress] [--resume] [--grace SECONDS] "
+                 "[--consistency auto|crash|required]",
     .summary = "add a backup of all disks, as they are at one instant, to the backup set DIR",
     .run = backup_run,
 };

@@ -17,8 +17,9 @@ struct backup_options {
     enum manifest_format format; /* of full images */
     bool format_given;
     bool compress;
-    bool resume;      /* go on with an interrupted backup, if there is one */
-    unsigned grace_s; /* how long the snapshot outlives a lost connection */
+    bool resume;             /* go on with an interrupted backup, if there is one */
+    const char *consistency; /* auto, crash or required; NULL: not said */
+    unsigned grace_s;        /* how long the snapshot outlives a lost connection */
 };
 
 /* What the incremental images of this backup are based on. */

@@ -56,6 +56,8 @@ static void print_point(const struct cli *cli, const char *point, const struct m
            size_format(text[0], size_bytes), size_format(text[1], captured_bytes), parent);
     for (unsigned i = 0; i < manifest->disk_count; i++)
         printf("%s%s", i ? " " : "", manifest->disks[i].name);
+    if (manifest->consistency > MANIFEST_CRASH)
+        printf("  (%s)", manifest_consistency_name(manifest->consistency));
     putchar('\n');
     for (unsigned i = 0; i < manifest->disk_count; i++)
         if (manifest->disks[i].reason[0])

@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "fleece/fleece.h"
 
@@ -28,6 +29,11 @@ int cli_print_json(const json_t *json)
     json_dumpf(json, stdout, JSON_COMPACT);
     putchar('\n');
     return CLI_DONE;
+}
+
+bool cli_is_consistency(const char *text)
+{
+    return strcmp(text, "auto") == 0 || strcmp(text, "crash") == 0 || strcmp(text, "required") == 0;
 }
 
 const char *cli_text(const json_t *object, const char *key)

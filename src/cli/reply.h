@@ -12,6 +12,8 @@
 int cli_execute_once(const struct cli *cli, const char *command, json_t *arguments, json_t **result);
 /* One line on stdout. Returns CLI_DONE. */
 int cli_print_json(const json_t *json);
+/* "auto", "crash" or "required": how consistent a snapshot is to be. */
+bool cli_is_consistency(const char *text);
 /* The text of a member, "-" if there is none. */
 const char *cli_text(const json_t *object, const char *key);
 

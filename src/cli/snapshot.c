@@ -48,11 +48,15 @@ static int create_checkpoint_option(struct cli *cli, int option, const char *nam
 /* Into the command's arguments. */
 static int create_options(struct cli *cli, int argc, char **argv, json_t *arguments)
 {
-    static const struct option options[] = {
-        {"drain-timeout", required_argument, NULL, 'd'}, {"read-once", optional_argument, NULL, 'o'},
-        {"bitmap", required_argument, NULL, 'b'},        {"checkpoint", required_argument, NULL, 'c'},
-        {"since", required_argument, NULL, 's'},         {"map", required_argument, NULL, 'm'},
-        {"ephemeral", no_argument, NULL, 'e'},           {NULL, 0, NULL, 0}};
+    static const struct option options[] = {{"drain-timeout", required_argument, NULL, 'd'},
+                                            {"read-once", optional_argument, NULL, 'o'},
+                                            {"bitmap", required_argument, NULL, 'b'},
+                                            {"checkpoint", required_argument, NULL, 'c'},
+                                            {"since", required_argument, NULL, 's'},
+                                            {"map", required_argument, NULL, 'm'},
+                                            {"ephemeral", no_argument, NULL, 'e'},
+                                            {"consistency", required_argument, NULL, 'C'},
+                                            {NULL, 0, NULL, 0}};
     int option;
     struct error err;
     optind = 0;
@@ -75,6 +79,10 @@ static int create_options(struct cli *cli, int argc, char **argv, json_t *argume
             int code = create_checkpoint_option(cli, option, optarg, arguments);
             if (code != CLI_DONE)
                 return code;
+        } else if (option == 'C') {
+            if (!cli_is_consistency(optarg))
+                return cli_usage(cli, "--consistency '%s' is not right: auto, crash or required", optarg);
+            json_object_set_new(arguments, "consistency", json_string(optarg));
         } else if (option == 'e') {
             json_object_set_new(arguments, "durability", json_string("ephemeral"));
         } else {
@@ -100,6 +108,12 @@ static void print_created(const json_t *snapshot)
     char changed[16];
     printf("snapshot %s created; the guest's writes were held for %.0f us\n", cli_text(snapshot, "name"),
            hold_us(snapshot));
+    if (json_object_get(snapshot, "frozen-us"))
+        printf("its guest was frozen for %.0f ms (consistent: %s)\n",
+               (double)json_integer_value(json_object_get(snapshot, "frozen-us")) / 1000,
+               cli_text(snapshot, "consistent"));
+    if (json_object_get(snapshot, "consistent-reason"))
+        printf("it is crash-consistent: %s\n", cli_text(snapshot, "consistent-reason"));
     json_array_foreach (json_object_get(snapshot, "exports"), i, view) {
         const char *disk = cli_text(view, "disk");
         if (json_is_true(json_object_get(view, "incremental")))
@@ -141,13 +155,14 @@ static int snapshot_list(struct cli *cli, int argc, char **argv)
     int code = cli_execute_once(cli, "fleece-query-snapshots", NULL, &snapshots);
     if (code != CLI_DONE)
         return code;
-    table_init(&table, "SNAPSHOT\tSTATE\tCREATED\t>HELD (us)\tREASON");
+    table_init(&table, "SNAPSHOT\tSTATE\tCREATED\t>HELD (us)\tCONSISTENT\tREASON");
     json_array_foreach (snapshots, i, snapshot) {
         if (cli->json)
             cli_print_json(snapshot);
         else
-            table_add(&table, "%s\t%s\t%s\t%.0f\t%s", cli_text(snapshot, "name"), cli_text(snapshot, "state"),
-                      cli_text(snapshot, "created"), hold_us(snapshot), cli_text(snapshot, "reason"));
+            table_add(&table, "%s\t%s\t%s\t%.0f\t%s\t%s", cli_text(snapshot, "name"), cli_text(snapshot, "state"),
+                      cli_text(snapshot, "created"), hold_us(snapshot), cli_text(snapshot, "consistent"),
+                      cli_text(snapshot, "reason"));
     }
     if (!cli->json && json_array_size(snapshots) == 0)
         printf("no snapshots\n");
@@ -269,7 +284,8 @@ static int snapshot_run(struct cli *cli, int argc, char **argv)
 const struct cli_command cli_snapshot = {
     .name = "snapshot",
     .arguments = "create [NAME] [--drain-timeout SECONDS] [--read-once[=eager]] [--bitmap BITMAP] [--checkpoint NAME] "
-                 "[--since CHECKPOINT] [--map CHECKPOINT…] [--ephemeral] | list | residence NAME DISK | delete NAME",
+                 "[--since CHECKPOINT] [--map CHECKPOINT…] [--ephemeral] [--consistency auto|crash|required] | list | "
+                 "residence NAME DISK | delete NAME",
     .summary = "take, show and end snapshots of all disks of the VM at one instant",
     .run = snapshot_run,
 };

@@ -67,6 +67,17 @@ static void print_disks(const json_t *disks)
     table_end(&table, true);
 }
 
+/* Who freezes it for snapshots. */
+static void print_guest(const json_t *guest)
+{
+    if (!json_is_object(guest))
+        return;
+    const char *agent = text_of(guest, "agent"), *hooks = text_of(guest, "hook-dir"),
+               *reason = text_of(guest, "reason");
+    printf("\nguest: %s%s%s%s%s%s%s\n", text_of(guest, "state"), agent[0] ? ", agent " : "", agent,
+           hooks[0] ? ", hooks " : "", hooks, reason[0] ? ": " : "", reason);
+}
+
 /* Of the disks that are tracked, or should be. */
 static void print_tracking(const json_t *disks)
 {
@@ -113,11 +124,11 @@ static void print_snapshots(const json_t *snapshots)
         printf("\nno snapshots\n");
         return;
     }
-    table_init(&table, "SNAPSHOT\tSTATE\tCREATED\t>HELD (us)\t>ATTEMPTS\tREASON");
+    table_init(&table, "SNAPSHOT\tSTATE\tCREATED\t>HELD (us)\t>ATTEMPTS\tCONSISTENT\tREASON");
     json_array_foreach (snapshots, i, snapshot)
-        table_add(&table, "%s\t%s\t%s\t%.0f\t%lld\t%s", text_of(snapshot, "name"), text_of(snapshot, "state"),
+        table_add(&table, "%s\t%s\t%s\t%.0f\t%lld\t%s\t%s", text_of(snapshot, "name"), text_of(snapshot, "state"),
                   text_of(snapshot, "created"), (double)number_of(snapshot, "hold-ns") / 1000,
-                  number_of(snapshot, "attempts"), text_of(snapshot, "reason"));
+                  number_of(snapshot, "attempts"), text_of(snapshot, "consistent"), text_of(snapshot, "reason"));
     putchar('\n');
     table_end(&table, true);
 }
@@ -144,6 +155,7 @@ static int status_run(struct cli *cli, int argc, char **argv)
         print_disks(json_object_get(status, "disks"));
         print_tracking(json_object_get(status, "disks"));
         print_exports(json_object_get(status, "exports"));
+        print_guest(json_object_get(status, "guest"));
         print_snapshots(json_object_get(status, "snapshots"));
     }
     json_decref(status);

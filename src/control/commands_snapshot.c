@@ -15,6 +15,7 @@ static const struct control_argument create_arguments[] = {
     {.name = "bitmap", .kind = CONTROL_STRING},
     {.name = "durability", .kind = CONTROL_STRING},
     {.name = "read-once", .kind = CONTROL_STRING},
+    {.name = "consistency", .kind = CONTROL_STRING},
     {.name = "drain-timeout-ms", .kind = CONTROL_INTEGER, .min = 1, .max = (json_int_t)(CUT_TOTAL_MAX_NS / NS_PER_MS)},
     {.name = "checkpoint", .kind = CONTROL_STRING},
     {.name = "since", .kind = CONTROL_STRING},
@@ -95,6 +96,7 @@ static void snapshot_create(struct control_request *request)
     json_int_t drain_ms = json_integer_value(json_object_get(request->arguments, "drain-timeout-ms"));
     bool lease = json_is_true(json_object_get(request->arguments, "lease"));
     const char *read_once = control_argument_text(request, "read-once"), *maps[LIMIT_SNAPSHOT_MAPS];
+    const char *consistency = control_argument_text(request, "consistency");
     const json_t *grace = json_object_get(request->arguments, "grace");
     struct snapshot_options options = {
         .name = control_argument_text(request, "name"),
@@ -109,6 +111,11 @@ static void snapshot_create(struct control_request *request)
     if (read_once && !describe_read_once_parse(read_once, &options.read_once)) {
         control_fail(request, "GenericError", "Parameter 'read-once' is '%.100s': off, disconnect or eager is right",
                      read_once);
+        return;
+    }
+    if (consistency && !describe_consistency_parse(consistency, &options.consistency)) {
+        control_fail(request, "GenericError", "Parameter 'consistency' is '%.100s': auto, crash or required is right",
+                     consistency);
         return;
     }
     if (options.since && options.bitmap) {

@@ -55,6 +55,7 @@ static void status_has_exports(void *argument, const struct nbd_server_status *e
     if (exports)
         json_object_update_new(json_object_get(status, "nbd-server"), describe_read_once(exports));
     json_object_set_new(status, "vhost-user", describe_vhost_users(host));
+    json_object_set_new(status, "guest", describe_guest(host));
     json_object_set_new(status, "snapshots", describe_snapshots(host->vm));
     request->partial = NULL;
     control_return(request, status);

@@ -69,6 +69,48 @@ bool describe_read_once_parse(const char *name, enum read_once *read_once)
     return false;
 }
 
+static const char *const consistency_names[] = {
+    [CONSISTENT_CRASH] = "crash", [CONSISTENT_HOOKS] = "hooks", [CONSISTENT_AGENT] = "guest-agent"};
+
+bool describe_consistency_parse(const char *name, enum consistency_wish *wish)
+{
+    static const char *const names[] = {
+        [CONSISTENCY_AUTO] = "auto", [CONSISTENCY_CRASH] = "crash", [CONSISTENCY_REQUIRED] = "required"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(name, names[i]) == 0) {
+            *wish = (enum consistency_wish)i;
+            return true;
+        }
+    return false;
+}
+
+json_t *describe_guest(const struct control_host *host)
+{
+    struct freezer_status status;
+    host->guest(host->context, &status);
+    if (!status.agent && !status.hook_folder && !status.trouble)
+        return json_null();
+    json_t *json = json_pack("{s:s, s:I}", "state", status.state, "freeze-timeout-ms",
+                             (json_int_t)(status.timeout_ns / NS_PER_MS));
+    if (json && status.agent)
+        json_object_set_new(json, "agent", describe_text(status.agent));
+    if (json && status.hook_folder)
+        json_object_set_new(json, "hook-dir", describe_text(status.hook_folder));
+    if (json && status.trouble)
+        json_object_set_new(json, "reason", describe_text(status.trouble));
+    return json;
+}
+
+/* How consistent it is, and what that cost. */
+static void describe_consistency(json_t *json, const struct snapshot_info *info)
+{
+    json_object_set_new(json, "consistent", json_string(consistency_names[info->consistency]));
+    if (info->consistency_reason)
+        json_object_set_new(json, "consistent-reason", describe_text(info->consistency_reason));
+    if (info->frozen_ns)
+        json_object_set_new(json, "frozen-us", json_integer((json_int_t)(info->frozen_ns / NS_PER_US)));
+}
+
 json_t *describe_snapshot(const struct snapshot *snapshot)
 {
     struct snapshot_info info;
@@ -82,6 +124,8 @@ json_t *describe_snapshot(const struct snapshot *snapshot)
         json_object_set_new(json, "read-once", json_string(read_once_names[info.read_once]));
     if (json)
         json_object_set_new(json, "durability", json_string(info.restartable ? "restartable" : "ephemeral"));
+    if (json && info.state != SNAPSHOT_CREATING)
+        describe_consistency(json, &info);
     if (json && info.bitmap)
         json_object_set_new(json, "bitmap", json_string(info.bitmap));
     if (json && info.since_uuid)

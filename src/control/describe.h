@@ -28,6 +28,10 @@ json_t *describe_checkpoints(const struct vm_checkpoints *checkpoints);
 json_t *describe_tracking(const struct vm_tracking_disk *disk);
 json_t *describe_disk(const struct vm_disk_status *disk, const char *driver, const char *file);
 json_t *describe_export(const struct control_host *host, const struct nbd_export_status *export);
+/* Who freezes it, and how that is; null when nobody does. */
+json_t *describe_guest(const struct control_host *host);
+/* "auto", "crash", "required". False: it is none. */
+bool describe_consistency_parse(const char *name, enum consistency_wish *wish);
 json_t *describe_vhost_users(const struct control_host *host);
 /* Members of the NBD server's status. */
 json_t *describe_read_once(const struct nbd_server_status *server);

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "export/nbd/server.h"
 #include "export/vhost_user/server.h"
+#include "guest/freezer.h"
 #include "job/job.h"
 #include "vm/vm.h"
 
@@ -30,6 +31,8 @@ struct control_host {
                           void *argument);
     /* What is known of each vhost-user socket, LIMIT_DISKS of them at most: how many. */
     unsigned (*vhost_users)(void *context, struct vhost_export_status *status);
+    /* Who freezes the guest, and how that is. */
+    void (*guest)(void *context, struct freezer_status *status);
     uint64_t (*rss_bytes)(void *context);
     /* A client wants the daemon to end in an orderly way; called once per `quit`. */
     void (*quit)(void *context);

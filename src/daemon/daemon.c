@@ -9,6 +9,7 @@
  *   EXPORT   the NBD server and the vhost-user sockets: from here on the guest is served
  *   SERVE    the control socket, and "ready"
  *   then, after a signal, `quit` or a failure at any point, whatever exists ends in the opposite order:
+ *   THAW     a guest that is frozen for a cut thaws, while its disks are still served
  *   END_JOBS jobs are cancelled by force: nobody waits for a target
  *   UNEXPORT front-ends of vhost-user have their requests answered and are hung up on, then NBD ends with ESHUTDOWN
  *   CLOSE    snapshots are deleted, disks are closed
@@ -42,6 +43,7 @@
 #include "daemon/caches.h"
 #include "daemon/disks.h"
 #include "daemon/exports.h"
+#include "daemon/guest.h"
 #include "daemon/memories.h"
 #include "daemon/notify.h"
 #include "daemon/runtime.h"
@@ -56,6 +58,7 @@ enum state {
     DAEMON_RECOVER,
     DAEMON_EXPORT,
     DAEMON_SERVE,
+    DAEMON_THAW,
     DAEMON_END_JOBS,
     DAEMON_UNEXPORT,
     DAEMON_CLOSE,
@@ -77,6 +80,7 @@ struct daemon {
     struct disks disks;
     struct caches caches;
     struct sidecars sidecars;
+    struct guest guest;
     char memory_folder[PATH_MAX];
     struct io_op open;
     struct vm *vm;
@@ -100,11 +104,12 @@ static void daemon_end_next(void *argument);
 static void daemon_move(struct daemon *daemon, enum state to)
 {
     static const char allowed[][DAEMON_ENDED + 1] = {
-        [DAEMON_CLAIM] = {[DAEMON_OPEN] = 1, [DAEMON_END_JOBS] = 1},
-        [DAEMON_OPEN] = {[DAEMON_RECOVER] = 1, [DAEMON_END_JOBS] = 1},
-        [DAEMON_RECOVER] = {[DAEMON_EXPORT] = 1, [DAEMON_END_JOBS] = 1},
-        [DAEMON_EXPORT] = {[DAEMON_SERVE] = 1, [DAEMON_END_JOBS] = 1},
-        [DAEMON_SERVE] = {[DAEMON_END_JOBS] = 1},
+        [DAEMON_CLAIM] = {[DAEMON_OPEN] = 1, [DAEMON_THAW] = 1},
+        [DAEMON_OPEN] = {[DAEMON_RECOVER] = 1, [DAEMON_THAW] = 1},
+        [DAEMON_RECOVER] = {[DAEMON_EXPORT] = 1, [DAEMON_THAW] = 1},
+        [DAEMON_EXPORT] = {[DAEMON_SERVE] = 1, [DAEMON_THAW] = 1},
+        [DAEMON_SERVE] = {[DAEMON_THAW] = 1},
+        [DAEMON_THAW] = {[DAEMON_END_JOBS] = 1},
         [DAEMON_END_JOBS] = {[DAEMON_UNEXPORT] = 1},
         [DAEMON_UNEXPORT] = {[DAEMON_CLOSE] = 1},
         [DAEMON_CLOSE] = {[DAEMON_HANG_UP] = 1},
@@ -123,13 +128,13 @@ static bool is_starting(const struct daemon *daemon)
 
 static void daemon_end(struct daemon *daemon, const char *reason)
 {
-    if (daemon->state >= DAEMON_END_JOBS)
+    if (daemon->state >= DAEMON_THAW)
         return;
     notify_send("STOPPING=1");
-    daemon_move(daemon, DAEMON_END_JOBS);
+    daemon_move(daemon, DAEMON_THAW);
     if (daemon->control)
         control_server_stop(daemon->control, reason);
-    job_table_end(&daemon->jobs, daemon_end_next, daemon);
+    guest_stop(&daemon->guest, daemon_end_next, daemon);
 }
 
 /* The guests' requests are answered; now those who read. */
@@ -146,6 +151,11 @@ static void daemon_guests_left(void *argument)
 static void daemon_end_next(void *argument)
 {
     struct daemon *daemon = argument;
+    if (daemon->state == DAEMON_THAW) {
+        daemon_move(daemon, DAEMON_END_JOBS);
+        job_table_end(&daemon->jobs, daemon_end_next, daemon);
+        return;
+    }
     if (daemon->state == DAEMON_END_JOBS) {
         daemon_move(daemon, DAEMON_UNEXPORT);
         vhost_exports_stop(&daemon->vhost_exports, daemon_guests_left, daemon);
@@ -217,7 +227,7 @@ static void signal_arrived(struct io_op *op, int64_t result)
         signals_wait(daemon);
         return;
     }
-    if (daemon->state == DAEMON_OPEN || daemon->state >= DAEMON_END_JOBS || daemon->end_wanted)
+    if (daemon->state == DAEMON_OPEN || daemon->state >= DAEMON_THAW || daemon->end_wanted)
         daemon_give_up(daemon);
     log_info("ending: signal %s", strsignal((int)daemon->signal.ssi_signo));
     if (is_starting(daemon)) {
@@ -258,6 +268,12 @@ static unsigned host_vhost_users(void *context, struct vhost_export_status *stat
     for (unsigned i = 0; i < daemon->vhost_exports.count; i++)
         vhost_export_status(daemon->vhost_exports.exports[i], &status[i]);
     return daemon->vhost_exports.count;
+}
+
+static void host_guest(void *context, struct freezer_status *status)
+{
+    const struct daemon *daemon = context;
+    freezer_status(daemon->guest.freezer, status);
 }
 
 static uint64_t host_rss_bytes(void *context)
@@ -384,6 +400,28 @@ static void vm_checkpoint_event(void *context, enum vm_checkpoint_event event, c
         control_event_checkpoint(daemon->control, event, id, disk, reason);
 }
 
+static void vm_freeze(void *context, const char *snapshot, void (*frozen)(void *argument, const struct error *err),
+                      void *argument)
+{
+    struct daemon *daemon = context;
+    freezer_freeze(daemon->guest.freezer, snapshot, frozen, argument);
+}
+
+static void vm_freeze_cancel(void *context)
+{
+    struct daemon *daemon = context;
+    freezer_cancel(daemon->guest.freezer);
+}
+
+static void vm_thaw(void *context,
+                    void (*settled)(void *argument, enum consistency consistency, const char *reason,
+                                    uint64_t frozen_ns),
+                    void *argument)
+{
+    struct daemon *daemon = context;
+    guest_thaw(&daemon->guest, settled, argument);
+}
+
 static void vm_snapshot_created(void *context, const struct snapshot *snapshot)
 {
     struct daemon *daemon = context;
@@ -508,6 +546,9 @@ static int daemon_make_vm(struct daemon *daemon, struct error *err)
                   .sidecar_keep = vm_sidecar_keep,
                   .sidecar_remove = vm_sidecar_remove,
                   .checkpoint_event = vm_checkpoint_event,
+                  .freeze = guest_can_freeze(&daemon->guest) ? vm_freeze : NULL,
+                  .freeze_cancel = vm_freeze_cancel,
+                  .thaw = vm_thaw,
                   .snapshot_created = vm_snapshot_created,
                   .snapshot_broken = vm_snapshot_broken,
                   .snapshot_deleted = vm_snapshot_deleted},
@@ -539,6 +580,7 @@ static int daemon_make_servers(struct daemon *daemon, struct error *err)
         .reactor_count = daemon->reactor_count,
         .exports_query = host_exports_query,
         .vhost_users = host_vhost_users,
+        .guest = host_guest,
         .rss_bytes = host_rss_bytes,
         .quit = host_quit,
     };
@@ -688,6 +730,8 @@ static int daemon_start(struct daemon *daemon, struct error *err)
     if (status == 0)
         status = runtime_claim(&daemon->runtime, daemon->options->vm, daemon->options->lock_wait_ns, err);
     if (status == 0)
+        status = guest_start(&daemon->guest, daemon->control_io, daemon->options, &daemon->runtime, err);
+    if (status == 0)
         status = signals_start(daemon, err);
     if (status == 0)
         status = reactors_start(daemon, err);
@@ -723,6 +767,7 @@ int daemon_run(const struct options *options)
     if (daemon_start(daemon, &err) < 0)
         daemon_fail(daemon, &err);
     ring_run(daemon->control_io);
+    guest_fini(&daemon->guest);
     for (unsigned i = 0; i < daemon->reactor_count; i++)
         ring_destroy(daemon->reactors[i]);
     ring_destroy(daemon->control_io);

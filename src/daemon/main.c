@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "daemon/daemon.h"
+#include "daemon/guest.h"
 
 /* Signals that end the daemon are read by the control thread; a lost connection is an error, not a signal. */
 static void prepare_signals(void)
@@ -46,6 +47,8 @@ int main(int argc, char **argv)
         code = print(options_help);
     else if (options.action == OPTIONS_VERSION)
         code = print("fleeced " FLEECE_VERSION "\n");
+    else if (options.action == OPTIONS_THAW)
+        code = guest_thaw_only(&options);
     else {
         prepare_signals();
         raise_descriptor_limit();

@@ -48,6 +48,10 @@ const char options_help[] =
     "  --io-threads N           I/O threads; default: one per disk, as many as there are processors, 4 at most\n"
     "  --lock-timeout SECONDS   how long to wait for the lock of a disk that a killed daemon still holds (default: "
     "30)\n"
+    "  --guest-agent SOCKET     freeze the guest for snapshots, through the socket of its qemu-ga\n"
+    "  --hook-dir DIR           programs that run before (\"freeze\") and after (\"thaw\") the instant of a snapshot\n"
+    "  --freeze-timeout SECONDS from the first hook to the thaw, which comes then at the latest (default: 10)\n"
+    "  --thaw                   only thaw what a killed daemon of this name has left frozen\n"
     "  --state-dir DIR          where state of block devices is kept, and of images in folders that can't be written\n"
     "  --config FILE            lines WORD = VALUE, with the words above\n"
     "  --help, --version\n\n"
@@ -329,6 +333,25 @@ static int parse_lock_timeout(struct options *options, const char *text, struct 
     return 0;
 }
 
+static int parse_freeze_timeout(struct options *options, const char *text, struct error *err)
+{
+    double seconds;
+    if (!parse_seconds(text, (double)FREEZE_TIMEOUT_MIN_NS / NS_PER_S, (double)FREEZE_TIMEOUT_MAX_NS / NS_PER_S,
+                       &seconds))
+        return error_set(err, EINVAL, "--freeze-timeout '%.100s' is not right: seconds, from 0.1 to 600", text);
+    options->freeze_timeout_ns = (uint64_t)(seconds * (double)NS_PER_S);
+    return 0;
+}
+
+/* Paths that go into lines of text. */
+static int parse_guest_path(const char *option, const char *prefix, const char *path, char **absolute,
+                            struct error *err)
+{
+    if (strchr(path, '\n'))
+        return error_set(err, EINVAL, "%s: the path has a line break in it", option);
+    return make_absolute(option, prefix, path, absolute, err);
+}
+
 static int parse_name(struct options *options, const char *text, struct error *err)
 {
     if (name_check("VM name", text, err) < 0)
@@ -337,7 +360,7 @@ static int parse_name(struct options *options, const char *text, struct error *e
     return 0;
 }
 
-enum { OPTION_CONFIG = 256 };
+enum { OPTION_CONFIG = 256, OPTION_AGENT, OPTION_HOOKS, OPTION_FREEZE_TIMEOUT, OPTION_THAW };
 
 static const struct option known[] = {
     {"name", required_argument, NULL, 'n'},
@@ -349,6 +372,10 @@ static const struct option known[] = {
     {"io-threads", required_argument, NULL, 't'},
     {"lock-timeout", required_argument, NULL, 'l'},
     {"vhost-user", required_argument, NULL, 'u'},
+    {"guest-agent", required_argument, NULL, OPTION_AGENT},
+    {"hook-dir", required_argument, NULL, OPTION_HOOKS},
+    {"freeze-timeout", required_argument, NULL, OPTION_FREEZE_TIMEOUT},
+    {"thaw", no_argument, NULL, OPTION_THAW},
     {"config", required_argument, NULL, OPTION_CONFIG},
     {"help", no_argument, NULL, 'h'},
     {"version", no_argument, NULL, 'V'},
@@ -384,6 +411,15 @@ static int parse_option(struct options *options, int option, char *value, struct
         return 0;
     case 'u':
         return parse_vhost_user(options, value, err);
+    case OPTION_AGENT:
+        return parse_guest_path("--guest-agent", "unix:", value, &options->guest_agent, err);
+    case OPTION_HOOKS:
+        return parse_guest_path("--hook-dir", "", value, &options->hook_dir, err);
+    case OPTION_FREEZE_TIMEOUT:
+        return parse_freeze_timeout(options, value, err);
+    case OPTION_THAW:
+        options->action = OPTIONS_THAW;
+        return 0;
     default:
         return config_read(value, parse_config_word, options, err);
     }
@@ -419,14 +455,27 @@ static int check_vhost_user(const struct options *options, unsigned index, struc
     return 0;
 }
 
+static int check_guest(const struct options *options, struct error *err)
+{
+    const char *agent = options->guest_agent;
+    if (agent && strlen(agent) - strlen("unix:") >= sizeof(((struct sockaddr_un *)0)->sun_path))
+        return error_set(err, EINVAL, "--guest-agent: the path of the socket is longer than 107 bytes: %.200s",
+                         agent + strlen("unix:"));
+    if (options->freeze_timeout_ns && !agent && !options->hook_dir)
+        return error_set(err, EINVAL, "--freeze-timeout goes with --guest-agent or --hook-dir");
+    return 0;
+}
+
 static int check_options(const struct options *options, int argc, char **argv, struct error *err)
 {
-    if (options->action != OPTIONS_SERVE)
+    if (options->action != OPTIONS_SERVE && options->action != OPTIONS_THAW)
         return 0;
     if (optind < argc)
         return error_set(err, EINVAL, "'%.100s' is no option; fleeced --help lists them", argv[optind]);
     if (!options->vm[0])
         return error_set(err, EINVAL, "--name is missing: the name of the VM");
+    if (options->action == OPTIONS_THAW)
+        return 0;
     if (options->disk_count == 0)
         return error_set(err, EINVAL, "--disk is missing: at least one NAME=FILE");
     for (unsigned i = 0; i < options->vhost_user_count; i++) {
@@ -434,7 +483,7 @@ static int check_options(const struct options *options, int argc, char **argv, s
         if (status < 0)
             return status;
     }
-    return 0;
+    return check_guest(options, err);
 }
 
 int options_parse(struct options *options, int argc, char **argv, struct error *err)
@@ -469,4 +518,6 @@ void options_fini(struct options *options)
     free(options->control);
     free(options->state_dir);
     free(options->cache_dir);
+    free(options->guest_agent);
+    free(options->hook_dir);
 }

@@ -33,7 +33,7 @@ struct vhost_user_options {
     char *socket; /* absolute */
 };
 
-enum options_action { OPTIONS_SERVE, OPTIONS_HELP, OPTIONS_VERSION };
+enum options_action { OPTIONS_SERVE, OPTIONS_THAW, OPTIONS_HELP, OPTIONS_VERSION };
 
 struct options {
     enum options_action action;
@@ -53,6 +53,9 @@ struct options {
     bool copy_on_read;
     unsigned io_threads; /* 0: as many as fit the disks and the machine */
     uint64_t lock_wait_ns;
+    char *guest_agent;          /* "unix:" and an absolute path; NULL: none */
+    char *hook_dir;             /* absolute; NULL: none */
+    uint64_t freeze_timeout_ns; /* 0: the default */
 };
 
 /* 0, or -EINVAL with a sentence that names the option, the value and what is right. options_fini() in both cases. */

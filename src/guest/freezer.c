@@ -494,7 +494,11 @@ static void watchdog_fired(struct io_timer *timer)
         not_held(freezer, &err);
         release(freezer);
     } else if (freezer->step != LOOKING && freezer->step != FREEZING) {
-        error_set(&err, ETIMEDOUT, "the guest could not be frozen within %.1f s", seconds);
+        if (freezer->begun && freezer->step == BEFORE)
+            error_set(&err, ETIMEDOUT, "hook %s freeze has not ended within %.1f s",
+                      freezer->record.hooks.names[freezer->run.index], seconds);
+        else
+            error_set(&err, ETIMEDOUT, "the guest could not be frozen within %.1f s", seconds);
         if (freezer->begun)
             release(freezer);
         refuse(freezer, &err);

@@ -207,6 +207,39 @@ static int checkpoint_from_json(const json_t *json, struct manifest_checkpoint *
     return status == 0 ? json_field_uuid(object, "checkpoint.", "uuid", checkpoint->uuid, err) : status;
 }
 
+static const char *const consistencies[] = {
+    [MANIFEST_NOT_SAID] = "",
+    [MANIFEST_CRASH] = "crash",
+    [MANIFEST_HOOKS] = "hooks",
+    [MANIFEST_GUEST_AGENT] = "guest-agent",
+};
+
+int manifest_consistency_parse(const char *name, enum manifest_consistency *consistency)
+{
+    for (unsigned i = MANIFEST_CRASH; i <= MANIFEST_GUEST_AGENT; i++)
+        if (strcmp(name, consistencies[i]) == 0) {
+            *consistency = (enum manifest_consistency)i;
+            return 0;
+        }
+    return -EINVAL;
+}
+
+const char *manifest_consistency_name(enum manifest_consistency consistency)
+{
+    return consistencies[consistency];
+}
+
+static int consistency_from_json(const json_t *json, enum manifest_consistency *consistency, struct error *err)
+{
+    char name[LIMIT_NAME_BYTES + 1];
+    if (!json_object_get(json, "consistent"))
+        return 0;
+    int status = json_field_text(json, "", "consistent", name, sizeof name, err);
+    if (status == 0 && manifest_consistency_parse(name, consistency) < 0)
+        status = error_set(err, EINVAL, "the field 'consistent' is '%s': crash, hooks or guest-agent is right", name);
+    return status;
+}
+
 int manifest_from_json(const json_t *json, struct manifest *manifest, struct error *err)
 {
     uint64_t version = 0;
@@ -230,6 +263,8 @@ int manifest_from_json(const json_t *json, struct manifest *manifest, struct err
         status = json_field_uuid(json, "", "snapshot", manifest->snapshot, err);
     if (status == 0 && version >= 2)
         status = checkpoint_from_json(json, &manifest->checkpoint, err);
+    if (status == 0 && version >= 2)
+        status = consistency_from_json(json, &manifest->consistency, err);
     return status == 0 ? disks_from_json(json, manifest, err) : status;
 }
 
@@ -313,6 +348,9 @@ json_t *manifest_to_json(const struct manifest *manifest)
                              (int)manifest->version, "state", "complete", "vm", manifest->vm, "tool", manifest->tool,
                              "created", manifest->created, "snapshot", manifest->snapshot);
     bool well = json && json_array_size(disks) == manifest->disk_count;
+    if (well && manifest->consistency)
+        well = json_object_set_new(json, "consistent", json_string(manifest_consistency_name(manifest->consistency))) ==
+               0;
     if (well && manifest->checkpoint.name[0])
         well = json_object_set_new(
                    json, "checkpoint",

@@ -47,12 +47,16 @@ struct manifest_checkpoint {
     char uuid[UUID_TEXT_BYTES];
 };
 
+/* How consistent the snapshot was: what a loss of power would have left of the guest, or more. */
+enum manifest_consistency { MANIFEST_NOT_SAID, MANIFEST_CRASH, MANIFEST_HOOKS, MANIFEST_GUEST_AGENT };
+
 struct manifest {
     unsigned version; /* that it is written in */
     char vm[LIMIT_NAME_BYTES + 1];
     char tool[LIMIT_NAME_BYTES + 1]; /* "fleece 0.1.0" */
     char created[POINT_TIME_BYTES];  /* when the snapshot was cut, UTC */
     char snapshot[UUID_TEXT_BYTES];
+    enum manifest_consistency consistency;
     struct manifest_checkpoint checkpoint;
     unsigned disk_count; /* 1 to LIMIT_DISKS */
     struct manifest_disk disks[LIMIT_DISKS];
@@ -68,6 +72,9 @@ struct manifest_unfinished {
 
 /* Checks every field but the hash. -EINVAL with a sentence that names the field (not the file: callers put it before). */
 int manifest_from_json(const json_t *json, struct manifest *manifest, struct error *err);
+/* "crash", "hooks" or "guest-agent". -EINVAL: none of them. */
+int manifest_consistency_parse(const char *name, enum manifest_consistency *consistency);
+const char *manifest_consistency_name(enum manifest_consistency consistency); /* "": not said */
 /* Sets the field `sha256`, the hash of all other fields; fleece.json has one, too. -ENOMEM. */
 int manifest_add_hash(json_t *json);
 /* Whether the field `sha256` is the hash of all other fields. -EBADMSG. */

@@ -7,6 +7,7 @@
  *     ADOPTED     or: a killed daemon has left it (vm/restart.c), and exports can't be made yet
  *     OPENING     the cache files of the disks are made, if there are no filters yet
  *     PREPARING   parts: filter (if there is none), point, view, needed set: all that takes memory, before the guest is held
+ *     FREEZING    the guest is frozen, if somebody can do that (snapshot_freeze.c)
  *     CUTTING     block/cut: hold, drain, all points go live, resume; an aborted attempt is tried again after a pause
  *     RECORDING   the checkpoint that was made with it becomes durable, if there is one (snapshot_checkpoint.c)
  *     PUBLISHING  the views become exports; the caller is told only when all are
@@ -49,7 +50,8 @@ static void step_move(struct snapshot *snapshot, enum snapshot_step to)
         [QUEUED] = 1 << OPENING | 1 << FREEING,
         [ADOPTED] = 1 << PUBLISHING | 1 << ENDING,
         [OPENING] = 1 << PREPARING | 1 << FREEING,
-        [PREPARING] = 1 << CUTTING | 1 << FREEING,
+        [PREPARING] = 1 << FREEZING | 1 << CUTTING | 1 << FREEING,
+        [FREEZING] = 1 << CUTTING | 1 << FREEING,
         [CUTTING] = 1 << RECORDING | 1 << PUBLISHING | 1 << FREEING,
         [RECORDING] = 1 << PUBLISHING | 1 << ENDING,
         [PUBLISHING] = 1 << LIVE | 1 << ENDING,
@@ -144,7 +146,8 @@ static void filters_gone(struct snapshot *snapshot)
         filters_closed(snapshot);
 }
 
-static void snapshot_freed(struct snapshot *snapshot)
+/* Its parts have gone, and the guest has thawed. */
+static void snapshot_leave(struct snapshot *snapshot)
 {
     snapshot_record_free(snapshot);
     if (snapshot->vm->filters != FILTERS_MADE || snapshot->bare || filters_in_use(snapshot)) {
@@ -156,8 +159,14 @@ static void snapshot_freed(struct snapshot *snapshot)
     parts_send(snapshot, part_close, filters_gone);
 }
 
+static void snapshot_freed(struct snapshot *snapshot)
+{
+    snapshot_when_settled(snapshot, snapshot_leave);
+}
+
 static void snapshot_free(struct snapshot *snapshot)
 {
+    snapshot_thaw(snapshot);
     step_move(snapshot, FREEING);
     parts_send(snapshot, part_free, snapshot_freed);
 }
@@ -222,8 +231,8 @@ static void snapshot_forsaken(struct snapshot *snapshot, const char *fate)
               closing ? "the daemon is shutting down" : "its client is gone");
 }
 
-/* It waits for its client. */
-static void snapshot_published(struct snapshot *snapshot)
+/* Its exports are there, or not, and the guest has thawed. */
+static void snapshot_conclude(struct snapshot *snapshot)
 {
     struct vm *vm = snapshot->vm;
     if (snapshot->doomed)
@@ -238,6 +247,8 @@ static void snapshot_published(struct snapshot *snapshot)
                       snapshot->name, snapshot->parts[i].vd->disk->name);
     if (snapshot->broken && !snapshot->adopted && !snapshot->failure.code)
         error_set(&snapshot->failure, ENOSPC, "snapshot '%s' broke at once: %s", snapshot->name, snapshot->reason);
+    if (!snapshot->failure.code)
+        (void)snapshot_check_consistency(snapshot, &snapshot->failure);
     if (snapshot->failure.code) {
         PROBE(snapshot_taken_back);
         snapshot_checkpoint_drop(snapshot);
@@ -257,6 +268,11 @@ static void snapshot_published(struct snapshot *snapshot)
     snapshot_checkpoint_tell(snapshot);
     snapshot->created(snapshot->created_argument, snapshot, NULL);
     vm->options.hooks.snapshot_created(vm->options.hooks.context, snapshot);
+}
+
+static void snapshot_published(struct snapshot *snapshot)
+{
+    snapshot_when_settled(snapshot, snapshot_conclude);
 }
 
 static void part_published(void *argument, int status)
@@ -332,6 +348,7 @@ static void cut_done(struct cut *cut, int status)
     struct vm *vm = snapshot->vm;
     snapshot->hold_ns = cut->hold_ns;
     if (status == 0) {
+        snapshot_thaw(snapshot);
         snapshot->created_wall_ns = io_wall_ns(vm->io);
         if (snapshot->checkpoint.name[0]) {
             step_move(snapshot, RECORDING);
@@ -384,6 +401,25 @@ static void snapshot_prepared(struct snapshot *snapshot)
         snapshot_free(snapshot);
         return;
     }
+    if (snapshot_wants_freeze(snapshot)) {
+        step_move(snapshot, FREEZING);
+        snapshot->freeze_began_ns = io_now_ns(snapshot->vm->io);
+        snapshot_freeze(snapshot);
+        return;
+    }
+    step_move(snapshot, CUTTING);
+    cut_attempt(snapshot);
+}
+
+void snapshot_frozen(struct snapshot *snapshot)
+{
+    if (!snapshot->frozen)
+        (void)snapshot_check_consistency(snapshot, &snapshot->failure);
+    if (snapshot->failure.code) {
+        snapshot_free(snapshot);
+        return;
+    }
+    snapshot->give_up_ns += io_now_ns(snapshot->vm->io) - snapshot->freeze_began_ns;
     step_move(snapshot, CUTTING);
     cut_attempt(snapshot);
 }
@@ -475,12 +511,18 @@ struct snapshot *vm_snapshot_find(const struct vm *vm, const char *name)
     return snapshot;
 }
 
-static int snapshot_check(struct vm *vm, const char *name, const char *bitmap, struct error *err)
+static int snapshot_check(struct vm *vm, const struct snapshot_options *options, const char *name, struct error *err)
 {
+    const char *bitmap = options->bitmap;
     if (name_check("snapshot name", name, err) < 0 || (bitmap && name_check("name of a dirty bitmap", bitmap, err) < 0))
         return -EINVAL;
     if (vm->closing)
         return error_set(err, ESHUTDOWN, "no snapshot '%s': the daemon is shutting down", name);
+    if (options->consistency == CONSISTENCY_REQUIRED && !vm->options.hooks.freeze)
+        return error_set(err, EINVAL,
+                         "snapshot '%s' refused: this daemon can't freeze the guest; fleeced has the options "
+                         "--guest-agent and --hook-dir for that",
+                         name);
     if (vm_snapshot_find(vm, name))
         return error_set(err, EEXIST, "there is a snapshot '%s' already: choose another name, or delete it", name);
     if (vm->snapshot_count == LIMIT_SNAPSHOTS)
@@ -505,6 +547,7 @@ static struct snapshot *snapshot_make(struct vm *vm, const struct snapshot_optio
     if (options->bitmap)
         memccpy(snapshot->bitmap, options->bitmap, 0, sizeof snapshot->bitmap - 1);
     snapshot->no_export = options->no_export;
+    snapshot->consistency_wish = options->consistency;
     snapshot->ephemeral = options->ephemeral || options->through || options->no_export;
     snapshot->grace_ns = options->grace_ns;
     snapshot->grace.fire = snapshot_grace_over;
@@ -548,6 +591,10 @@ struct snapshot *snapshot_adopt(struct vm *vm, unsigned number)
     snapshot->attempts = record->cut_attempts;
     snapshot->created_wall_ns = record->created_wall_ns;
     snapshot->hold_ns = record->hold_ns;
+    snapshot->consistency = (enum consistency)record->consistency;
+    snapshot->frozen_ns = record->frozen_ns;
+    snprintf(snapshot->consistency_reason, sizeof snapshot->consistency_reason, "%.*s",
+             (int)sizeof record->consistency_reason - 1, record->consistency_reason);
     snapshot->grace_ns = record->grace_ns ? record->grace_ns : LEASE_GRACE_DEFAULT_NS;
     snapshot->since = record->since;
     snapshot->checkpoint = record->checkpoint;
@@ -607,7 +654,7 @@ void vm_snapshot_create(struct vm *vm, const struct snapshot_options *options,
         name = generated;
     }
     struct snapshot *snapshot = NULL;
-    if (snapshot_check(vm, name, options->bitmap, &err) == 0 && !(snapshot = snapshot_make(vm, options, name)))
+    if (snapshot_check(vm, options, name, &err) == 0 && !(snapshot = snapshot_make(vm, options, name)))
         error_set(&err, ENOMEM, "no memory for snapshot '%s'", name);
     if (snapshot && snapshot_checkpoints_choose(snapshot, options, &err) < 0) {
         free(snapshot);
@@ -668,6 +715,13 @@ void snapshot_doom(struct snapshot *snapshot)
         snapshot_forsaken(snapshot, "not taken");
         snapshot_free(snapshot);
         break;
+    case FREEZING: {
+        const struct vm_hooks *hooks = &snapshot->vm->options.hooks;
+        hooks->freeze_cancel(hooks->context);
+        snapshot_forsaken(snapshot, "not taken");
+        snapshot_free(snapshot);
+        break;
+    }
     case OPENING:
     case PREPARING:
     case CUTTING:

@@ -51,6 +51,9 @@ void snapshot_info(const struct snapshot *snapshot, struct snapshot_info *info)
         .grace_left_ns = io_timer_armed(&snapshot->grace) ? grace_left_ns(snapshot) : 0,
         .read_once = snapshot->read_once,
         .created_wall_ns = snapshot->created_wall_ns,
+        .consistency = snapshot->consistency,
+        .consistency_reason = snapshot->consistency_reason[0] ? snapshot->consistency_reason : NULL,
+        .frozen_ns = snapshot->frozen_ns,
         .hold_ns = snapshot->hold_ns,
         .cut_attempts = snapshot->attempts,
     };

@@ -14,6 +14,7 @@ enum snapshot_step {
     ADOPTED,
     OPENING,
     PREPARING,
+    FREEZING,
     CUTTING,
     RECORDING,
     PUBLISHING,
@@ -81,6 +82,12 @@ struct snapshot {
     enum through_mode through_mode;
     char bitmap[LIMIT_NAME_BYTES + 1]; /* that it is limited to; "": it is not */
     uint32_t epoch;
+    enum consistency_wish consistency_wish;
+    enum consistency consistency;
+    char consistency_reason[LIMIT_ERROR_BYTES]; /* why it is crash-consistent; "": nobody wanted anything else */
+    bool frozen, settling;                      /* the guest is, for the cut; it has been told to thaw */
+    uint64_t frozen_ns, freeze_began_ns;
+    void (*when_settled)(struct snapshot *snapshot);
     uint64_t created_wall_ns, hold_ns, drain_ns, give_up_ns;
     unsigned attempts;
     struct cut cut;
@@ -149,6 +156,17 @@ void snapshot_doom(struct snapshot *snapshot);
 /* snapshot_lease.c: its client is gone; its grace time is over. */
 void snapshot_wait_for_lease(struct snapshot *snapshot);
 void snapshot_grace_over(struct io_timer *timer);
+
+/* snapshot_freeze.c: whether the guest is to be frozen for it; do so, and call snapshot_frozen() (snapshot.c) later, with
+ * snapshot->frozen; let it thaw, if it is. */
+bool snapshot_wants_freeze(const struct snapshot *snapshot);
+void snapshot_freeze(struct snapshot *snapshot);
+void snapshot_frozen(struct snapshot *snapshot);
+void snapshot_thaw(struct snapshot *snapshot);
+/* next(snapshot), now or when it is known how the guest's freeze went. */
+void snapshot_when_settled(struct snapshot *snapshot, void (*next)(struct snapshot *snapshot));
+/* -EAGAIN with a sentence: it had to be more than crash-consistent, and is not. */
+int snapshot_check_consistency(const struct snapshot *snapshot, struct error *err);
 
 /* A checkpoint alone: cut and recorded; done() with the snapshot (then it is freed) or the reason. NULL: refused at once. */
 struct snapshot *snapshot_create_bare(struct vm *vm, const char *checkpoint,

@@ -71,6 +71,9 @@ void snapshot_record_commit(struct snapshot *snapshot)
     record->read_once = snapshot->read_once;
     record->created_wall_ns = snapshot->created_wall_ns;
     record->hold_ns = snapshot->hold_ns;
+    record->consistency = snapshot->consistency;
+    record->frozen_ns = snapshot->frozen_ns;
+    memcpy(record->consistency_reason, snapshot->consistency_reason, sizeof record->consistency_reason);
     record->grace_ns = snapshot->grace_ns;
     record->since = snapshot->since;
     record->checkpoint = snapshot->checkpoint;

@@ -21,7 +21,7 @@
 
 #define TABLE_MAGIC "FLEECEST"
 
-enum { TABLE_VERSION = 3 };
+enum { TABLE_VERSION = 4 };
 
 struct snapshot_table_layout {
     char magic[8]; /* last: without it nothing else counts */

@@ -25,12 +25,14 @@ struct snapshot_record {
     atomic_uint broken; /* a block of it was lost, or it ran out of room; set before a write relies on it (C12) */
     uint32_t epoch, cut_attempts;
     uint32_t leased, read_once;
-    uint64_t created_wall_ns, hold_ns, grace_ns;
+    uint32_t consistency, spare; /* enum consistency */
+    uint64_t created_wall_ns, hold_ns, frozen_ns, grace_ns;
     uint64_t incremental; /* a bit for each disk, in the order of the table: limited to what changed since `since` */
     struct checkpoint_id since, checkpoint; /* that it is limited to, that was made with it; names "": none */
     char name[LIMIT_NAME_BYTES + 1], uuid[UUID_TEXT_BYTES];
     char bitmap[LIMIT_NAME_BYTES + 1]; /* that it is limited to; "": it is not */
     char reason[LIMIT_ERROR_BYTES];    /* of `broken`; "" until it is known */
+    char consistency_reason[LIMIT_ERROR_BYTES];
 };
 
 struct snapshot_table_layout;

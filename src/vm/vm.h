@@ -22,6 +22,15 @@ enum snapshot_state {
     SNAPSHOT_DELETING,
 };
 
+/* What a snapshot holds, from the guest's side: what a loss of power would leave; or what hooks, or the guest agent, have
+ * made whole before the cut. */
+enum consistency { CONSISTENT_CRASH, CONSISTENT_HOOKS, CONSISTENT_AGENT };
+enum consistency_wish {
+    CONSISTENCY_AUTO,     /* frozen, if somebody can; else crash-consistent */
+    CONSISTENCY_CRASH,    /* not frozen */
+    CONSISTENCY_REQUIRED, /* frozen, or refused */
+};
+
 /* How snapshots become visible (exports), and who is told. Set by the daemon; the simulation has its own. */
 struct vm_cache_fill {         /* of the fleecing cache, both tiers together */
     uint64_t bytes, bytes_max; /* what the budgets allow, and the space that is free for cache files */
@@ -95,6 +104,18 @@ struct vm_hooks {
     /* Checkpoints come and go, `uuid` and all; invalid: of one disk, with the reason. May be NULL. */
     void (*checkpoint_event)(void *context, enum vm_checkpoint_event event, const struct checkpoint_id *id,
                              const char *disk, const char *reason);
+    /*
+     * Freezes the guest for a cut. frozen(argument, NULL) comes later; then thaw() follows. With err: it could not be
+     * frozen. freeze_cancel() takes the wish back before that. settled(argument, …) comes when it is known whether the guest
+     * was still until thaw() was called; CONSISTENT_CRASH with the reason: it was not. All bounded in time, never inside a
+     * call. NULL: nobody can.
+     */
+    void (*freeze)(void *context, const char *snapshot, void (*frozen)(void *argument, const struct error *err),
+                   void *argument);
+    void (*freeze_cancel)(void *context);
+    void (*thaw)(void *context,
+                 void (*settled)(void *argument, enum consistency consistency, const char *reason, uint64_t frozen_ns),
+                 void *argument);
     void (*snapshot_created)(void *context, const struct snapshot *snapshot);
     void (*snapshot_broken)(void *context, const struct snapshot *snapshot);
     void (*snapshot_deleted)(void *context, const char *name, const char *uuid);
@@ -162,12 +183,14 @@ struct snapshot_options {
     struct node *const *through;
     bool through_always; /* else only when the cache has no room */
     bool no_export;      /* its views are its maker's alone */
-    bool ephemeral;      /* it ends with the daemon, however that ends; so do those with `through` or no_export */
+    enum consistency_wish consistency;
+    bool ephemeral; /* it ends with the daemon, however that ends; so do those with `through` or no_export */
 };
 
 /*
  * Cuts all disks and publishes the views. `done` is called later, with a snapshot, or with NULL and the reason:
- * EEXIST (name taken), EINVAL (name), ENOSPC (too many, or no memory), ETIMEDOUT (not drained; names the disk).
+ * EEXIST (name taken), EINVAL (name), ENOSPC (too many, or no memory), ETIMEDOUT (not drained; names the disk), EAGAIN
+ * (CONSISTENCY_REQUIRED, and the guest could not be frozen).
  */
 void vm_snapshot_create(struct vm *vm, const struct snapshot_options *options,
                         void (*done)(void *argument, struct snapshot *snapshot, const struct error *err),
@@ -196,7 +219,11 @@ struct snapshot_info {
     uint64_t grace_left_ns; /* its client is gone: until it ends; 0: it has its client, or none */
     enum read_once read_once;
     uint64_t created_wall_ns;
-    uint64_t hold_ns; /* how long the guest's writes were held, at most, by the cut that succeeded */
+    enum consistency consistency;
+    const char
+        *consistency_reason; /* why it is crash-consistent though the guest should have been frozen; NULL: no reason */
+    uint64_t frozen_ns;      /* how long the guest was */
+    uint64_t hold_ns;        /* how long the guest's writes were held, at most, by the cut that succeeded */
     unsigned cut_attempts;
 };
 void snapshot_info(const struct snapshot *snapshot, struct snapshot_info *info);

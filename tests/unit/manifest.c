@@ -35,7 +35,8 @@
 #define SECOND                                                                                                    \
     "{\"format\":\"fleece-backup-point\",\"version\":2,\"state\":\"complete\",\"vm\":\"web1\",\"tool\":\"fleece " \
     "0.1.0\","                                                                                                    \
-    "\"created\":\"2026-11-22T06:05:45Z\",\"snapshot\":\"01234567-89ab-cdef-0123-456789abcdef\",\"checkpoint\":{" \
+    "\"created\":\"2026-11-22T06:05:45Z\",\"snapshot\":\"01234567-89ab-cdef-0123-456789abcdef\",\"consistent\":"  \
+    "\"guest-agent\",\"checkpoint\":{"                                                                            \
     "\"name\":\"fleece-1\",\"uuid\":\"11111111-89ab-cdef-0123-456789abcdef\"},\"disks\":[" WHOLE "," OVERLAY "]}"
 
 static int parse(const char *text, struct manifest *manifest, struct error *err)
@@ -87,9 +88,11 @@ static void both_versions_are_read(void **state)
     assert_int_equal(first.disks[0].captured_bytes, 1048577);
     assert_false(first.disks[0].incremental);
     assert_string_equal(first.checkpoint.name, "");
+    assert_int_equal(first.consistency, MANIFEST_NOT_SAID);
     assert_int_equal(parse(SECOND, &second, &err), 0);
     assert_int_equal(second.version, 2);
     assert_string_equal(second.checkpoint.name, "fleece-1");
+    assert_int_equal(second.consistency, MANIFEST_GUEST_AGENT);
     assert_string_equal(second.checkpoint.uuid, "11111111-89ab-cdef-0123-456789abcdef");
     assert_string_equal(second.disks[0].reason, "the disk is new");
     assert_false(second.disks[0].incremental);
@@ -135,6 +138,7 @@ static void wrong_incrementals_are_refused(void **state)
 {
     (void)state;
     refuse_in(SECOND, "\"kind\":\"incremental\",", "", "'disks[1].kind' is missing");
+    refuse_in(SECOND, "\"guest-agent\"", "\"x\"", "'consistent' is 'x': crash, hooks or guest-agent is right");
     refuse_in(SECOND, "\"incremental\"", "\"x\"", "'disks[1].kind' is 'x', neither 'full' nor 'incremental'");
     refuse_in(SECOND, "\"qcow2\"", "\"qcow\"", "'disks[1].format' is 'qcow', neither 'raw' nor 'qcow2'");
     refuse_in(SECOND, "\"qcow2\"", "\"raw\"", "'disks[1].format' is 'raw', but an incremental image is 'qcow2'");

@@ -209,6 +209,12 @@ static void wrong_options(void **state)
     wrong("--io-threads '0' is not right: from 1 to 32", "--io-threads", "0", NULL);
     wrong("--io-threads '33' is not right", "--io-threads", "33", NULL);
     wrong("--io-threads '-1' is not right", "--io-threads", "-1", NULL);
+    wrong("--freeze-timeout '0' is not right: seconds, from 0.1 to 600", "--guest-agent", "/a", "--freeze-timeout", "0",
+          NULL);
+    wrong("--freeze-timeout goes with --guest-agent or --hook-dir", "--name", "x", "--disk", "a=b", "--freeze-timeout",
+          "5", NULL);
+    wrong("--hook-dir: the path is empty", "--hook-dir", "", NULL);
+    wrong("--guest-agent: the path has a line break in it", "--guest-agent", "/a\nb", NULL);
     wrong("--lock-timeout 'soon' is not right: seconds, from 0 to 3600", "--lock-timeout", "soon", NULL);
     wrong("--lock-timeout '9999' is not right", "--lock-timeout", "9999", NULL);
     wrong("--lock-timeout 'nan' is not right", "--lock-timeout", "nan", NULL);

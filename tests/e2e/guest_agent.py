@@ -1,0 +1,324 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Snapshots freeze the guest for their cut: through a guest agent, which is a fake one here, and through hooks. A real one
+is in tests/guest/freeze.py; all that an agent can do wrong is in tests/sim/freezer_test.c."""
+import contextlib
+import json
+import shutil
+import signal
+import socket
+import threading
+import time
+
+import nbd
+
+import harness
+
+MIB = 1 << 20
+
+
+class Agent:
+    """A guest with three file systems, whose agent listens on a socket as QEMU does: one client at a time."""
+
+    def __init__(self, path):
+        self.path, self.frozen, self.said = path, 0, []
+        self.deaf = threading.Event()    # hears, and does nothing
+        self.refuses = threading.Event()  # freezes one file system, and fails
+        self.hold = {}                   # command -> Event: it is done and answered when that is set
+        self.heard = {name: threading.Event() for name in ("freeze", "thaw")}
+        self.frozen_at, self.frozen_for = 0, []
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen(1)
+        self.listener.settimeout(0.1)
+        self.over = False
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.over = True
+        for event in self.hold.values():
+            event.set()
+        self.thread.join(10)
+        self.listener.close()
+
+    def serve(self):
+        while not self.over:
+            try:
+                connection = self.listener.accept()[0]
+            except TimeoutError:
+                continue
+            with connection, contextlib.suppress(ConnectionError):
+                buffer = b""
+                while not self.over:
+                    while b"\n" in buffer:
+                        line, _, buffer = buffer.partition(b"\n")
+                        self.hear(connection, line)
+                    data = connection.recv(1000)
+                    if not data:
+                        break
+                    buffer += data
+
+    def hear(self, connection, line):
+        if line.startswith(b"\xff"):
+            line = line[1:]
+        command = json.loads(line)
+        name = command["execute"].removeprefix("guest-fsfreeze-")
+        self.said.append(name)
+        if name in self.heard:
+            self.heard[name].set()
+        if name in self.hold and not self.hold[name].wait(60):
+            return
+        if self.deaf.is_set():
+            return
+        reply = self.obey(name, command)
+        sentinel = b"\xff" if name == "guest-sync-delimited" else b""
+        connection.sendall(sentinel + json.dumps(reply).encode() + b"\n")
+
+    def obey(self, name, command):
+        if name == "guest-sync-delimited":
+            return {"return": command["arguments"]["id"]}
+        if name == "status":
+            return {"return": "frozen" if self.frozen else "thawed"}
+        if name == "freeze":
+            self.frozen, self.frozen_at = 1 if self.refuses.is_set() else 3, time.monotonic()
+            return {"error": {"class": "GenericError", "desc": "/ is busy"}} if self.refuses.is_set() else {"return": 3}
+        was, self.frozen = self.frozen, 0
+        if was:
+            self.frozen_for.append(time.monotonic() - self.frozen_at)
+        return {"return": was}
+
+
+@contextlib.contextmanager
+def served(t, *options, **more):
+    with Agent(t.path("agent.sock")) as agent:
+        d = t.daemon({"vda": t.disk("a.raw", 8 * MIB)}, "--guest-agent", agent.path, *options, **more)
+        yield d, agent
+        assert agent.frozen == 0
+
+
+def create(d, name, *options, status=0):
+    done = d.fleece("--json", "snapshot", "create", name, *options, status=status)
+    return json.loads(done.stdout) if status == 0 else done.stderr
+
+
+def hook(folder, name, script):
+    folder.mkdir(exist_ok=True, mode=0o755)
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def test_frozen_for_the_cut(t):
+    """Frozen before the cut, thawed right after it, and told: in the reply, the list, the status and the manifest."""
+    with served(t) as (d, agent):
+        s = create(d, "s")
+        assert s["consistent"] == "guest-agent" and s["frozen-us"] > 0 and "consistent-reason" not in s, s
+        assert agent.said == ["guest-sync-delimited", "status", "guest-sync-delimited", "freeze",
+                              "guest-sync-delimited", "thaw"], agent.said
+        plain = create(d, "plain", "--consistency", "crash")
+        assert plain["consistent"] == "crash" and len(agent.said) == 6, (plain, agent.said)
+        assert create(d, "r", "--consistency", "required")["consistent"] == "guest-agent"
+        listed = d.fleece("snapshot", "list").stdout
+        assert "CONSISTENT" in listed and "guest-agent" in listed and "crash" in listed, listed
+        status = d.status()
+        assert status["guest"] == {"state": "idle", "freeze-timeout-ms": 10000, "agent": f"unix:{agent.path}"}, status
+        assert "guest: idle, agent unix:" in d.fleece("status").stdout
+        d.fleece("backup", t.path("set"))
+        point = json.loads(d.fleece("--json", "list", t.path("set")).stdout)
+        assert point["consistent"] == "guest-agent", point
+        assert "(guest-agent)" in d.fleece("list", t.path("set")).stdout
+        d.fleece("push", "--to", f"vda={t.path('push.raw')}")
+        assert agent.said.count("freeze") == 4 and len(agent.frozen_for) == 4, agent.said
+
+
+def test_snapshots_that_outlive_the_daemon_say_it(t):
+    with served(t) as (d, agent):
+        create(d, "s")
+        d.kill()
+        d = t.daemon({"vda": t.path("a.raw")}, "--guest-agent", agent.path)
+        snapshots = d.status()["snapshots"]
+        assert [s["consistent"] for s in snapshots] == ["guest-agent"] and snapshots[0]["frozen-us"] > 0, snapshots
+
+
+def test_the_agent_does_not_answer(t):
+    """Nobody answers: crash-consistent, with the reason, or refused; the guest's I/O goes on meanwhile."""
+    with served(t, "--freeze-timeout", "0.5") as (d, agent):
+        agent.deaf.set()
+        s = create(d, "s")
+        assert s["consistent"] == "crash" and "does not answer" in s["consistent-reason"], s
+        said = create(d, "r", "--consistency", "required", status=1)
+        assert "snapshot 'r' refused: the guest agent does not answer" in said, said
+        assert agent.heard["freeze"].is_set() is False
+        done = d.fleece("backup", t.path("set"), status=3)
+        assert "the backup is crash-consistent: the guest agent does not answer" in done.stderr, done.stderr
+        assert json.loads(d.fleece("--json", "list", t.path("set")).stdout)["consistent"] == "crash"
+        assert "refused" in d.fleece("backup", t.path("set"), "--consistency", "required", status=1).stderr
+        assert [s["name"] for s in d.status()["snapshots"]] == ["s"]
+
+
+def test_the_agent_fails(t):
+    """It freezes a part and fails, or nobody listens at all."""
+    with served(t) as (d, agent):
+        agent.refuses.set()
+        s = create(d, "s")
+        assert s["consistent"] == "crash" and "/ is busy" in s["consistent-reason"], s
+        harness.wait_for("it has thawed", lambda: agent.frozen == 0)
+        agent.path.unlink()
+        s = create(d, "t")
+        assert s["consistent"] == "crash" and "can't be reached" in s["consistent-reason"], s
+        assert "snapshot 't' is crash-consistent: the guest agent can't be reached" in d.log()
+
+
+def test_io_goes_on_while_the_guest_is_frozen(t):
+    """The daemon waits for the agent, which takes its time to freeze and to thaw: whoever writes is served at once."""
+    with served(t, "--freeze-timeout", "60") as (d, agent):
+        agent.hold = {"freeze": threading.Event(), "thaw": threading.Event()}
+        with d.qmp() as qmp:
+            qmp.send("fleece-snapshot-create", name="s")
+            client = nbd.NBD()
+            client.connect_uri(d.uri("vda"))
+            assert agent.heard["freeze"].wait(20)
+            client.pwrite(b"a" * 4096, 0)
+            assert d.status()["guest"]["state"] == "freezing"
+            agent.hold["freeze"].set()
+            assert agent.heard["thaw"].wait(20)
+            client.pwrite(b"b" * 4096, 0)
+            client.flush()
+            assert d.status()["guest"]["state"] == "thawing"
+            agent.hold["thaw"].set()
+            assert qmp.receive()["consistent"] == "guest-agent"
+            client.shutdown()
+        view = nbd.NBD()
+        view.connect_uri(d.uri("vda@s"))
+        assert view.pread(4096, 0) == b"a" * 4096
+        view.shutdown()
+
+
+def test_the_guest_takes_too_long(t):
+    """It freezes when nobody waits for it any more: the snapshot was made without, and the guest is thawed all the same."""
+    with served(t, "--freeze-timeout", "1") as (d, agent):
+        agent.hold = {"freeze": threading.Event()}
+        s = create(d, "s")
+        assert s["consistent"] == "crash" and "has not answered guest-fsfreeze-freeze in time" in s["consistent-reason"], s
+        assert agent.said[-1] == "freeze"
+        agent.hold["freeze"].set()
+        harness.wait_for("it has frozen and thawed", lambda: agent.frozen_for and agent.said[-1] == "thaw")
+
+
+def test_the_client_dies(t):
+    """The client that a snapshot is made for is killed while the guest is frozen for it."""
+    with served(t) as (d, agent):
+        agent.hold = {"freeze": threading.Event()}
+        backup = t.spawn(t.program("fleece"), "--control", d.control, "backup", t.path("set"), "--grace", "0", stderr=-3)
+        assert agent.heard["freeze"].wait(20)
+        backup.kill()
+        backup.wait()
+        harness.wait_for("the snapshot is given up", lambda: not d.status()["snapshots"])
+        agent.hold["freeze"].set()
+        harness.wait_for("the guest has thawed", lambda: d.status()["guest"]["state"] == "idle" and agent.frozen == 0)
+        assert agent.said[-1] == "thaw"
+
+
+def test_the_daemon_is_killed_while_the_guest_is_frozen(t):
+    """kill -9 between freeze and thaw: the next start thaws, and so does --thaw, which serves nothing."""
+    with Agent(t.path("agent.sock")) as agent:
+        log, hooks = t.path("log"), t.path("hooks")
+        hook(hooks, "db", f"echo $1 $FLEECE_VM $FLEECE_SNAPSHOT >>{log}")
+        image = t.disk("a.raw", 8 * MIB)
+        options = ["--guest-agent", agent.path, "--hook-dir", hooks]
+        for round_ in range(2):
+            agent.hold, held = {"thaw": threading.Event()}, None
+            agent.heard["thaw"].clear()
+            log.unlink(missing_ok=True)
+            d = t.daemon({"vda": image}, *options)
+            with d.qmp() as qmp:
+                qmp.send("fleece-snapshot-create", name="s")
+                assert agent.heard["thaw"].wait(20) and agent.frozen == 3
+                d.kill()
+            held, agent.deaf = agent.hold["thaw"], threading.Event()
+            agent.deaf.set()  # what the dead one has said is not heard
+            agent.hold = {}
+            held.set()
+            harness.wait_for("the dead one's line is dropped", lambda: agent.said[-1] == "thaw")
+            assert agent.frozen == 3
+            agent.deaf.clear()
+            if round_ == 0:
+                d = t.daemon({"vda": image})  # without the options: the record says what is to be done
+                harness.wait_for("it has thawed", lambda: agent.frozen == 0 and "thaw" in log.read_text())
+                assert "was killed while it made snapshot 's'" in d.log()
+                assert not d.status()["snapshots"]
+                d.stop()
+            else:
+                done = t.run(t.program("fleeced"), "--thaw", "--name", t.vm)
+                assert "was killed while it made snapshot 's'" in done.stderr
+                t.run(t.program("fleeced"), "--thaw", "--name", t.vm)  # nothing is left to thaw
+            assert agent.frozen == 0
+            assert log.read_text() == f"freeze {t.vm} s\nthaw {t.vm} s\n", log.read_text()
+
+
+def test_the_daemon_ends_while_the_guest_is_frozen(t):
+    """SIGTERM: the guest thaws before its disks go away."""
+    with Agent(t.path("agent.sock")) as agent:
+        agent.hold = {"freeze": threading.Event()}
+        d = t.daemon({"vda": t.disk("a.raw", 8 * MIB)}, "--guest-agent", agent.path)
+        with d.qmp() as qmp:
+            qmp.send("fleece-snapshot-create", name="s")
+            assert agent.heard["freeze"].wait(20)
+            d.process.send_signal(signal.SIGTERM)
+            agent.hold["freeze"].set()
+            d.wait()
+        assert agent.frozen == 0 and agent.said[-1] == "thaw", agent.said
+
+
+def test_hooks(t):
+    """Hooks alone; one that hangs is killed; those of libvirt."""
+    log, hooks, bin_ = t.path("log"), t.path("hooks"), t.path("bin")
+    bin_.mkdir()
+    hooks.mkdir(mode=0o755)
+    hook(bin_, "virsh", f'echo "virsh $*" >>{log}')
+    shutil.copy(harness.ROOT / "data/hooks/libvirt", hooks / "50-libvirt")
+    d = t.daemon({"vda": t.disk("a.raw", 8 * MIB)}, "--hook-dir", hooks, "--freeze-timeout", "2",
+                 env={"PATH": f"{bin_}:{t.environment['PATH']}"})
+    s = create(d, "s")
+    assert s["consistent"] == "hooks", s
+    harness.wait_for("the hook is over", lambda: d.status()["guest"]["state"] == "idle")
+    assert log.read_text() == f"virsh --quiet domfsfreeze {t.vm}\nvirsh --quiet domfsthaw {t.vm}\n", log.read_text()
+    hook(hooks, "60-hangs", f"echo i hang; echo hangs $1 >>{log}; [ $1 = thaw ] || sleep 1000")
+    s = create(d, "r")
+    assert s["consistent"] == "crash" and "hook 60-hangs freeze " in s["consistent-reason"], s
+    harness.wait_for("all is undone", lambda: d.status()["guest"]["state"] == "idle")
+    assert log.read_text().splitlines()[2:] == [f"virsh --quiet domfsfreeze {t.vm}", "hangs freeze", "hangs thaw",
+                                                f"virsh --quiet domfsthaw {t.vm}"], log.read_text()
+    assert "hook 60-hangs: i hang" in d.log()
+    (hooks / "60-hangs").chmod(0o777)
+    s = create(d, "q")
+    assert s["consistent"] == "crash" and "others than its owner can write to it" in s["consistent-reason"], s
+
+
+def test_options(t):
+    """What is not right is said; without anybody who can freeze, nothing can be required."""
+    image = t.disk("a.raw", 8 * MIB)
+    for options, says in ((["--freeze-timeout", "5"], "goes with --guest-agent or --hook-dir"),
+                          (["--guest-agent", "x", "--freeze-timeout", "0"], "seconds, from 0.1 to 600"),
+                          (["--guest-agent", "/" + "x" * 108], "longer than 107 bytes"),
+                          (["--hook-dir", "a\nb"], "line break")):
+        done = t.run(t.program("fleeced"), "--name", t.vm, "--disk", f"vda={image}", *options, status=2)
+        assert says in done.stderr, done.stderr
+    config = t.path("web1.conf")
+    config.write_text(f"guest-agent = {t.path('none.sock')}\nhook-dir = {t.path('none')}\nfreeze-timeout = 3\n")
+    d = t.daemon({"vda": image}, "--config", config)
+    assert d.status()["guest"]["freeze-timeout-ms"] == 3000
+    assert "can't be read" in create(d, "s")["consistent-reason"]
+    d.stop()
+    d = t.daemon({"vda": image})
+    assert d.status()["guest"] is None and create(d, "s")["consistent"] == "crash"
+    assert "--guest-agent and --hook-dir" in create(d, "t", "--consistency", "required", status=1)
+    assert "auto, crash or required" in create(d, "t", "--consistency", "maybe", status=2)
+    assert "already served by process" in t.run(t.program("fleeced"), "--thaw", "--name", t.vm, status=1).stderr
+
+
+harness.main()
