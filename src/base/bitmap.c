@@ -95,6 +95,23 @@ void bitmap_fini(struct bitmap *bitmap)
     *bitmap = (struct bitmap){0};
 }
 
+int bitmap_grow(struct bitmap *bitmap, uint64_t bit_count)
+{
+    const uint64_t before = bitmap->bit_count, had = chunk_count(bitmap);
+    assert(bit_count >= before);
+    const struct bitmap larger = {.bit_count = bit_count};
+    struct bitmap_chunk **chunks = realloc(bitmap->chunks, chunk_count(&larger) * sizeof *chunks);
+    if (!chunks)
+        return -ENOMEM;
+    bitmap->chunks = chunks;
+    bitmap->bit_count = bit_count;
+    for (uint64_t i = had; i < chunk_count(bitmap); i++)
+        chunks[i] = NULL;
+    if (had > 0 && chunks[had - 1] == all_one()) /* the rest of it is set, too */
+        bitmap->set_count += chunk_bits(bitmap, had - 1) - (before - (had - 1) * BITMAP_CHUNK_BITS);
+    return bitmap_assign(bitmap, before, bit_count - before, true);
+}
+
 bool bitmap_get(const struct bitmap *bitmap, uint64_t bit)
 {
     assert(bit < bitmap->bit_count);

@@ -23,6 +23,8 @@ struct bitmap {
 int bitmap_init(struct bitmap *bitmap, uint64_t bit_count, bool value);
 /* Of a bitmap that was zeroed or initialised. */
 void bitmap_fini(struct bitmap *bitmap);
+/* It gets more bits, which are set. 0, or -ENOMEM: it can only be finished. */
+int bitmap_grow(struct bitmap *bitmap, uint64_t bit_count);
 bool bitmap_get(const struct bitmap *bitmap, uint64_t bit);
 /* Sets or clears bits [first, first + count). 0, or -ENOMEM: then some of them may have been changed, the rest not. */
 int bitmap_assign(struct bitmap *bitmap, uint64_t first, uint64_t count, bool value);

@@ -431,6 +431,10 @@ enum {
 #define CACHE_GROWTH_BYTES_MAX (64 * GIB)
 /* A disk may become so many times as large as it was when its sidecar was made: a sparse file's addresses cost nothing. */
 #define TRACK_GROWTH 4
+
+/* So many times as large as it is when its first snapshot is made a disk may get while there are snapshots. What is reserved
+ * for it is addresses, and memory only when it is used. */
+#define DISK_GROWTH 4
 /* The guest's writes wait for a sidecar that does not answer, or for the proof that it is void, at most twice this. */
 #define TRACK_STALL_NS (5 * NS_PER_S)
 /* ... and the proof is looked for elsewhere when the sidecar itself has not taken it in this time. */

@@ -166,6 +166,15 @@ void disk_release(struct disk *disk)
         disk_resubmit_all(disk, &disk->held);
 }
 
+void disk_grow(struct disk *disk, uint64_t size_bytes)
+{
+    assert(io_on_owner(disk->node.io));
+    assert(disk->holding && disk->writes_in_flight == 0 && size_bytes > disk->node.size_bytes);
+    disk->leaf->ops->grow(disk->leaf, size_bytes);
+    assert(disk->leaf->size_bytes == size_bytes);
+    node_set_size(&disk->node, size_bytes);
+}
+
 void disk_set_filter(struct disk *disk, struct node *filter)
 {
     assert(io_on_owner(disk->node.io));

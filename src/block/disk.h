@@ -76,6 +76,9 @@ void disk_hold(struct disk *disk, void (*drained)(void *context), void *context)
 /* Ends a hold and lets what was held go on, in order. */
 void disk_release(struct disk *disk);
 
+/* The leaf has been extended: leaf and disk have that size from now on. The disk is held, and no write in flight. */
+void disk_grow(struct disk *disk, uint64_t size_bytes);
+
 /* Puts the filter between disk and leaf, or takes it out (NULL); what is parked in it is decided again later. */
 void disk_set_filter(struct disk *disk, struct node *filter);
 

@@ -17,6 +17,14 @@ struct node_ops {
     void (*submit)(struct node *node, struct request *req);
     /* Frees the node. Nothing is under way on it. Owner thread, or any thread once the owner's loop has ended. */
     void (*destroy)(struct node *node);
+    /*
+     * Of a leaf that may grow while it is used, both; else NULL. extend: makes what it lies on *size_bytes long, or finds
+     * out how long it is (0), and says how long it is then; stable with the node's next flush. The node has its old size
+     * still. May block: on a helper thread. 0; -errno with a sentence that goes on after "disk NAME".
+     */
+    int (*extend)(const struct node *node, uint64_t *size_bytes, struct error *err);
+    /* Owner thread: the node has that size from now on. No write is in flight; reads may be. */
+    void (*grow)(struct node *node, uint64_t size_bytes);
 };
 
 /* Of a snapshot's view: what an export does with blocks that a client has read. */
@@ -29,7 +37,7 @@ enum read_once {
 struct node {
     const struct node_ops *ops;
     struct io *io;
-    uint64_t size_bytes;
+    uint64_t size_bytes; /* a disk's may grow: other threads ask node_size() */
     /* Of a file that grows: size_bytes is but a bound. Nothing was ever written from end_bytes on; it reads as zeroes. */
     bool growable;
     uint64_t end_bytes;
@@ -51,5 +59,16 @@ struct node {
 /* Checks kind, range and read-only with assertions: exports refuse bad input before they submit. */
 void node_submit(struct node *node, struct request *req);
 void node_destroy(struct node *node);
+
+/* Its size, on any thread. */
+static inline uint64_t node_size(const struct node *node)
+{
+    return __atomic_load_n(&node->size_bytes, __ATOMIC_RELAXED);
+}
+/* For those who implement grow(). */
+static inline void node_set_size(struct node *node, uint64_t size_bytes)
+{
+    __atomic_store_n(&node->size_bytes, size_bytes, __ATOMIC_RELAXED);
+}
 
 #endif

@@ -39,7 +39,7 @@ struct cli_command {
 };
 
 extern const struct cli_command cli_status, cli_snapshot, cli_checkpoint, cli_bitmap, cli_cache, cli_qmp, cli_backup,
-    cli_list, cli_verify, cli_restore, cli_push, cli_prune, cli_audit;
+    cli_list, cli_resize, cli_verify, cli_restore, cli_push, cli_prune, cli_audit;
 
 /* "fleece: SENTENCE" on stderr; returns CLI_FAILED. */
 int cli_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -15,8 +15,8 @@
 #include "fleece/fleece.h"
 
 static const struct cli_command *const commands[] = {
-    &cli_status, &cli_snapshot, &cli_checkpoint, &cli_bitmap, &cli_cache, &cli_backup, &cli_push,
-    &cli_list,   &cli_verify,   &cli_restore,    &cli_prune,  &cli_audit, &cli_qmp,
+    &cli_status, &cli_snapshot, &cli_checkpoint, &cli_bitmap,  &cli_cache, &cli_resize, &cli_backup,
+    &cli_push,   &cli_list,     &cli_verify,     &cli_restore, &cli_prune, &cli_audit,  &cli_qmp,
 };
 static const char usage[] = "fleece [--vm VM | --control SOCKET] [--json] COMMAND …";
 

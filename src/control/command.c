@@ -20,7 +20,7 @@
 
 static const struct control_command *const tables[] = {
     control_commands_vm,    control_commands_snapshot,   control_commands_export, control_commands_bitmap,
-    control_commands_cache, control_commands_checkpoint, control_commands_job};
+    control_commands_cache, control_commands_checkpoint, control_commands_job,    control_commands_disk};
 enum { TABLE_COUNT = sizeof tables / sizeof *tables };
 
 static const struct control_command *find_command(const char *name)

@@ -39,7 +39,8 @@ struct control_command {
 };
 
 extern const struct control_command control_commands_vm[], control_commands_snapshot[], control_commands_export[],
-    control_commands_bitmap[], control_commands_cache[], control_commands_checkpoint[], control_commands_job[];
+    control_commands_bitmap[], control_commands_cache[], control_commands_checkpoint[], control_commands_job[],
+    control_commands_disk[];
 
 /* Checks a message {"execute", "arguments", "id"} of a client and runs the command, or answers what is wrong
  * with it. Takes over the message. */

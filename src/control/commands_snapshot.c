@@ -237,7 +237,7 @@ static void query_residence(struct control_request *request)
                      snapshot ? disk : name);
         return;
     }
-    if (!residence_range(request, vm_disk(vm, i)->node.size_bytes, &range))
+    if (!residence_range(request, snapshot_size(snapshot, i), &range))
         return;
     request->partial = json_pack("{s:I, s:I}", "offset", (json_int_t)range.start, "end", (json_int_t)range_end(range));
     int status = request->partial ? vm_residence_query(vm, snapshot, i, range, residence_done, request) : -ENOMEM;

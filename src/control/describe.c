@@ -169,7 +169,7 @@ json_t *describe_views(const struct control_host *host, const struct snapshot *s
         char export[2 * LIMIT_NAME_BYTES + 2];
         snprintf(export, sizeof export, "%s@%s", disk->name, info.name);
         json_t *json = json_pack("{s:s, s:s, s:I, s:o}", "disk", disk->name, "export", export, "size",
-                                 (json_int_t)disk->node.size_bytes, "uri", describe_uri(host, export));
+                                 (json_int_t)snapshot_size(snapshot, i), "uri", describe_uri(host, export));
         if (json)
             describe_view_changes(json, snapshot, i);
         json_array_append_new(array, json);

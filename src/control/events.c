@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Events about snapshots, checkpoints, the cache and jobs. SHUTDOWN is sent by the server itself. */
+/* Events about disks, snapshots, checkpoints, the cache and jobs. SHUTDOWN is sent by the server itself. */
 #include "control/client.h"
 #include "control/describe.h"
 
@@ -31,6 +31,14 @@ void control_event_snapshot_broken(struct control_server *server, const struct s
 void control_event_snapshot_deleted(struct control_server *server, const char *name, const char *uuid)
 {
     server_emit(server, "FLEECE_SNAPSHOT_DELETED", json_pack("{s:s, s:s}", "name", name, "uuid", uuid));
+}
+
+void control_event_disk_resized(struct control_server *server, const char *disk, uint64_t old_bytes,
+                                uint64_t size_bytes)
+{
+    server_emit(
+        server, "FLEECE_DISK_RESIZED",
+        json_pack("{s:s, s:I, s:I}", "disk", disk, "size", (json_int_t)size_bytes, "old-size", (json_int_t)old_bytes));
 }
 
 void control_event_checkpoint(struct control_server *server, enum vm_checkpoint_event event,

@@ -57,6 +57,8 @@ void control_event_cache_threshold(struct control_server *server, unsigned perce
 void control_event_snapshot_created(struct control_server *server, const struct snapshot *snapshot);
 void control_event_snapshot_broken(struct control_server *server, const struct snapshot *snapshot);
 void control_event_snapshot_deleted(struct control_server *server, const char *name, const char *uuid);
+void control_event_disk_resized(struct control_server *server, const char *disk, uint64_t old_bytes,
+                                uint64_t size_bytes);
 /* `id` is NULL for VM_CHECKPOINT_INVALID, which is of all checkpoints of `disk`, for `reason`; the others have neither. */
 void control_event_checkpoint(struct control_server *server, enum vm_checkpoint_event event,
                               const struct checkpoint_id *id, const char *disk, const char *reason);

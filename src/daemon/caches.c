@@ -357,7 +357,7 @@ void caches_open(void *context, const struct disk *disk, uint64_t block_bytes,
         .disk = disk->name,
         .max_bytes = caches->max_bytes,
         .block_bytes = block_bytes,
-        .disk_bytes = disk->node.size_bytes,
+        .disk_bytes = node_size(&disk->node),
         .created_ns = io_wall_ns(caches->control),
     };
     io_random(caches->control, cache->plan.uuid, sizeof cache->plan.uuid);

@@ -422,6 +422,14 @@ static void vm_thaw(void *context,
     guest_thaw(&daemon->guest, settled, argument);
 }
 
+static void vm_disk_grown(void *context, const struct disk *disk, uint64_t old_bytes, uint64_t size_bytes)
+{
+    struct daemon *daemon = context;
+    log_info("disk %s has grown from %llu to %llu bytes", disk->name, (unsigned long long)old_bytes,
+             (unsigned long long)size_bytes);
+    control_event_disk_resized(daemon->control, disk->name, old_bytes, size_bytes);
+}
+
 static void vm_snapshot_created(void *context, const struct snapshot *snapshot)
 {
     struct daemon *daemon = context;
@@ -549,6 +557,7 @@ static int daemon_make_vm(struct daemon *daemon, struct error *err)
                   .freeze = guest_can_freeze(&daemon->guest) ? vm_freeze : NULL,
                   .freeze_cancel = vm_freeze_cancel,
                   .thaw = vm_thaw,
+                  .disk_grown = vm_disk_grown,
                   .snapshot_created = vm_snapshot_created,
                   .snapshot_broken = vm_snapshot_broken,
                   .snapshot_deleted = vm_snapshot_deleted},

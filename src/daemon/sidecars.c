@@ -57,11 +57,7 @@ void sidecars_init(struct sidecars *sidecars, struct io *control, const struct o
         sidecars->state_dir[0] = 0;
     for (unsigned i = 0; i < options->disk_count; i++) {
         struct sidecar *sidecar = &sidecars->all[i];
-        *sidecar = (struct sidecar){.disk = &options->disks[i],
-                                    .index = i,
-                                    .disk_bytes = disks->leaves[i]->size_bytes,
-                                    .sidecars = sidecars,
-                                    .fd = -1};
+        *sidecar = (struct sidecar){.disk = &options->disks[i], .index = i, .sidecars = sidecars, .fd = -1};
         choose_places(sidecars, sidecar);
     }
 }
@@ -223,7 +219,8 @@ static int make_new(struct sidecar *sidecar)
     if (sidecar->fd < 0)
         return error_set(&sidecar->err, ENOTSUP, "the sidecar of disk %s can't be made in '%.300s': %s",
                          sidecar->disk->name, folder, error_name(errno));
-    const uint64_t bytes = tracker_sidecar_bytes(sidecar->disk_bytes, granularity);
+    const uint64_t bytes = tracker_sidecar_bytes(node_size(sidecar->sidecars->disks->leaves[sidecar->index]),
+                                                 granularity);
     struct file_options options = {.path = sidecar->path, .adopt = true, .fd = sidecar->fd};
     int status = ftruncate(sidecar->fd, (off_t)bytes) < 0 ? -errno : 0;
     if (status < 0)

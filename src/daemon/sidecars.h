@@ -15,7 +15,6 @@
 struct sidecar { /* of one disk */
     const struct disk_options *disk;
     unsigned index; /* of the disk */
-    uint64_t disk_bytes;
     struct io *reactor;
     char beside[PATH_MAX], in_state[PATH_MAX]; /* where it may lie; "": nowhere there */
     char path[PATH_MAX];                       /* where it lies, or will */

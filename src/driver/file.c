@@ -8,6 +8,7 @@
  *   file_transfer.c  reads and writes of data, of any alignment
  *   file_zero.c      write zeroes, discard
  *   file_status.c    block status
+ *   file_grow.c      a larger size while it is used
  *
  * Reads and block status start at once. Writes of all kinds pass file_order.c first, so that a read-modify-write never
  * undoes another write. A request that needs a bounce buffer may wait for one; it holds its place in the order then, and
@@ -181,7 +182,8 @@ static void file_destroy(struct node *node)
     file_free(file);
 }
 
-static const struct node_ops file_ops = {.driver = "file", .submit = file_submit, .destroy = file_destroy};
+static const struct node_ops file_ops = {
+    .driver = "file", .submit = file_submit, .destroy = file_destroy, .extend = file_extend, .grow = file_grow};
 
 /* Opening. */
 

@@ -10,7 +10,7 @@ struct file_node {
     struct node node; /* first */
     int fd;
     int tail_fd;              /* buffered, for the bytes from tail_start on; -1: there are none */
-    uint64_t tail_start;      /* a multiple of the alignment; the size when there is no tail */
+    uint64_t tail_start;      /* a multiple of the alignment; the size when there is no tail; see file_grow.c */
     uint64_t cached_start;    /* from here on I/O goes through the page cache; the size when none does */
     uint32_t alignment_bytes; /* of I/O through fd; 1 with the page cache */
     uint32_t space_bytes;     /* unit of punching and zeroing; 1 with the page cache */
@@ -100,6 +100,10 @@ void file_start_discard(struct request *req);
 
 /* file_status.c */
 void file_start_status(struct request *req);
+
+/* file_grow.c: node_ops */
+int file_extend(const struct node *node, uint64_t *size_bytes, struct error *err);
+void file_grow(struct node *node, uint64_t size_bytes);
 
 /* file_lock.c: the locks of a description that is to carry I/O; may wait. `place` tells descriptions of one file apart. */
 int file_lock(struct io *io, int fd, const struct file_options *options, unsigned place, struct error *err);

@@ -30,7 +30,7 @@
 #define MEMORY_MAGIC "FLEECEMM"
 #define HEADER_PAGES_BYTES (2 * SHM_PAGE_BYTES)
 
-enum { MEMORY_VERSION = 2 };
+enum { MEMORY_VERSION = 3 };
 
 struct cache_memory_header {
     char magic[8]; /* last: without it nothing else counts */
@@ -41,6 +41,8 @@ struct cache_memory_header {
     struct cache_memory_plan plan;
     atomic_uint segments_end[PLACE_KINDS];
     atomic_ullong sequence;
+    atomic_ullong disk_bytes, next_bytes; /* next: that the disk may have by now; 0: it has disk_bytes */
+    uint64_t point_bytes[LIMIT_SNAPSHOTS];
     struct cache_file_id file;
 };
 _Static_assert(sizeof(struct cache_memory_header) <= HEADER_PAGES_BYTES, "two pages");
@@ -74,7 +76,7 @@ uint32_t cache_memory_base(const struct cache_memory_plan *plan, unsigned kind)
 
 static uint64_t chunks_of(const struct cache_memory_plan *plan)
 {
-    uint64_t blocks = round_up(plan->disk_bytes, UINT64_C(1) << plan->block_shift) >> plan->block_shift;
+    uint64_t blocks = round_up(plan->room_bytes, UINT64_C(1) << plan->block_shift) >> plan->block_shift;
     return blocks / BITMAP_CHUNK_BITS + 1;
 }
 
@@ -94,7 +96,7 @@ static struct range keys_range(const struct cache_memory *memory, enum place_kin
     return (struct range){start + from, to - from};
 }
 
-int cache_memory_create(struct cache_memory *memory, const struct cache_memory_plan *plan,
+int cache_memory_create(struct cache_memory *memory, const struct cache_memory_plan *plan, uint64_t disk_bytes,
                         const struct cache_file_id *file, struct error *err)
 {
     const struct io_shm_name name = map_name(memory);
@@ -110,6 +112,7 @@ int cache_memory_create(struct cache_memory *memory, const struct cache_memory_p
     }
     struct cache_memory_header *header = memory->header;
     *header = (struct cache_memory_header){.version = MEMORY_VERSION, .has_file = file != NULL, .plan = *plan};
+    atomic_store(&header->disk_bytes, disk_bytes);
     io_boot_id(memory->io, header->boot);
     memcpy(header->session, memory->session, sizeof header->session);
     if (file)
@@ -201,6 +204,38 @@ struct cache_memory_plan cache_memory_plan(const struct cache_memory *memory)
 const struct cache_file_id *cache_memory_file(const struct cache_memory *memory)
 {
     return memory->header->has_file ? &memory->header->file : NULL;
+}
+
+void cache_memory_announce_growth(struct cache_memory *memory, uint64_t disk_bytes)
+{
+    if (memory)
+        atomic_store(&memory->header->next_bytes, disk_bytes);
+}
+
+void cache_memory_grow(struct cache_memory *memory, uint64_t disk_bytes)
+{
+    if (memory)
+        atomic_store(&memory->header->disk_bytes, disk_bytes);
+}
+
+int cache_memory_check_disk(struct cache_memory *memory, uint64_t disk_bytes, struct error *err)
+{
+    const uint64_t had = atomic_load(&memory->header->disk_bytes), next = atomic_load(&memory->header->next_bytes);
+    if ((disk_bytes != had && disk_bytes != next) || disk_bytes > memory->header->plan.room_bytes)
+        return error_set(err, EINVAL, "the disk has %llu bytes, and had %llu", (unsigned long long)disk_bytes,
+                         (unsigned long long)had);
+    atomic_store(&memory->header->disk_bytes, disk_bytes);
+    return 0;
+}
+
+void cache_memory_note_point(struct cache_memory *memory, unsigned number, uint64_t size_bytes)
+{
+    memory->header->point_bytes[number] = size_bytes;
+}
+
+uint64_t cache_memory_point(const struct cache_memory *memory, unsigned number)
+{
+    return memory->header->point_bytes[number];
 }
 
 int cache_memory_reach(struct cache_memory *memory, enum place_kind kind, uint32_t end)

@@ -30,7 +30,7 @@ struct cache_file_id { /* by which the next daemon recognises the cache file */
 };
 
 struct cache_memory_plan { /* how the places are numbered; a cache that is adopted has that of the one before */
-    uint64_t disk_bytes;
+    uint64_t room_bytes;   /* the largest disk that there is room for */
     uint32_t block_shift, slots_per_segment;
     uint32_t segments_max[PLACE_KINDS];
 };
@@ -55,8 +55,8 @@ struct cache_memory {
 /* Nothing is made yet. The folder must stay. */
 void cache_memory_init(struct cache_memory *memory, struct io *io, const char *folder, const char *disk,
                        const uint8_t session[CACHE_SESSION_BYTES]);
-/* Makes it anew. `file`: the cache file, NULL: there is none. 0 or -errno with a sentence. */
-int cache_memory_create(struct cache_memory *memory, const struct cache_memory_plan *plan,
+/* Makes it anew, for a disk of that size. `file`: the cache file, NULL: there is none. 0 or -errno with a sentence. */
+int cache_memory_create(struct cache_memory *memory, const struct cache_memory_plan *plan, uint64_t disk_bytes,
                         const struct cache_file_id *file, struct error *err);
 /* Takes over what a killed daemon of the same boot and session has left. 0, or -errno with a sentence: it is not right. */
 int cache_memory_adopt(struct cache_memory *memory, struct error *err);
@@ -69,6 +69,16 @@ void cache_memory_remove(struct io *io, const char *folder, const char *disk);
 struct cache_memory_plan cache_memory_plan(const struct cache_memory *memory);
 const struct cache_file_id *cache_memory_file(const struct cache_memory *memory); /* NULL: there is none */
 struct io_shm_name cache_memory_slots(const struct cache_memory *memory);
+
+/* The disk will have this size, and has it. Whoever adopts the memory between the two may find either. NULL is no memory
+ * at all. */
+void cache_memory_announce_growth(struct cache_memory *memory, uint64_t disk_bytes);
+void cache_memory_grow(struct cache_memory *memory, uint64_t disk_bytes);
+/* Of one that is adopted: whether it is of a disk of that size, which it has from now on. -EINVAL with a sentence. */
+int cache_memory_check_disk(struct cache_memory *memory, uint64_t disk_bytes, struct error *err);
+/* The size of the disk at the cut of the snapshot with that number. */
+void cache_memory_note_point(struct cache_memory *memory, unsigned number, uint64_t size_bytes);
+uint64_t cache_memory_point(const struct cache_memory *memory, unsigned number);
 
 /* The number of the first place of a kind; of PLACE_KINDS: how many there are. */
 uint32_t cache_memory_base(const struct cache_memory_plan *plan, unsigned kind);

@@ -65,6 +65,7 @@ struct copy_before_write {
     struct disk *disk;
     struct cbw_hooks hooks;
     unsigned block_shift;
+    uint64_t room_bytes;  /* the largest disk that it can be of */
     struct list points;   /* oldest first; every point that went live and is not freed */
     struct list prepared; /* points that did not go live yet */
     uint32_t newest_live;
@@ -97,6 +98,12 @@ struct copy_before_write {
     uint64_t blocks_preserved, blocks_released, blocks_cut;
 };
 
+/* Whether the point needs the block: none that was added after its cut. */
+static inline bool point_needs(const struct point *point, uint64_t block)
+{
+    return block < point->needed.bit_count && bitmap_get(&point->needed, block);
+}
+
 /* point.c: whether a live point with after < epoch <= last needs the block. */
 bool cbw_needed_between(const struct copy_before_write *cbw, uint64_t block, uint32_t after, uint32_t last);
 /* The block is lost: marks the live points with after < epoch <= last that need it. */
@@ -110,6 +117,8 @@ void cbw_sweep_fini(struct copy_before_write *cbw);
 /* Something that a waiter may wait for is over. */
 void cbw_look_quiet(struct copy_before_write *cbw);
 
+/* preserve.c: what is being read of the block belongs to no point. */
+void cbw_abandon_copy(struct copy_before_write *cbw, uint64_t block);
 /* preserve.c: starts to preserve the blocks; fewer when there is not room for all; NULL and in which queue to wait when
  * there is none. A copy must be idle. */
 struct copy *cbw_copy_start(struct copy_before_write *cbw, struct block_range blocks, struct list **queue);
@@ -124,6 +133,8 @@ void cbw_abandon_unneeded_copies(struct copy_before_write *cbw);
 const struct point *cbw_through_point(const struct copy_before_write *cbw, uint64_t block, bool full);
 /* Gives the copy a buffer for a run of blocks that the point alone needs; returns how many, 0: no buffer is free. */
 uint32_t cbw_through_prepare(struct copy *copy, const struct point *point, struct block_range blocks);
+/* Where its point ends: the disk may have grown since, the target has not. */
+uint64_t cbw_through_end(const struct copy *copy);
 /* Whether the point of such a copy still lives. */
 bool cbw_through_wanted(const struct copy *copy);
 /* The data of such a copy is here: on to the target, or nobody needs it any more. */

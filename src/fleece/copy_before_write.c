@@ -231,6 +231,12 @@ static void cbw_init_lists(struct copy_before_write *cbw)
     }
 }
 
+/* For the disk that it may become. */
+static uint64_t room_for(uint64_t disk_bytes)
+{
+    return disk_bytes < LIMIT_DISK_BYTES / DISK_GROWTH ? disk_bytes * DISK_GROWTH : LIMIT_DISK_BYTES;
+}
+
 int cbw_create(const struct cbw_options *options, struct copy_before_write **created, struct error *err)
 {
     assert(options->block_bytes && (options->block_bytes & (options->block_bytes - 1)) == 0);
@@ -258,6 +264,7 @@ int cbw_create(const struct cbw_options *options, struct copy_before_write **cre
         .block_shift = cbw->block_shift,
         .segment_bytes = options->segment_bytes > options->block_bytes ? options->segment_bytes : options->block_bytes,
         .disk_bytes = disk->node.size_bytes,
+        .room_bytes = room_for(disk->node.size_bytes),
         .file = options->file,
         .file_budget = options->file_budget,
         .memory = options->memory,
@@ -267,12 +274,38 @@ int cbw_create(const struct cbw_options *options, struct copy_before_write **cre
         .context = cbw,
     };
     int status = fleecing_cache_init(&cbw->cache, &cache, err);
+    cbw->room_bytes = cache.memory && status == 0 ? cache_memory_plan(cache.memory).room_bytes : cache.room_bytes;
     if (status < 0) {
         free(cbw);
         return status;
     }
     *created = cbw;
     return 0;
+}
+
+uint64_t cbw_room_bytes(const struct copy_before_write *cbw)
+{
+    return cbw->room_bytes;
+}
+
+void cbw_announce_growth(struct copy_before_write *cbw, uint64_t size_bytes)
+{
+    assert(size_bytes <= cbw->room_bytes && list_empty(&cbw->prepared));
+    cache_memory_announce_growth(cbw->cache.memory, size_bytes);
+}
+
+/* The last block may have been a part of one, and what was read or is being read of it goes no further. To points that
+ * there are that is enough; but it must not pass for the whole block when a new one needs it. */
+void cbw_grow(struct copy_before_write *cbw)
+{
+    const uint64_t old_bytes = cbw->node.size_bytes, last = (old_bytes - 1) >> cbw->block_shift;
+    assert(cbw->disk->writes_in_flight == 0 && list_empty(&cbw->prepared));
+    node_set_size(&cbw->node, cbw->disk->node.size_bytes);
+    cache_memory_grow(cbw->cache.memory, cbw->node.size_bytes);
+    if (old_bytes == (last + 1) << cbw->block_shift)
+        return;
+    cbw_abandon_copy(cbw, last);
+    cbw_date_kept(cbw, (struct range){last << cbw->block_shift, old_bytes - (last << cbw->block_shift)});
 }
 
 void cbw_destroy(struct copy_before_write *cbw)

@@ -29,6 +29,7 @@ struct point { /* one disk's part of a snapshot */
     struct copy_before_write *cbw;
     uint32_t epoch; /* of the snapshot: the same on all disks of the VM */
     enum point_state state;
+    uint64_t size_bytes;          /* of the disk at the cut; it may have grown since */
     bool broken_early;            /* another disk, cut earlier, lost a block of it before this disk heard of the cut */
     struct bitmap needed;         /* by block: what a reader may still ask for */
     struct needed_memory stored;  /* the same, for the next daemon; see point_keep() */
@@ -84,8 +85,14 @@ int cbw_create(const struct cbw_options *options, struct copy_before_write **cbw
 /* No point is left, and it is quiet. */
 void cbw_destroy(struct copy_before_write *cbw);
 
-/* How many blocks the disk has: bits of a needed set. */
+/* How many blocks the disk has now: bits of a needed set that is made now. */
 uint64_t cbw_block_count(const struct copy_before_write *cbw);
+/* The largest disk that there is room for: so far it may grow while the filter is there. */
+uint64_t cbw_room_bytes(const struct copy_before_write *cbw);
+/* The disk will get that size, at most cbw_room_bytes(): to be told before it is extended. */
+void cbw_announce_growth(struct copy_before_write *cbw, uint64_t size_bytes);
+/* The disk has a new size, and no write in flight. No point is prepared; those that there are keep theirs. */
+void cbw_grow(struct copy_before_write *cbw);
 /* `needed`: the blocks that the point needs; taken over, also on failure. NULL: all of them. NULL: no memory. */
 struct point *point_create(struct copy_before_write *cbw, uint32_t epoch, struct bitmap *needed);
 /*

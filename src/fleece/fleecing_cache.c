@@ -82,10 +82,10 @@ static void spills_destroy(struct fleecing_cache *cache)
 /* How many places there are of each kind; -ENOMEM: more than can be numbered. */
 static int plan_places(const struct fleecing_cache_options *options, uint64_t charge, struct cache_memory_plan *plan)
 {
-    const uint64_t blocks = (options->disk_bytes >> options->block_shift) + 1;
+    const uint64_t blocks = (options->room_bytes >> options->block_shift) + 1;
     const uint64_t per_segment = options->segment_bytes >> options->block_shift;
     const uint64_t useful = 4 * blocks / per_segment + 1;
-    *plan = (struct cache_memory_plan){.disk_bytes = options->disk_bytes,
+    *plan = (struct cache_memory_plan){.room_bytes = options->room_bytes,
                                        .block_shift = options->block_shift,
                                        .slots_per_segment = (uint32_t)per_segment};
     plan->segments_max[PLACE_RAM] = (uint32_t)reserved_segments(options->ram_budget->max_bytes, charge);
@@ -107,9 +107,6 @@ static int plan_places(const struct fleecing_cache_options *options, uint64_t ch
 static int check_adopted(const struct fleecing_cache_options *options, const struct cache_memory_plan *has,
                          const struct cache_memory_plan *wants, struct error *err)
 {
-    if (has->disk_bytes != wants->disk_bytes)
-        return error_set(err, EINVAL, "the disk has %llu bytes, and had %llu", (unsigned long long)wants->disk_bytes,
-                         (unsigned long long)has->disk_bytes);
     if (has->block_shift != wants->block_shift || has->slots_per_segment != wants->slots_per_segment)
         return error_set(err, EINVAL, "blocks of %llu bytes are preserved now, it was %llu", 1ULL << wants->block_shift,
                          1ULL << has->block_shift);
@@ -128,10 +125,13 @@ static int places_create(struct fleecing_cache *cache, const struct fleecing_cac
         return error_set(err, -status, "no memory for the map of a fleecing cache");
     if (cache->memory && cache->memory->adopted) {
         const struct cache_memory_plan has = cache_memory_plan(cache->memory);
-        status = check_adopted(options, &has, plan, err);
+        status = cache_memory_check_disk(cache->memory, options->disk_bytes, err);
+        if (status == 0)
+            status = check_adopted(options, &has, plan, err);
         *plan = has;
     } else if (cache->memory) {
-        status = cache_memory_create(cache->memory, plan, options->file ? options->file_id : NULL, err);
+        status = cache_memory_create(cache->memory, plan, options->disk_bytes, options->file ? options->file_id : NULL,
+                                     err);
     }
     cache->disk_base = cache_memory_base(plan, PLACE_FILE);
     cache->mark_base = cache_memory_base(plan, PLACE_ZERO);
@@ -143,7 +143,7 @@ static int map_create(struct fleecing_cache *cache, const struct cache_memory_pl
     int status = slot_pool_init(&cache->marks, plan->segments_max[PLACE_ZERO], plan->slots_per_segment);
     if (status == 0)
         status = block_map_init(&cache->map, cache_memory_base(plan, PLACE_KINDS),
-                                (plan->disk_bytes >> plan->block_shift) + 1,
+                                (plan->room_bytes >> plan->block_shift) + 1,
                                 cache->memory ? cache->memory->keys : NULL);
     return status;
 }
@@ -311,7 +311,7 @@ static int record_counts(const struct fleecing_cache *cache, const struct cache_
     if (key == 0 || (block_map_epoch(&cache->map, place) == EPOCH_UNCHANGED && !MUTANT(restart_kept_block_believed)))
         return 0;
     bool possible = block_map_epoch(&cache->map, place) > 0 &&
-                    block_map_block(&cache->map, place) <= plan->disk_bytes >> plan->block_shift;
+                    block_map_block(&cache->map, place) <= plan->room_bytes >> plan->block_shift;
     return possible ? 1 : -EINVAL;
 }
 

@@ -50,6 +50,7 @@ struct fleecing_cache_options {
     struct budget *ram_budget;
     unsigned block_shift;
     uint64_t segment_bytes, disk_bytes;
+    uint64_t room_bytes;                 /* so far the disk may grow */
     struct node *file;                   /* NULL: RAM only */
     struct budget *file_budget;          /* bytes of cache files */
     struct cache_memory *memory;         /* named, to be made; or adopted; NULL: a crash ends the cache */

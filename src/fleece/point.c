@@ -33,7 +33,7 @@ bool cbw_needed_between(const struct copy_before_write *cbw, uint64_t block, uin
         if (point->epoch <= after)
             return false;
         if (point->epoch <= last && point->state == POINT_LIVE &&
-            (bitmap_get(&point->needed, block) || MUTANT(released_block_preserved)))
+            (point_needs(point, block) || MUTANT(released_block_preserved)))
             return true;
     }
     return false;
@@ -43,8 +43,7 @@ void cbw_mark_losers(const struct copy_before_write *cbw, uint64_t block, uint32
 {
     list_each (link, &cbw->points) {
         struct point *point = container_of(link, struct point, link);
-        if (point->state == POINT_LIVE && point->epoch > after && point->epoch <= last &&
-            bitmap_get(&point->needed, block))
+        if (point->state == POINT_LIVE && point->epoch > after && point->epoch <= last && point_needs(point, block))
             point->loses = true;
     }
 }
@@ -75,6 +74,7 @@ struct point *point_create(struct copy_before_write *cbw, uint32_t epoch, struct
     }
     point->cbw = cbw;
     point->epoch = epoch;
+    point->size_bytes = cbw->node.size_bytes;
     point->state = POINT_PREPARED;
     list_append(&cbw->prepared, &point->link);
     return point;
@@ -85,8 +85,10 @@ int point_keep(struct point *point, unsigned number, atomic_uint *broken)
     struct copy_before_write *cbw = point->cbw;
     assert(point->state == POINT_PREPARED && cbw->cache.memory && !point->through);
     int status = needed_memory_begin(&point->stored, cbw->cache.memory, number, cbw_block_count(cbw));
-    if (status == 0)
+    if (status == 0) {
+        cache_memory_note_point(cbw->cache.memory, number, point->size_bytes);
         point->broken = broken;
+    }
     return status;
 }
 
@@ -236,8 +238,11 @@ bool cbw_break_losers(struct copy_before_write *cbw, enum cbw_loss loss, int sta
 struct point *point_adopt(struct copy_before_write *cbw, uint32_t epoch, unsigned number, atomic_uint *broken)
 {
     struct point *point = calloc(1, sizeof *point);
+    const uint64_t size = cache_memory_point(cbw->cache.memory, number);
+    const bool right = size > 0 && size <= cbw->node.size_bytes;
+    const uint64_t blocks = right ? range_to_blocks((struct range){0, size}, cbw->block_shift).count : 0;
     assert(epoch > cbw->newest_live);
-    if (!point || bitmap_init(&point->needed, cbw_block_count(cbw), true) < 0) {
+    if (!point || !right || bitmap_init(&point->needed, blocks, true) < 0) {
         free(point);
         return NULL;
     }
@@ -248,6 +253,7 @@ struct point *point_adopt(struct copy_before_write *cbw, uint32_t epoch, unsigne
     }
     point->cbw = cbw;
     point->epoch = epoch;
+    point->size_bytes = size;
     point->broken = broken;
     list_append(&cbw->points, &point->link);
     point->state = atomic_load(broken) ? POINT_BROKEN : POINT_LIVE;
@@ -291,12 +297,11 @@ void point_lost_cached(struct point *point, struct block_range blocks, int statu
 
 /* ---- release ---- */
 
-static struct block_range whole_blocks(const struct copy_before_write *cbw, struct range range)
+static struct block_range whole_blocks(const struct point *point, struct range range)
 {
-    uint64_t unit = UINT64_C(1) << cbw->block_shift;
-    uint64_t first = round_up(range.start, MUTANT(release_takes_parts) ? 1 : unit) >> cbw->block_shift;
-    uint64_t end = range_end(range) == cbw->node.size_bytes ? cbw_block_count(cbw)
-                                                            : range_end(range) >> cbw->block_shift;
+    const unsigned shift = point->cbw->block_shift;
+    uint64_t first = round_up(range.start, MUTANT(release_takes_parts) ? 1 : UINT64_C(1) << shift) >> shift;
+    uint64_t end = range_end(range) == point->size_bytes ? point->needed.bit_count : range_end(range) >> shift;
     return (struct block_range){first, end > first ? end - first : 0};
 }
 
@@ -323,7 +328,7 @@ static void point_free_entries(struct point *point, struct block_range blocks)
 int point_release(struct point *point, struct range range)
 {
     struct copy_before_write *cbw = point->cbw;
-    struct block_range blocks = whole_blocks(cbw, range);
+    struct block_range blocks = whole_blocks(point, range);
     cbw->blocks_cut += range_to_blocks(range, cbw->block_shift).count - blocks.count;
     point->released_ns = io_now_ns(cbw->node.io);
     if (blocks.count == 0)

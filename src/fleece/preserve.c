@@ -49,6 +49,13 @@ void cbw_abandon_unneeded_copies(struct copy_before_write *cbw)
     }
 }
 
+void cbw_abandon_copy(struct copy_before_write *cbw, uint64_t block)
+{
+    uint64_t end = block + 1;
+    for (struct copy *copy; (copy = cbw_copy_at(cbw, block, &end));)
+        copy->stale |= UINT64_C(1) << (block - copy->blocks.first);
+}
+
 /* Blocks that could not be preserved: no point that needed them can be served any more. */
 static void copy_lost(struct copy *copy, int status)
 {
@@ -178,7 +185,8 @@ struct copy *cbw_copy_start(struct copy_before_write *cbw, struct block_range bl
     list_remove(&copy->link);
     list_append(&cbw->copies, &copy->link);
     cbw->copies_in_flight++;
-    copy->range = blocks_to_range(copy->blocks, cbw->block_shift, cbw->node.size_bytes);
+    const uint64_t end = copy->through_epoch ? cbw_through_end(copy) : cbw->node.size_bytes;
+    copy->range = blocks_to_range(copy->blocks, cbw->block_shift, end);
     struct iovec *last = &copy->iov[copy->read.iov_count - 1];
     size_t beyond_end = (copy->blocks.count << cbw->block_shift) - copy->range.length;
     last->iov_len -= beyond_end;

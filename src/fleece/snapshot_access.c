@@ -513,6 +513,7 @@ struct node *snapshot_access_create(struct point *point)
         return NULL;
     access->node = cbw_disk(point->cbw)->node;
     access->node.ops = &snapshot_access_ops;
+    access->node.size_bytes = point->size_bytes;
     access->node.read_only = true;
     access->node.can_release = access->node.can_discard = true;
     access->node.can_fast_zero = false;

@@ -57,7 +57,7 @@ const struct point *cbw_through_point(const struct copy_before_write *cbw, uint6
     const struct point *found = NULL;
     list_each (link, &cbw->points) {
         const struct point *point = container_of(link, struct point, link);
-        if (point->state != POINT_LIVE || point->epoch <= newest || !bitmap_get(&point->needed, block))
+        if (point->state != POINT_LIVE || point->epoch <= newest || !point_needs(point, block))
             continue;
         if (found || (point->through_mode != THROUGH_ALWAYS && !(full && point->through_mode == THROUGH_WHEN_FULL)))
             return NULL;
@@ -151,6 +151,11 @@ static void through_write_on(struct copy *copy)
     copy->read.iov_count = 1;
     copy->read.done = through_write_done;
     node_submit(point->through, &copy->read);
+}
+
+uint64_t cbw_through_end(const struct copy *copy)
+{
+    return point_of(copy->cbw, copy->through_epoch)->size_bytes;
 }
 
 bool cbw_through_wanted(const struct copy *copy)

@@ -56,6 +56,33 @@ void dirty_bitmaps_fini(struct dirty_bitmaps *bitmaps)
         bitmap_free(bitmaps, container_of(link, struct dirty_bitmap, link));
 }
 
+bool dirty_bitmaps_in_use(const struct dirty_bitmaps *bitmaps)
+{
+    list_each (link, &bitmaps->all)
+        if (container_of(link, const struct dirty_bitmap, link)->copies > 0)
+            return true;
+    return false;
+}
+
+void dirty_bitmaps_grow(struct dirty_bitmaps *bitmaps)
+{
+    const uint64_t size_bytes = bitmaps->disk->node.size_bytes;
+    assert(!dirty_bitmaps_in_use(bitmaps));
+    list_each (link, &bitmaps->all) {
+        struct dirty_bitmap *bitmap = container_of(link, struct dirty_bitmap, link);
+        const uint64_t granules = round_up(size_bytes, UINT64_C(1) << bitmap->granularity_shift) >>
+                                  bitmap->granularity_shift;
+        const uint64_t last = bitmap->bits.bit_count - 1; /* it may have been a part of a granule */
+        bitmap->size_bytes = size_bytes;
+        if (bitmap->inconsistent)
+            continue;
+        if (bitmap_assign(&bitmap->bits, last, 1, true) == 0 && bitmap_grow(&bitmap->bits, granules) == 0)
+            continue;
+        bitmap->inconsistent = true;
+        bitmap_fini(&bitmap->bits);
+    }
+}
+
 int dirty_bitmap_check_granularity(uint64_t granularity_bytes, struct error *err)
 {
     if (granularity_bytes >= BITMAP_GRANULARITY_MIN && granularity_bytes <= BITMAP_GRANULARITY_MAX &&

@@ -31,6 +31,11 @@ void dirty_bitmaps_init(struct dirty_bitmaps *bitmaps, struct disk *disk);
 /* Removes all. No copy is being made. */
 void dirty_bitmaps_fini(struct dirty_bitmaps *bitmaps);
 
+/* Whether copies of some are being made. Then the disk must not grow. */
+bool dirty_bitmaps_in_use(const struct dirty_bitmaps *bitmaps);
+/* The disk has its new size: what was added is dirty in all of them. One that finds no memory for that is inconsistent. */
+void dirty_bitmaps_grow(struct dirty_bitmaps *bitmaps);
+
 /* 0, or -EINVAL with a sentence: a power of two from BITMAP_GRANULARITY_MIN to _MAX. Any thread. */
 int dirty_bitmap_check_granularity(uint64_t granularity_bytes, struct error *err);
 

@@ -88,10 +88,8 @@ static void watch_again(struct disk_watch *watch)
     io_timer_set(io, &watch->timer, io_now_ns(io) + WATCH_PERIOD_NS);
 }
 
-void disk_watch_touch(struct disk_watch *watch)
+static void watch_touch(struct disk_watch *watch)
 {
-    if (!watch->note)
-        return;
     watch_leave(watch);
     if (watch->note->state != NOTE_QUIET || MUTANT(track_note_stays_quiet))
         return;
@@ -103,14 +101,26 @@ void disk_watch_touch(struct disk_watch *watch)
 static void watch_written(struct write_observer *observer, struct range range)
 {
     (void)range;
-    disk_watch_touch(container_of(observer, struct disk_watch, observer));
+    watch_touch(container_of(observer, struct disk_watch, observer));
+}
+
+void disk_watch_hold(struct disk_watch *watch)
+{
+    watch->held = true;
+    if (watch->note)
+        watch_touch(watch);
+}
+
+void disk_watch_release(struct disk_watch *watch)
+{
+    watch->held = false;
 }
 
 /* Whether the file's times can be noted. */
 static bool watch_quiet(struct disk_watch *watch)
 {
     struct disk_note *note = watch->note;
-    if (watch->disk->leaf->gives_back) /* it may write by itself */
+    if (watch->disk->leaf->gives_back || watch->held) /* it may write by itself; it is about to grow */
         return false;
     const struct disk_identity is = watch->identify(watch->context);
     if (is.size_bytes == 0)

@@ -32,6 +32,7 @@ struct disk_watch {
     struct write_observer observer;
     bool observing; /* nothing has been written since it was put in */
     bool idle;      /* nothing was in flight then */
+    bool held;      /* its times are about to change */
     struct io_timer timer;
 };
 
@@ -39,8 +40,9 @@ struct disk_watch {
  * must not block; where it says that the times are not local, nothing is noted. No-op when it runs. */
 void disk_watch_start(struct disk_watch *watch, struct disk *disk, struct disk_note *note,
                       struct disk_identity (*identify)(void *context), void *context);
-/* The file is about to be changed by us, but not by a write of the disk. No-op when it does not run. */
-void disk_watch_touch(struct disk_watch *watch);
+/* The file is about to be changed by us, but not by a write of the disk; until it has been. No-op when it does not run. */
+void disk_watch_hold(struct disk_watch *watch);
+void disk_watch_release(struct disk_watch *watch);
 /* Before the note goes. No-op when it does not run. */
 void disk_watch_stop(struct disk_watch *watch);
 

@@ -27,7 +27,7 @@ static void count_new(struct tracker *tracker, uint64_t word, uint64_t mask)
     }
 }
 
-static void set_bits(struct tracker *tracker, uint64_t first, uint64_t count)
+void tracker_set_bits(struct tracker *tracker, uint64_t first, uint64_t count)
 {
     const uint64_t end = first + count;
     for (uint64_t word = first / 64; word <= (end - 1) / 64; word++)
@@ -54,7 +54,7 @@ __attribute__((noinline)) static void mark(struct tracker *tracker, uint64_t fir
         next = limit < end ? limit : end;
         if (!activity_log_is_active(&tracker->log, extent) || all_set(tracker, at, next - at))
             continue;
-        set_bits(tracker, at, next - at);
+        tracker_set_bits(tracker, at, next - at);
         activity_log_touch(&tracker->log, (uint32_t)extent);
         sampler_note(tracker, at);
     }

@@ -11,7 +11,8 @@
  *     VOID       it is not known: every checkpoint is invalid, with the reason; what was in memory goes when that is stable
  *
  * Nothing is written before all that has been read, in memory alone; then one superblock with a new nonce makes it so (C11).
- * A crash before that superblock finds everything as it was, and one after it finds memory that fits it.
+ * A crash before that superblock finds everything as it was, and one after it finds memory that fits it. Of a disk that has
+ * grown by our doing (grow.c), it still says that it was about to.
  *
  * What a power loss may have left half written is forgiven only where the last write must have been: the superblock after
  * the newest, the log block after the newest (C17), of each page the copy after the newest. Everything else that is not
@@ -80,6 +81,13 @@ static void void_because(struct tracker *tracker, const char *format, ...)
 
 static void open_recorded(struct tracker *tracker, int status);
 
+/* Stored, or void. */
+static void open_grown(struct tracker *tracker, int status)
+{
+    (void)status;
+    tracker_op_finish(tracker, 0);
+}
+
 static void open_done(struct tracker *tracker)
 {
     if (tracker->memory.open)
@@ -91,7 +99,10 @@ static void open_done(struct tracker *tracker)
     tracker_watch(tracker);
     tracker_reap(tracker);
     tracker_update(tracker);
-    tracker_op_finish(tracker, 0);
+    if (tracker->noted_bytes != tracker->disk_bytes)
+        tracker_store_growth(tracker, open_grown);
+    else
+        tracker_op_finish(tracker, 0);
 }
 
 static void log_made(struct sidecar_io *io, int status)
@@ -156,8 +167,10 @@ static void open_record(struct tracker *tracker)
             disk_note_begin(span_memory_note(&tracker->memory), tracker->disk->node.io, &tracker->options.identity);
         span_memory_announce(&tracker->memory, tracker->super.past.nonce, tracker->nonce);
     }
+    if (tracker->disk_bytes == tracker->noted_bytes)
+        tracker->next_bytes = 0; /* it did not grow */
     if (tracker->disk_bytes != tracker->disk->leaf->size_bytes) {
-        tracker->disk_bytes = tracker->disk->leaf->size_bytes;
+        tracker->disk_bytes = tracker->noted_bytes = tracker->disk->leaf->size_bytes;
         tracker->memory.bit_count = (tracker->disk_bytes + tracker_granularity(tracker) - 1) >> tracker->shift;
         int status = activity_log_resize(&tracker->log, tracker_extents(tracker->memory.bit_count));
         if (status < 0) {
@@ -181,7 +194,7 @@ static int64_t count_work(void *argument)
 {
     struct tracker *tracker = argument;
     spans_count(tracker->spans, tracker->span_count);
-    if (!tracker->super.past.clean)
+    if (!tracker->super.past.clean || tracker->noted_bytes != tracker->disk_bytes)
         return 0;
     for (unsigned i = 0; i < tracker->count; i++) {
         struct tracker_checkpoint *checkpoint = tracker->checkpoints[i];
@@ -204,13 +217,24 @@ static void open_counted(struct io_op *op, int64_t result)
         sampler_check(tracker, tracker->super.past.clean, open_sampled);
 }
 
+/* Whether the disk has the size that it was to get when it was tracked last: that was our doing. */
+static bool has_grown(const struct tracker *tracker)
+{
+    return tracker->next_bytes && tracker->disk->leaf->size_bytes == tracker->next_bytes;
+}
+
 static void open_count(struct tracker *tracker)
 {
+    if (!tracker->recovering->reason[0]) {
+        tracker_update(tracker);
+        int status = has_grown(tracker) ? tracker_take_growth(tracker) : 0;
+        if (status < 0)
+            void_because(tracker, "no memory for the bitmap of a larger disk: %s", error_name(status));
+    }
     if (tracker->recovering->reason[0]) {
         open_record(tracker);
         return;
     }
-    tracker_update(tracker);
     tracker->work.done = open_counted;
     io_work(tracker->disk->node.io, &tracker->work, count_work, tracker);
 }
@@ -540,7 +564,8 @@ static void check_identity(struct tracker *tracker)
     uint8_t boot_id[BOOT_ID_BYTES];
     io_boot_id(tracker->disk->node.io, boot_id);
     bool same_boot = memcmp(boot_id, past->boot_id, sizeof boot_id) == 0;
-    if (tracker->disk_bytes != tracker->disk->leaf->size_bytes && !MUTANT(track_size_not_compared))
+    if (tracker->disk_bytes != tracker->disk->leaf->size_bytes && !has_grown(tracker) &&
+        !MUTANT(track_size_not_compared))
         void_because(tracker, "the disk has %llu bytes, it had %llu when it was tracked last",
                      (unsigned long long)tracker->disk->leaf->size_bytes, (unsigned long long)tracker->disk_bytes);
     if (past->disk_name[0] && strcmp(past->disk_name, tracker->disk->name) != 0)
@@ -607,7 +632,7 @@ static void make_new(struct tracker *tracker)
     struct recovery *recovery = tracker->recovering;
     struct io *io = tracker->disk->node.io;
     tracker->recovery = TRACKER_NEW;
-    tracker->disk_bytes = tracker->disk->leaf->size_bytes;
+    tracker->disk_bytes = tracker->noted_bytes = tracker->disk->leaf->size_bytes;
     tracker->sidecar.sequence = UINT64_C(1) << SIDECAR_OPEN_SHIFT;
     tracker->super.number = 0;
     recovery->making = true;

@@ -109,7 +109,8 @@ struct sidecar_super { /* the payload of the four blocks of a superblock, one be
     struct sidecar_identity identity;  /* of the disk, where `clean` */
     char reason[SIDECAR_REASON_BYTES]; /* why there are invalid checkpoints */
     char disk_name[LIMIT_NAME_BYTES];  /* of the open that wrote it; empty: not known */
-    uint8_t zero_too[352];
+    uint64_t next_bytes;               /* that the disk may have by now, for it was about to grow; 0: it was not */
+    uint8_t zero_too[344];
     struct sidecar_checkpoint checkpoints[LIMIT_CHECKPOINTS]; /* oldest first */
     struct sidecar_sample samples[LIMIT_TRACK_SAMPLES];
     uint8_t zero_end[4608];

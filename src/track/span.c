@@ -120,7 +120,8 @@ static bool header_fits(const struct span_memory *memory, const struct span_key 
 {
     const struct span_memory_header *header = memory->header;
     return memory->shm.reserved_bytes == reserved_bytes(memory) &&
-           header->granularity_shift == key->granularity_shift && header->disk_bytes == key->disk_bytes &&
+           header->granularity_shift == key->granularity_shift &&
+           (header->disk_bytes == key->disk_bytes || (key->next_bytes && header->disk_bytes == key->next_bytes)) &&
            header->sidecar_pages == memory->sidecar_pages &&
            (memcmp(header->nonce, key->nonce, sizeof header->nonce) == 0 ||
             memcmp(header->nonce_next, key->nonce, sizeof header->nonce_next) == 0);
@@ -405,18 +406,6 @@ void span_set(struct span *span, uint64_t first_bit, uint64_t count)
     }
 }
 
-void span_clear_from(struct span *span, uint64_t bit)
-{
-    const uint64_t words = span->memory->pages * SPAN_PAGE_WORDS;
-    for (uint64_t word = bit / 64; word < words; word++) {
-        uint64_t keep = word == bit / 64 ? (UINT64_C(1) << bit % 64) - 1 : 0;
-        if (!(span_word(span, word) & ~keep))
-            continue;
-        span->words[word] &= keep;
-        note_changed(span, word);
-    }
-}
-
 int span_merge_page(struct span *into, const struct span *from, uint64_t page)
 {
     if (!span_has_page(from, page))
@@ -436,6 +425,12 @@ int span_merge_page(struct span *into, const struct span *from, uint64_t page)
 void span_change_all(struct span *span)
 {
     memset(span->changed, 1, span->memory->sidecar_pages);
+}
+
+void span_change(struct span *span, uint64_t first_bit, uint64_t count)
+{
+    const uint64_t first = first_bit / SIDECAR_PAGE_BITS, last = (first_bit + count - 1) / SIDECAR_PAGE_BITS;
+    memset(span->changed + first, 1, last - first + 1);
 }
 
 uint64_t span_count(const struct span *span)

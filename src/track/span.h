@@ -36,6 +36,7 @@ struct span_memory {
 struct span_key {
     uint8_t boot_id[BOOT_ID_BYTES], uuid[SIDECAR_UUID_BYTES], nonce[SPAN_NONCE_BYTES];
     uint64_t disk_bytes;
+    uint64_t next_bytes; /* to be adopted it may have this size, too; 0: it may not */
     unsigned granularity_shift;
 };
 
@@ -111,11 +112,11 @@ void span_save_page(const struct span *span, uint64_t page, uint8_t payload[SIDE
 int span_load_page(struct span *span, uint64_t page, const uint8_t payload[SIDECAR_PAYLOAD]);
 /* Sets bits and notes that they are not stored. They are grown. */
 void span_set(struct span *span, uint64_t first_bit, uint64_t count);
-/* Clears what is at or beyond a bit. */
-void span_clear_from(struct span *span, uint64_t bit);
 /* into |= from, for one page of memory; notes what is not stored. 0 or -ENOSPC. */
 int span_merge_page(struct span *into, const struct span *from, uint64_t page);
 void span_change_all(struct span *span);
+/* The pages of those bits are not stored, whatever is set in them. */
+void span_change(struct span *span, uint64_t first_bit, uint64_t count);
 uint64_t span_count(const struct span *span); /* of its own bits: a look at all of them */
 uint64_t span_memory_bytes(const struct span *span);
 

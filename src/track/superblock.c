@@ -56,7 +56,8 @@ static void compose(struct tracker *tracker, struct sidecar_super *super)
     bool clean = tracker->closing || MUTANT(track_is_always_clean);
     uint32_t count = 0;
     *super = (struct sidecar_super){
-        .disk_bytes = htole64(tracker->disk_bytes),
+        .disk_bytes = htole64(tracker->noted_bytes),
+        .next_bytes = htole64(tracker->next_bytes),
         .clean = htole32(clean),
         .sample_count = htole32(tracker->sampler.kept_count),
         .identity = identity_to_file(&tracker->identity),
@@ -186,10 +187,10 @@ static int decode(struct tracker *tracker, const struct sidecar_super *super)
     struct super_past *past = &tracker->super.past;
     uint32_t count = le32toh(super->checkpoint_count), samples = le32toh(super->sample_count);
     bool valid = false, used[SIDECAR_AREAS] = {false};
-    uint64_t size = le64toh(super->disk_bytes);
+    uint64_t size = le64toh(super->disk_bytes), next = le64toh(super->next_bytes);
     struct error ignored;
     if (count > LIMIT_CHECKPOINTS || samples > LIMIT_TRACK_SAMPLES || super->reason[SIDECAR_REASON_BYTES - 1] ||
-        size == 0 || size > LIMIT_DISK_BYTES)
+        size == 0 || size > LIMIT_DISK_BYTES || next > LIMIT_DISK_BYTES || (next && next <= size))
         return -EBADMSG;
     past->clean = super->clean != 0;
     memcpy(past->nonce, super->nonce, sizeof past->nonce);
@@ -198,7 +199,8 @@ static int decode(struct tracker *tracker, const struct sidecar_super *super)
     memcpy(past->disk_name, super->disk_name, sizeof super->disk_name);
     if (past->disk_name[0] && name_check("disk name", past->disk_name, &ignored) < 0)
         return -EBADMSG;
-    tracker->disk_bytes = size;
+    tracker->disk_bytes = tracker->noted_bytes = size;
+    tracker->next_bytes = next;
     memcpy(tracker->reason, super->reason, sizeof tracker->reason);
     for (uint32_t i = 0; i < count; i++) {
         int status = decode_checkpoint(tracker, &super->checkpoints[i]);

@@ -8,7 +8,7 @@
  *   store.c         pages of bitmaps go to the sidecar; extents are retired
  *   superblock.c    which checkpoints there are
  *   checkpoint.c    a checkpoint's life: prepare, cut, record, commit, remove
- *   recovery.c      opening; close.c; resize.c
+ *   recovery.c      opening; close.c; grow.c
  *   samples.c       whether the disk is what it was; disk_watch.c: after a kill
  *   tracker_void.c  the end of tracking when something fails
  *
@@ -186,7 +186,10 @@ int tracker_free_area(const struct tracker *tracker)
 
 struct span_key tracker_key(const struct tracker *tracker, const uint8_t nonce[SPAN_NONCE_BYTES])
 {
-    struct span_key key = {.disk_bytes = tracker->disk_bytes, .granularity_shift = tracker->shift};
+    struct span_key key = {.disk_bytes = tracker->noted_bytes,
+                           .next_bytes = tracker->disk->leaf->size_bytes == tracker->next_bytes ? tracker->next_bytes
+                                                                                                : 0,
+                           .granularity_shift = tracker->shift};
     io_boot_id(tracker->disk->node.io, key.boot_id);
     memcpy(key.uuid, tracker->sidecar.uuid, sizeof key.uuid);
     memcpy(key.nonce, nonce, sizeof key.nonce);
@@ -341,9 +344,15 @@ void tracker_invalidate(struct tracker *tracker, const char *reason, struct trac
     op_queue(tracker, op, run_invalidate);
 }
 
-void tracker_resize(struct tracker *tracker, struct tracker_op *op)
+void tracker_announce_growth(struct tracker *tracker, uint64_t size_bytes, struct tracker_op *op)
 {
-    op_queue(tracker, op, tracker_run_resize);
+    op->size_bytes = size_bytes;
+    op_queue(tracker, op, tracker_run_announce);
+}
+
+void tracker_record_growth(struct tracker *tracker, struct tracker_op *op)
+{
+    op_queue(tracker, op, tracker_run_grown);
 }
 
 /* Questions. */

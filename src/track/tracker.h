@@ -71,6 +71,7 @@ struct tracker_op {
     struct tracker *tracker;
     void (*run)(struct tracker_op *op);
     struct checkpoint_id id;
+    uint64_t size_bytes;
 };
 
 /* How long the (sparse) file of a new sidecar is to be made: room for all checkpoints, and for a disk that grows. */
@@ -113,9 +114,18 @@ void tracker_commit(struct tracker *tracker, const char *uuid, struct tracker_op
 void tracker_remove(struct tracker *tracker, const char *uuid, struct tracker_op *op);
 /* Everything is void, for this reason, durably: all checkpoints become invalid. */
 void tracker_invalidate(struct tracker *tracker, const char *reason, struct tracker_op *op);
-/* The disk has another size from now on (C22): what was lost or added is dirty in every span. The size of the node is the
- * new one already, and no write is in flight. */
-void tracker_resize(struct tracker *tracker, struct tracker_op *op);
+
+/* --- the disk grows (C22): announce -> grow -> record. No checkpoint is prepared meanwhile. */
+
+/* Before it is extended: notes durably that it may have that size the next time, by our doing, and takes all memory and
+ * room that this takes. -EFBIG (the sidecar is made for smaller disks), -ENOSPC, -EIO: then nothing else is called. */
+void tracker_announce_growth(struct tracker *tracker, uint64_t size_bytes, struct tracker_op *op);
+/* At once: the disk does not grow after all, though perhaps what it lies on has. */
+void tracker_forgo_growth(struct tracker *tracker);
+/* At once; no write is in flight, and the disk has its new size: what was added is dirty since every checkpoint. */
+void tracker_grow(struct tracker *tracker);
+/* The new size is stable: names it durably. A failure makes all checkpoints invalid. */
+void tracker_record_growth(struct tracker *tracker, struct tracker_op *op);
 
 /* --- questions, answered at once */
 

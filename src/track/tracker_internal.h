@@ -121,6 +121,10 @@ struct tracker {
     uint8_t nonce[SPAN_NONCE_BYTES];
     struct disk_identity identity; /* for the superblock; times: only after a close in good order */
     uint64_t disk_bytes;
+    /* What superblocks say: the disk had noted_bytes, and may have next_bytes by now, for we were about to make it grow; 0:
+     * we were not. */
+    uint64_t noted_bytes, next_bytes;
+    void (*growth_stored)(struct tracker *tracker, int status);
 
     struct tracker_checkpoint *checkpoints[LIMIT_CHECKPOINTS]; /* oldest first; invalid ones before all others */
     unsigned count;
@@ -151,7 +155,8 @@ struct tracker {
     struct sidecar_io op_io;
     struct request flush;
     struct io_op work;
-    uint64_t progress;           /* of the step under way: blocks, or pages */
+    uint64_t progress; /* of the step under way: blocks, or pages */
+    unsigned at_span;
     struct io_timer pause;       /* between its steps */
     struct recovery *recovering; /* recovery.c */
 };
@@ -193,7 +198,8 @@ void tracker_flush_disk(struct tracker *tracker, void (*done)(struct request *re
 /* For the shared memory: what it must have in common with the sidecar, with that nonce. */
 struct span_key tracker_key(const struct tracker *tracker, const uint8_t nonce[SPAN_NONCE_BYTES]);
 
-/* gate.c */
+/* gate.c: bits, whose pages are grown, in all spans that a write sets them in. */
+void tracker_set_bits(struct tracker *tracker, uint64_t first, uint64_t count);
 bool tracker_admit(struct write_gate *gate, struct request *req);
 
 /* log_writer.c */
@@ -245,9 +251,16 @@ void tracker_run_record(struct tracker_op *op);
 void tracker_run_commit(struct tracker_op *op);
 void tracker_run_remove(struct tracker_op *op);
 
-/* recovery.c, close.c, resize.c */
+/* recovery.c, close.c */
 void tracker_run_open(struct tracker_op *op);
 void tracker_run_close(struct tracker_op *op);
-void tracker_run_resize(struct tracker_op *op);
+
+/* grow.c */
+void tracker_run_announce(struct tracker_op *op);
+void tracker_run_grown(struct tracker_op *op);
+/* The disk has the size that was announced before a crash: what was added is dirty. 0, -ENOMEM, -ENOSPC. */
+int tracker_take_growth(struct tracker *tracker);
+/* What was added is stored, then its size is named; then done(). */
+void tracker_store_growth(struct tracker *tracker, void (*done)(struct tracker *tracker, int status));
 
 #endif

@@ -276,6 +276,8 @@ static void source_gathered(struct bitmap_operation *op)
     if (!op->error.code && op->source == 0) {
         op->gathered = op->copy.blocks;
         op->copy.blocks = (struct bitmap){0};
+    } else if (!op->error.code && op->gathered.bit_count != op->copy.blocks.bit_count) {
+        error_set(&op->error, EINVAL, "a disk has grown during the merge of its dirty bitmaps: merge them again");
     } else if (!op->error.code && bitmap_merge(&op->gathered, &op->copy.blocks) < 0) {
         error_set(&op->error, ENOMEM, "no memory to merge %u dirty bitmaps", op->source_count);
     }
@@ -317,12 +319,12 @@ static int merge_check_sources(struct bitmap_operation *op, const struct vm_bitm
             return -ENODEV;
         if (name_check("name of a dirty bitmap", sources[i].name, err) < 0)
             return -EINVAL;
-        if (vd->disk->node.size_bytes != op->target->disk->node.size_bytes)
+        const uint64_t has = node_size(&vd->disk->node), wanted = node_size(&op->target->disk->node);
+        if (has != wanted)
             return error_set(
                 err, EINVAL,
                 "dirty bitmaps of disks %s and %s can't be merged: %llu and %llu bytes are different sizes",
-                vd->disk->name, op->target->disk->name, (unsigned long long)vd->disk->node.size_bytes,
-                (unsigned long long)op->target->disk->node.size_bytes);
+                vd->disk->name, op->target->disk->name, (unsigned long long)has, (unsigned long long)wanted);
         op->sources[i].vd = vd;
         memccpy(op->sources[i].name, sources[i].name, 0, sizeof op->sources[i].name - 1);
     }

@@ -83,7 +83,7 @@ static bool any_busy(const struct vm *vm)
     list_each (link, &vm->checkpoints)
         if (container_of(link, struct checkpoint, link)->busy)
             return true;
-    return vm->cutting != NULL;
+    return vm->cutting != NULL || vm->growing != NULL;
 }
 
 static struct vm_disk *disk_to_reset(struct vm *vm, const char *disk, struct error *err)

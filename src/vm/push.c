@@ -486,8 +486,19 @@ static void push_has_snapshot(void *argument, struct snapshot *snapshot, const s
         push_end(push);
         return;
     }
-    for (unsigned i = 0; i < push->disk_count; i++)
-        push->disks[i].view = snapshot_view(snapshot, i);
+    for (unsigned i = 0; i < push->disk_count; i++) {
+        struct push_disk *disk = &push->disks[i];
+        struct error grown;
+        disk->view = snapshot_view(snapshot, i);
+        if (!disk->where || disk->view->size_bytes == disk->size_bytes)
+            continue;
+        error_set(&grown, EAGAIN, "disk %s has grown while the job began: start it again", disk->disk->name);
+        push_fail(push, &grown);
+    }
+    if (push->status < 0) {
+        push_end(push);
+        return;
+    }
     push->started = true;
     job_start(&push->job);
     push->begun(push->argument, &push->job, NULL);
@@ -503,7 +514,7 @@ static int64_t open_targets(void *argument)
         if (!disk->where)
             continue;
         const struct target_options options = {.where = disk->where,
-                                               .size_bytes = disk->disk->node.size_bytes,
+                                               .size_bytes = disk->size_bytes,
                                                .existing = push->bitmap != NULL,
                                                .force = push->options.force,
                                                .stop = &push->stop};
@@ -557,7 +568,7 @@ static int push_take_targets(struct push *push, const struct push_options *optio
         push->disks[index].where = strdup(target->where);
         if (!push->disks[index].where)
             return error_set(err, ENOMEM, "no memory for a job");
-        push->job.total_bytes += push->disks[index].disk->node.size_bytes;
+        push->job.total_bytes += push->disks[index].size_bytes;
     }
     return options->target_count ? 0 : error_set(err, EINVAL, "no target is named: which disk goes where?");
 }
@@ -587,6 +598,7 @@ static struct push *push_make(struct vm *vm, const struct push_options *options)
         disk->control = vm->io;
         disk->hooks = (struct push_disk_hooks){push_disk_news, push_disk_ended, push_disk_closed};
         disk->disk = vm->disks[i].disk;
+        disk->size_bytes = node_size(&disk->disk->node);
         disk->options = (struct push_disk_options){
             .advice = !options->no_advice,
             .release = !options->no_release,
@@ -632,7 +644,7 @@ bool push_disk_info(const struct job *job, unsigned index, struct push_disk_info
         *info = (struct push_disk_info){.disk = disk->disk->name,
                                         .target = disk->where,
                                         .done_bytes = atomic_load(&disk->done_bytes),
-                                        .total_bytes = disk->disk->node.size_bytes,
+                                        .total_bytes = disk->size_bytes,
                                         .data_bytes = atomic_load(&disk->data_bytes)};
         return true;
     }

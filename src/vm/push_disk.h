@@ -37,7 +37,8 @@ struct push_disk {
     struct io *control;
     struct push_disk_hooks hooks;
     struct disk *disk;
-    char *where; /* NULL: not pushed; what the snapshot keeps of this disk is released at once */
+    uint64_t size_bytes; /* when the job was made: its snapshot must have it, for the target does */
+    char *where;         /* NULL: not pushed; what the snapshot keeps of this disk is released at once */
     struct target target;
     struct node *view;
     struct push_disk_options options;

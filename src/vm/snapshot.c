@@ -69,11 +69,9 @@ static void step_move(struct snapshot *snapshot, enum snapshot_step to)
 
 static void snapshot_begin(struct snapshot *snapshot);
 
-/* The next one in the queue may be prepared and cut. */
-static void cut_next(struct vm *vm)
+void vm_take_turns(struct vm *vm)
 {
-    vm->cutting = NULL;
-    if (vm->filters == FILTERS_CLOSING)
+    if (vm->cutting || vm->growing || vm->filters == FILTERS_CLOSING || growth_begin(vm))
         return;
     list_each (link, &vm->snapshots) {
         struct snapshot *snapshot = container_of(link, struct snapshot, link);
@@ -82,6 +80,13 @@ static void cut_next(struct vm *vm)
             return;
         }
     }
+}
+
+/* The next one in the queue may be prepared and cut. */
+static void cut_next(struct vm *vm)
+{
+    vm->cutting = NULL;
+    vm_take_turns(vm);
 }
 
 static void snapshot_gone(struct snapshot *snapshot)
@@ -634,7 +639,7 @@ static void snapshot_start(struct snapshot *snapshot,
     snapshot->created_argument = argument;
     list_append(&vm->snapshots, &snapshot->link);
     vm->snapshot_count++;
-    if (!vm->cutting && vm->filters != FILTERS_CLOSING)
+    if (!vm->cutting && !vm->growing && vm->filters != FILTERS_CLOSING)
         snapshot_begin(snapshot);
     else
         PROBE(snapshot_queued);

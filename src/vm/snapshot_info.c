@@ -10,6 +10,12 @@ struct node *snapshot_view(const struct snapshot *snapshot, unsigned disk_index)
     return snapshot->parts[disk_index].view;
 }
 
+uint64_t snapshot_size(const struct snapshot *snapshot, unsigned disk_index)
+{
+    const struct node *view = snapshot_view(snapshot, disk_index);
+    return view ? view->size_bytes : node_size(&snapshot->vm->disks[disk_index].disk->node);
+}
+
 static uint64_t grace_left_ns(const struct snapshot *snapshot)
 {
     const uint64_t now_ns = io_now_ns(snapshot->vm->io);

@@ -134,6 +134,11 @@ static void part_make_point(struct part *part)
     }
     if (part->status < 0)
         return;
+    if (part->through && part->through->size_bytes < vd->disk->node.size_bytes) {
+        part->status = error_set(&part->error, EAGAIN, "disk %s has grown while the job began: start it again",
+                                 vd->disk->name);
+        return;
+    }
     part->point = point_create(vd->cbw, snapshot->epoch, NULL);
     if (part_make_view(part) < 0 ||
         (part->through && point_write_through(part->point, part->through, snapshot->through_mode) < 0))

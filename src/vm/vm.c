@@ -36,6 +36,7 @@ struct vm *vm_create(struct io *control, const struct vm_options *options)
     vm->file_budget.max_bytes = options->disk_bytes;
     list_init(&vm->snapshots);
     list_init(&vm->checkpoints);
+    list_init(&vm->growths);
     if (options->memory_folder)
         memccpy(vm->memory_folder, options->memory_folder, 0, sizeof vm->memory_folder - 1);
     return vm;
@@ -222,6 +223,7 @@ void vm_destroy(struct vm *vm, void (*done)(void *argument), void *argument)
     vm->closing = true;
     vm->destroyed = done;
     vm->destroyed_argument = argument;
+    growths_refuse(vm);
     snapshots_end_all(vm);
 }
 

@@ -116,6 +116,8 @@ struct vm_hooks {
     void (*thaw)(void *context,
                  void (*settled)(void *argument, enum consistency consistency, const char *reason, uint64_t frozen_ns),
                  void *argument);
+    /* A disk has grown: on the control thread. May be NULL. */
+    void (*disk_grown)(void *context, const struct disk *disk, uint64_t old_bytes, uint64_t size_bytes);
     void (*snapshot_created)(void *context, const struct snapshot *snapshot);
     void (*snapshot_broken)(void *context, const struct snapshot *snapshot);
     void (*snapshot_deleted)(void *context, const char *name, const char *uuid);
@@ -246,8 +248,19 @@ int vm_residence_query(struct vm *vm, struct snapshot *snapshot, unsigned disk_i
                        void (*done)(void *argument, int status, const struct block_extent *extents, unsigned count),
                        void *argument);
 
+/* Of one disk at the cut: it may have grown since. */
+uint64_t snapshot_size(const struct snapshot *snapshot, unsigned disk_index);
 /* The view of one disk, to be used on its reactor while the snapshot is live and nobody ends it. */
 struct node *snapshot_view(const struct snapshot *snapshot, unsigned disk_index);
+
+/*
+ * The disk grows while it is served, to that size; or (0) takes over the size that what it lies on has got by others. Waits
+ * for its turn behind snapshots that are being made. `done` is called later with its size, or the reason: ENODEV, EINVAL,
+ * ENOTSUP (its driver can't; it would get smaller), EFBIG (there is no room for that in its sidecar, or while snapshots
+ * live), EBUSY, ETIMEDOUT (its writes did not drain).
+ */
+void vm_disk_grow(struct vm *vm, const char *disk, uint64_t size_bytes,
+                  void (*done)(void *argument, uint64_t size_bytes, const struct error *err), void *argument);
 
 struct vm_disk_status {
     const char *name;

@@ -50,6 +50,8 @@ struct vm {
 
     struct list snapshots;    /* in the order of creation; every one that is not freed */
     struct snapshot *cutting; /* one at a time: preparing or cutting */
+    struct growth *growing;   /* a disk that grows; nothing is cut meanwhile */
+    struct list growths;      /* that wait for their turn */
     enum { FILTERS_NONE, FILTERS_MADE, FILTERS_CLOSING } filters; /* and cache files: of all disks, or of none */
     struct snapshot_table table; /* as long as there are filters, if anything is to outlive the daemon */
     unsigned snapshot_count;
@@ -85,6 +87,13 @@ void snapshot_let_go(struct snapshot *snapshot);
 /* cache_watch.c: when filters are made, if there are none; and before the VM is gone. */
 void cache_watch_begin(struct vm *vm);
 void cache_watch_end(struct vm *vm);
+
+/* snapshot.c: the next snapshot or growth may begin, if nothing else is under way. */
+void vm_take_turns(struct vm *vm);
+/* growth.c: the first one begins, when there is one that waits. */
+bool growth_begin(struct vm *vm);
+/* growth.c: those that wait are refused. */
+void growths_refuse(struct vm *vm);
 
 /* vm.c: the least RAM budget with which every disk can preserve something. */
 uint64_t vm_least_ram(const struct vm *vm);

@@ -108,8 +108,8 @@ static void memory_destroy(struct node *node)
 
 static const char *const maps[] = {"a", "monday", "monday.2"};
 
-static const struct node_ops memory_ops = {"memory", memory_submit, memory_destroy};
-static const struct node_ops view_ops = {"view", view_submit, memory_destroy};
+static const struct node_ops memory_ops = {.driver = "memory", .submit = memory_submit, .destroy = memory_destroy};
+static const struct node_ops view_ops = {.driver = "view", .submit = view_submit, .destroy = memory_destroy};
 
 static void client_send(struct client *client);
 

@@ -81,7 +81,7 @@ void disk_let_go(void *argument)
     }
 }
 
-static const struct node_ops disk_ops = {"held", disk_submit, NULL};
+static const struct node_ops disk_ops = {.driver = "held", .submit = disk_submit};
 
 static void client_receive(struct client *client)
 {

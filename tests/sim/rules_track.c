@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The rules of change tracking, each with the interleaving that it is about: C1, C3, C4, C10, C11, C15-C20, C22.
+ * The rules of change tracking, each with the interleaving that it is about: C1, C3, C4, C10, C11, C15-C20.
  *
  * What a power loss does to unstable writes is chance, so most of these run with a number of seeds: the
  * rule must hold in each.
@@ -698,50 +698,6 @@ static void c20_the_superblock_says_it_before_the_write(void **state)
     }
 }
 
-static void resize(struct scene *scene, uint64_t blocks)
-{
-    world_act_as(scene->world, scene->io);
-    int fd = scene->io->ops->open(scene->io, SCENE_DISK, 2 /* O_RDWR */, 0);
-    assert_int_equal(io_truncate(scene->io, fd, blocks * SCENE_BLOCK), 0);
-    io_close(scene->io, fd);
-    scene->leaf->size_bytes = scene->disk->node.size_bytes = blocks * SCENE_BLOCK;
-    scene->op = (struct tracker_op){.done = scene->op.done};
-    scene->op_busy = true;
-    tracker_resize(scene->tracker, &scene->op);
-    assert_int_equal(scene_end_op(scene), 0);
-}
-
-/* What a shrink has lost is dirty in every span when the disk grows again, whatever crashes in between. */
-static void c22_a_lost_range_is_dirty_everywhere(void **state)
-{
-    (void)state;
-    for (uint64_t seed = 1; seed <= SEEDS; seed++) {
-        struct scene scene;
-        begin(&scene, seed);
-        scene_write(&scene, block_of(31, 5), 11);
-        scene_checkpoint(&scene, A);
-        scene_checkpoint(&scene, B);
-        resize(&scene, block_of(30, 100));
-        if (seed % 3 == 0)
-            scene_power_loss(&scene);
-        else if (seed % 3 == 1)
-            scene_kill(&scene);
-        else
-            scene_close(&scene);
-        assert_int_equal(scene_start(&scene), 0);
-        assert_null(tracker_invalid_reason(scene.tracker));
-        resize(&scene, SCENE_BLOCKS);
-        assert_true(scene_changed(&scene, A, block_of(31, 5)) && scene_changed(&scene, B, block_of(31, 5)));
-        assert_true(scene_changed(&scene, A, block_of(30, 100)) && scene_changed(&scene, B, block_of(30, 100)));
-        assert_true(scene_changed(&scene, B, SCENE_BLOCKS - 1));
-        assert_false(scene_changed(&scene, B, 5));
-        scene_power_loss(&scene);
-        assert_int_equal(scene_start(&scene), 0);
-        assert_true(scene_changed(&scene, A, block_of(31, 5)) && scene_changed(&scene, B, block_of(31, 5)));
-        scene_destroy(&scene);
-    }
-}
-
 /* All areas are taken but one, whose memory is being given back: the new checkpoint waits for it. */
 static void a_checkpoint_waits_for_an_area(void **state)
 {
@@ -788,7 +744,6 @@ int main(void)
         cmocka_unit_test(c20_nothing_takes_it),
         cmocka_unit_test(c20_the_superblock_says_it_before_the_write),
         cmocka_unit_test(a_checkpoint_waits_for_an_area),
-        cmocka_unit_test(c22_a_lost_range_is_dirty_everywhere),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -241,11 +241,38 @@ static void no_memory(void **state)
     free(model);
 }
 
+/* What is added is set, whatever the last chunk was like. */
+static void grown(void **state)
+{
+    static const uint64_t sizes[] = {1,     70,     BITMAP_CHUNK_BITS - 1, BITMAP_CHUNK_BITS, BITMAP_CHUNK_BITS + 1,
+                                     80000, 100000, 4 * BITMAP_CHUNK_BITS};
+    enum { SIZES = sizeof sizes / sizeof sizes[0] };
+    (void)state;
+    uint8_t *model = malloc(sizes[SIZES - 1]);
+    for (unsigned from = 0; from < SIZES; from++)
+        for (unsigned to = from; to < SIZES; to++)
+            for (unsigned fill = 0; fill < 3; fill++) { /* zeroes, ones, mixed */
+                struct bitmap bitmap;
+                assert_int_equal(bitmap_init(&bitmap, sizes[from], fill == 1), 0);
+                memset(model, fill == 1, sizes[from]);
+                if (fill == 2) {
+                    assert_int_equal(bitmap_assign(&bitmap, sizes[from] / 2, 1, true), 0);
+                    model[sizes[from] / 2] = 1;
+                }
+                memset(model + sizes[from], 1, sizes[to] - sizes[from]);
+                assert_int_equal(bitmap_grow(&bitmap, sizes[to]), 0);
+                assert_int_equal(bitmap.bit_count, sizes[to]);
+                check(&bitmap, model);
+                bitmap_fini(&bitmap);
+            }
+    free(model);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(against_model),   cmocka_unit_test(merged),    cmocka_unit_test(equal_chunks_cost_nothing),
-        cmocka_unit_test(large_and_empty), cmocka_unit_test(no_memory),
+        cmocka_unit_test(large_and_empty), cmocka_unit_test(no_memory), cmocka_unit_test(grown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -70,7 +70,7 @@ static void memory_destroy(struct node *node)
     (void)node;
 }
 
-static const struct node_ops memory_ops = {"memory", memory_submit, memory_destroy};
+static const struct node_ops memory_ops = {.driver = "memory", .submit = memory_submit, .destroy = memory_destroy};
 
 static void hash_line(struct hashes *hashes, uint64_t extent, const char *bytes)
 {

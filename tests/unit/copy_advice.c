@@ -162,8 +162,8 @@ static void no_destroy(struct node *node)
     (void)node;
 }
 
-static const struct node_ops view_ops = {"view", view_submit, no_destroy};
-static const struct node_ops target_ops = {"target", target_submit, no_destroy};
+static const struct node_ops view_ops = {.driver = "view", .submit = view_submit, .destroy = no_destroy};
+static const struct node_ops target_ops = {.driver = "target", .submit = target_submit, .destroy = no_destroy};
 
 static void fixture_init(struct fixture *f)
 {

@@ -144,8 +144,8 @@ static void no_destroy(struct node *node)
     (void)node;
 }
 
-static const struct node_ops source_ops = {"view", source_submit, no_destroy};
-static const struct node_ops target_ops = {"target", target_submit, no_destroy};
+static const struct node_ops source_ops = {.driver = "view", .submit = source_submit, .destroy = no_destroy};
+static const struct node_ops target_ops = {.driver = "target", .submit = target_submit, .destroy = no_destroy};
 
 static void on_done(void *context, int status, const struct error *err)
 {

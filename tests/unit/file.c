@@ -341,6 +341,51 @@ static void a_truncated_file_is_an_error(void **state)
     assert_int_equal(run_simple(bench, REQUEST_READ, 0, (struct range){4097, 50}, data), 0);
 }
 
+/* It grows, with a tail of odd size, which stays where it was, and without: what is written is there. */
+static void a_file_grows(void **state)
+{
+    static const uint64_t old_sizes[] = {MIB, MIB + 1000, MIB - 1};
+    struct bench *bench = *state;
+    static char data[8192], read[8192];
+    for (unsigned i = 0; i < 6; i++) {
+        const uint64_t old = old_sizes[i / 2];
+        uint64_t size = 0;
+        struct error err;
+        unlink(bench->path);
+        make_file(bench->path, old);
+        open_node(bench, i % 2);
+        assert_int_equal(bench->node->ops->extend(bench->node, &size, &err), old % 512 ? -EINVAL : 0);
+        for (uint64_t step = 1; step <= 2; step++) {
+            const uint64_t before = bench->node->size_bytes;
+            size = 2 * MIB * step;
+            assert_int_equal(bench->node->ops->extend(bench->node, &size, &err), 0);
+            assert_int_equal(bench->node->size_bytes, before);
+            bench->node->ops->grow(bench->node, size);
+            assert_int_equal(bench->node->size_bytes, 2 * MIB * step);
+            memset(data, (int)('a' + i + step), sizeof data);
+            for (unsigned place = 0; place < 3;
+                 place++) { /* over the old end, behind it at an odd place, at the new end */
+                const uint64_t at = place == 0 ? before - 4000 : place == 1 ? before + 40001 : size - 8192;
+                const struct range range = {at, sizeof data};
+                assert_int_equal(run_simple(bench, REQUEST_WRITE, place ? 0 : REQUEST_FUA, range, data), 0);
+                memset(read, 0, sizeof read);
+                assert_int_equal(run_simple(bench, REQUEST_READ, 0, range, read), 0);
+                assert_memory_equal(read, data, sizeof data);
+            }
+        }
+        size = 4 * MIB + 1;
+        assert_int_equal(bench->node->ops->extend(bench->node, &size, &err), -EINVAL);
+        size = LIMIT_DISK_BYTES + 512;
+        assert_int_equal(bench->node->ops->extend(bench->node, &size, &err), -EFBIG);
+        close_node(bench);
+        open_node(bench, i % 2);
+        assert_int_equal(bench->node->size_bytes, 4 * MIB);
+        assert_int_equal(run_simple(bench, REQUEST_READ, 0, (struct range){4 * MIB - 8192, 8192}, read), 0);
+        assert_memory_equal(read, data, sizeof data);
+        close_node(bench);
+    }
+}
+
 static void many_bounced_requests_wait_for_buffers(void **state)
 {
     struct bench *bench = *state;
@@ -663,6 +708,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(random_requests_keep_every_byte, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(status_tells_holes, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(a_truncated_file_is_an_error, bench_begin, bench_end),
+        cmocka_unit_test_setup_teardown(a_file_grows, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(many_bounced_requests_wait_for_buffers, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(a_crowd_behind_one_write_goes_on, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(a_new_file_is_created, bench_begin, bench_end),

@@ -144,7 +144,7 @@ static uint16_t flags_of(const struct nbd_handshake *hs, const struct nbd_entry 
 static void reply_infos(struct nbd_handshake *hs, const struct nbd_entry *entry, const struct nbd_info_request *request)
 {
     uint8_t *at = wire_put16(reply_place(hs, NBD_REP_INFO, 12), NBD_INFO_EXPORT);
-    wire_put16(wire_put64(at, entry->home.node->size_bytes), flags_of(hs, entry));
+    wire_put16(wire_put64(at, node_size(entry->home.node)), flags_of(hs, entry));
     if (request->wants_name)
         reply_info_text(hs, NBD_INFO_NAME, entry->name);
     if (request->wants_description && entry->description[0])
@@ -188,7 +188,7 @@ static void option_export_name(struct nbd_handshake *hs, struct nbd_text name)
     }
     size_t zeroes = hs->no_zeroes ? 0 : NBD_ZEROES_BYTES;
     uint8_t *at = out_place(hs, 10 + zeroes);
-    at = wire_put64(at, entry->home.node->size_bytes);
+    at = wire_put64(at, node_size(entry->home.node));
     at = wire_put16(at, flags_of(hs, entry));
     memset(at, 0, zeroes);
     hs->chosen = entry->serial;
@@ -403,7 +403,7 @@ static bool step_chosen(struct nbd_handshake *hs)
         return true;
     }
     struct nbd_terms terms = {
-        .size_bytes = entry->home.node->size_bytes,
+        .size_bytes = node_size(entry->home.node),
         .flags = flags_of(hs, entry),
         .structured = hs->structured,
         .releases = entry->releases,

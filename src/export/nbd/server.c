@@ -307,7 +307,7 @@ struct nbd_server_status *nbd_server_status(struct nbd_server *server)
         struct nbd_entry *entry = container_of(node, struct nbd_entry, link);
         struct nbd_export_status *export = &status->exports[status->export_count++];
         strcpy(export->name, entry->name);
-        export->size_bytes = entry->home.node->size_bytes;
+        export->size_bytes = node_size(entry->home.node);
         export->read_only = (entry->flags & NBD_FLAG_READ_ONLY) || entry->releases;
         export->connections = atomic_load(&entry->home.connections);
     }
