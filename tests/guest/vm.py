@@ -44,17 +44,18 @@ TROUBLE = re.compile(r"I/O error|[Bb]uffer I/O|EXT4-fs error|EXT4-fs warning|XFS
                      r"critical)|blocked for more than|kernel BUG|Oops|Kernel panic|aborted journal|remounting.*read-only")
 
 
-def root_disk(t, name, size):
-    """An ext4 image with the agent, guest_load and sqlite3."""
+def root_disk(t, name, size, *more):
+    """An ext4 image with the agent, guest_load, sqlite3 and `more` programs."""
     tree = machine.disk_tree(t.path(f"{name}.tree"), AGENT)
     (tree / "mnt").mkdir()
     load = harness.BUILD / "tests/guest/guest_load"
     if not load.exists():
         raise harness.Skip(f"{load} is not built")
     shutil.copy(load, tree / "bin/guest_load")
-    sqlite = shutil.which("sqlite3", path=t.environment["PATH"])
-    if sqlite:
-        for inside, here in {"/bin/sqlite3": sqlite, **{path: path for path in machine.libraries(sqlite)}}.items():
+    found = [shutil.which(program, path=t.environment["PATH"]) for program in ("sqlite3", *more)]
+    for program in filter(None, found):
+        files = {f"/bin/{program.rpartition('/')[2]}": program, **{path: path for path in machine.libraries(program)}}
+        for inside, here in files.items():
             (tree / inside[1:]).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(here, tree / inside[1:])
     machine.ext4(t.path(name), size, tree)
@@ -71,10 +72,10 @@ def file_system(t, name, size, kind):
     return path
 
 
-def serve(t, kind, images):
-    """A daemon with these disks, reachable as `kind` wants them."""
+def serve(t, kind, images, *more):
+    """A daemon with these disks, reachable as `kind` wants them, and `more` options."""
     options = [f"{name}={vhost_socket(t, name)}" for name in images] if kind == VHOST_USER else []
-    return t.daemon(images, *[word for option in options for word in ("--vhost-user", option)])
+    return t.daemon(images, *[word for option in options for word in ("--vhost-user", option)], *more)
 
 
 def vhost_socket(t, name):
@@ -162,11 +163,12 @@ class Port:
 
 class Vm:
     """A QEMU with its guest. disks: {name: image} for FILE, else names of a daemon's disks; the first is the root disk.
-    launch: as t.spawn(), starts a QEMU that has its memory and disks by itself, with the arguments that make it obey."""
+    launch: as t.spawn(), starts a QEMU that has its memory and disks by itself, with the arguments that make it obey.
+    agent: where QEMU listens for clients of the guest's agent, whose port is /dev/vport0p3."""
 
     count = 0
 
-    def __init__(self, t, kind, disks, daemon=None, modules=(), memory=192, launch=None):
+    def __init__(self, t, kind, disks, daemon=None, modules=(), memory=192, launch=None, agent=None):
         harness.need("qemu-system-x86_64")
         self.t, self.kind, self.daemon, self.known = t, kind, daemon, {}
         self.names = list(disks)
@@ -180,6 +182,9 @@ class Vm:
         for number, port in ((1, self.commands), (2, self.events)):
             arguments += ["-chardev", f"socket,id=port{number},path={port.path}",
                           "-device", f"virtserialport,nr={number},chardev=port{number}"]
+        if agent:
+            arguments += ["-chardev", f"socket,id=agent,path={agent},server=on,wait=off",
+                          "-device", "virtserialport,nr=3,chardev=agent,name=org.qemu.guest_agent.0"]
         if not launch:
             arguments = ["qemu-system-x86_64", "-accel", "tcg,tb-size=128", *memory_arguments(kind, memory), *arguments]
             for name in self.names:
