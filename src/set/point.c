@@ -178,6 +178,7 @@ int point_write_hashes(struct point *point, struct manifest_disk *disk, const st
     assert(hashes->size_bytes == disk->size_bytes && (hashes->masks != NULL) == disk->incremental);
     disk->captured_bytes = hashes_captured_bytes(hashes);
     show(point, disk->hashes, shown);
+    unlinkat(point->folder, disk->hashes, 0); /* of the backup that this one goes on with, whose disk was done */
     return hashes_write(point->folder, disk->hashes, shown, hashes, disk->hashes_sha256, err);
 }
 

@@ -30,7 +30,7 @@ int point_add_disk(struct point *point, const char *name, enum manifest_format f
 /* The image of a disk is complete, and closed: looks at it as a file and fills in image_bytes and tables_sha256. -EBADMSG:
  * the tables that have just been written are not right. */
 int point_note_image(const struct point *point, struct manifest_disk *disk, struct error *err);
-/* Writes the hashes of a disk, and fills in hashes_sha256 and captured_bytes. */
+/* Writes the hashes of a disk anew, and fills in hashes_sha256 and captured_bytes. */
 int point_write_hashes(struct point *point, struct manifest_disk *disk, const struct hashes *hashes, struct error *err);
 
 /* Makes everything durable: from now on a backup that is killed needs its snapshot no more. The manifest's version, `vm` and

@@ -111,10 +111,10 @@ def test_the_client_dies_at_the_end(t):
     d.stop()
 
 
-def kill_in_the_middle(t, d, where):
-    """A backup that is stopped when it has noted and released something, but has not copied all."""
+def kill_in_the_middle(t, d, where, disk=0):
+    """A backup that is stopped when it has noted and released something of a disk, but has not copied all."""
     def released():
-        return d.status()["disks"][0]["blocks-released"]
+        return d.status()["disks"][disk]["blocks-released"]
     before = released()
     held = HeldBackup(t, d, where)
     for round_ in range(4000):
@@ -172,6 +172,21 @@ def test_an_interrupted_backup_goes_on(t):
     assert snapshots(d) == [] and len(checkpoints(d)) == 1
     assert not [name for name in os.listdir(t.path("set")) if name.startswith(".tmp-")]
     guest.leave()
+    d.stop()
+
+
+def test_the_first_disk_was_done(t):
+    """Interrupted while the second one was copied: of the first one all is there, its hashes, too."""
+    paths, d = start(t, sizes={"vda": 2 * MIB, "vdb": 64 * MIB})
+    held = kill_in_the_middle(t, d, t.path("set"), disk=1)
+    held.process.kill()
+    held.process.wait()
+    keep(t, paths, 0)
+    assert list(t.path("set").glob(".tmp-*/vda.sha256")), "the first disk is not done"
+    done = d.fleece("--json", "backup", t.path("set"), "--resume")
+    assert json.loads(done.stdout.splitlines()[0])["resumed"], done.stdout
+    check_point(t, json.loads(done.stdout.splitlines()[-1])["point"], 0, paths, leaks=True)
+    t.fleece("verify", t.path("set"))
     d.stop()
 
 

@@ -2,16 +2,67 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The daemon is killed (SIGKILL) again and again under a guest that writes, and started again: the guest sees a pause, no
 I/O error, and every write that was acknowledged to it. Snapshots of two disks are one instant, before a death and after
-it."""
+it. A client that pulls a snapshot through all of it reads on after each death; backups that are interrupted go on."""
+import json
 import random
 import signal
+import threading
 import time
 
 import harness
 import vm
 from vm import MIB
 
-DEATHS, CUTS = (20, 100) if harness.LONG else (3, 8)
+DEATHS = {vm.VHOST_USER: 60 if harness.LONG else 20, vm.NBD: 20 if harness.LONG else 4}
+CUTS = 100 if harness.LONG else 8
+PULLED = "vdb"
+PIECE = 64 << 10
+
+
+class Pull(threading.Thread):
+    """Reads a snapshot piece by piece, as far as it may; when the daemon is gone it connects again and goes on."""
+
+    def __init__(self, t, uri):
+        super().__init__(daemon=True)
+        self.uri, self.content, self.connections, self.error = uri, b"", 0, None
+        self.may, self.size = threading.Semaphore(0), t.path(f"{PULLED}.raw").stat().st_size
+
+    def connect(self):
+        import nbd  # not every Python has it
+        handle = nbd.NBD()
+        end = time.monotonic() + vm.WAIT * harness.FACTOR
+        while True:
+            try:
+                handle.connect_uri(self.uri)
+                self.connections += 1
+                return handle
+            except nbd.Error:
+                assert time.monotonic() < end, "the snapshot is not served again"
+                handle = nbd.NBD()
+                time.sleep(0.05)
+
+    def run(self):
+        import nbd
+        try:
+            handle = self.connect()
+            while len(self.content) < self.size:
+                self.may.acquire()
+                try:
+                    self.content += handle.pread(PIECE, len(self.content))
+                except nbd.Error:
+                    self.may.release()
+                    handle = self.connect()
+        except BaseException as error:
+            self.error = error
+
+    def go(self, pieces):
+        self.may.release(pieces)
+
+    def finish(self):
+        self.go(self.size // PIECE + 1)
+        self.join(vm.WAIT * harness.FACTOR)
+        assert not self.is_alive() and not self.error, f"the pull did not end: {self.error}"
+        return self.content
 
 
 def pair(t, d, snapshot):
@@ -39,27 +90,40 @@ def go_on(guest):
     guest.wait_durable({name: known.get(name, 0) + 3 for name in ("ext4", "ordered")})
 
 
-def death(t, guest, images, chance, number):
+def death(t, guest, images, chance, number, pull):
     """Kills the daemon under load with a snapshot alive, starts it again, and lets the guest go on."""
     d = t.daemons[-1]
     name = f"kept{number}"
     before = cut(t, d, guest, name)
+    backup = t.spawn(t.program("fleece"), "--control", d.control, "backup", t.path("set")) if number % 4 == 1 else None
+    pull.go(3)
     time.sleep(chance.uniform(0, 0.3))
     if number % 2:  # requests that are done, of which nobody was told, and others that nobody has looked at
         d.process.send_signal(signal.SIGSTOP)
         time.sleep(0.05)
     d.kill()
-    time.sleep(chance.choice([0, 0.3, 1]))
+    time.sleep(chance.choice([0, 0, 0.3, 1]))
     t.daemons.clear()
     d = vm.serve(t, guest.kind, images)
     assert pair(t, d, name) == before, f"{name} has changed with the death of the daemon"
     go_on(guest)
     d.fleece("snapshot", "delete", name)
-    guest.check_calm()
+    if number % 5 == 0:
+        guest.check_calm()
+    return backup is not None and goes_on(t, d, backup)
+
+
+def goes_on(t, d, backup):
+    """The interrupted backup is gone on with; False when it had been quicker than the death."""
+    if backup.wait(vm.WAIT * harness.FACTOR) == 0:
+        return False
+    done = d.fleece("--json", "backup", t.path("set"), "--resume", status=None)
+    assert done.returncode in (0, 3), done.stdout + done.stderr  # 3: it had not come so far that there was anything
+    return bool(json.loads(done.stdout.splitlines()[0]).get("resumed"))
 
 
 def deaths(t, kind):
-    harness.need("qemu-io")
+    harness.need("qemu-io", "nbdcopy")
     chance, where = random.Random(5), t.path("set")
     images = {"vda": vm.root_disk(t, "vda.raw", 48 * MIB), "vdb": t.disk("vdb.raw", 4 * MIB),
               "vdc": t.disk("vdc.raw", MIB), "vdd": t.disk("vdd.raw", MIB)}
@@ -73,9 +137,16 @@ def deaths(t, kind):
         cut(t, d, guest, f"cut{n}")
         d.fleece("snapshot", "delete", f"cut{n}")
     vm.backup(d, where)
-    for n in range(DEATHS):
-        death(t, guest, images, chance, n)
+    d.fleece("snapshot", "create", "pulled")
+    t.run("nbdcopy", d.uri(f"{PULLED}@pulled"), t.path("before.raw"))
+    pull = Pull(t, d.uri(f"{PULLED}@pulled"))
+    pull.start()
+    resumed = sum(death(t, guest, images, chance, n, pull) for n in range(DEATHS[kind]))
     d = t.daemons[-1]
+    assert pull.finish() == t.path("before.raw").read_bytes(), "what was pulled through the deaths is not the snapshot"
+    print(f"{pull.connections} connections for one pull, {resumed} backups resumed")
+    assert pull.connections > 2, pull.connections
+    d.fleece("snapshot", "delete", "pulled")
 
     guest.stop("blocks")
     guest.wait_durable({"blocks": 1})  # everything acknowledged is there

@@ -284,8 +284,14 @@ class Vm:
         self.ask_power_off()
         self.gone()
 
-    def ask_power_off(self):
-        self.commands.stream.sendall(base64.b64encode(b"umount -a; mount -o remount,ro /; sync; poweroff -f") + b"\n")
+    def ask_power_off(self, how="poweroff"):
+        script = f"umount -a; mount -o remount,ro /; sync; {how} -f"
+        self.commands.stream.sendall(base64.b64encode(script.encode()) + b"\n")
+
+    def reboot(self):
+        """The guest starts anew, in good order."""
+        self.ask_power_off("reboot")
+        self.wait_ready()
 
     def gone(self):
         try:
