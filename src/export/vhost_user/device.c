@@ -75,6 +75,7 @@ static enum vhost_done update_log(struct vhost_session *session, struct error *e
     return VHOST_DONE;
 }
 
+/* Answered with what was said: QEMU takes any payload, cloud-hypervisor waits for all of this one. */
 static enum vhost_done set_log_base(struct vhost_session *session, struct error *err)
 {
     if (dirty_log_set(&session->log, &session->message.log, session->fds[0], err) < 0 ||
@@ -82,7 +83,9 @@ static enum vhost_done set_log_base(struct vhost_session *session, struct error 
         error_prefix(err, "SET_LOG_BASE");
         return VHOST_WRONG;
     }
-    return answer_word(session, 0);
+    memcpy(session->answer.payload, &session->message.log, sizeof session->message.log);
+    session->answer.header.size = sizeof session->message.log;
+    return VHOST_DONE;
 }
 
 static enum vhost_done set_log_event(struct vhost_session *session)
