@@ -300,6 +300,10 @@ enum {
     LIMIT_VHOST_REQUESTS = 512,
     /* ... and that are there from the beginning, so that the last memory of the machine can't stop a disk. */
     VHOST_REQUESTS_MIN = 16,
+    /* Pieces of reads and writes above LIMIT_REQUEST_BYTES that are under way at once, of one and of all of a session:
+     * enough to keep a disk busy, not so many that short requests wait for long. 3 KiB each. */
+    LIMIT_VHOST_TRANSFER_PIECES = 4,
+    LIMIT_VHOST_PIECES = 16,
     /* Requests taken from a ring before the first of them is submitted. */
     LIMIT_VHOST_BATCH = 32,
     /* The configuration space in one message: the protocol's bound. */

@@ -3,9 +3,8 @@
  * Header, data and status may lie in any fragments of a chain (any layout): the header is the first 16 bytes that the device
  * reads, the status the last byte that it writes, all between is data.
  *
- * What the block layer does not take at once (LIMIT_REQUEST_BYTES, LIMIT_VHOST_RANGE_BYTES) is done in pieces, one after the
- * other, in place: the fragments of the chain are the request's own, and the one that a piece ends in is cut for its time.
- * The first piece that fails ends the request.
+ * Reads and writes that the block layer does not take at once are transfer.c's. Ranges longer than
+ * LIMIT_VHOST_RANGE_BYTES are done in pieces, one after the other; the first that fails ends the request.
  *
  * Errors are those of the standard: IOERR for what lies beyond the disk, is no whole number of sectors, exceeds what the
  * configuration space says, or writes to a read-only disk; UNSUPP for commands that were not negotiated and flags that
@@ -20,7 +19,7 @@
 #include "export/vhost_user/config.h"
 #include "export/vhost_user/session.h"
 
-static void request_finish(struct vhost_request *request, enum virtio_blk_status status)
+void vhost_request_finish(struct vhost_request *request, enum virtio_blk_status status)
 {
     uint32_t written = 0; /* bytes from the beginning of what the driver gave us to write to */
     if (request->reads)
@@ -52,23 +51,6 @@ static void data_skip(struct vhost_request *request, uint64_t bytes)
     }
 }
 
-/* How many fragments hold the first bytes of the data; the last of them ends there until data_join(). */
-static unsigned data_cut(struct vhost_request *request, uint64_t bytes)
-{
-    unsigned count = 0;
-    while (bytes > request->data[count].iov_len)
-        bytes -= request->data[count++].iov_len;
-    request->cut = request->data[count];
-    request->data[count].iov_len = bytes;
-    return count + 1;
-}
-
-static void data_join(struct vhost_request *request, unsigned count, uint64_t bytes)
-{
-    request->data[count - 1] = request->cut;
-    data_skip(request, bytes);
-}
-
 /* Takes the status byte off the fragments that the device writes; false: there is none. */
 static bool take_status(struct vhost_request *request)
 {
@@ -83,26 +65,19 @@ static bool take_status(struct vhost_request *request)
     return true;
 }
 
-/* --- pieces */
+/* --- ranges */
 
 static void piece_done(struct request *block, int status);
 
 static void piece_submit(struct vhost_request *request)
 {
-    struct vhost_session *session = request->queue->session;
     struct request *block = &request->block;
-    bool moves = block->kind == REQUEST_READ || block->kind == REQUEST_WRITE;
-    uint64_t most = moves ? LIMIT_REQUEST_BYTES : LIMIT_VHOST_RANGE_BYTES;
-    uint64_t length = request->left_bytes < most ? request->left_bytes : most;
+    uint64_t length = request->left_bytes < LIMIT_VHOST_RANGE_BYTES ? request->left_bytes : LIMIT_VHOST_RANGE_BYTES;
     block->range = (struct range){request->offset, length};
     block->done = piece_done;
     block->iov = NULL;
     block->iov_count = 0;
-    if (moves) {
-        block->iov = request->data;
-        block->iov_count = data_cut(request, length);
-    }
-    node_submit(session->node, block);
+    node_submit(request->queue->session->node, block);
 }
 
 static void range_begin(struct vhost_request *request)
@@ -127,29 +102,22 @@ static void request_go_on(struct vhost_request *request)
     if (request->left_bytes > 0)
         piece_submit(request);
     else
-        request_finish(request, VIRTIO_BLK_S_OK);
+        vhost_request_finish(request, VIRTIO_BLK_S_OK);
 }
 
 static void piece_done(struct request *block, int status)
 {
     struct vhost_request *request = container_of(block, struct vhost_request, block);
-    struct vhost_session *session = request->queue->session;
-    uint64_t length = block->range.length;
-    if (request->reads) /* also when it has failed: some may have come */
-        vhost_session_wrote(session, request, block->iov, block->iov_count);
-    if (block->iov_count > 0)
-        data_join(request, block->iov_count, length);
     if (status < 0) {
-        request_finish(request, VIRTIO_BLK_S_IOERR);
+        vhost_request_finish(request, VIRTIO_BLK_S_IOERR);
         return;
     }
-    request->offset += length;
-    request->left_bytes -= length;
-    if (request->reads)
-        request->moved_bytes += length;
+    request->offset += block->range.length;
+    request->left_bytes -= block->range.length;
     bool more = request->left_bytes > 0 || request->range_at + 1 < request->range_count;
-    if (more && session->state == VHOST_SESSION_CLOSED) { /* what was not submitted never will be (C14) */
-        request_finish(request, VIRTIO_BLK_S_IOERR);
+    if (more &&
+        request->queue->session->state == VHOST_SESSION_CLOSED) { /* what was not submitted never will be (C14) */
+        vhost_request_finish(request, VIRTIO_BLK_S_IOERR);
         return;
     }
     request_go_on(request);
@@ -167,19 +135,41 @@ static void begin_block(struct vhost_request *request, enum request_kind kind)
 
 /* --- commands */
 
+static void transfer_done(struct request *block, int status)
+{
+    struct vhost_request *request = container_of(block, struct vhost_request, block);
+    if (request->reads) { /* also when it has failed: some may have come */
+        vhost_session_wrote(request->queue->session, request, block->iov, block->iov_count);
+        request->moved_bytes = status < 0 ? 0 : block->range.length;
+    }
+    vhost_request_finish(request, status < 0 ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK);
+}
+
 static void begin_transfer(struct vhost_request *request, enum request_kind kind, uint64_t sector, uint64_t bytes)
 {
-    const struct node *node = request->queue->session->node;
+    struct node *node = request->queue->session->node;
     uint64_t sectors = vhost_config_sectors(node);
     if (bytes % IMAGE_SECTOR_BYTES || sector > sectors || bytes / IMAGE_SECTOR_BYTES > sectors - sector ||
         (kind == REQUEST_WRITE && node->read_only)) {
-        request_finish(request, VIRTIO_BLK_S_IOERR);
+        vhost_request_finish(request, VIRTIO_BLK_S_IOERR);
+        return;
+    }
+    if (bytes == 0) {
+        vhost_request_finish(request, VIRTIO_BLK_S_OK);
         return;
     }
     begin_block(request, kind);
     request->offset = sector * IMAGE_SECTOR_BYTES;
     request->left_bytes = bytes;
-    request_go_on(request);
+    if (bytes > LIMIT_REQUEST_BYTES) {
+        vhost_transfer_begin(request);
+        return;
+    }
+    request->block.range = (struct range){request->offset, bytes};
+    request->block.iov = request->data;
+    request->block.iov_count = request->data_count;
+    request->block.done = transfer_done;
+    node_submit(node, &request->block);
 }
 
 static void begin_flush(struct vhost_request *request)
@@ -221,7 +211,7 @@ static void begin_ranges(struct vhost_request *request, enum request_kind kind, 
     for (unsigned i = 0; status == VIRTIO_BLK_S_OK && i < request->range_count; i++)
         status = check_range(session, kind, &request->ranges[i]);
     if (status != VIRTIO_BLK_S_OK) {
-        request_finish(request, status);
+        vhost_request_finish(request, status);
         return;
     }
     begin_block(request, kind);
@@ -237,13 +227,13 @@ static void give_id(struct vhost_request *request)
     size_t length = strnlen(name, sizeof id);
     memcpy(id, name, length);
     if (request->chain.write_bytes < sizeof id) {
-        request_finish(request, VIRTIO_BLK_S_IOERR);
+        vhost_request_finish(request, VIRTIO_BLK_S_IOERR);
         return;
     }
     iov_copy_in(request->data, request->data_count, 0, id, sizeof id);
     vhost_session_wrote(request->queue->session, request, request->data, request->data_count);
     request->moved_bytes = request->chain.write_bytes; /* the status lies behind all of the room that we were given */
-    request_finish(request, VIRTIO_BLK_S_OK);
+    vhost_request_finish(request, VIRTIO_BLK_S_OK);
 }
 
 static void use_read_part(struct vhost_request *request)
@@ -268,7 +258,7 @@ void vhost_request_begin(struct vhost_request *request)
     request->moved_bytes = request->left_bytes = 0;
     request->range_at = request->range_count = 0;
     if (!take_status(request) || chain->read_bytes < sizeof header) {
-        request_finish(request, VIRTIO_BLK_S_IOERR);
+        vhost_request_finish(request, VIRTIO_BLK_S_IOERR);
         return;
     }
     use_read_part(request);
@@ -296,7 +286,7 @@ void vhost_request_begin(struct vhost_request *request)
         begin_ranges(request, REQUEST_WRITE_ZEROES, VIRTIO_BLK_F_WRITE_ZEROES);
         return;
     default:
-        request_finish(request, VIRTIO_BLK_S_UNSUPP);
+        vhost_request_finish(request, VIRTIO_BLK_S_UNSUPP);
         return;
     }
 }

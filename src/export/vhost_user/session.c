@@ -254,6 +254,7 @@ static void session_free(struct vhost_session *session)
         vhost_queue_fini(&session->queues[i]);
     while (!list_empty(&session->spare))
         free(container_of(list_take_first(&session->spare), struct vhost_request, link));
+    vhost_transfers_fini(&session->transfers);
     inflight_region_drop(&session->inflight);
     dirty_log_drop(&session->log);
     guest_memory_unref(session->memory);
@@ -338,6 +339,7 @@ struct vhost_session *vhost_session_create(struct io *io, struct node *node, con
     session->receive.done = receive_done;
     session->send.done = send_done;
     list_init(&session->spare);
+    bool complete = vhost_transfers_init(&session->transfers);
     vhost_event_init(&session->logged, io, NULL, logged_idle);
     vhost_poll_init(session);
     for (unsigned i = 0; i < LIMIT_VHOST_QUEUES; i++)
@@ -347,7 +349,7 @@ struct vhost_session *vhost_session_create(struct io *io, struct node *node, con
         if (request)
             vhost_session_put_request(session, request);
     }
-    if (session->request_count == VHOST_REQUESTS_MIN)
+    if (complete && session->request_count == VHOST_REQUESTS_MIN)
         return session;
     session_free(session);
     return NULL;

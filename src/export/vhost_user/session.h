@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * A connection of a front-end, on the reactor of its disk. For server.c, and what the files of a session share:
- * session.c its life and its socket, device.c what messages mean, queue.c the rings, request.c what is in them, poll.c
- * when to look.
+ * session.c its life and its socket, device.c what messages mean, queue.c the rings, request.c what is in them, transfer.c
+ * long ones of these, poll.c when to look.
  */
 #ifndef FLEECE_EXPORT_VHOST_USER_SESSION_H
 #define FLEECE_EXPORT_VHOST_USER_SESSION_H
@@ -16,6 +16,7 @@
 #include "export/vhost_user/message.h"
 #include "export/vhost_user/queue.h"
 #include "export/vhost_user/request.h"
+#include "export/vhost_user/transfer.h"
 
 struct vhost_counters { /* of an export, over all its sessions; written by its reactor, read by any thread */
     atomic_ullong connections, requests, kicks, calls, polled;
@@ -66,6 +67,7 @@ struct vhost_session {
     /* Requests. */
     struct list spare;
     unsigned request_count, in_flight;
+    struct vhost_transfers transfers;
     unsigned taken; /* in this tick */
     unsigned turn;  /* the queue that comes first: the one behind that which took something last */
     struct io_timer poll, no_kick;
