@@ -80,6 +80,8 @@ enum {
     LIMIT_QCOW2_PAGE_WRITES = 16,
     /* The part of a qcow2 image that its header, the extensions and the name of the backing file lie in. */
     LIMIT_QCOW2_HEADER_BYTES = 64 * 1024,
+    /* Read at once by the check of an image's tables: 64 of the smallest clusters. */
+    QCOW2_CHECK_WINDOW_BYTES = 256 * 1024,
     /* Runs of clusters that wait until nothing refers to them on the disk; then a commit is due. And clusters of a run: they
      * have 32 pages of counts. */
     LIMIT_QCOW2_FREED = 1024,
@@ -172,17 +174,23 @@ enum {
     /* Parts of an extent with fewer cells of 4 KiB between them are read and written as one: a request costs more than these
      * zeroes. */
     COPY_GAP_CELLS = 4,
+    /* Extents that a release may cover besides, since nobody needed them: a request costs more than to look at these. */
+    COPY_RELEASE_GAP_EXTENTS = 8,
     /* Extents in one answer about the tables of an image that is verified: 4 KiB of memory. */
     LIMIT_VERIFY_EXTENTS = 256,
     /* Per cent of what is unchanged that an audit reads: quick enough to be done every night. */
     AUDIT_SAMPLE_PERCENT = 5,
     /* A line of the record of an interrupted backup: two numbers, a mask and a hash in hexadecimal, with room. */
     RESUME_LINE_BYTES = 192,
+    /* ... and what of it is written at once: a hundred lines, on the stack of a helper thread. */
+    RESUME_WRITE_BYTES = 16 * 1024,
     /* Damaged places that verify prints for one disk; the rest is counted. */
     LIMIT_VERIFY_RANGES = 16,
     /* Of a push whose target also takes old data straight from the guest's writes: those wait behind what they send. */
     PUSH_THROUGH_WORKERS = 2,
     COPY_WORKERS_DEFAULT = 8, /* reads, hashes and writes all overlap; more brought nothing on two cores */
+    /* Of an incremental backup, whose pieces are mostly a single block: what keeps a connection busy. */
+    COPY_WORKERS_INCREMENTAL = 32,
     /* A JSON file of a backup set: a manifest of 64 disks has less than 200 KiB, whatever the reasons in it. */
     LIMIT_SET_JSON_BYTES = 256 * 1024,
     /* File names in a manifest: the name of a disk and a suffix. */
@@ -199,7 +207,7 @@ enum {
      * were. */
     LIMIT_VIEW_EXTENTS = 12,
     /* Blocks of a line that are hashed at once rather than on a helper thread: less than the way there takes. */
-    LIMIT_VIEW_INLINE_BLOCKS = 8,
+    LIMIT_HASH_INLINE_BLOCKS = 8,
     /* Control connections at once: a handful of tools, with room; one more is told so and closed. */
     LIMIT_CONTROL_CLIENTS = 64,
     /* Connections beyond that which are told so at the same time; further ones wait in the kernel's queue. */

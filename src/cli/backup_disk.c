@@ -25,15 +25,16 @@
 #include "driver/nbd.h"
 
 /* The number of the dirty map of the base; -1: the view has none. */
-static int find_map(const struct backup *backup, const struct node *source)
+static int find_map(const struct backup *backup, const struct node *records)
 {
-    for (unsigned i = 0; i < source->dirty_map_count; i++)
-        if (strcmp(source->dirty_maps[i], backup->since_name) == 0)
+    for (unsigned i = 0; records && i < records->dirty_map_count; i++)
+        if (strcmp(records->dirty_maps[i], backup->since_name) == 0)
             return (int)i;
     return -1;
 }
 
-struct disk_copy { /* what is known of one disk's extents */
+struct disk_copy { /* the view, and what is known of one disk's extents */
+    struct node *source, *records;
     struct hashes hashes;
     uint32_t *data;
     bool *already;
@@ -66,19 +67,21 @@ static int note_extents(void *context, const struct copy_run *runs, uint64_t cou
     return resume_log_add(&copy->log, runs, count);
 }
 
-/* Both nodes are open; fills in the rest of the disk's entry. */
-static int copy_nodes(struct backup *backup, struct manifest_disk *disk, struct disk_copy *copy, struct node *source,
-                      struct node *target, const char *path, struct error *err)
+/* The nodes are open; fills in the rest of the disk's entry. */
+static int copy_nodes(struct backup *backup, struct manifest_disk *disk, struct disk_copy *copy, struct node *target,
+                      const char *path, struct error *err)
 {
     char source_name[2 * LIMIT_NAME_BYTES + 2];
     snprintf(source_name, sizeof source_name, "%s@%s", disk->name, backup->snapshot);
-    struct copy_options options = {.source = source,
+    struct copy_options options = {.source = copy->source,
+                                   .records = copy->records,
                                    .target = target,
                                    .source_name = source_name,
                                    .target_name = path,
                                    .target_is_zero = !disk->incremental,
                                    .advice = true,
                                    .release = true,
+                                   .workers = disk->incremental ? COPY_WORKERS_INCREMENTAL : 0,
                                    .dirty = disk->incremental,
                                    .hashes = copy->hashes.sha256,
                                    .masks = copy->hashes.masks,
@@ -86,7 +89,7 @@ static int copy_nodes(struct backup *backup, struct manifest_disk *disk, struct 
                                    .already = copy->already,
                                    .record = note_extents,
                                    .context = copy};
-    int map = disk->incremental ? find_map(backup, source) : 0;
+    int map = disk->incremental ? find_map(backup, copy->records) : 0;
     if (map < 0)
         return error_set(err, EPROTO, "the daemon shows no changes of disk %s since checkpoint '%s'", disk->name,
                          backup->since_name);
@@ -159,9 +162,24 @@ int backup_plan_disk(struct backup *backup, const json_t *export, struct error *
     return 0;
 }
 
+static int open_view(struct backup *backup, const struct manifest_disk *disk, const char *uri, struct disk_copy *copy,
+                     struct error *err)
+{
+    int status = nbd_node_open(backup->transfer.io, uri, true, &copy->source, err);
+    if (status == 0)
+        status = nbd_node_open_records(backup->transfer.io, uri, &copy->records, err);
+    uint64_t size_bytes = status == 0 ? copy->source->size_bytes : 0;
+    if (status == 0 && copy->records && copy->records->size_bytes != size_bytes)
+        size_bytes = copy->records->size_bytes;
+    if (status == 0 && size_bytes != disk->size_bytes)
+        status = error_set(err, EPROTO, "disk %s of the snapshot has %llu bytes, not %llu", disk->name,
+                           (unsigned long long)size_bytes, (unsigned long long)disk->size_bytes);
+    return status;
+}
+
 static int copy_export(struct backup *backup, struct manifest_disk *disk, const char *uri, struct error *err)
 {
-    struct node *source = NULL, *target = NULL;
+    struct node *target = NULL;
     struct disk_copy copy;
     char path[PATH_MAX];
     point_file_path(backup->point, disk->image, path, sizeof path);
@@ -173,18 +191,17 @@ static int copy_export(struct backup *backup, struct manifest_disk *disk, const 
         disk_copy_fini(&copy);
         return status;
     }
-    status = nbd_node_open(backup->transfer.io, uri, true, &source, err);
-    if (status == 0 && source->size_bytes != disk->size_bytes)
-        status = error_set(err, EPROTO, "disk %s of the snapshot has %llu bytes, not %llu", disk->name,
-                           (unsigned long long)source->size_bytes, (unsigned long long)disk->size_bytes);
+    status = open_view(backup, disk, uri, &copy, err);
     if (status == 0)
         status = open_image(backup, disk, copy.found > 0, path, &target, err);
     if (status == 0)
-        status = copy_nodes(backup, disk, &copy, source, target, path, err);
+        status = copy_nodes(backup, disk, &copy, target, path, err);
     if (target)
         node_destroy(target);
-    if (source)
-        node_destroy(source);
+    if (copy.records)
+        node_destroy(copy.records);
+    if (copy.source)
+        node_destroy(copy.source);
     if (status == 0)
         status = point_note_image(backup->point, disk, err);
     resume_log_close(&copy.log);

@@ -43,6 +43,12 @@ bool transfer_interrupted(struct transfer *transfer)
     return true;
 }
 
+/* The node, if it is one that may have to be hung up. */
+static struct node *remote(struct node *node)
+{
+    return node && strcmp(node->ops->driver, "nbd") == 0 ? node : NULL;
+}
+
 static void end_copy(struct transfer *transfer)
 {
     if (!transfer->copy && !transfer->requesting)
@@ -56,8 +62,9 @@ static void end_copy(struct transfer *transfer)
 static void patience_over(struct io_timer *timer)
 {
     struct transfer *transfer = container_of(timer, struct transfer, patience);
-    if ((transfer->copy || transfer->requesting) && transfer->hang_up)
-        nbd_node_hang_up(transfer->hang_up);
+    for (unsigned i = 0; i < 2 && (transfer->copy || transfer->requesting); i++)
+        if (transfer->hang_up[i])
+            nbd_node_hang_up(transfer->hang_up[i]);
     if (transfer->blocked_fd >= 0)
         shutdown(transfer->blocked_fd, SHUT_RDWR);
 }
@@ -176,7 +183,8 @@ int transfer_request(struct transfer *transfer, struct node *node, struct reques
     transfer->request = *req;
     transfer->request.done = request_done;
     transfer->requesting = true;
-    transfer->hang_up = strcmp(node->ops->driver, "nbd") == 0 ? node : NULL;
+    transfer->hang_up[0] = remote(node);
+    transfer->hang_up[1] = NULL;
     arm_signal(transfer);
     node_submit(node, &transfer->request);
     ring_run(transfer->io);
@@ -261,7 +269,8 @@ int transfer_copy(struct transfer *transfer, const char *point, const char *disk
     own.progress = copy_progress;
     own.done = copy_done;
     own.context = transfer;
-    transfer->hang_up = strcmp(options->source->ops->driver, "nbd") == 0 ? options->source : NULL;
+    transfer->hang_up[0] = remote(options->source);
+    transfer->hang_up[1] = remote(options->records);
     progress_begin(&transfer->progress, transfer->json, point, disk, io_now_ns(transfer->io));
     transfer->copy = copy_start(&own);
     if (!transfer->copy)

@@ -28,9 +28,9 @@ struct transfer {
     struct copy *copy;
     void (*mismatch)(void *context, struct range extent);
     int (*record)(void *context, const struct copy_run *runs, uint64_t count);
-    void *copy_context;   /* of the two */
-    struct node *hang_up; /* an NBD node that may never answer */
-    int blocked_fd;       /* the socket that transfer_block() is about; -1: none */
+    void *copy_context;      /* of the two */
+    struct node *hang_up[2]; /* NBD nodes that may never answer */
+    int blocked_fd;          /* the socket that transfer_block() is about; -1: none */
     struct io_op block_op;
     uint64_t data_bytes;
     int status;

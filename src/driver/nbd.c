@@ -420,13 +420,8 @@ static int take_facts(struct nbd_node *nbd, const char *uri, bool read_only, str
 
 static const struct node_ops nbd_ops = {.driver = "nbd", .submit = nbd_submit, .destroy = nbd_destroy};
 
-int nbd_node_open(struct io *io, const char *uri, bool read_only, struct node **node, struct error *err)
-{
-    return nbd_node_open_until(io, uri, read_only, NULL, node, err);
-}
-
-int nbd_node_open_until(struct io *io, const char *uri, bool read_only, const atomic_bool *stop, struct node **node,
-                        struct error *err)
+static int open_node(struct io *io, const char *uri, bool read_only, bool allocation, const atomic_bool *stop,
+                     struct node **node, struct error *err)
 {
     struct nbd_node *nbd = calloc(1, sizeof *nbd);
     struct nbd_handle *handle = nbd ? nbd_create() : NULL;
@@ -439,7 +434,7 @@ int nbd_node_open_until(struct io *io, const char *uri, bool read_only, const at
     nbd->node.io = io;
     nbd->readable.nbd = nbd->writable.nbd = nbd;
     list_init(&nbd->settled);
-    int status = nbd_connect(io, handle, uri, stop, &nbd->maps, err);
+    int status = nbd_connect(io, handle, uri, allocation, stop, &nbd->maps, err);
     if (status == 0)
         status = take_facts(nbd, uri, read_only, err);
     if (status < 0) {
@@ -448,4 +443,25 @@ int nbd_node_open_until(struct io *io, const char *uri, bool read_only, const at
     }
     *node = &nbd->node;
     return 0;
+}
+
+int nbd_node_open(struct io *io, const char *uri, bool read_only, struct node **node, struct error *err)
+{
+    return open_node(io, uri, read_only, true, NULL, node, err);
+}
+
+int nbd_node_open_until(struct io *io, const char *uri, bool read_only, const atomic_bool *stop, struct node **node,
+                        struct error *err)
+{
+    return open_node(io, uri, read_only, true, stop, node, err);
+}
+
+int nbd_node_open_records(struct io *io, const char *uri, struct node **node, struct error *err)
+{
+    int status = open_node(io, uri, true, false, NULL, node, err);
+    if (status == 0 && !node_of(*node)->has_residence && (*node)->dirty_map_count == 0) {
+        node_destroy(*node);
+        *node = NULL;
+    }
+    return status;
 }

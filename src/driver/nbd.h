@@ -19,6 +19,13 @@ int nbd_node_open(struct io *io, const char *uri, bool read_only, struct node **
 int nbd_node_open_until(struct io *io, const char *uri, bool read_only, const atomic_bool *stop, struct node **node,
                         struct error *err);
 
+/*
+ * Another connection to an export of a snapshot, for REQUEST_RESIDENCE and dirty maps: an NBD server answers about all that
+ * a connection has selected, and to say where a disk has holes is work for it, which these questions don't need. *node is
+ * NULL if the export has nothing of the kind.
+ */
+int nbd_node_open_records(struct io *io, const char *uri, struct node **node, struct error *err);
+
 /* Hangs up without waiting for a server that may not answer any more: what is under way fails soon with -ENOTCONN, and
  * so does everything after it. Owner thread; the node stays until it is destroyed. */
 void nbd_node_hang_up(struct node *node);

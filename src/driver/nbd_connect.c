@@ -19,6 +19,7 @@ struct connecting {
     struct io *io;
     struct nbd_handle *handle;
     const char *uri;
+    bool allocation;
     const atomic_bool *stop;
     uint64_t deadline_ns;
 };
@@ -100,7 +101,7 @@ static int go(const struct connecting *connecting, const struct nbd_dirty_maps *
     struct answer answer = {0};
     nbd_completion_callback done = {.callback = option_answered, .user_data = &answer};
     int status = nbd_clear_meta_contexts(handle);
-    if (status == 0)
+    if (status == 0 && connecting->allocation)
         status = nbd_add_meta_context(handle, NBD_ALLOCATION_CONTEXT);
     if (status == 0)
         status = nbd_add_meta_context(handle, NBD_RESIDENCE_CONTEXT);
@@ -128,10 +129,10 @@ static void keep_selected(struct nbd_handle *handle, struct nbd_dirty_maps *maps
     maps->count = kept;
 }
 
-int nbd_connect(struct io *io, struct nbd_handle *handle, const char *uri, const atomic_bool *stop,
+int nbd_connect(struct io *io, struct nbd_handle *handle, const char *uri, bool allocation, const atomic_bool *stop,
                 struct nbd_dirty_maps *maps, struct error *err)
 {
-    struct connecting connecting = {io, handle, uri, stop, io_now_ns(io) + NBD_CONNECT_NS};
+    struct connecting connecting = {io, handle, uri, allocation, stop, io_now_ns(io) + NBD_CONNECT_NS};
     /* libnbd would refuse to send TRIM to an export that is read-only but for what is released. */
     uint32_t strict = nbd_get_strict_mode(handle) & ~(uint32_t)LIBNBD_STRICT_COMMANDS;
     if (nbd_set_opt_mode(handle, true) < 0 || nbd_add_meta_context(handle, NBD_DIRTY_PREFIX) < 0 ||

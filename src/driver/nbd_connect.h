@@ -23,11 +23,12 @@ struct nbd_dirty_maps { /* that an export has */
 };
 
 /*
- * Connects `handle`, which is new, and selects all contexts above that the export has: of the dirty maps, the first
+ * Connects `handle`, which is new, and selects all contexts above that the export has, NBD_ALLOCATION_CONTEXT only with
+ * `allocation`: of the dirty maps, the first
  * LIMIT_DIRTY_MAPS that the server lists whose names have at most LIMIT_NAME_BYTES. Blocks for NBD_CONNECT_NS at most, and
  * gives up soon after *stop has become true (NULL: nobody can stop it). `maps` is used for as long as the handle.
  */
-int nbd_connect(struct io *io, struct nbd_handle *handle, const char *uri, const atomic_bool *stop,
+int nbd_connect(struct io *io, struct nbd_handle *handle, const char *uri, bool allocation, const atomic_bool *stop,
                 struct nbd_dirty_maps *maps, struct error *err);
 
 #endif

@@ -118,7 +118,6 @@ bool copy_hashed(struct copy *copy, struct range extent, const uint8_t *hash)
 void copy_extent_done(struct copy *copy, struct range extent)
 {
     copy->done_bytes += extent.length;
-    copy->unflushed_bytes += extent.length;
     copy_order_set(&copy->order, copy_extent_of(extent.start), copy_notes_flushes(copy) ? COPY_WRITTEN : COPY_DONE);
 }
 
@@ -303,7 +302,9 @@ struct copy *copy_start(const struct copy_options *options)
     assert(!options->target || (options->target_name && options->target->size_bytes >= size_bytes));
     assert(options->workers <= LIMIT_COPY_WORKERS);
     assert(!(options->dirty && options->wanted) && !(copy_selects(options) && options->needed_only));
-    assert(!options->dirty || (options->dirty_map < options->source->dirty_map_count && !options->target_is_zero));
+    const struct node *records = options->records ? options->records : options->source;
+    assert(records->size_bytes == options->source->size_bytes);
+    assert(!options->dirty || (options->dirty_map < records->dirty_map_count && !options->target_is_zero));
     assert(!options->needed_only || (!options->hashes && !options->expected && options->target));
     struct copy *copy = calloc(1, sizeof *copy);
     if (!copy)

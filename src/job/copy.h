@@ -25,6 +25,8 @@ struct copy_options {
     struct io *io;
     /* target may be NULL: read and hash only (verify). A larger target keeps what is behind the size of the source. */
     struct node *source, *target;
+    /* Answers for the source where its blocks are and what has changed (see nbd_node_open_records()); NULL: itself. */
+    struct node *records;
     const char *source_name, *target_name; /* for sentences; must stay until `done` */
     uint64_t size_bytes;                   /* of the source, from its beginning; 0: all */
     bool target_is_zero;     /* the target reads as zeroes already (a new sparse file): zeroes are skipped */
@@ -34,7 +36,7 @@ struct copy_options {
     bool advice;           /* ask where the source's blocks are: what takes RAM first, the cache file and zeroes last */
     bool release;          /* what the target has flushed is released at the source, if it can (node->can_release) */
     bool dirty;            /* only the blocks that this map of the source calls dirty */
-    unsigned dirty_map;    /* ... its number in source->dirty_maps */
+    unsigned dirty_map;    /* ... its number in records->dirty_maps */
     const uint8_t *wanted; /* or: only the blocks that are set here, COPY_MASK_BYTES for each extent */
     uint8_t *masks;        /* room for COPY_MASK_BYTES of each extent, zeroed, or NULL: which blocks were copied */
     uint32_t *data;        /* room for one of each extent, zeroed, or NULL: how many bytes were not zero */

@@ -127,5 +127,5 @@ void advice_go_on(struct copy *copy)
                                     .extents = copy->residence,
                                     .extent_max = LIMIT_STATUS_EXTENTS,
                                     .done = advice_done};
-    node_submit(copy->options.source, &copy->advice);
+    node_submit(copy_answering(copy, REQUEST_RESIDENCE), &copy->advice);
 }

@@ -80,7 +80,9 @@ struct copy {
     struct copy_run *record_runs;
     uint64_t record_count;
     bool flushing, flushed, discarding, release_off, release_look;
-    uint64_t unflushed_bytes, flush_due_ns, release_group; /* extents that are released together */
+    uint64_t unflushed_bytes, flush_due_ns;
+    uint64_t release_group; /* extents that are released together */
+    uint64_t release_next;  /* this look for what may be released has come so far */
     int status;
     struct error err;
     uint64_t done_bytes, data_bytes, reported_ns;
@@ -123,6 +125,13 @@ static inline bool copy_may_be_released(const struct copy *copy, int status)
 {
     bool unneeded = copy->options.needed_only || !copy->release_off;
     return unneeded && (status == -ENODATA || status == -EINVAL /* how NBD says it */);
+}
+
+/* Who answers a question with these flags. */
+static inline struct node *copy_answering(const struct copy *copy, uint32_t flags)
+{
+    bool recorded = flags & (REQUEST_DIRTY | REQUEST_RESIDENCE);
+    return recorded && copy->options.records ? copy->options.records : copy->options.source;
 }
 
 /* copy.c */

@@ -52,6 +52,7 @@ static void release_safe(struct copy *copy)
         return;
     move_all(&copy->order, COPY_FLUSHING, COPY_FLUSHED);
     copy->release_look = true;
+    copy->release_next = 0;
 }
 
 /* The runs of what is FLUSHING. */
@@ -119,21 +120,33 @@ static void release_discarded(struct request *req, int status)
     copy_wake(copy);
 }
 
-/* The next run of whole groups that are flushed, as long as a release may be. false: there is none. */
+/* The end of the extents from `first` on that may be released together: the last of them is FLUSHED, and others in
+ * between, a few at a time, were never needed. */
+static uint64_t release_run_end(const struct copy *copy, uint64_t first)
+{
+    const struct copy_order *order = &copy->order;
+    const uint64_t most = LIMIT_NBD_RANGE_BYTES / COPY_EXTENT_BYTES;
+    uint64_t end = first + 1;
+    for (uint64_t at = end; at < order->count && at - first < most && at - end <= COPY_RELEASE_GAP_EXTENTS; at++) {
+        if (order->states[at] == COPY_FLUSHED)
+            end = at + 1;
+        else if (order->states[at] != COPY_DONE)
+            break;
+    }
+    return end;
+}
+
+/* The next run of whole groups that are safe, as long as a release may be. false: there is none. */
 static bool release_next(struct copy *copy, uint64_t *first, uint64_t *end)
 {
     const struct copy_order *order = &copy->order;
-    const uint64_t group = copy->release_group, most = LIMIT_NBD_RANGE_BYTES / COPY_EXTENT_BYTES;
-    for (*end = 0; (*first = copy_order_find(order, COPY_FLUSHED, *end)) < order->count;) {
-        *end = *first + 1;
+    const uint64_t group = copy->release_group;
+    while ((*first = copy_order_find(order, COPY_FLUSHED, copy->release_next)) < order->count) {
+        *end = copy->release_next = release_run_end(copy, *first);
         *first = round_up(*first, group);
-        while (*end < order->count && order->states[*end] == COPY_FLUSHED && *end - *first < most)
-            ++*end;
-        uint64_t whole = *end == order->count ? *end : *end / group * group;
-        if (*first < whole) {
-            *end = whole;
+        *end = *end == order->count ? *end : *end / group * group;
+        if (*first < *end)
             return true;
-        }
     }
     return false;
 }
@@ -146,7 +159,8 @@ static void release_discard(struct copy *copy)
         return;
     }
     for (uint64_t i = first; i < end; i++)
-        copy_order_set(&copy->order, i, COPY_DONE);
+        if (copy->order.states[i] == COPY_FLUSHED)
+            copy_order_set(&copy->order, i, COPY_DONE);
     struct range last = copy_extent_range(copy, end - 1);
     copy->discarding = true;
     copy->discard = (struct request){.kind = REQUEST_DISCARD,

@@ -96,7 +96,7 @@ void scan_go_on(struct copy *copy)
                                   .extents = copy->answer,
                                   .extent_max = LIMIT_STATUS_EXTENTS,
                                   .done = scan_done};
-    node_submit(copy->options.source, &copy->scan);
+    node_submit(copy_answering(copy, copy->scan.flags), &copy->scan);
 }
 
 void scan_skip_to(struct copy *copy, uint64_t byte)

@@ -85,13 +85,22 @@ static unsigned zeroes_end(const struct worker *worker, unsigned first)
     return cell;
 }
 
+/* Bytes of the cells that are set, or that are not; the last one of a disk may be short. */
+static uint64_t cells_bytes(const struct worker *worker, const struct cells *cells, bool value)
+{
+    unsigned count = worker_cell_count(worker), set = 0;
+    for (unsigned cell = 0; cell < count; cell += 64) {
+        uint64_t within = count - cell < 64 ? (UINT64_C(1) << (count - cell)) - 1 : UINT64_MAX;
+        uint64_t bits = value ? cells->bits[cell / 64] : ~cells->bits[cell / 64];
+        set += (unsigned)__builtin_popcountll(bits & within);
+    }
+    uint64_t missing = count * CELL_BYTES - worker->extent.length;
+    return set * CELL_BYTES - (cell_get(cells, count - 1) == value ? missing : 0);
+}
+
 static uint64_t data_bytes(const struct worker *worker)
 {
-    uint64_t bytes = 0;
-    for (unsigned cell = 0; cell < worker_cell_count(worker); cell++)
-        if (cell_get(&worker->data, cell))
-            bytes += worker_cells_range(worker, cell, cell + 1).length;
-    return bytes;
+    return cells_bytes(worker, &worker->data, true);
 }
 
 static void worker_submit(struct worker *worker, struct node *node, enum request_kind kind, struct range range,
@@ -110,8 +119,11 @@ static void worker_submit(struct worker *worker, struct node *node, enum request
 static void worker_release(struct worker *worker, bool well)
 {
     struct copy *copy = worker->copy;
-    if (well)
+    if (well) {
+        bool written = copy->options.target && !copy->options.target_is_zero;
+        copy->unflushed_bytes += written ? cells_bytes(worker, &worker->skipped, false) : data_bytes(worker);
         copy_extent_done(copy, worker->extent);
+    }
     copy->busy--;
     list_append(&copy->idle, &worker->link);
     copy_wake(copy);
@@ -206,20 +218,44 @@ static void worker_has_read(struct request *req, int status)
     worker_read(worker);
 }
 
-/* The next part that may hold data; what lies between is zero, and the buffer says so. */
+/* Cells [first, end) hold no data: the buffer says so of those that anybody looks at. */
+static void worker_clear(struct worker *worker, unsigned first, unsigned end)
+{
+    while ((first = next_wanted(worker, first)) < end) {
+        unsigned stop = first + 1;
+        while (stop < end && !cell_get(&worker->skipped, stop))
+            stop++;
+        struct range gap = worker_cells_range(worker, first, stop);
+        memset(worker->buffer + gap.start, 0, gap.length);
+        first = stop;
+    }
+}
+
+/* All is in the buffer. A few blocks are looked at here. */
+static void worker_begin_look(struct worker *worker)
+{
+    struct copy *copy = worker->copy;
+    if (copy_selects(&copy->options) &&
+        cells_bytes(worker, &worker->skipped, false) <= LIMIT_HASH_INLINE_BLOCKS * CELL_BYTES) {
+        worker_looked(&worker->op, worker_look(worker));
+        return;
+    }
+    worker->op.done = worker_looked;
+    io_work(copy->options.io, &worker->op, worker_look, worker);
+}
+
+/* The next part that may hold data; what lies between is zero. */
 static void worker_read(struct worker *worker)
 {
     struct copy *copy = worker->copy;
     unsigned first = next_data(worker, worker->next_cell), count = worker_cell_count(worker);
-    struct range gap = worker_cells_range(worker, worker->next_cell, first);
     if (copy->status < 0) {
         worker_release(worker, false);
         return;
     }
-    memset(worker->buffer + gap.start, 0, gap.length);
+    worker_clear(worker, worker->next_cell, first);
     if (first == count) {
-        worker->op.done = worker_looked;
-        io_work(copy->options.io, &worker->op, worker_look, worker);
+        worker_begin_look(worker);
         return;
     }
     worker->next_cell = data_end(worker, first);
@@ -257,7 +293,7 @@ static void worker_ask(struct worker *worker, uint32_t flags)
         .extents = worker->answer,
         .extent_max = EXTENT_CELLS,
         .done = worker_answered};
-    node_submit(worker->copy->options.source, &worker->req);
+    node_submit(copy_answering(worker->copy, flags), &worker->req);
 }
 
 static void worker_ask_data(struct worker *worker)

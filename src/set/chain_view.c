@@ -238,7 +238,7 @@ static void slot_has_read(struct request *req, int status)
             slot_take(slot);
         return;
     }
-    if (mask_count(&slot->line) <= LIMIT_VIEW_INLINE_BLOCKS)
+    if (mask_count(&slot->line) <= LIMIT_HASH_INLINE_BLOCKS)
         slot_hashed(&slot->op, slot_hash(slot));
     else {
         slot->op.done = slot_hashed;

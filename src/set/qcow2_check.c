@@ -52,7 +52,16 @@ struct check {
     uint64_t file_bytes, cluster_bytes, cluster_count;
     uint16_t *found; /* of each cluster of the file: how often it is referred to */
     uint8_t *table;  /* one cluster */
+    uint8_t *reftable;
+    struct window *window;
     gnutls_hash_hd_t hash;
+};
+
+/* A piece of the file: where tables lie near each other, as in images of small clusters, they are read together. */
+struct window {
+    uint64_t start, length; /* what is in memory */
+    uint64_t last;          /* the piece that was read from last */
+    uint8_t bytes[QCOW2_CHECK_WINDOW_BYTES];
 };
 
 static void tell(const struct check *check, uint64_t offset, const char *format, ...)
@@ -69,7 +78,7 @@ static void tell(const struct check *check, uint64_t offset, const char *format,
 }
 
 /* What is behind the end of the file is zero. */
-static int read_at(const struct check *check, uint64_t offset, void *bytes, size_t length, struct error *err)
+static int read_file(const struct check *check, uint64_t offset, void *bytes, size_t length, struct error *err)
 {
     char *to = bytes;
     while (length > 0) {
@@ -86,6 +95,26 @@ static int read_at(const struct check *check, uint64_t offset, void *bytes, size
             length -= (size_t)got;
         }
     }
+    return 0;
+}
+
+static int read_at(const struct check *check, uint64_t offset, void *bytes, size_t length, struct error *err)
+{
+    struct window *window = check->window;
+    uint64_t start = round_down(offset, sizeof window->bytes), last = window->last;
+    window->last = start;
+    if (offset + length > start + sizeof window->bytes ||
+        (start > last ? start - last : last - start) > sizeof window->bytes)
+        return read_file(check, offset, bytes, length, err);
+    if (window->length == 0 || window->start != start) {
+        window->length = 0;
+        int status = read_file(check, start, window->bytes, sizeof window->bytes, err);
+        if (status < 0)
+            return status;
+        window->start = start;
+        window->length = sizeof window->bytes;
+    }
+    memcpy(bytes, window->bytes + (offset - start), length);
     return 0;
 }
 
@@ -277,33 +306,34 @@ static void compare_count(const struct check *check, struct count_run *run, uint
     run->end++;
 }
 
-/* Entry i of the refcount table; *block: of its counts, 0: it has none, and all of them are zero. */
-static int load_block(const struct check *check, uint64_t i, uint64_t *block, struct error *err)
+static int read_reftable(struct check *check, uint64_t bytes, struct error *err)
 {
-    uint8_t bytes[8];
-    int status = read_at(check, check->header.reftable_offset + i * 8, bytes, sizeof bytes, err);
-    *block = load_be64(bytes);
+    check->reftable = malloc(bytes + 1);
+    if (!check->reftable)
+        return error_set(err, ENOMEM, "no memory for a refcount table of %" PRIu64 " bytes", bytes);
+    int status = read_file(check, check->header.reftable_offset, check->reftable, bytes, err);
+    if (status == 0)
+        gnutls_hash(check->hash, check->reftable, bytes);
     return status;
 }
 
-static int check_counts(const struct check *check, struct error *err)
+static int check_counts(struct check *check, struct error *err)
 {
-    uint64_t entries = check->header.reftable_clusters * check->cluster_bytes / 8, block;
+    uint64_t entries = check->header.reftable_clusters * check->cluster_bytes / 8;
     uint64_t per_block = (8 * check->cluster_bytes) >> check->header.refcount_order;
     struct count_run run = {0};
-    int status = hash_table(check, check->header.reftable_offset, entries * 8, err);
+    int status = read_reftable(check, entries * 8, err);
     for (uint64_t i = 0; i < entries && status == 0; i++) { /* the blocks are clusters themselves */
-        uint64_t at = check->header.reftable_offset + i * 8;
-        status = load_block(check, i, &block, err);
-        if (status == 0 && block % check->cluster_bytes)
+        uint64_t at = check->header.reftable_offset + i * 8, block = load_be64(check->reftable + i * 8);
+        if (block % check->cluster_bytes)
             tell(check, at, "an entry of the refcount table has wrong bits");
-        else if (status == 0 && block)
+        else if (block)
             refer(check, at, "an entry of the refcount table", (struct range){block, check->cluster_bytes});
     }
     for (uint64_t i = 0; i < entries && status == 0; i++) {
-        status = load_block(check, i, &block, err);
+        uint64_t block = load_be64(check->reftable + i * 8);
         bool usable = block && block % check->cluster_bytes == 0 && block < check->cluster_count * check->cluster_bytes;
-        if (status == 0 && usable)
+        if (usable)
             status = read_table(check, block, err);
         for (uint64_t j = 0; j < per_block && status == 0; j++)
             if (usable || i * per_block + j < check->cluster_count)
@@ -325,7 +355,8 @@ static int check_tables(struct check *check, const uint8_t *head, uint64_t lengt
     check->cluster_count = (check->file_bytes + check->cluster_bytes - 1) / check->cluster_bytes;
     check->found = calloc(check->cluster_count, sizeof *check->found);
     check->table = malloc(check->cluster_bytes);
-    if (!check->found || !check->table)
+    check->window = calloc(1, sizeof *check->window);
+    if (!check->found || !check->table || !check->window)
         return error_set(err, ENOMEM, "no memory for the counts of %" PRIu64 " clusters", check->cluster_count);
     check_header(check, head, length < check->cluster_bytes ? length : check->cluster_bytes);
     refer(check, 0, "the header", (struct range){0, check->cluster_bytes});
@@ -350,7 +381,7 @@ int qcow2_check(const struct qcow2_check_options *options, uint8_t *sha256, stru
         status = error_set(err, errno, "it can't be read: %s", error_name(errno));
     if (status == 0) {
         check.file_bytes = (uint64_t)stat.st_size;
-        status = read_at(&check, 0, head, LIMIT_QCOW2_HEADER_BYTES, err);
+        status = read_file(&check, 0, head, LIMIT_QCOW2_HEADER_BYTES, err);
     }
     uint64_t length = check.file_bytes < LIMIT_QCOW2_HEADER_BYTES ? check.file_bytes : LIMIT_QCOW2_HEADER_BYTES;
     if (status == 0)
@@ -364,6 +395,8 @@ int qcow2_check(const struct qcow2_check_options *options, uint8_t *sha256, stru
     }
     free(check.found);
     free(check.table);
+    free(check.reftable);
+    free(check.window);
     free(head);
     return status;
 }

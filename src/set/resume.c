@@ -279,7 +279,7 @@ static uint64_t alike(const struct resume_log *log, uint64_t first, uint64_t mos
     return count;
 }
 
-static int write_line(int file, const char *text, size_t length)
+static int write_all(int file, const char *text, size_t length)
 {
     while (length > 0) {
         ssize_t written = write(file, text, length);
@@ -295,7 +295,9 @@ static int write_line(int file, const char *text, size_t length)
 
 int resume_log_add(struct resume_log *log, const struct copy_run *runs, uint64_t count)
 {
-    char text[RESUME_LINE_BYTES];
+    char text[RESUME_WRITE_BYTES];
+    size_t length = 0;
+    int status = 0;
     for (uint64_t i = 0; i < count; i++) {
         uint64_t end = runs[i].first + runs[i].count;
         for (uint64_t at = runs[i].first; at < end;) {
@@ -303,13 +305,18 @@ int resume_log_add(struct resume_log *log, const struct copy_run *runs, uint64_t
             memcpy(line.sha256, log->hashes->sha256 + at * COPY_HASH_BYTES, COPY_HASH_BYTES);
             if (log->hashes->masks)
                 memcpy(line.mask, log->hashes->masks + at * COPY_MASK_BYTES, COPY_MASK_BYTES);
-            int status = write_line(log->file, text, resume_line_make(text, &line));
+            length += resume_line_make(text + length, &line);
+            at += line.count;
+            if (length > sizeof text - RESUME_LINE_BYTES) {
+                status = write_all(log->file, text, length);
+                length = 0;
+            }
             if (status < 0)
                 return status;
-            at += line.count;
         }
     }
-    return fsync(log->file) < 0 ? -errno : 0;
+    status = write_all(log->file, text, length);
+    return status == 0 && fsync(log->file) < 0 ? -errno : status;
 }
 
 void resume_log_close(struct resume_log *log)
