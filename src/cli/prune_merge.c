@@ -59,6 +59,12 @@ static int create_image(struct prune *prune, const struct chain *chain, unsigned
     return new_image_create(&prune->transfer, &options, image, err);
 }
 
+/* What only one image has was compared with its hash, and keeps it. */
+static bool has_hash(void *view, uint64_t extent, uint8_t *hash)
+{
+    return chain_view_hash(view, extent, hash);
+}
+
 /* All images are open, and so is the new one: `disk` gets its numbers. */
 static int copy_images(struct prune *prune, struct point *point, const char *name, struct chain_images *images,
                        struct node *target, const char *path, struct manifest_disk *disk, struct error *err)
@@ -72,7 +78,9 @@ static int copy_images(struct prune *prune, struct point *point, const char *nam
                                    .target_is_zero = !disk->incremental,
                                    .dirty = disk->incremental,
                                    .hashes = hashes.sha256,
-                                   .masks = hashes.masks};
+                                   .masks = hashes.masks,
+                                   .proved = has_hash,
+                                   .context = images->view};
     if (status == 0)
         status = transfer_copy(&prune->transfer, name, disk->name, &options, &disk->data_bytes, err);
     if (status < 0 && chain_view_error(images->view)->code)

@@ -246,6 +246,12 @@ static int copy_record(void *context, const struct copy_run *runs, uint64_t coun
     return transfer->record(transfer->copy_context, runs, count);
 }
 
+static bool copy_proved(void *context, uint64_t extent, uint8_t *hash)
+{
+    struct transfer *transfer = context;
+    return transfer->proved(transfer->copy_context, extent, hash);
+}
+
 static void copy_done(void *context, int status, const struct error *err)
 {
     struct transfer *transfer = context;
@@ -266,6 +272,8 @@ int transfer_copy(struct transfer *transfer, const char *point, const char *disk
     own.mismatch = options->mismatch ? copy_mismatch : NULL;
     transfer->record = options->record;
     own.record = options->record ? copy_record : NULL;
+    transfer->proved = options->proved;
+    own.proved = options->proved ? copy_proved : NULL;
     own.progress = copy_progress;
     own.done = copy_done;
     own.context = transfer;

@@ -28,7 +28,8 @@ struct transfer {
     struct copy *copy;
     void (*mismatch)(void *context, struct range extent);
     int (*record)(void *context, const struct copy_run *runs, uint64_t count);
-    void *copy_context;      /* of the two */
+    bool (*proved)(void *context, uint64_t extent, uint8_t *hash);
+    void *copy_context;      /* of the three */
     struct node *hang_up[2]; /* NBD nodes that may never answer */
     int blocked_fd;          /* the socket that transfer_block() is about; -1: none */
     struct io_op block_op;
@@ -57,7 +58,7 @@ int transfer_request(struct transfer *transfer, struct node *node, struct reques
 int transfer_open_qcow2(struct transfer *transfer, const char *path, struct node **image, struct error *err);
 
 /*
- * Runs one copy to its end. Fills in the io, the callbacks and the context; options->mismatch and options->record get
+ * Runs one copy to its end. Fills in the io, the callbacks and the context; options->mismatch, record and proved get
  * options->context. An NBD source that does not come back after an interruption is hung up. 0, or -errno with the
  * sentence; -ECANCELED when it was interrupted or the watch ended it. *data_bytes: what was not zero.
  */

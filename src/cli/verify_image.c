@@ -94,27 +94,44 @@ static bool has_extent(const void *context, uint64_t extent)
     return !hashes->masks || memcmp(hashes->masks + extent * COPY_MASK_BYTES, none, sizeof none) != 0;
 }
 
+/* The blocks of an incremental image that are looked at; NULL: no memory. */
+static uint8_t *chosen_blocks(const struct hashes *hashes, const struct bitmap *only)
+{
+    uint8_t *blocks = malloc((hashes->count + 1) * COPY_MASK_BYTES);
+    if (!blocks)
+        return NULL;
+    memcpy(blocks, hashes->masks, hashes->count * COPY_MASK_BYTES);
+    for (uint64_t extent = bitmap_next(only, 0, false); extent < hashes->count;
+         extent = bitmap_next(only, extent + 1, false))
+        memset(blocks + extent * COPY_MASK_BYTES, 0, COPY_MASK_BYTES);
+    return blocks;
+}
+
 static int check_bytes(struct check *check, struct chain_images *images, struct error *err)
 {
     struct bitmap only = {0};
+    uint8_t *blocks = NULL;
     uint64_t data_bytes;
     struct chain_view_options options = {.damaged = extent_damaged, .context = check, .only = &only};
     int status = bitmap_init(&only, check->hashes->count, false);
     if (status == 0)
         status = sample_choose(check->options->sample, has_extent, check->hashes, &only, &check->result->extents,
                                &check->result->looked_at);
+    if (status == 0 && check->hashes->masks && !(blocks = chosen_blocks(check->hashes, &only)))
+        status = -ENOMEM;
     if (status < 0)
         error_set(err, ENOMEM, "no memory to choose what is looked at");
     else
         status = chain_images_show(images, check->hashes->size_bytes, &options, err);
     if (status == 0) {
-        struct copy_options copy = {.source = images->view, .source_name = check->path};
+        struct copy_options copy = {.source = images->view, .source_name = check->path, .wanted = blocks};
         status = transfer_copy(check->options->transfer, check->link->point, check->link->disk.name, &copy, &data_bytes,
                                err);
     }
     if (status == 0)
         tell_extents(check);
     bitmap_fini(&only);
+    free(blocks);
     return status;
 }
 

@@ -44,6 +44,9 @@ struct copy_options {
         *already;     /* one for each extent, or NULL: the target has it for good; hashes and so on are the caller's */
     bool needed_only; /* the target keeps what it has where the source needs nothing; not with hashes */
     uint64_t speed;   /* bytes a second of data, THROTTLE_RATE_MAX at most; 0: no limit */
+    /* Whether the source has compared what was read of an extent with a hash, and which: it is not hashed again. May be
+     * NULL. */
+    bool (*proved)(void *context, uint64_t extent, uint8_t *hash);
     /* Called for each extent that differs from `expected`; the copy goes on. NULL: the first one fails it (EBADMSG). */
     void (*mismatch)(void *context, struct range extent);
     /* Progress, at most ten times a second and once at the end; may be NULL. data_bytes: those that were not zero. */

@@ -32,6 +32,7 @@ struct worker {
     struct cells data;    /* cells that may hold data, then those that do */
     struct cells skipped; /* cells that are not to be touched (needed_only, dirty, wanted) */
     bool data_known;      /* from the scan; else the worker asks */
+    bool proved;          /* the hash is the source's */
     uint64_t charged;     /* to the speed limit */
     uint64_t asked;       /* the answers about this extent have come so far */
     unsigned next_cell;   /* reading or writing has come so far */

@@ -170,9 +170,10 @@ static int64_t worker_look(void *argument)
         if (cell_get(&worker->data, cell) && memory_is_zero(worker->buffer + range.start, range.length))
             cell_clear(&worker->data, cell);
     }
-    if (copy_wants_hashes(worker->copy) && copy_selects(&worker->copy->options))
-        return select_hash(worker);
-    return copy_wants_hashes(worker->copy) ? copy_hash_bytes(worker->buffer, worker->extent.length, worker->hash) : 0;
+    if (!copy_wants_hashes(worker->copy) || worker->proved)
+        return 0;
+    return copy_selects(&worker->copy->options) ? select_hash(worker)
+                                                : copy_hash_bytes(worker->buffer, worker->extent.length, worker->hash);
 }
 
 static void worker_looked(struct io_op *op, int64_t result)
@@ -231,10 +232,16 @@ static void worker_clear(struct worker *worker, unsigned first, unsigned end)
     }
 }
 
-/* All is in the buffer. A few blocks are looked at here. */
+/* All is in the buffer. A few blocks are looked at here; what is only read (verified) need not be. */
 static void worker_begin_look(struct worker *worker)
 {
     struct copy *copy = worker->copy;
+    if (!copy->options.target && !copy_wants_hashes(copy) && !copy->options.data) {
+        worker_looked(&worker->op, 0);
+        return;
+    }
+    worker->proved = copy->options.proved &&
+                     copy->options.proved(copy->options.context, copy_extent_of(worker->extent.start), worker->hash);
     if (copy_selects(&copy->options) &&
         cells_bytes(worker, &worker->skipped, false) <= LIMIT_HASH_INLINE_BLOCKS * CELL_BYTES) {
         worker_looked(&worker->op, worker_look(worker));

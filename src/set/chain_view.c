@@ -4,8 +4,9 @@
  *
  *     EMPTY -> LOADING (layer after layer, newest first) -> READY (kept until its slot is needed for another extent)
  *
- * While it loads, `missing` says which blocks are still to be found. A layer that has some of them is read (the span of what
- * it captured in this extent), hashed on a helper thread and compared with its line; only then are its blocks taken over.
+ * While it loads, `missing` says which blocks are still to be found. A layer that has some of them is read (what it captured
+ * in this extent, run by run), hashed on a helper thread and compared with its line; only then are its blocks taken over.
+ * What no layer has is cleared when somebody asks for it.
  * Layers below are read only for what is still missing, so a chain costs what it holds, not its length.
  *
  * The hash of a line is that of all blocks that its image captured in the extent, so less than that can't be verified:
@@ -42,9 +43,10 @@ struct slot {
     enum slot_state state;
     uint64_t extent, used;     /* its number; when it was used last, as a count */
     struct mask missing, line; /* blocks that are looked for; those that the layer holds */
-    unsigned layer;
-    uint64_t limit;    /* bytes of the extent that the layers so far don't cut off */
-    struct range span; /* in the extent: from the first to the last block of the line */
+    struct mask found;         /* blocks whose content is here */
+    unsigned layer, next;      /* block of the layer up to which it was read */
+    uint64_t limit;            /* bytes of the extent that the layers so far don't cut off */
+    struct range span;         /* in the extent: from the first to the last block of the line */
     char *content, *read;
     uint8_t hash[COPY_HASH_BYTES];
     struct list waiting; /* of struct request */
@@ -96,8 +98,14 @@ static unsigned mask_count(const struct mask *mask)
 /* The first block from `from` on that is in the mask, or is not; EXTENT_BLOCKS: there is none. */
 static unsigned mask_next(const struct mask *mask, unsigned from, bool value)
 {
-    while (from < EXTENT_BLOCKS && mask_get(mask, from) != value)
-        from++;
+    while (from < EXTENT_BLOCKS) {
+        if (from % 8 == 0 && mask->bits[from / 8] == (value ? 0 : 0xff))
+            from += 8;
+        else if (mask_get(mask, from) == value)
+            break;
+        else
+            from++;
+    }
     return from;
 }
 
@@ -211,8 +219,12 @@ static void slot_take(struct slot *slot)
     uint64_t end = range_end(slot->span) < slot->limit ? range_end(slot->span) : slot->limit;
     for (unsigned block = 0; block < EXTENT_BLOCKS && block * BLOCK_BYTES < end; block++) {
         uint64_t from = block * BLOCK_BYTES, to = from + BLOCK_BYTES;
-        if (mask_get(&slot->line, block) && mask_get(&slot->missing, block))
-            memcpy(slot->content + from, slot->read + from, (to < end ? to : end) - from);
+        if (!mask_get(&slot->line, block) || !mask_get(&slot->missing, block))
+            continue;
+        uint64_t length = (to < end ? to : end) - from;
+        memcpy(slot->content + from, slot->read + from, length);
+        memset(slot->content + from + length, 0, BLOCK_BYTES - length);
+        slot->found.bits[block / 8] |= (uint8_t)(1u << block % 8);
     }
     for (unsigned i = 0; i < COPY_MASK_BYTES; i++)
         slot->missing.bits[i] &= (uint8_t)~slot->line.bits[i];
@@ -230,12 +242,18 @@ static void slot_hashed(struct io_op *op, int64_t result)
         slot_take(slot);
 }
 
+static void slot_read_run(struct slot *slot);
+
 static void slot_has_read(struct request *req, int status)
 {
     struct slot *slot = container_of(req, struct slot, req);
     if (status < 0) {
         if (slot_damaged(slot, status))
             slot_take(slot);
+        return;
+    }
+    if (mask_next(&slot->line, slot->next, true) < EXTENT_BLOCKS) {
+        slot_read_run(slot);
         return;
     }
     if (mask_count(&slot->line) <= LIMIT_HASH_INLINE_BLOCKS)
@@ -257,6 +275,25 @@ static bool slot_wants_layer(struct slot *slot)
     return any != 0;
 }
 
+/* The next run of blocks of the line, across short gaps: a request costs more than the few zeroes there. */
+static void slot_read_run(struct slot *slot)
+{
+    const struct chain_layer *layer = &slot->view->options.layers[slot->layer];
+    unsigned first = mask_next(&slot->line, slot->next, true), end = mask_next(&slot->line, first, false), next;
+    while ((next = mask_next(&slot->line, end, true)) < EXTENT_BLOCKS && next - end < COPY_GAP_CELLS)
+        end = mask_next(&slot->line, next, false);
+    uint64_t from = first * BLOCK_BYTES, to = end * BLOCK_BYTES;
+    to = to < range_end(slot->span) ? to : range_end(slot->span);
+    slot->next = end;
+    slot->iov = (struct iovec){slot->read + from, to - from};
+    slot->req = (struct request){.kind = REQUEST_READ,
+                                 .range = {slot->extent * EXTENT_BYTES + from, to - from},
+                                 .iov = &slot->iov,
+                                 .iov_count = 1,
+                                 .done = slot_has_read};
+    node_submit(layer->image, &slot->req);
+}
+
 static void slot_read_line(struct slot *slot)
 {
     const struct chain_layer *layer = &slot->view->options.layers[slot->layer];
@@ -266,13 +303,8 @@ static void slot_read_line(struct slot *slot)
         last--;
     uint64_t from = first * BLOCK_BYTES, to = last * BLOCK_BYTES;
     slot->span = (struct range){from, (to < left ? to : left) - from};
-    slot->iov = (struct iovec){slot->read + from, slot->span.length};
-    slot->req = (struct request){.kind = REQUEST_READ,
-                                 .range = {start + from, slot->span.length},
-                                 .iov = &slot->iov,
-                                 .iov_count = 1,
-                                 .done = slot_has_read};
-    node_submit(layer->image, &slot->req);
+    slot->next = 0;
+    slot_read_run(slot);
 }
 
 static void slot_next_layer(struct slot *slot)
@@ -315,6 +347,17 @@ static struct slot *slot_to_use(struct chain_view *view)
     return found;
 }
 
+/* What was found nowhere is zero: cleared where it is wanted, at the latest now. */
+static void slot_clear(struct slot *slot, uint64_t start, uint64_t end)
+{
+    unsigned stop = (unsigned)((end + BLOCK_BYTES - 1) / BLOCK_BYTES);
+    for (unsigned first = mask_next(&slot->found, (unsigned)(start / BLOCK_BYTES), false); first < stop;
+         first = mask_next(&slot->found, first, false)) {
+        memset(slot->content + first * BLOCK_BYTES, 0, BLOCK_BYTES);
+        slot->found.bits[first / 8] |= (uint8_t)(1u << first % 8);
+    }
+}
+
 /* Takes what is ready; leaf_scratch[0] says how far the request has come. */
 static void view_serve(struct chain_view *view, struct request *req)
 {
@@ -330,6 +373,7 @@ static void view_serve(struct chain_view *view, struct request *req)
         slot->used = ++view->uses;
         if (!begin && slot->state == SLOT_READY) {
             length = length < left ? length : left;
+            slot_clear(slot, inside, inside + length);
             iov_copy_in(req->iov, req->iov_count, req->leaf_scratch[0], slot->content + inside, length);
             req->leaf_scratch[0] += length;
             continue;
@@ -341,7 +385,7 @@ static void view_serve(struct chain_view *view, struct request *req)
             slot->layer = 0;
             slot->limit = EXTENT_BYTES;
             slot->missing = mask_within(slot->extent, view->options.size_bytes);
-            memset(slot->content, 0, EXTENT_BYTES);
+            slot->found = (struct mask){{0}};
             slot_next_layer(slot);
         }
         return;
@@ -544,4 +588,25 @@ int chain_view_create(const struct chain_view_options *options, struct node **no
 const struct error *chain_view_error(const struct node *node)
 {
     return &container_of((struct node *)(uintptr_t)node, struct chain_view, node)->err;
+}
+
+bool chain_view_hash(const struct node *node, uint64_t extent, uint8_t *hash)
+{
+    const struct chain_view *view = container_of((struct node *)(uintptr_t)node, struct chain_view, node);
+    const struct chain_layer *only = NULL;
+    for (unsigned i = 0; i < view->options.layer_count; i++) {
+        const struct chain_layer *layer = &view->options.layers[i];
+        struct mask line = layer_line(layer, extent);
+        if (layer->hashes->size_bytes != view->options.size_bytes)
+            return false;
+        if (mask_is_empty(&line))
+            continue;
+        if (only)
+            return false;
+        only = layer;
+    }
+    if (!only || view->options.damaged)
+        return false;
+    memcpy(hash, only->hashes->sha256 + extent * COPY_HASH_BYTES, COPY_HASH_BYTES);
+    return true;
 }

@@ -37,6 +37,12 @@ struct chain_view_options {
  * -ENOMEM with a sentence.
  */
 int chain_view_create(const struct chain_view_options *options, struct node **node, struct error *err);
+/*
+ * Whether all that the chain has of the extent is one line of one layer: then what was read of it has been compared with
+ * that line's hash, which is copied to hash[COPY_HASH_BYTES]: of the captured blocks, and of the whole extent where a layer
+ * is a full image. For copy_options.proved.
+ */
+bool chain_view_hash(const struct node *node, uint64_t extent, uint8_t *hash);
 /* The first thing that failed a read, with file and place; code 0: nothing did. */
 const struct error *chain_view_error(const struct node *node);
 

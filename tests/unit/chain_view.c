@@ -402,6 +402,38 @@ static void test_cost(void **state)
     fixture_fini(&f);
 }
 
+/* A hash is taken over where one line is all that there is, and never where an end of an image may cut it. */
+static void test_hash_of_one_line(void **state)
+{
+    (void)state;
+    unsigned taken = 0, refused = 0;
+    for (unsigned seed = 1; seed <= 8; seed++) {
+        struct fixture f;
+        struct error err;
+        uint8_t hash[COPY_HASH_BYTES];
+        fixture_init(&f, seed);
+        const struct chain_layer two[] = {f.layers[0], f.layers[2]};
+        struct chain_view_options options = {.io = f.io, .size_bytes = SIZE, .layers = two, .layer_count = 2};
+        for (uint64_t extent = 0; extent < f.hashes[0].count; extent++)
+            assert_false(chain_view_hash(f.view, extent, hash));
+        node_destroy(f.view);
+        assert_int_equal(chain_view_create(&options, &f.view, &err), 0);
+        for (uint64_t extent = 0; extent < f.hashes[0].count; extent++) {
+            bool any[2] = {false, false};
+            for (uint64_t block = extent * 256; block < (extent + 1) * 256; block++)
+                for (unsigned i = 0; i < 2; i++)
+                    any[i] |= hashes_has_block(two[i].hashes, block);
+            assert_int_equal(chain_view_hash(f.view, extent, hash), any[0] != any[1]);
+            taken += any[0] != any[1];
+            refused += any[0] && any[1];
+            if (any[0] != any[1])
+                assert_memory_equal(hash, two[any[1]].hashes->sha256 + extent * COPY_HASH_BYTES, COPY_HASH_BYTES);
+        }
+        fixture_fini(&f);
+    }
+    assert_true(taken > 0 && refused > 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -412,6 +444,7 @@ int main(void)
         cmocka_unit_test(test_dirty_map),
         cmocka_unit_test(test_only_some_extents),
         cmocka_unit_test(test_cost),
+        cmocka_unit_test(test_hash_of_one_line),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
