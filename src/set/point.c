@@ -342,7 +342,8 @@ int point_publish(struct point *point, struct manifest *manifest, char *name, st
         status = make_visible(point, name, err);
     }
     if (status == 0) {
-        unlinkat(point->folder, RESUME_FILE, 0);
+        if (unlinkat(point->folder, RESUME_FILE, 0) == 0)
+            fsync(point->folder); /* if that fails it goes later (leftover.c) */
         set_note_point(point->set);
         point_free(point);
     }

@@ -136,6 +136,15 @@ static int hash_table(const struct check *check, uint64_t offset, uint64_t lengt
     return status;
 }
 
+/* Whether others refer to the table as well. Each is looked at once, so that the length of the file bounds the time. */
+static bool is_shared(const struct check *check, uint64_t from, uint64_t table)
+{
+    bool shared = check->found[table / check->cluster_bytes] > 1;
+    if (shared)
+        tell(check, from, "the table at byte %" PRIu64 " is referred to more than once", table);
+    return shared;
+}
+
 /* Something at byte `from` of the file refers to these bytes of it. */
 static bool refer(const struct check *check, uint64_t from, const char *what, struct range place)
 {
@@ -257,7 +266,8 @@ static int check_mappings(const struct check *check, uint64_t l1_entries, struct
             tell(check, at, "an entry of the L1 table has wrong bits");
             continue;
         }
-        if (refer(check, at, "an entry of the L1 table", (struct range){table, check->cluster_bytes}))
+        if (refer(check, at, "an entry of the L1 table", (struct range){table, check->cluster_bytes}) &&
+            !is_shared(check, at, table))
             status = check_l2(check, table, i * l2_entries, err);
         if (status < 0)
             return status;
@@ -333,6 +343,8 @@ static int check_counts(struct check *check, struct error *err)
     for (uint64_t i = 0; i < entries && status == 0; i++) {
         uint64_t block = load_be64(check->reftable + i * 8);
         bool usable = block && block % check->cluster_bytes == 0 && block < check->cluster_count * check->cluster_bytes;
+        if (usable && is_shared(check, check->header.reftable_offset + i * 8, block))
+            continue;
         if (usable)
             status = read_table(check, block, err);
         for (uint64_t j = 0; j < per_block && status == 0; j++)
@@ -360,10 +372,13 @@ static int check_tables(struct check *check, const uint8_t *head, uint64_t lengt
         return error_set(err, ENOMEM, "no memory for the counts of %" PRIu64 " clusters", check->cluster_count);
     check_header(check, head, length < check->cluster_bytes ? length : check->cluster_bytes);
     refer(check, 0, "the header", (struct range){0, check->cluster_bytes});
-    refer(check, 48, "the place of the refcount table",
-          (struct range){check->header.reftable_offset, check->header.reftable_clusters * check->cluster_bytes});
-    refer(check, 40, "the place of the L1 table", (struct range){check->header.l1_offset, l1});
+    bool counts = refer(
+        check, 48, "the place of the refcount table",
+        (struct range){check->header.reftable_offset, check->header.reftable_clusters * check->cluster_bytes});
+    bool mappings = refer(check, 40, "the place of the L1 table", (struct range){check->header.l1_offset, l1});
     int status = hash_table(check, 0, check->cluster_bytes, err);
+    if (!counts || !mappings) /* said; what is not there can't be looked at */
+        return status;
     if (status == 0)
         status = hash_table(check, check->header.l1_offset, l1, err);
     if (status == 0)
