@@ -10,6 +10,7 @@ import threading
 import time
 
 import harness
+import slow_kit
 import vm
 from vm import MIB
 
@@ -122,6 +123,22 @@ def goes_on(t, d, backup):
     return bool(json.loads(done.stdout.splitlines()[0]).get("resumed"))
 
 
+def stalled_target(t, d, guest):
+    """The target of a push stops in its middle, and ends: the guest goes on."""
+    target, uri = slow_kit.target(t, "target", 4 * MIB)
+    push = t.spawn(t.program("fleece"), "--control", d.control, "push", "--to", f"vdb={uri}", "--speed", "200000")
+    released = d.status()["disks"][1]["blocks-released"]
+    harness.wait_for("something is pushed", lambda: d.status()["disks"][1]["blocks-released"] > released, vm.WAIT)
+    target.send_signal(signal.SIGSTOP)
+    go_on(guest)
+    go_on(guest)
+    assert push.poll() is None, "the push has ended, its target has only stopped"
+    slow_kit.stop(t, target)
+    assert push.wait(vm.WAIT * harness.FACTOR) != 0
+    go_on(guest)
+    guest.check_calm()
+
+
 def deaths(t, kind):
     harness.need("qemu-io", "nbdcopy")
     chance, where = random.Random(5), t.path("set")
@@ -137,6 +154,7 @@ def deaths(t, kind):
         cut(t, d, guest, f"cut{n}")
         d.fleece("snapshot", "delete", f"cut{n}")
     vm.backup(d, where)
+    stalled_target(t, d, guest)
     d.fleece("snapshot", "create", "pulled")
     t.run("nbdcopy", d.uri(f"{PULLED}@pulled"), t.path("before.raw"))
     pull = Pull(t, d.uri(f"{PULLED}@pulled"))
