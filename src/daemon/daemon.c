@@ -427,6 +427,7 @@ static void vm_disk_grown(void *context, const struct disk *disk, uint64_t old_b
     struct daemon *daemon = context;
     log_info("disk %s has grown from %llu to %llu bytes", disk->name, (unsigned long long)old_bytes,
              (unsigned long long)size_bytes);
+    vhost_exports_resized(&daemon->vhost_exports, disk);
     control_event_disk_resized(daemon->control, disk->name, old_bytes, size_bytes);
 }
 

@@ -62,6 +62,16 @@ void vhost_exports_start(struct vhost_exports *exports, struct io *control, stru
     start_counts(exports);
 }
 
+void vhost_exports_resized(const struct vhost_exports *exports, const struct disk *disk)
+{
+    for (unsigned i = 0; i < exports->count; i++) {
+        struct vhost_export_status status;
+        vhost_export_status(exports->exports[i], &status);
+        if (strcmp(status.disk, disk->name) == 0)
+            vhost_export_resized(exports->exports[i]);
+    }
+}
+
 static void stop_counts(void *argument)
 {
     struct vhost_exports *exports = argument;

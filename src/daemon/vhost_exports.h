@@ -18,6 +18,8 @@ struct vhost_exports {
     void *argument;
 };
 
+/* A disk has another size: those who have it on a socket are told. */
+void vhost_exports_resized(const struct vhost_exports *exports, const struct disk *disk);
 /* Makes and starts them all; `done` may be called inside this call. After an error only vhost_exports_stop() is allowed. */
 void vhost_exports_start(struct vhost_exports *exports, struct io *control, struct vm *vm,
                          const struct options *options, void (*done)(void *argument, const struct error *err),

@@ -1,9 +1,12 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Disks that grow while they are served."""
+import array
 import json
 import os
 import random
+import socket
+import struct
 import threading
 import time
 
@@ -225,6 +228,99 @@ def test_what_is_refused(t):
     said = d.fleece("resize", "vda", str((1 << 40) + 512), status=1).stderr
     assert "somebody has made it longer" in said, said
     assert json.loads(d.fleece("--json", "resize", "vda").stdout)["size"] == (1 << 40) + MIB
+    d.stop()
+
+
+class FrontEnd:
+    """As much of a VMM's side of vhost-user as hears of a new capacity."""
+
+    FEATURES, SET_FEATURES, SET_OWNER, GET_PROTOCOL, SET_PROTOCOL, SET_BACK, GET_CONFIG = 1, 2, 3, 15, 16, 21, 24
+    REPLY_ACK, BACKEND_REQ, CONFIG = 1 << 3, 1 << 5, 1 << 9
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(20)
+        self.socket.connect(str(path))
+        self.send(self.SET_OWNER)
+        assert self.ask(self.FEATURES) >> 30 & 1
+        offered = self.ask(self.GET_PROTOCOL)
+        wanted = self.REPLY_ACK | self.BACKEND_REQ | self.CONFIG
+        assert offered & wanted == wanted, hex(offered)
+        self.send(self.SET_PROTOCOL, struct.pack("<Q", wanted))
+
+    def send(self, request, payload=b"", fds=(), flags=1):
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        self.socket.sendmsg([struct.pack("<III", request, flags, len(payload)) + payload], ancillary)
+
+    def answer(self, request):
+        header = self.socket.recv(12, socket.MSG_WAITALL)
+        got, flags, size = struct.unpack("<III", header)
+        assert (got, flags) == (request, 5), header
+        return self.socket.recv(size, socket.MSG_WAITALL)
+
+    def ask(self, request):
+        self.send(request)
+        return struct.unpack("<Q", self.answer(request))[0]
+
+    def set_back_channel(self, end):
+        self.send(self.SET_BACK, fds=[end.fileno()], flags=1 | 8)
+        assert self.answer(self.SET_BACK) == bytes(8)
+
+    def capacity(self):
+        self.send(self.GET_CONFIG, struct.pack("<III", 0, 8, 0) + bytes(8))
+        return struct.unpack("<Q", self.answer(self.GET_CONFIG)[12:])[0] * 512
+
+
+CHANGED = struct.pack("<III", 2, 1, 0)  # VHOST_USER_BACKEND_CONFIG_CHANGE_MSG
+
+
+def test_a_vmm_is_told(t):
+    """Over the channel that it has given us; and one that does not listen there costs nobody anything."""
+    d = t.daemon({"vda": t.disk("a.raw", 8 * MIB)}, "--vhost-user", f"vda={t.path('v.sock')}")
+    front = FrontEnd(t.path("v.sock"))
+    d.fleece("resize", "vda", "9M")  # there is no channel yet
+    assert front.capacity() == 9 * MIB
+    ours, theirs = socket.socketpair()
+    ours.settimeout(20)
+    front.set_back_channel(theirs)
+    theirs.close()
+    d.fleece("resize", "vda", "10M")
+    assert ours.recv(12, socket.MSG_WAITALL) == CHANGED
+    assert front.capacity() == 10 * MIB
+    deaf, full = socket.socketpair()
+    full.setblocking(False)
+    filled = 0
+    try:
+        while True:
+            filled += full.send(bytes(100000))
+    except BlockingIOError:
+        pass
+    full.setblocking(True)
+    front.set_back_channel(full)
+    assert ours.recv(1) == b"", "the old channel is open still"
+    for size in 11, 12, 13:  # none waits for the front-end, nor does its connection
+        d.fleece("resize", "vda", f"{size}M")
+        assert front.capacity() == size * MIB
+    while filled > 0:
+        filled -= len(deaf.recv(min(filled, 100000)))
+    deaf.settimeout(20)
+    assert deaf.recv(24, socket.MSG_WAITALL) == 2 * CHANGED  # what was said meanwhile is said once
+    full.setblocking(False)
+    try:
+        while True:
+            full.send(bytes(100000))
+    except BlockingIOError:
+        pass
+    d.fleece("resize", "vda", "14M")
+    front.socket.close()  # while a message is under way
+    again = FrontEnd(t.path("v.sock"))
+    assert again.capacity() == 14 * MIB
+    again.set_back_channel(open("/dev/null", "rb"))  # no socket at all
+    d.fleece("resize", "vda", "15M")
+    harness.wait_for("it is said", lambda: "can't be told that the disk has grown" in d.log())
+    d.fleece("resize", "vda", "16M")
+    assert again.capacity() == 16 * MIB
+    again.socket.close()
     d.stop()
 
 

@@ -11,7 +11,7 @@
 
 uint64_t vhost_config_sectors(const struct node *node)
 {
-    return node->size_bytes / IMAGE_SECTOR_BYTES;
+    return node_size(node) / IMAGE_SECTOR_BYTES;
 }
 
 uint64_t vhost_config_features(const struct node *node)
@@ -32,9 +32,9 @@ uint64_t vhost_config_features(const struct node *node)
 uint64_t vhost_config_protocol_features(void)
 {
     return VHOST_BIT(VHOST_PROTOCOL_MQ) | VHOST_BIT(VHOST_PROTOCOL_LOG_SHMFD) | VHOST_BIT(VHOST_PROTOCOL_REPLY_ACK) |
-           VHOST_BIT(VHOST_PROTOCOL_CONFIG) | VHOST_BIT(VHOST_PROTOCOL_INFLIGHT) |
-           VHOST_BIT(VHOST_PROTOCOL_RESET_DEVICE) | VHOST_BIT(VHOST_PROTOCOL_MEM_SLOTS) |
-           VHOST_BIT(VHOST_PROTOCOL_STATUS);
+           VHOST_BIT(VHOST_PROTOCOL_BACKEND_REQ) | VHOST_BIT(VHOST_PROTOCOL_CONFIG) |
+           VHOST_BIT(VHOST_PROTOCOL_INFLIGHT) | VHOST_BIT(VHOST_PROTOCOL_RESET_DEVICE) |
+           VHOST_BIT(VHOST_PROTOCOL_MEM_SLOTS) | VHOST_BIT(VHOST_PROTOCOL_STATUS);
 }
 
 void vhost_config_space(const struct node *node, struct virtio_blk_config *config)

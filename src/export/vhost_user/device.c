@@ -403,6 +403,10 @@ enum vhost_done vhost_device_do(struct vhost_session *session, struct error *err
         return answer_word(session, LIMIT_VHOST_QUEUES);
     case VHOST_SET_VRING_ENABLE:
         return set_vring_enable(session, err);
+    case VHOST_SET_BACKEND_REQ_FD:
+        back_channel_set(&session->back, session->fds[0]);
+        session->fds[0] = -1;
+        return VHOST_DONE;
     case VHOST_GET_CONFIG:
         return get_config(session);
     case VHOST_SET_CONFIG:

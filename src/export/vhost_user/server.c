@@ -26,6 +26,7 @@ struct vhost_export {
     char address[sizeof "unix:" + sizeof(((struct sockaddr_un *)0)->sun_path)];
     struct vhost_counters counters;
     struct io_message message; /* to the reactor and back */
+    struct io_message resized; /* to the reactor */
     struct error err;
     union {
         void (*started)(void *argument, const struct error *err);
@@ -74,6 +75,19 @@ static void export_end(struct io_message *message)
     if (export->session)
         vhost_session_leave(export->session);
     end_if_idle(export);
+}
+
+static void export_resized(struct io_message *message)
+{
+    struct vhost_export *export = container_of(message, struct vhost_export, resized);
+    if (export->session)
+        vhost_session_resized(export->session);
+}
+
+void vhost_export_resized(struct vhost_export *export)
+{
+    export->resized.deliver = export_resized;
+    io_post(export->io, &export->resized);
 }
 
 void vhost_export_end(struct vhost_export *export, void (*done)(void *argument), void *argument)

@@ -25,6 +25,10 @@ void vhost_export_start(struct vhost_export *export, void (*done)(void *argument
 /* Stops listening, ends the connection in good order, frees the export. */
 void vhost_export_end(struct vhost_export *export, void (*done)(void *argument), void *argument);
 
+/* The node has another size: the front-end is told, if it wants to be. Between the start and the end, and not again before
+ * something that was sent to the node's reactor later has come back. */
+void vhost_export_resized(struct vhost_export *export);
+
 struct vhost_export_status {
     const char *disk, *socket; /* stay as long as the export */
     bool connected;

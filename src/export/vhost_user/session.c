@@ -255,6 +255,7 @@ static void session_free(struct vhost_session *session)
     while (!list_empty(&session->spare))
         free(container_of(list_take_first(&session->spare), struct vhost_request, link));
     vhost_transfers_fini(&session->transfers);
+    back_channel_fini(&session->back);
     inflight_region_drop(&session->inflight);
     dirty_log_drop(&session->log);
     guest_memory_unref(session->memory);
@@ -274,7 +275,8 @@ static bool is_busy(const struct vhost_session *session)
     for (unsigned i = 0; i < session->queue_end; i++)
         if (vhost_queue_is_busy(&session->queues[i]))
             return true;
-    return session->receiving || session->sending || session->in_flight > 0 || vhost_event_is_busy(&session->logged);
+    return session->receiving || session->sending || back_channel_is_busy(&session->back) || session->in_flight > 0 ||
+           vhost_event_is_busy(&session->logged);
 }
 
 static bool is_still(const struct vhost_session *session)
@@ -307,10 +309,17 @@ void vhost_session_close(struct vhost_session *session, const struct error *err)
     session->waiting = false;
     close_descriptors(session);
     io_shutdown(session->io, session->fd);
+    back_channel_shut(&session->back);
     vhost_poll_fini(session);
     vhost_event_set(&session->logged, -1);
     for (unsigned i = 0; i < session->queue_end; i++)
         vhost_queue_abandon(&session->queues[i]);
+}
+
+void vhost_session_resized(struct vhost_session *session)
+{
+    if (session->state == VHOST_SESSION_SERVING && (session->protocol_features & VHOST_BIT(VHOST_PROTOCOL_CONFIG)))
+        back_channel_config_changed(&session->back);
 }
 
 void vhost_session_leave(struct vhost_session *session)
@@ -322,6 +331,11 @@ void vhost_session_leave(struct vhost_session *session)
     for (unsigned i = 0; i < session->queue_end; i++)
         vhost_queue_halt(&session->queues[i]);
     vhost_session_wake(session);
+}
+
+static void back_is_idle(void *context)
+{
+    vhost_session_wake(context);
 }
 
 struct vhost_session *vhost_session_create(struct io *io, struct node *node, const char *name,
@@ -336,6 +350,7 @@ struct vhost_session *vhost_session_create(struct io *io, struct node *node, con
     session->counters = counters;
     session->fd = -1;
     session->work.run = session_work;
+    back_channel_init(&session->back, io, name, back_is_idle, session);
     session->receive.done = receive_done;
     session->send.done = send_done;
     list_init(&session->spare);

@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 
 #include "block/node.h"
+#include "export/vhost_user/back_channel.h"
 #include "export/vhost_user/dirty_log.h"
 #include "export/vhost_user/inflight_region.h"
 #include "export/vhost_user/memory.h"
@@ -61,6 +62,7 @@ struct vhost_session {
     struct dirty_log log;
     struct vhost_event logged; /* signalled when there may be something new in the log */
     bool logging;              /* the front-end wants to know where we write, and there is a log */
+    struct back_channel back;
     struct vhost_queue queues[LIMIT_VHOST_QUEUES];
     unsigned queue_end; /* queues from here on were never spoken of */
 
@@ -79,6 +81,8 @@ struct vhost_session *vhost_session_create(struct io *io, struct node *node, con
                                            struct vhost_counters *counters);
 /* Takes over the connection. `gone` is called later, once. */
 void vhost_session_start(struct vhost_session *session, int fd, void (*gone)(void *argument), void *argument);
+/* The disk has another size: the front-end is told, if it wants to be. */
+void vhost_session_resized(struct vhost_session *session);
 /* In good order: requests that were taken are answered first. */
 void vhost_session_leave(struct vhost_session *session);
 

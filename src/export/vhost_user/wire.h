@@ -29,6 +29,7 @@ enum vhost_request_id {
     VHOST_SET_PROTOCOL_FEATURES = 16,
     VHOST_GET_QUEUE_NUM = 17,
     VHOST_SET_VRING_ENABLE = 18,
+    VHOST_SET_BACKEND_REQ_FD = 21,
     VHOST_GET_CONFIG = 24,
     VHOST_SET_CONFIG = 25,
     VHOST_GET_INFLIGHT_FD = 31,
@@ -41,6 +42,9 @@ enum vhost_request_id {
     VHOST_GET_STATUS = 40,
 };
 
+/* The other way, on the socket that SET_BACKEND_REQ_FD has brought. */
+enum { VHOST_BACKEND_CONFIG_CHANGE_MSG = 2 };
+
 enum vhost_header_flags {
     VHOST_VERSION = 1,
     VHOST_VERSION_MASK = 3,
@@ -52,6 +56,7 @@ enum vhost_protocol_feature { /* bit numbers */
                               VHOST_PROTOCOL_MQ = 0,
                               VHOST_PROTOCOL_LOG_SHMFD = 1,
                               VHOST_PROTOCOL_REPLY_ACK = 3,
+                              VHOST_PROTOCOL_BACKEND_REQ = 5,
                               VHOST_PROTOCOL_CONFIG = 9,
                               VHOST_PROTOCOL_INFLIGHT = 12,
                               VHOST_PROTOCOL_RESET_DEVICE = 13,
