@@ -22,6 +22,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/probe.h"
 #include "track/tracker_internal.h"
 
 static uint64_t bits_of(const struct tracker *tracker, uint64_t size_bytes)
@@ -46,7 +47,7 @@ static struct span *last_span(const struct tracker *tracker)
 static void dirty_added(struct tracker *tracker, struct block_range added)
 {
     struct span *span = last_span(tracker);
-    if (!span)
+    if (!span || MUTANT(track_added_is_clean))
         return;
     tracker_set_bits(tracker, added.first, 1);
     for (unsigned i = 0; i < tracker->span_count; i++)
@@ -74,6 +75,7 @@ void tracker_grow(struct tracker *tracker)
 
 int tracker_take_growth(struct tracker *tracker)
 {
+    PROBE(track_growth_taken_over);
     const struct block_range added = added_bits(tracker, tracker->noted_bytes, tracker->next_bytes);
     struct span *span = last_span(tracker);
     int status = activity_log_resize(&tracker->log, tracker_extents(block_range_end(added)));
@@ -138,7 +140,10 @@ static void reserve_memory(struct tracker *tracker)
         return;
     }
     tracker->next_bytes = tracker->op->size_bytes;
-    superblock_write(tracker, announced);
+    if (MUTANT(track_growth_not_announced))
+        announced(tracker, 0);
+    else
+        superblock_write(tracker, announced);
 }
 
 static void reserve_room(struct tracker *tracker);
@@ -228,7 +233,7 @@ static void growth_stored(struct tracker *tracker)
 void tracker_store_growth(struct tracker *tracker, void (*done)(struct tracker *tracker, int status))
 {
     tracker->growth_stored = done;
-    if (last_span(tracker))
+    if (last_span(tracker) && !MUTANT(track_growth_named_first))
         page_store_want(tracker, last_span(tracker), growth_stored);
     else
         growth_stored(tracker);

@@ -12,6 +12,7 @@
  *    reported as changed (R5), whatever has crashed since, as long as the checkpoint is said to be valid.
  *  - a granule may be reported only if a request of the guest has touched it since the cut; after a power loss also
  *    what lies in as many extents as the activity log has slots, which counts as touched from then on.
+ *  - what a disk has gained since a checkpoint must be reported, with the granule that its old end lay in.
  *  - what was said to be recorded, committed or removed is so after every crash; what was asked for and not answered
  *    may have happened or not; nothing else happens. A checkpoint is invalid only with a reason, and only if something has
  *    failed or was changed behind our back (`excuse`).
@@ -34,8 +35,9 @@ enum {
     CRASH_OPS = 4,          /* requests to the tracker under way at once */
     CRASH_SPOTS = 64,       /* where the guest likes to write */
     CRASH_STUCK = 16,
-    CRASH_EXTENTS_MAX = 80,
-    CRASH_TAMPERS = 10, /* of one seed, at most */
+    CRASH_EXTENTS_MAX = 96,
+    CRASH_ADDED_EXTENTS = 8, /* by growing, at most */
+    CRASH_TAMPERS = 10,      /* of one seed, at most */
 };
 
 #define CRASH_DISK "vda.img"
@@ -70,6 +72,7 @@ struct crash_guest { /* one request at a time */
 struct crash_checkpoint {
     struct crash_checkpoint *next; /* oldest first */
     struct checkpoint_id id;
+    uint64_t size;      /* of the disk at the cut; what was added since must be reported */
     uint32_t cut_stamp; /* granules with a newer one may be reported */
     uint64_t *image;    /* by index of touched sectors; those touched later were zero, or `base` */
     uint32_t image_count;
@@ -77,7 +80,7 @@ struct crash_checkpoint {
     bool invalid; /* was seen so */
 };
 
-enum crash_act { ACT_PREPARE, ACT_RECORD, ACT_COMMIT, ACT_REMOVE, ACT_CLOSE, ACT_OPEN };
+enum crash_act { ACT_PREPARE, ACT_RECORD, ACT_COMMIT, ACT_REMOVE, ACT_CLOSE, ACT_OPEN, ACT_ANNOUNCE, ACT_GROWN };
 
 struct crash_op { /* a request to the tracker */
     struct tracker_op op;
@@ -105,7 +108,8 @@ struct crash_life { /* a process; stays in memory when it was killed */
     bool prepared;
     struct crash_guest guests[CRASH_GUESTS];
     unsigned guests_busy;
-    struct crash_op ops[CRASH_OPS];
+    bool growing;
+    struct crash_op ops[CRASH_OPS + 1]; /* the last one is for growing */
     unsigned ops_busy;
 };
 
@@ -149,6 +153,7 @@ struct crash_sim {
     struct world *world;
     /* the character of this seed */
     uint64_t size, granularity;
+    uint64_t max_size, grow_to; /* grow_to: announced, perhaps, and not done; 0: nothing is */
     unsigned slots;
     uint32_t alignment;
     bool block_device, sidecar_faults, sidecar_stalls, disk_faults, memory_faults, tampers, large;
@@ -258,6 +263,12 @@ void checkpoints_after_restart(struct crash_sim *sim);
 void checkpoints_forget_all(struct crash_sim *sim);
 void checkpoints_invalidated(struct crash_sim *sim);
 void life_op(struct crash_life *life, enum crash_act act, struct crash_checkpoint *checkpoint);
+
+/* crash_growth.c */
+void growth_act(struct crash_life *life);
+void growth_answered(struct crash_op *op);
+/* Of the disk as the daemon serves it: its file may be larger already. */
+uint64_t life_disk_size(const struct crash_life *life);
 
 /* crash_oracle.c */
 void oracle_image(struct crash_sim *sim, struct crash_checkpoint *checkpoint);

@@ -105,6 +105,8 @@ static void opened(struct crash_op *op)
     life->err = op->op.error;
     life->open = op->op.status == 0;
     life->open_failed = !life->open;
+    if (life->open)
+        sim->grow_to = 0;
     if (life->open_failed && !sim->damaged && !sim->excuse && sim->born)
         crash_fail(sim, "tracker_open(): %d, %s", op->op.status, op->op.error.text);
     if (life->open_failed)
@@ -133,6 +135,12 @@ static void op_done(struct tracker_op *tracker_op)
         break;
     case ACT_OPEN:
         opened(op);
+        break;
+    case ACT_ANNOUNCE:
+    case ACT_GROWN:
+        if (op->op.status < 0)
+            answer_unexpected(op, "growing");
+        growth_answered(op);
         break;
     case ACT_CLOSE:
         if (op->op.status < 0)
@@ -167,6 +175,12 @@ void life_op(struct crash_life *life, enum crash_act act, struct crash_checkpoin
         checkpoint->remove_asked = true;
         tracker_remove(life->tracker, checkpoint->id.uuid, &op->op);
         break;
+    case ACT_ANNOUNCE:
+        tracker_announce_growth(life->tracker, life->sim->grow_to, &op->op);
+        break;
+    case ACT_GROWN:
+        tracker_record_growth(life->tracker, &op->op);
+        break;
     case ACT_CLOSE:
         tracker_close(life->tracker, &op->op);
         break;
@@ -191,6 +205,7 @@ static void cut_run(struct io_task *task)
         tracker_cut(life->tracker);
         life->making->cut = true;
         oracle_image(sim, life->making);
+        life->making->size = life_disk_size(life);
         life->making->cut_stamp = ++sim->stamp;
         guests_restamp(life);
     }
@@ -217,7 +232,7 @@ void checkpoint_abandon(struct crash_life *life)
 static void make(struct crash_life *life)
 {
     struct crash_sim *sim = life->sim;
-    if (count(sim) >= CRASH_CHECKPOINTS)
+    if (count(sim) >= CRASH_CHECKPOINTS || life->growing)
         return;
     struct crash_checkpoint *checkpoint = calloc(1, sizeof *checkpoint);
     if (!checkpoint)

@@ -41,6 +41,12 @@ static void note_act(const struct crash_op *op)
     case ACT_REMOVE:
         PROBE(track_death_in_remove);
         break;
+    case ACT_ANNOUNCE:
+        PROBE(track_death_in_announcement);
+        break;
+    case ACT_GROWN:
+        PROBE(track_death_in_growth);
+        break;
     case ACT_CLOSE:
         PROBE(track_death_in_close);
         break;
@@ -53,7 +59,7 @@ static void note_act(const struct crash_op *op)
 void death_note(const struct crash_sim *sim)
 {
     const struct crash_life *life = sim->life;
-    for (unsigned i = 0; i < CRASH_OPS; i++)
+    for (unsigned i = 0; i <= CRASH_OPS; i++)
         if (life->ops[i].busy)
             note_act(&life->ops[i]);
     if (life->making && life->making->cut && !life->making->record_asked)

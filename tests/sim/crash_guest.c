@@ -133,17 +133,18 @@ static void guest_done(struct request *req, int status)
 
 static struct range choose_range(struct crash_sim *sim)
 {
+    const uint64_t size = life_disk_size(sim->life);
     uint64_t start = sim->spots[crash_below(sim, sim->spot_count)], length = CRASH_SECTOR * (1 + crash_below(sim, 12));
     if (crash_chance(sim, 128)) { /* one after the other through all extents */
         start = sim->sequential;
-        sim->sequential = (sim->sequential + sim->granularity * 512) % (sim->size - 16 * CRASH_SECTOR);
+        sim->sequential = (sim->sequential + sim->granularity * 512) % (size - 16 * CRASH_SECTOR);
         sim->sequential = round_down(sim->sequential, CRASH_SECTOR);
     }
     if (sim->large && crash_chance(sim, 24))
         length = CRASH_SECTOR * (1 + crash_below(sim, 2048));
     start += CRASH_SECTOR * crash_below(sim, 8);
-    if (start + length > sim->size)
-        start = sim->size - length;
+    if (start + length > size)
+        start = size - length;
     return (struct range){start, length};
 }
 

@@ -258,6 +258,11 @@ static void call_checkpoint(void *argument)
     checkpoint_act(argument);
 }
 
+static void call_growth(void *argument)
+{
+    growth_act(argument);
+}
+
 static void misfortune(struct crash_sim *sim)
 {
     if (sim->sidecar_stalls && crash_chance(sim, 512)) {
@@ -301,6 +306,8 @@ void life_main(struct crash_sim *sim)
             tamper_copy(sim);
         else if (dice == 59)
             misfortune(sim);
+        else if (dice == 60)
+            world_call(life->io, call_growth, life);
         for (uint64_t steps = crash_below(sim, 14); steps > 0 && !life->dead; steps--)
             life_step(sim);
     }

@@ -21,15 +21,16 @@ void oracle_image(struct crash_sim *sim, struct crash_checkpoint *checkpoint)
 static uint64_t read_changed(struct crash_sim *sim, const struct crash_checkpoint *checkpoint, uint8_t *changed)
 {
     const struct tracker *tracker = sim->life->tracker;
+    const uint64_t size = life_disk_size(sim->life);
     uint64_t at = 0, bytes = 0, rounds = 0;
     memset(changed, 0, sim->size / sim->granularity + 1);
-    while (at < sim->size) {
+    while (at < size) {
         struct range run = {0, 0};
         uint64_t next = at;
         int status = tracker_changed(tracker, checkpoint->id.uuid, at, &run, &next);
         if (status < 0)
             crash_fail(sim, "tracker_changed() of the valid checkpoint %s: %d", checkpoint->id.name, status);
-        if (next <= at || next > sim->size || (run.length > 0 && (run.start < at || range_end(run) > next)))
+        if (next <= at || next > size || (run.length > 0 && (run.start < at || range_end(run) > next)))
             crash_fail(sim, "tracker_changed() of %s at %llu goes on at %llu, run [%llu +%llu]", checkpoint->id.name,
                        (unsigned long long)at, (unsigned long long)next, (unsigned long long)run.start,
                        (unsigned long long)run.length);
@@ -38,10 +39,20 @@ static uint64_t read_changed(struct crash_sim *sim, const struct crash_checkpoin
                    (range_end(run) - 1) / sim->granularity - run.start / sim->granularity + 1);
         bytes += run.length;
         at = next;
-        if (++rounds > 4 * (sim->size / sim->granularity) + 100)
+        if (++rounds > 4 * (size / sim->granularity) + 100)
             crash_fail(sim, "tracker_changed() does not come to an end");
     }
     return bytes;
+}
+
+static void check_added(struct crash_sim *sim, const struct crash_checkpoint *checkpoint, const uint8_t *changed)
+{
+    const uint64_t size = life_disk_size(sim->life);
+    for (uint64_t at = (checkpoint->size - 1) / sim->granularity;
+         size > checkpoint->size && at * sim->granularity < size; at++)
+        if (!changed[at])
+            crash_fail(sim, "granule %llu was added since checkpoint %s, and is not reported (C22)",
+                       (unsigned long long)at, checkpoint->id.name);
 }
 
 static void check_superset(struct crash_sim *sim, const struct crash_checkpoint *checkpoint, const uint8_t *changed)
@@ -127,6 +138,7 @@ void oracle_check(struct crash_sim *sim, bool fresh)
             crash_fail(sim, "checkpoint %s is said to have %llu changed bytes, there are %llu", checkpoint->id.name,
                        (unsigned long long)infos[i].changed_bytes, (unsigned long long)bytes);
         check_superset(sim, checkpoint, changed);
+        check_added(sim, checkpoint, changed);
         check_exact(sim, checkpoint, changed, forgive, extents);
         sim->result.checks++;
     }

@@ -16,6 +16,7 @@ static void choose_character(struct crash_sim *sim)
     sim->granularity = crash_chance(sim, 100) ? 8192 : 4096;
     uint64_t extents = crash_chance(sim, 400) ? 34 + crash_below(sim, 40) : 15 + crash_below(sim, 20);
     sim->size = extents * 1024 * sim->granularity - 4096 * crash_below(sim, 30);
+    sim->max_size = sim->size + CRASH_ADDED_EXTENTS * 1024 * sim->granularity;
     sim->slots = LIMIT_TRACK_SLOTS_MIN + (unsigned)crash_below(sim, 4);
     sim->alignment = crash_chance(sim, 300) ? 4096 : 512;
     sim->block_device = crash_chance(sim, 200);
@@ -49,10 +50,10 @@ static void begin(struct crash_sim *sim)
     sim->world = world_create(&options);
     choose_character(sim);
     world_file_create(sim->world, CRASH_DISK, sim->size, sim->alignment, sim->block_device);
-    uint64_t sectors = sim->size / CRASH_SECTOR;
+    uint64_t sectors = sim->max_size / CRASH_SECTOR;
     sim->sectors = calloc(sectors + 1, sizeof *sim->sectors);
     sim->touched = calloc(sectors + 1, sizeof *sim->touched);
-    sim->stamps = calloc(sim->size / sim->granularity + 2, sizeof *sim->stamps);
+    sim->stamps = calloc(sim->max_size / sim->granularity + 2, sizeof *sim->stamps);
     if (!sim->sectors || !sim->touched || !sim->stamps)
         abort();
     crash_trace(sim, "a disk of %llu bytes, granularity %llu, %u slots%s%s%s%s%s%s", (unsigned long long)sim->size,

@@ -192,6 +192,8 @@ static bool change_size(struct crash_sim *sim)
         return false;
     uint64_t by = 4096 * (1 + crash_below(sim, 200));
     uint64_t size = crash_chance(sim, 512) ? sim->size + by : sim->size - by;
+    if (size == sim->grow_to) /* which would be ours */
+        size += CRASH_SECTOR;
     for (uint64_t at = size / CRASH_SECTOR; at < sim->size / CRASH_SECTOR; at++)
         sim->sectors[at].acknowledged = sim->sectors[at].durable = 0;
     return truncate_file(sim, CRASH_DISK, size);
