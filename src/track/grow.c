@@ -15,6 +15,9 @@
  * takes. A disk of any other size was changed by somebody else. Until the record is durable the bits need not be: for
  * what recovery sets anyway, a write has to wait for nothing.
  *
+ * No other operation runs between announcement and record: one that merges the last span into the one before would miss
+ * what is set in it then.
+ *
  * A disk that does not grow after all keeps its announcement, for perhaps it was extended and only that could not be told.
  * The next open, or the next growth, does away with it.
  */
@@ -106,8 +109,10 @@ static void announced(struct tracker *tracker, int status)
 {
     if (status < 0)
         tracker_fail(tracker, "its sidecar cannot be written (superblock): %s", error_name(status));
-    if (!announce_voided(tracker))
-        tracker_op_finish(tracker, 0);
+    if (announce_voided(tracker))
+        return;
+    tracker->growing = true;
+    tracker_op_finish(tracker, 0);
 }
 
 static void reserve_memory(struct tracker *tracker);
@@ -195,8 +200,9 @@ void tracker_run_announce(struct tracker_op *op)
                         (unsigned long long)room, (unsigned long long)op->size_bytes, tracker->disk->name);
     } else if (tracker->broken) { /* all is void, and said so elsewhere */
         tracker->next_bytes = op->size_bytes;
-        tracker_op_finish(tracker,
-                          activity_log_resize(&tracker->log, tracker_extents(bits_of(tracker, op->size_bytes))));
+        int status = activity_log_resize(&tracker->log, tracker_extents(bits_of(tracker, op->size_bytes)));
+        tracker->growing = status == 0;
+        tracker_op_finish(tracker, status);
     } else if (!tracker_op_voided(tracker)) {
         disk_watch_hold(&tracker->watch); /* the file's times are about to change */
         tracker->progress = 0;
@@ -208,6 +214,8 @@ void tracker_run_announce(struct tracker_op *op)
 void tracker_forgo_growth(struct tracker *tracker)
 {
     disk_watch_release(&tracker->watch);
+    tracker->growing = false;
+    tracker_ops_next(tracker);
 }
 
 /* ---- record */
@@ -250,6 +258,7 @@ void tracker_run_grown(struct tracker_op *op)
 {
     struct tracker *tracker = op->tracker;
     disk_watch_release(&tracker->watch);
+    tracker->growing = false;
     if (tracker->broken)
         tracker_op_finish(tracker, 0);
     else if (!tracker_op_voided(tracker))

@@ -53,8 +53,18 @@ static void ops_run(struct io_task *task)
     tracker_drop_spans(tracker);
     if ((tracker->drop_pending || tracker->voiding.phase == VOID_NOTING) && !tracker->broken)
         return; /* goes on when they are gone */
-    tracker->op = container_of(list_take_first(&tracker->ops), struct tracker_op, link);
-    tracker->op->run(tracker->op);
+    struct tracker_op *op = container_of(tracker->ops.head.next, struct tracker_op, link);
+    if (tracker->growing) {
+        op = NULL;
+        list_each (link, &tracker->ops)
+            if (container_of(link, struct tracker_op, link)->run == tracker_run_grown)
+                op = container_of(link, struct tracker_op, link);
+        if (!op)
+            return;
+    }
+    list_remove(&op->link);
+    tracker->op = op;
+    op->run(op);
 }
 
 void tracker_ops_next(struct tracker *tracker)

@@ -157,6 +157,7 @@ struct tracker {
     struct io_op work;
     uint64_t progress; /* of the step under way: blocks, or pages */
     unsigned at_span;
+    bool growing;                /* announced: no other operation runs before it is recorded or given up */
     struct io_timer pause;       /* between its steps */
     struct recovery *recovering; /* recovery.c */
 };

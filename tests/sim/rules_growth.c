@@ -159,11 +159,50 @@ static void c22_more_than_the_sidecar_has_room_for_is_refused(void **state)
     scene_destroy(&scene);
 }
 
+static void removed(struct tracker_op *op)
+{
+    op->size_bytes = 1; /* it is done */
+}
+
+/* A checkpoint that is removed meanwhile, with the span that gets the bits, goes when they are there. */
+static void c22_a_removal_waits_for_the_growth(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 4; seed++) {
+        const uint64_t blocks = SCENE_BLOCKS + 40 * SCENE_EXTENT_BLOCKS;
+        struct checkpoint_info infos[2];
+        struct tracker_op op = {.done = removed};
+        struct scene scene;
+        begin(&scene, seed);
+        scene_checkpoint(&scene, A);
+        scene_checkpoint(&scene, B);
+        assert_int_equal(grow_step(&scene, blocks), 0);
+        assert_int_equal(tracker_checkpoints(scene.tracker, infos, 2), 2);
+        world_act_as(scene.world, scene.io);
+        tracker_remove(scene.tracker, infos[1].id.uuid, &op);
+        world_run_for(scene.world, NS_PER_S);
+        assert_int_equal(op.size_bytes, 0);
+        extend(&scene, blocks);
+        grow(&scene, blocks);
+        assert_int_equal(grow_step(&scene, 0), 0);
+        world_run_for(scene.world, 10 * NS_PER_S);
+        assert_true(op.size_bytes == 1 && op.status == 0);
+        if (seed % 2)
+            scene_power_loss(&scene);
+        else
+            scene_kill(&scene);
+        assert_int_equal(scene_start(&scene), 0);
+        assert_true(scene_changed(&scene, A, SCENE_BLOCKS) && scene_changed(&scene, A, blocks - 1));
+        scene_destroy(&scene);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(c22_an_added_range_is_dirty_everywhere),
         cmocka_unit_test(c22_a_size_that_was_not_announced_is_strange),
+        cmocka_unit_test(c22_a_removal_waits_for_the_growth),
         cmocka_unit_test(c22_more_than_the_sidecar_has_room_for_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
