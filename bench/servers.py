@@ -219,9 +219,9 @@ class Qsd(Server):
     """qemu-storage-daemon at its best: O_DIRECT, io_uring, an iothread (not with 7.2: it is unstable there)."""
     kind = "qsd"
 
-    def __init__(self, work, disks, program, iothread=True, target_dir=None, name=None, vhost=False):
+    def __init__(self, work, disks, program, iothread=True, target_dir=None, name=None, vhost=False, image_format="raw"):
         super().__init__(work, disks, name)
-        self.vhost = vhost
+        self.vhost, self.image_format = vhost, image_format
         self.program, self.iothread = program, iothread
         self.target_dir = pathlib.Path(target_dir or work)
         self.targets = []
@@ -243,7 +243,7 @@ class Qsd(Server):
                                           "read-zeroes": False})
             else:
                 self.add_file(f"{name}-disk", path)
-            self.qmp("blockdev-add", {"driver": "raw", "node-name": f"{name}-live", "file": f"{name}-disk"})
+            self.qmp("blockdev-add", {"driver": self.image_format, "node-name": f"{name}-live", "file": f"{name}-disk"})
             self.export(name, f"{name}-live", True)
             if self.vhost:
                 self.export_vhost(name, f"{name}-live")
