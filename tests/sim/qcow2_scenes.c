@@ -23,7 +23,7 @@
 enum { CLUSTER = 512, PER_BLOCK = CLUSTER / 8, COVERED = CLUSTER / 8 * PER_BLOCK }; /* clusters */
 enum { DISK_BYTES = 256 * KIB, TABLE_BYTES = 32 * KIB };
 enum { TABLE_AT = CLUSTER, L1_AT = 2 * CLUSTER, BLOCK_AT = 3 * CLUSTER, FIRST_FREE = 4 };
-enum { STEPS = 12, TABLES = DISK_BYTES / TABLE_BYTES, POWER_LOSSES = 40, OF_BASE = 0xbb };
+enum { STEPS = 16, TABLES = DISK_BYTES / TABLE_BYTES, POWER_LOSSES = 40, OF_BASE = 0xbb };
 
 /* Operations of one kind on a part of the image. Empty: none. */
 struct pick {
@@ -53,6 +53,10 @@ struct scene {
     struct pick hold, fails, watch;
     unsigned fail_times, flags;
     bool seen; /* what is watched has landed */
+    /* The change of the file of this number fails so; and all later ones. */
+    uint64_t bad_number, changes;
+    int bad_status;
+    bool bad_for_good;
     struct step steps[STEPS];
     unsigned used;
 };
@@ -78,6 +82,11 @@ static bool is_picked(const struct pick *pick, const struct world_io *io)
 static int disk_fails(void *context, const struct world_io *io)
 {
     struct scene *scene = context;
+    if (io->kind != WORLD_READ && io->kind != WORLD_EXTENT && scene->bad_status < 0) {
+        uint64_t number = ++scene->changes;
+        if (number == scene->bad_number || (scene->bad_for_good && number > scene->bad_number))
+            return scene->bad_status;
+    }
     if (scene->fail_times == 0 || !is_picked(&scene->fails, io))
         return 0;
     scene->fail_times--;
@@ -267,6 +276,7 @@ static bool reads_as(struct scene *scene, struct range range, unsigned char valu
 static void forget_hooks(struct scene *scene)
 {
     scene->hold = scene->fails = scene->watch = (struct pick){0};
+    scene->bad_status = 0;
     scene->seen = false;
 }
 
@@ -494,6 +504,63 @@ static void file_not_extended(void)
     scene_end(scene);
 }
 
+/* Some requests of each kind, none over another. Whether a flush has made the first ones stable. */
+static bool bad_disk_requests(struct scene *scene)
+{
+    for (unsigned i = 0; i < 6; i++) {
+        uint64_t at = (i + 1) * TABLE_BYTES - 2 * CLUSTER, length = i < 2 ? TABLE_BYTES / 2 : 3 * CLUSTER - 100;
+        start(scene, i == 3 ? REQUEST_WRITE_ZEROES : REQUEST_WRITE, at, length);
+        if (i % 2)
+            go_on(scene);
+    }
+    start(scene, REQUEST_DISCARD, 2 * TABLE_BYTES, 4 * CLUSTER);
+    const struct step *flush = start(scene, REQUEST_FLUSH, 0, 0);
+    go_on(scene);
+    start(scene, REQUEST_WRITE, 0, 4 * CLUSTER);
+    go_on(scene);
+    for (unsigned i = 0; i < scene->used; i++)
+        if (!scene->steps[i].done)
+            fail(scene, "request %u never ended", scene->steps[i].value);
+    return flush->status == 0;
+}
+
+/* One change of the file fails, or all from there on. What was answered is there all the same. false: there are fewer. */
+static bool bad_disk(enum shape shape, uint64_t clusters, uint64_t number, bool for_good, bool power)
+{
+    struct scene *scene = scene_begin("a bad disk", shape, number, clusters);
+    scene->bad_number = number;
+    scene->bad_status = shape == OVER_BASE ? -ENOSPC : -EIO;
+    scene->bad_for_good = for_good;
+    bool flushed = bad_disk_requests(scene), more = scene->changes >= number, there[STEPS] = {0};
+    for (unsigned i = 0; i < scene->used; i++) {
+        enum request_kind kind = scene->steps[i].req.kind;
+        there[i] = (kind == REQUEST_WRITE || kind == REQUEST_WRITE_ZEROES) && i != 1 && /* the discard is over it */
+                   scene->steps[i].status == 0 && (!power || (flushed && i < 6));
+    }
+    if (power)
+        lose_power(scene);
+    else
+        kill_process(scene);
+    for (unsigned i = 0; i < STEPS; i++) {
+        const struct step *step = &scene->steps[i];
+        if (there[i] && !reads_as(scene, step->req.range, step->req.kind == REQUEST_WRITE ? step->value : 0))
+            fail(scene, "request %u was answered, and is lost", step->value);
+    }
+    scene_end(scene);
+    return more;
+}
+
+/* The file ends early, or shortly before another refcount block, or table of these, is needed. */
+static void bad_disks(void)
+{
+    static const uint64_t ends[] = {FIRST_FREE, PER_BLOCK - 20, COVERED - 20};
+    for (unsigned i = 0; i < 3 * 2 * 2 * 2; i++) {
+        enum shape shape = i / 3 % 2 ? OVER_BASE : THROUGH;
+        for (uint64_t number = 1 + i % 7; bad_disk(shape, ends[i % 3], number, i / 6 % 2, i / 12); number += 7)
+            ;
+    }
+}
+
 void qcow2_scenes(void)
 {
     killed_with_the_l1_table_on_its_way();
@@ -510,4 +577,5 @@ void qcow2_scenes(void)
         power_lost_behind_a_refcount_block(seed);
         power_lost_behind_fua(seed % 2 ? THROUGH : WRITE_BACK, seed);
     }
+    bad_disks();
 }
