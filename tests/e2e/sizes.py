@@ -107,6 +107,56 @@ def test_granularities_and_devices(t):
                   cache=f"ram={'4M' if size_of(granularity) < MIB else '16M'},max=64M,dir={t.dir}")
 
 
+def qcow2(t, name, options, source=None, size=SIZE):
+    """An image with those options, of the source's content, or empty."""
+    path = t.path(name)
+    if source:
+        t.run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", options, source, path)
+    else:
+        t.run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, path, size)
+    return path
+
+
+def judge(t, path, model):
+    t.run("qemu-img", "check", "-q", path)
+    t.run("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", path, model)
+
+
+# Clusters from the smallest to the largest of the format, subclusters, narrow and wide counts.
+QCOW2 = ["cluster_size=512", "cluster_size=4K,refcount_bits=1", "cluster_size=64K,extended_l2=on", "cluster_size=2M",
+         "cluster_size=64K", "cluster_size=16K,extended_l2=on,refcount_bits=64"]
+
+
+def test_granularities_and_qcow2_clusters(t):
+    """P15: each granularity over qcow2 sources of other clusters, copied to qcow2 targets of others again."""
+    harness.need("qemu-img", "nbdcopy")
+    for i, granularity in enumerate(GRANULARITIES):
+        image = t.disk(f"{granularity}.raw", SIZE)
+        fill_sparsely(image, granularity)
+        source = qcow2(t, f"{granularity}-source.qcow2", QCOW2[i], image)
+        target_image = qcow2(t, f"{granularity}-target.qcow2", QCOW2[(i + 2 + i // 3) % len(QCOW2)])
+        tiers = f"ram={'4M' if size_of(granularity) < MIB else '16M'},max=64M,dir={t.dir}" if i % 2 else "ram=64M"
+        d = t.daemon({"vda": f"{source},format=qcow2,granularity={granularity}", "vdt": f"{target_image},format=qcow2"},
+                     "--fleece", tiers)
+        guest = Guest(d, image, seed=granularity)
+        scribble(guest, 20)
+        was = bytes(guest.model)
+        d.fleece("snapshot", "create", "s")
+        scribble(guest, 60)
+        assert content(d.uri("vda@s"), 700 * KIB + 1) == was, "the snapshot is wrong"
+        t.run("nbdcopy", d.uri("vda@s"), d.uri("vdt"))
+        release_all(d, SIZE, max(64 * KIB, size_of(granularity)))
+        harness.wait_for("the cache is empty", lambda: d.status()["disks"][0]["cache-blocks"] == 0)
+        scribble(guest, 10)
+        assert d.status()["disks"][0]["cache-blocks"] == 0, "released blocks are preserved"
+        d.fleece("snapshot", "delete", "s")
+        guest.end()
+        d.stop()
+        for path, right in ((source, guest.model), (target_image, was)):
+            t.path("model").write_bytes(right)
+            judge(t, path, t.path("model"))
+
+
 def test_tiny_disks(t):
     """P9: sizes around a sector, a block and a page."""
     for size in (1, 511, 512, 513, 4095, 4096, 4097, 65537):
