@@ -393,6 +393,10 @@ enum {
  * it is not watched from for this many times as long. */
 #define VHOST_CONTENDED_NS (100 * NS_PER_US)
 #define VHOST_CONTENDED_TIMES 64
+/* ... or if requests ended so soon after we slept, so often in a row, as they seldom do by chance: then not for so long. */
+#define VHOST_SHORT_SLEEP_NS (10 * NS_PER_US)
+#define VHOST_SHORT_SLEEPS 8
+#define VHOST_REST_NS (20 * NS_PER_MS)
 /* A ring whose front-end has no eventfd to kick with is looked at this often. */
 #define VHOST_NO_KICK_NS (1 * NS_PER_MS)
 

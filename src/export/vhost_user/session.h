@@ -74,6 +74,7 @@ struct vhost_session {
     unsigned turn;  /* the queue that comes first: the one behind that which took something last */
     struct io_timer poll, no_kick;
     uint64_t poll_until_ns, poll_window_ns, slept_ns, contended_until_ns;
+    unsigned short_sleeps; /* in a row, ended by a request's end */
     bool asleep;
 };
 
