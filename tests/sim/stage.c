@@ -71,10 +71,18 @@ static void landed(void *context, const struct world_io *io, int64_t result)
 static void moment(void *context)
 {
     struct stage *stage = context;
+    if (world_process(stage->world) != stage->process)
+        return;
     if (++stage->moments == stage->die_at) {
         stage->dead = true;
         world_die(stage->world);
     }
+}
+
+static bool outlives(void *context, const void *memory, size_t length)
+{
+    const struct stage *stage = context;
+    return stage->outlives && stage->outlives(stage, memory, length);
 }
 
 static uint64_t delay(void *context, struct io *from, struct io *to)
@@ -381,6 +389,8 @@ static void stage_begin(struct stage *stage, const struct stage_options *options
                                   .fault = fault,
                                   .landed = landed,
                                   .delay = delay,
+                                  .outlives = outlives,
+                                  .short_per_1024 = options->short_per_1024,
                                   .moment = options->restartable ? moment : NULL,
                                   .power = options->tracked,
                                   .shm_max_bytes = options->tmpfs_bytes};

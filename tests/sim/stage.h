@@ -65,8 +65,10 @@ struct stage {
     struct vm_options options;
     uint64_t disk_bytes;
     bool restartable, tracked, adopted, dead;
-    const char *trouble;      /* what went wrong in vm_recover(); NULL: nothing */
-    void *owner;              /* whose stage it is */
+    const char *trouble; /* what went wrong in vm_recover(); NULL: nothing */
+    void *owner;         /* whose stage it is */
+    /* Of the world, if the owner wants to say so. */
+    bool (*outlives)(const struct stage *stage, const void *memory, size_t length);
     bool leases;              /* snapshots are leased to the stage */
     unsigned process;         /* of the daemon; the next one has the next number */
     uint64_t moments, die_at; /* the daemon dies in this one; 0: never */
@@ -91,10 +93,11 @@ struct stage_options {
     unsigned cache_segments; /* of the cache files; 0: there are none */
     uint64_t cbw_timeout_ns; /* 0: default */
     bool copy_on_read;
-    uint64_t seed;       /* of the world; 0: 1 */
-    bool restartable;    /* what can outlives the daemon; its disks are the file driver's, with locks */
-    bool tracked;        /* disks may have sidecars, and the power may go */
-    uint64_t disk_bytes; /* 0: STAGE_DISK_BYTES; what is behind that is a hole at first */
+    uint64_t seed;           /* of the world; 0: 1 */
+    bool restartable;        /* what can outlives the daemon; its disks are the file driver's, with locks */
+    bool tracked;            /* disks may have sidecars, and the power may go */
+    uint64_t disk_bytes;     /* 0: STAGE_DISK_BYTES; what is behind that is a hole at first */
+    unsigned short_per_1024; /* of the world */
 };
 
 /* A test of cmocka's on a stage of its own, which is its state; the VM ends after it, and nothing may be left. */

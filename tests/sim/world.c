@@ -196,7 +196,7 @@ void event_finish(struct world *world, struct event *event, int64_t result)
     if (event->kind >= WORLD_READ && event->kind <= WORLD_EXTENT)
         description_release(world, event->fd);
     else if (event->kind >= WORLD_ACCEPT)
-        world->descriptions[event->fd].under_way--;
+        description_at(world, event->fd)->under_way--;
     if (op->scratch[0] != (WORLD_OP_MAGIC ^ (uintptr_t)op) || op->scratch[1] != (uintptr_t)event)
         world_violation(world, "the memory of an operation (%s) was changed while it was under way",
                         kind_names[event->kind]);
@@ -267,9 +267,12 @@ static void op_timer_set(struct io *io, struct io_timer *timer, uint64_t deadlin
     timer_sift(reactor, reactor->timer_count);
 }
 
+/* As io/ring has it: a timer that sets itself anew is due in a later tick, whatever its deadline. */
 static void fire_timers(struct reactor *reactor)
 {
-    while (reactor->timer_count > 0 && reactor->timers[1].timer->deadline_ns <= reactor->world->now) {
+    for (size_t left = reactor->timer_count; left > 0 && reactor->timer_count > 0; left--) {
+        if (reactor->timers[1].timer->deadline_ns > reactor->world->now)
+            return;
         struct io_timer *timer = reactor->timers[1].timer;
         op_timer_cancel(&reactor->io, timer);
         reactor->world->events++;
@@ -338,8 +341,10 @@ static void tick_run(struct reactor *reactor, struct event *event)
 {
     struct world *world = reactor->world;
     bool timers_first = (world->order & 1) != 0;
+    reactor->arriving = event;
     if (timers_first)
         fire_timers(reactor);
+    reactor->arriving = NULL;
     if (reactor->backlog != NULL) {
         if (event != NULL)
             backlog_append(reactor, event);
@@ -501,6 +506,12 @@ void world_moment(struct io *io)
         world->options.moment(world->options.context);
 }
 
+unsigned world_process(const struct world *world)
+{
+    assert(world->current != NULL);
+    return world->current->process;
+}
+
 void world_die(struct world *world)
 {
     assert(world->escape != NULL);
@@ -627,12 +638,12 @@ static void op_cancel(struct io *io, struct io_op *op)
 int description_new(struct world *world, unsigned process)
 {
     for (unsigned i = 0; i < WORLD_DESCRIPTORS; i++) {
-        unsigned fd = (world->descriptor_next + i) % WORLD_DESCRIPTORS;
-        if (!world->descriptions[fd].open) {
-            world->descriptor_next = (fd + 1) % WORLD_DESCRIPTORS; /* a stale number shall not work by luck */
+        unsigned place = (world->descriptor_next + i) % WORLD_DESCRIPTORS;
+        if (!world->descriptions[place].open) {
+            world->descriptor_next = (place + 1) % WORLD_DESCRIPTORS; /* a stale number shall not work by luck */
             world->descriptor_count++;
-            world->descriptions[fd] = (struct description){.open = true, .process = process};
-            return (int)fd;
+            world->descriptions[place] = (struct description){.open = true, .process = process};
+            return WORLD_DESCRIPTOR_FIRST + (int)place;
         }
     }
     return -EMFILE;
@@ -640,14 +651,19 @@ int description_new(struct world *world, unsigned process)
 
 struct description *description_of(struct world *world, int fd)
 {
-    if (fd < 0 || fd >= WORLD_DESCRIPTORS || !world->descriptions[fd].open || world->descriptions[fd].closing)
+    bool known = fd >= WORLD_DESCRIPTOR_FIRST && fd < WORLD_DESCRIPTOR_END;
+    if (!known || !description_at(world, fd)->open || description_at(world, fd)->closing)
         world_violation(world, "descriptor %d is not open", fd);
-    return &world->descriptions[fd];
+    return description_at(world, fd);
 }
 
 void description_drop(struct world *world, int fd)
 {
-    struct description *description = &world->descriptions[fd];
+    if (is_kernel_descriptor(fd)) {
+        kernel_close(world, fd);
+        return;
+    }
+    struct description *description = description_at(world, fd);
     description->open = false;
     world->descriptor_count--;
     free(description->locks);
@@ -659,7 +675,7 @@ void description_drop(struct world *world, int fd)
 
 void description_release(struct world *world, int fd)
 {
-    struct description *description = &world->descriptions[fd];
+    struct description *description = description_at(world, fd);
     assert(description->under_way > 0);
     if (--description->under_way == 0 && description->closing)
         description_drop(world, fd);
@@ -668,6 +684,10 @@ void description_release(struct world *world, int fd)
 static void op_close(struct io *io, int fd)
 {
     struct world *world = reactor_of(io)->world;
+    if (is_kernel_descriptor(fd)) {
+        kernel_close(world, fd);
+        return;
+    }
     struct description *description = description_of(world, fd);
     if (description->under_way != 0)
         world_violation(world, "close of descriptor %d with %u operations under way", fd, description->under_way);

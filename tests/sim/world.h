@@ -65,7 +65,9 @@ struct world_options {
     void (*landed)(void *context, const struct world_io *io, int64_t result); /* it has taken effect */
     uint64_t (*delay)(void *context, struct io *from,
                       struct io *to); /* of a message, on top of its latency; from: NULL */
-    void (*moment)(void *context);    /* a call of an operation inside a tick: here world_die() may be called */
+    /* Whether memory is shared with others, and so is still there when a killed process's reads land. */
+    bool (*outlives)(void *context, const void *memory, size_t length);
+    void (*moment)(void *context); /* a call of an operation inside a tick: here world_die() may be called */
 };
 
 struct world *world_create(const struct world_options *options);
@@ -134,6 +136,7 @@ void world_kill(struct world *world, unsigned process);
 /* kill -9 in the middle of a tick, from the hook `moment`: what the tick has started has not reached the kernel, what it
  * has stored is stored. Ends the tick. */
 void world_die(struct world *world) __attribute__((noreturn));
+unsigned world_process(const struct world *world); /* of the reactor that runs */
 /* All processes die, each write that is not stable lands, vanishes or tears at sectors of 512 bytes; with options.power. */
 void world_power_loss(struct world *world);
 
@@ -141,7 +144,7 @@ void world_power_loss(struct world *world);
 int world_connect(struct world *world, const char *address);
 void world_pair(struct world *world, int descriptors[2]);
 void world_reset(struct world *world, int descriptor);
-/* An eventfd: the one thing that can travel as a descriptor here. */
+/* An eventfd, which can travel; so can a descriptor of the kernel's own, such as of a memfd, that somebody may map. */
 int world_event(struct world *world);
 unsigned world_descriptors(const struct world *world); /* open now */
 

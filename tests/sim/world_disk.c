@@ -131,9 +131,9 @@ int disk_open(struct io *io, const char *path, int flags, mode_t mode)
     if (file != NULL && (flags & O_CREAT) != 0 && (flags & O_EXCL) != 0)
         return -EEXIST;
     if (file != NULL && file->block_device && (flags & O_EXCL) != 0)
-        for (int fd = 0; fd < WORLD_DESCRIPTORS; fd++)
-            if (world->descriptions[fd].open && world->descriptions[fd].file == file &&
-                (world->descriptions[fd].flags & O_EXCL) != 0)
+        for (int fd = WORLD_DESCRIPTOR_FIRST; fd < WORLD_DESCRIPTOR_END; fd++)
+            if (description_at(world, fd)->open && description_at(world, fd)->file == file &&
+                (description_at(world, fd)->flags & O_EXCL) != 0)
                 return -EBUSY;
     int fd = description_new(world, reactor_of(io)->process);
     if (fd < 0)
@@ -141,8 +141,8 @@ int disk_open(struct io *io, const char *path, int flags, mode_t mode)
     if (file == NULL)
         file = world_file_create(world, path, 0, WORLD_SECTOR, false);
     file->descriptions++;
-    world->descriptions[fd].file = file;
-    world->descriptions[fd].flags = flags;
+    description_at(world, fd)->file = file;
+    description_at(world, fd)->flags = flags;
     return fd;
 }
 
@@ -185,9 +185,9 @@ int disk_truncate(struct io *io, int fd, uint64_t size_bytes)
 
 static bool lock_conflicts(struct world *world, int fd, uint64_t start, uint64_t length, bool exclusive)
 {
-    struct world_file *file = world->descriptions[fd].file;
-    for (int other = 0; other < WORLD_DESCRIPTORS; other++) {
-        struct description *description = &world->descriptions[other];
+    struct world_file *file = description_at(world, fd)->file;
+    for (int other = WORLD_DESCRIPTOR_FIRST; other < WORLD_DESCRIPTOR_END; other++) {
+        struct description *description = description_at(world, other);
         if (other == fd || !description->open || description->file != file)
             continue;
         for (unsigned i = 0; i < description->lock_count; i++) {
@@ -459,7 +459,7 @@ static int64_t land_read(struct world *world, struct event *event, struct world_
     uint64_t length = event->range.length, rest = file->size - event->range.start;
     if (length > rest)
         length = rest;
-    uint64_t unit = (world->descriptions[event->fd].flags & O_DIRECT) != 0 ? file->alignment : 1;
+    uint64_t unit = (description_at(world, event->fd)->flags & O_DIRECT) != 0 ? file->alignment : 1;
     if (length > unit && world_chance(world, world->options.short_per_1024))
         length = round_up(1 + world_below(world, length - unit), unit);
     if (!event->orphan)
@@ -481,7 +481,7 @@ static uint64_t short_length(struct world *world, struct range range, uint64_t u
 static int64_t land_write(struct world *world, struct event *event, struct world_file *file)
 {
     uint64_t length = event->range.length;
-    uint64_t unit = (world->descriptions[event->fd].flags & O_DIRECT) != 0 ? file->alignment : 1;
+    uint64_t unit = (description_at(world, event->fd)->flags & O_DIRECT) != 0 ? file->alignment : 1;
     if (event->forced == -EINVAL || event->forced == -EBADF)
         return event->forced;
     if (file->block_device && range_end(event->range) > file->size) {
@@ -572,7 +572,7 @@ static int64_t land_extent(struct event *event, struct world_file *file)
 
 void disk_land(struct world *world, struct event *event)
 {
-    struct world_file *file = world->descriptions[event->fd].file;
+    struct world_file *file = description_at(world, event->fd)->file;
     int64_t result = 0;
     event->landed = true;
     if (event->kind == WORLD_READ)
@@ -594,12 +594,19 @@ void disk_land(struct world *world, struct event *event)
 
 /* Death. */
 
+static bool is_shared(const struct world *world, const struct iovec *iov)
+{
+    return world->options.outlives != NULL &&
+           world->options.outlives(world->options.context, iov->iov_base, iov->iov_len);
+}
+
 void disk_orphan(struct world *world, struct event *event)
 {
     event->orphan = true;
     bool shared = event->iov_count > 0;
     for (unsigned i = 0; i < event->iov_count; i++)
-        shared = shared && shm_is_named(world, event->iov[i].iov_base, event->iov[i].iov_len);
+        shared = shared && (shm_is_named(world, event->iov[i].iov_base, event->iov[i].iov_len) ||
+                            is_shared(world, &event->iov[i]));
     if (shared) {
         if ((event->shared = calloc(event->iov_count, sizeof(struct iovec))) == NULL)
             abort();

@@ -16,6 +16,9 @@ enum {
     WORLD_REACTORS = 48,
     WORLD_FILES = 64,
     WORLD_DESCRIPTORS = 1024,
+    WORLD_DESCRIPTOR_FIRST = 1 << 20, /* below are the kernel's */
+    WORLD_DESCRIPTOR_END = WORLD_DESCRIPTOR_FIRST + WORLD_DESCRIPTORS,
+    WORLD_KERNEL_DESCRIPTORS = 64,
     WORLD_OP_MAGIC = 0x0b5e55ed,
 };
 
@@ -34,6 +37,7 @@ struct reactor {
     struct armed *timers; /* heap, from 1 */
     size_t timer_count, timer_room;
     uint64_t stalled_until;                 /* 0: runs */
+    struct event *arriving;                 /* in the tick that runs: it is told of it after its timers */
     struct event *backlog, **backlog_end;   /* arrived while it was stalled */
     uint64_t post_last[WORLD_REACTORS + 1]; /* due of the newest message from each reactor (last: from nobody) */
 };
@@ -145,6 +149,11 @@ struct named_shm {                   /* outlives its process, not the power */
     int fd;         /* of who has it; -1: nobody */
 };
 
+struct kernel_descriptor {
+    int fd;
+    unsigned process;
+};
+
 struct world {
     struct world_options options;
     uint64_t random[2];
@@ -164,6 +173,8 @@ struct world {
     struct world_file *files[WORLD_FILES];
     struct description descriptions[WORLD_DESCRIPTORS];
     unsigned descriptor_next, descriptor_count;
+    struct kernel_descriptor kernel[WORLD_KERNEL_DESCRIPTORS]; /* that a process has received */
+    unsigned kernel_count;
     uint64_t unstable_number;
     uint64_t shm_bytes;
     struct named_shm named_shm[WORLD_SHM_NAMES];
@@ -198,6 +209,10 @@ void world_check_owner(struct io *io, const char *what);
 
 int description_new(struct world *world, unsigned process);
 struct description *description_of(struct world *world, int fd);
+static inline struct description *description_at(struct world *world, int fd)
+{
+    return &world->descriptions[fd - WORLD_DESCRIPTOR_FIRST];
+}
 void description_release(struct world *world, int fd); /* one operation on it has ended */
 void description_drop(struct world *world, int fd);
 
@@ -238,6 +253,17 @@ void socket_wake(struct world *world, struct socket *socket);
 void try_recv(struct world *world, struct event *event, struct socket *socket);
 void try_send(struct world *world, struct event *event, struct socket *socket);
 void socket_drop_process(struct world *world, unsigned process);
+
+/* world_kernel.c */
+static inline bool is_kernel_descriptor(int fd)
+{
+    return fd >= 0 && fd < WORLD_DESCRIPTOR_FIRST;
+}
+int kernel_copy(struct world *world, int fd);
+void kernel_give(struct world *world, int fd, unsigned process);
+void kernel_close(struct world *world, int fd);
+void kernel_kill(struct world *world, unsigned process);
+unsigned kernel_leftovers(const struct world *world, FILE *report);
 
 /* world_packet.c */
 void net_recv_packet(struct io *io, struct io_op *op, int fd, struct io_packet *packet);

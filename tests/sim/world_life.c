@@ -150,7 +150,7 @@ static bool bury(struct world *world, struct event *event)
     if (disk)
         description_release(world, event->fd);
     else if (event->kind >= WORLD_ACCEPT)
-        world->descriptions[event->fd].under_way--;
+        description_at(world, event->fd)->under_way--;
     event_free(world, event);
     return false;
 }
@@ -217,8 +217,9 @@ void world_kill(struct world *world, unsigned process)
         bury_chain(world, &reactor->backlog);
         reactor->backlog_end = &reactor->backlog;
     }
-    for (int fd = 0; fd < WORLD_DESCRIPTORS; fd++) {
-        struct description *description = &world->descriptions[fd];
+    kernel_kill(world, process);
+    for (int fd = WORLD_DESCRIPTOR_FIRST; fd < WORLD_DESCRIPTOR_END; fd++) {
+        struct description *description = description_at(world, fd);
         if (!description->open || description->process != process)
             continue;
         if (description->is_shm)
@@ -259,6 +260,10 @@ void world_died(struct reactor *reactor)
         description_release(world, event->fd);
         event_free(world, event);
     }
+    struct event *arriving = reactor->arriving;
+    reactor->arriving = NULL;
+    if (arriving != NULL && bury(world, arriving))
+        event_schedule(world, arriving, world->now + world_below(world, 4 * NS_PER_S));
     world->current = NULL;
     world_kill(world, reactor->process);
 }
@@ -307,8 +312,8 @@ static unsigned count_leftovers(struct world *world, FILE *report)
             fprintf(report, "left over: queued task on %s\n", reactor->name);
         }
     }
-    for (int fd = 0; fd < WORLD_DESCRIPTORS; fd++) {
-        struct description *description = &world->descriptions[fd];
+    for (int fd = WORLD_DESCRIPTOR_FIRST; fd < WORLD_DESCRIPTOR_END; fd++) {
+        struct description *description = description_at(world, fd);
         if (!description->open)
             continue;
         count++;
@@ -318,7 +323,7 @@ static unsigned count_leftovers(struct world *world, FILE *report)
                                           : "socket",
                 description->under_way);
     }
-    return count;
+    return count + kernel_leftovers(world, report);
 }
 
 static void free_chain(struct event *event)
@@ -341,8 +346,8 @@ unsigned world_destroy(struct world *world, FILE *report)
     }
     free(world->heap);
     free_chain(world->held);
-    for (int fd = 0; fd < WORLD_DESCRIPTORS; fd++) {
-        struct description *description = &world->descriptions[fd];
+    for (int fd = WORLD_DESCRIPTOR_FIRST; fd < WORLD_DESCRIPTOR_END; fd++) {
+        struct description *description = description_at(world, fd);
         if (!description->open)
             continue;
         if (description->is_shm)

@@ -26,7 +26,7 @@ int socket_open(struct world *world, struct socket *socket, unsigned process)
 {
     int fd = description_new(world, process);
     if (fd >= 0)
-        world->descriptions[fd].socket = socket;
+        description_at(world, fd)->socket = socket;
     return fd;
 }
 
@@ -107,7 +107,7 @@ static void try_accept(struct world *world, struct event *event, struct socket *
     } else {
         int fd = socket->backlog[0];
         memmove(socket->backlog, socket->backlog + 1, --socket->backlog_count * sizeof(int));
-        world->descriptions[fd].process = event->reactor->process;
+        description_at(world, fd)->process = event->reactor->process;
         event_finish(world, event, fd);
     }
 }
@@ -186,7 +186,7 @@ static void try_poll(struct world *world, struct event *event, struct socket *so
 
 void net_try(struct world *world, struct event *event)
 {
-    struct socket *socket = world->descriptions[event->fd].socket;
+    struct socket *socket = description_at(world, event->fd)->socket;
     if (event->canceled)
         event_finish(world, event, -ECANCELED);
     else if (event->kind == WORLD_ACCEPT)
@@ -203,7 +203,7 @@ void net_try(struct world *world, struct event *event)
 
 void net_cancel_waiter(struct world *world, struct event *event)
 {
-    struct socket *socket = world->descriptions[event->fd].socket;
+    struct socket *socket = description_at(world, event->fd)->socket;
     for (struct event **at = &socket->waiters; *at != NULL; at = &(*at)->next)
         if (*at == event) {
             *at = event->next;
@@ -214,8 +214,8 @@ void net_cancel_waiter(struct world *world, struct event *event)
 
 static struct description *find_listener(struct world *world, const char *address)
 {
-    for (int fd = 0; fd < WORLD_DESCRIPTORS; fd++) {
-        struct description *description = &world->descriptions[fd];
+    for (int fd = WORLD_DESCRIPTOR_FIRST; fd < WORLD_DESCRIPTOR_END; fd++) {
+        struct description *description = description_at(world, fd);
         if (description->open && description->socket != NULL && description->socket->listening &&
             strcmp(description->socket->address, address) == 0)
             return description;
@@ -260,7 +260,7 @@ int world_connect(struct world *world, const char *address)
         return -ECONNREFUSED;
     int descriptors[2];
     world_pair(world, descriptors);
-    world->descriptions[descriptors[1]].process = description->process; /* it stays there when the client dies */
+    description_at(world, descriptors[1])->process = description->process; /* it stays there when the client dies */
     listener->backlog[listener->backlog_count++] = descriptors[1];
     socket_wake(world, listener);
     return descriptors[0];
@@ -332,8 +332,8 @@ void socket_close(struct world *world, struct socket *socket)
 /* The operations of a killed process that wait at a socket vanish; its sockets are closed by the caller. */
 void socket_drop_process(struct world *world, unsigned process)
 {
-    for (int fd = 0; fd < WORLD_DESCRIPTORS; fd++) {
-        struct description *description = &world->descriptions[fd];
+    for (int fd = WORLD_DESCRIPTOR_FIRST; fd < WORLD_DESCRIPTOR_END; fd++) {
+        struct description *description = description_at(world, fd);
         if (!description->open || description->socket == NULL)
             continue;
         for (struct event **at = &description->socket->waiters; *at != NULL;) {
@@ -343,7 +343,7 @@ void socket_drop_process(struct world *world, unsigned process)
                 continue;
             }
             *at = event->next;
-            description->under_way--;
+            description_at(world, event->fd)->under_way--; /* an eventfd may have several */
             event_free(world, event);
         }
     }

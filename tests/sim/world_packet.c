@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Descriptors that travel over sockets, and eventfds, which are the one thing that travels.
+ * Descriptors that travel over sockets: eventfds, and the kernel's own (world_kernel.c).
  *
  * A descriptor that was sent is a second description of the same eventfd from that moment on, as in a kernel: the sender
  * may close its own. A parcel stands at the byte that it was sent with; no receive goes past the beginning of the next one.
@@ -90,7 +90,10 @@ static void receive_packet(struct world *world, struct event *event, struct sock
         packet->fd_count = parcel->fd_count;
         for (unsigned i = 0; i < parcel->fd_count; i++) {
             packet->fds[i] = parcel->fds[i];
-            world->descriptions[parcel->fds[i]].process = event->reactor->process;
+            if (is_kernel_descriptor(parcel->fds[i]))
+                kernel_give(world, parcel->fds[i], event->reactor->process);
+            else
+                description_at(world, parcel->fds[i])->process = event->reactor->process;
         }
         free(parcel);
     }
@@ -105,6 +108,10 @@ static void add_parcel(struct world *world, struct socket *to, const struct io_p
     parcel->position = to->received + to->inbox_used;
     parcel->fd_count = packet->fd_count;
     for (unsigned i = 0; i < packet->fd_count; i++) {
+        if (is_kernel_descriptor(packet->fds[i])) {
+            parcel->fds[i] = kernel_copy(world, packet->fds[i]);
+            continue;
+        }
         struct socket *event = description_of(world, packet->fds[i])->socket;
         if (event == NULL || !event->is_event)
             world_violation(world, "descriptor %d is sent, which is no eventfd", packet->fds[i]);

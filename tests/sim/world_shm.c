@@ -152,7 +152,7 @@ static int shm_open_(struct io *io, struct io_shm *shm, struct named_shm *named,
     int fd = description_new(world, reactor_of(io)->process);
     if (fd < 0)
         return error_set(err, -fd, "shared memory: no descriptor is free");
-    struct description *description = &world->descriptions[fd];
+    struct description *description = description_at(world, fd);
     description->is_shm = true;
     description->shm_named = named;
     description->shm_base = named ? named->base : shm_reserve(reserve_bytes);

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/probe.h"
 #include "export/vhost_user/config.h"
 #include "export/vhost_user/session.h"
 
@@ -132,8 +133,10 @@ static enum vhost_done use_memory(struct vhost_session *session, struct guest_me
     int result = 0;
     for (unsigned i = 0; i < session->queue_end && result == 0; i++) {
         struct vhost_queue *queue = &session->queues[i];
-        if (!queue->ring)
+        if (!queue->ring || MUTANT(vhost_ring_keeps_old_memory))
             continue;
+        if (queue->in_flight > 0)
+            PROBE(vhost_new_memory_under_load);
         result = memory ? virtqueue_set_memory(queue->ring, memory, err)
                         : error_set(err, EPROTO, "no memory is left for its rings");
         if (result < 0)
@@ -248,8 +251,10 @@ static enum vhost_done get_vring_base(struct vhost_session *session, struct erro
     if (!queue)
         return VHOST_WRONG;
     vhost_queue_halt(queue);
-    if (!vhost_queue_is_still(queue))
+    if (!vhost_queue_is_still(queue) && !MUTANT(vhost_ring_stops_at_once)) {
+        PROBE(vhost_stop_waits); /* C14 */
         return VHOST_WAITS;
+    }
     if (vhost_session_is_torn(session)) { /* what was marked in a log that is torn, the front-end will not find */
         error_set(err, EFAULT, "the VMM has cut its shared memory short");
         return VHOST_WRONG;
@@ -304,8 +309,10 @@ static enum vhost_done reset(struct vhost_session *session)
         vhost_queue_halt(&session->queues[i]);
         still &= vhost_queue_is_still(&session->queues[i]);
     }
-    if (!still)
+    if (!still && !MUTANT(vhost_reset_at_once)) {
+        PROBE(vhost_reset_waits); /* C14 */
         return VHOST_WAITS;
+    }
     for (unsigned i = 0; i < session->queue_end; i++)
         vhost_queue_reset(&session->queues[i], session->message.id == VHOST_RESET_DEVICE);
     session->features = session->status = 0;

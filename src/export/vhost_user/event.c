@@ -9,6 +9,8 @@
 #include <assert.h>
 #include <errno.h>
 
+#include "base/probe.h"
+
 static void swap(struct vhost_event *event)
 {
     if (event->fd >= 0)
@@ -41,7 +43,8 @@ static void ended(struct io_op *op, int64_t result)
         swap(event);
     else if (result < 0 && result != -ECANCELED)
         event->dead = true;
-    start(event);
+    if (!came || !MUTANT(vhost_kick_is_heard_once))
+        start(event);
     if (came)
         event->came(event);
     if (!event->busy)
@@ -65,6 +68,7 @@ void vhost_event_set(struct vhost_event *event, int fd)
         start(event);
         return;
     }
+    PROBE(vhost_event_replaced_while_busy);
     event->replaced = true;
     io_cancel(event->io, &event->op);
 }

@@ -34,6 +34,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/probe.h"
 #include "base/range.h"
 #include "export/vhost_user/virtqueue_internal.h"
 
@@ -165,6 +166,8 @@ static int split_recover(struct virtqueue *queue, struct split_region *region, s
             leave(&queue->inflight, (uint16_t)i, LOAD(region->entries[i].counter));
         }
     }
+    if (queue->inflight.left_count > 0)
+        PROBE(vhost_split_chains_were_left);
     split->next = split->seen = (uint16_t)(split->used_shown + queue->inflight.left_count);
     return 0;
 }
@@ -256,6 +259,8 @@ static int packed_recover(struct virtqueue *queue, struct packed_region *region,
     if (spare + out != queue->size)
         return damaged(err, "entries that are neither free nor in flight:", queue->size - spare - out);
     const uint32_t next = ring->used_next + out;
+    if (out > 0)
+        PROBE(vhost_packed_chains_were_left);
     ring->out = out;
     ring->next = (uint16_t)(next < queue->size ? next : next - queue->size);
     ring->wrap = next < queue->size ? ring->used_wrap : !ring->used_wrap;
@@ -357,7 +362,8 @@ void inflight_split_take(struct inflight *inflight, uint16_t head)
 {
     struct split_entry *entry = &((struct split_region *)inflight->region)->entries[head];
     STORE(entry->counter, inflight->counter++);
-    STORE(entry->inflight, 1);
+    if (!MUTANT(vhost_split_mark_is_missing))
+        STORE(entry->inflight, 1);
 }
 
 void inflight_split_publish(struct virtqueue *queue)
@@ -373,10 +379,12 @@ void inflight_split_publish(struct virtqueue *queue)
     split_ring_show(queue);
     for (uint32_t i = 0; i < queue->returned_count; i++) {
         const uint16_t head = queue->returned[i].head;
-        STORE(region->entries[head].inflight, 0);
+        if (!MUTANT(vhost_split_mark_stays))
+            STORE(region->entries[head].inflight, 0);
         queue->split.busy[head] = 0;
     }
-    STORE(region->used, queue->split.used_shown);
+    if (!MUTANT(vhost_split_used_is_not_copied))
+        STORE(region->used, queue->split.used_shown);
     queue->returned_count = 0;
 }
 
@@ -397,7 +405,8 @@ uint16_t inflight_packed_take(struct inflight *inflight, const struct descriptor
     STORE(region->entries[head].last, inflight->last[head]);
     STORE(region->entries[head].count, (uint16_t)count);
     STORE(region->entries[head].counter, inflight->counter++);
-    STORE(region->entries[head].inflight, 1);
+    if (!MUTANT(vhost_packed_mark_is_missing))
+        STORE(region->entries[head].inflight, 1);
     store_heads(region, (struct packed_heads){at, at});
     inflight->free_head = at;
     return head;
@@ -422,7 +431,8 @@ static void publish_one(struct virtqueue *queue, const struct returned_chain *on
     store_used(region, used);
     packed_ring_show(queue, slot, flags, order);
     STORE(region->entries[one->entry].inflight, 0);
-    store_heads(region, (struct packed_heads){one->entry, one->entry});
+    if (!MUTANT(vhost_packed_step_is_not_ended))
+        store_heads(region, (struct packed_heads){one->entry, one->entry});
     used.old_index = used.index;
     used.old_wrap = used.wrap;
     store_used(region, used);

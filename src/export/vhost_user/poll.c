@@ -25,6 +25,7 @@
  * While work comes the timer fires in each tick. Between two of its times at most LIMIT_VHOST_REQUESTS chains are taken: no
  * more can be under way, but those that are answered at once (GET_ID, what is refused) would go on and on.
  */
+#include "base/probe.h"
 #include "export/vhost_user/session.h"
 
 static bool look_at_all(struct vhost_session *session)
@@ -93,7 +94,8 @@ static void no_kick_fired(struct io_timer *timer)
     struct vhost_session *session = container_of(timer, struct vhost_session, no_kick);
     if (session->state != VHOST_SESSION_SERVING || !has_ring_without_kick(session))
         return;
-    look_at_all(session);
+    if (look_at_all(session))
+        PROBE(vhost_slow_clock_found);
     if (session->state == VHOST_SESSION_SERVING)
         io_timer_set(session->io, timer, io_now_ns(session->io) + VHOST_NO_KICK_NS);
 }
@@ -136,7 +138,7 @@ void vhost_poll_extend(struct vhost_session *session, bool by_kick)
     }
     session->poll_until_ns = now_ns + session->poll_window_ns;
     io_timer_set(session->io, &session->poll, now_ns);
-    if (!io_timer_armed(&session->no_kick) && has_ring_without_kick(session))
+    if (!io_timer_armed(&session->no_kick) && has_ring_without_kick(session) && !MUTANT(vhost_no_slow_clock))
         io_timer_set(session->io, &session->no_kick, now_ns + VHOST_NO_KICK_NS);
 }
 

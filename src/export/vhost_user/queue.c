@@ -15,12 +15,14 @@
 #include <errno.h>
 
 #include "base/log.h"
+#include "base/probe.h"
 #include "export/vhost_user/session.h"
 
 static void queue_break(struct vhost_queue *queue)
 {
     if (queue->broken)
         return;
+    PROBE(vhost_ring_is_broken);
     queue->broken = true;
     log_warning("vhost-user disk %s: queue %u takes nothing more until the guest resets it: %s", queue->session->name,
                 queue->index, virtqueue_broken(queue->ring));
@@ -37,8 +39,10 @@ static struct vhost_request *queue_take(struct vhost_queue *queue)
         return NULL;
     }
     int result = 0;
-    if (queue->resubmitting)
+    if (queue->resubmitting && !MUTANT(vhost_left_is_lost))
         result = virtqueue_resubmit(queue->ring, &request->chain);
+    if (result > 0)
+        PROBE(vhost_resubmitted);
     if (result == 0) {
         queue->resubmitting = false;
         result = virtqueue_take(queue->ring, &request->chain);
@@ -223,12 +227,15 @@ int vhost_queue_update(struct vhost_queue *queue, struct error *err)
         int result = queue_start(queue, err);
         if (result < 0)
             return result;
-        io_task_queue(session->io, &queue->publish); /* a predecessor may have died before its call */
+        if (!MUTANT(vhost_predecessors_call_is_lost))
+            io_task_queue(session->io, &queue->publish); /* a predecessor may have died before its call */
     }
     queue->taking = queue->enabled || !(session->features & VHOST_BIT(VHOST_F_PROTOCOL_FEATURES));
     if (!queue->taking)
         return 0;
     vhost_event_wait(&queue->kick);
+    if (MUTANT(vhost_new_ring_is_not_looked_at))
+        return 0;
     vhost_poll_extend(queue->session, false);
     vhost_queue_look(queue);
     return 0;
@@ -239,8 +246,10 @@ bool vhost_queue_sleep(struct vhost_queue *queue)
     if (!queue_is_served(queue) || queue->starved)
         return false;
     bool more = virtqueue_want_kicks(queue->ring);
+    if (more)
+        PROBE(vhost_slept_too_soon);
     if (!virtqueue_broken(queue->ring))
-        return more;
+        return more && !MUTANT(vhost_last_look_is_forgotten);
     queue_break(queue);
     return false;
 }
@@ -272,8 +281,10 @@ void vhost_queue_stop(struct vhost_queue *queue)
 {
     assert(vhost_queue_is_still(queue) && !queue->taking);
     if (queue->ring) {
-        queue->base = virtqueue_base(queue->ring);
-        if (!keeps_what_was_left(queue)) /* nothing is in flight: the next ring may begin elsewhere, at another base */
+        if (!MUTANT(vhost_base_is_forgotten))
+            queue->base = virtqueue_base(queue->ring);
+        if (!MUTANT(vhost_stopped_ring_keeps_its_part) &&
+            !keeps_what_was_left(queue)) /* nothing is in flight: the next ring may begin elsewhere, at another base */
             inflight_region_clear(&queue->session->inflight, queue->index);
         virtqueue_destroy(queue->ring);
         queue->ring = NULL;
@@ -286,7 +297,7 @@ void vhost_queue_stop(struct vhost_queue *queue)
 void vhost_queue_reset(struct vhost_queue *queue, bool forgets)
 {
     vhost_queue_stop(queue);
-    if (forgets && queue->broken)
+    if (forgets && !MUTANT(vhost_reset_forgets_nothing))
         inflight_region_clear(&queue->session->inflight, queue->index);
     queue->size = queue->base = 0;
     queue->placed = queue->enabled = false;

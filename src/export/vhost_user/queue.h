@@ -42,8 +42,8 @@ void vhost_queue_halt(struct vhost_queue *queue);
 bool vhost_queue_is_still(const struct vhost_queue *queue);
 /* A halted queue that is still: forgets the ring, and how it was started. Its base is where to go on. */
 void vhost_queue_stop(struct vhost_queue *queue);
-/* To the initial state. Still as above. `forgets`: what the in-flight region holds for a broken ring goes, too, or it would
- * break the next one. */
+/* To the initial state. Still as above. `forgets`: what the in-flight region holds for it goes, too, such as chains of a
+ * predecessor that were not resubmitted yet, or that broke the ring and would break the next one. */
 void vhost_queue_reset(struct vhost_queue *queue, bool forgets);
 /* Looks at the ring at the end of the tick. */
 void vhost_queue_look(struct vhost_queue *queue);

@@ -16,6 +16,7 @@
 #include <assert.h>
 #include <string.h>
 
+#include "base/probe.h"
 #include "export/vhost_user/config.h"
 #include "export/vhost_user/session.h"
 
@@ -27,7 +28,7 @@ void vhost_request_finish(struct vhost_request *request, enum virtio_blk_status 
     if (request->status && request->queue->session->state != VHOST_SESSION_CLOSED) {
         *request->status = (uint8_t)status;
         vhost_session_wrote(request->queue->session, request, &(struct iovec){request->status, 1}, 1);
-        if (!request->reads || status == VIRTIO_BLK_S_OK)
+        if ((!request->reads || status == VIRTIO_BLK_S_OK) && !MUTANT(vhost_status_is_not_counted))
             written++;
     }
     vhost_session_finish(request, written);
@@ -95,7 +96,9 @@ static void range_begin(struct vhost_request *request)
 /* Goes on with what is left. */
 static void request_go_on(struct vhost_request *request)
 {
-    while (request->left_bytes == 0 && request->range_at + 1 < request->range_count) {
+    while (request->left_bytes == 0 && request->range_at + 1 < request->range_count &&
+           !MUTANT(vhost_first_range_only)) {
+        PROBE(vhost_next_range);
         request->range_at++;
         range_begin(request);
     }
@@ -108,7 +111,10 @@ static void request_go_on(struct vhost_request *request)
 static void piece_done(struct request *block, int status)
 {
     struct vhost_request *request = container_of(block, struct vhost_request, block);
-    if (status < 0) {
+    if (request->queue->session->state == VHOST_SESSION_CLOSED)
+        PROBE(vhost_request_ends_after_close); /* C14 */
+    if (status < 0 && !MUTANT(vhost_error_is_success)) {
+        PROBE(vhost_request_fails);
         vhost_request_finish(request, VIRTIO_BLK_S_IOERR);
         return;
     }

@@ -24,6 +24,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/probe.h"
 
 void vhost_session_wake(struct vhost_session *session)
 {
@@ -290,7 +291,7 @@ static bool is_still(const struct vhost_session *session)
 static void session_work(struct io_task *task)
 {
     struct vhost_session *session = container_of(task, struct vhost_session, work);
-    if (session->state == VHOST_SESSION_LEAVING && is_still(session))
+    if (session->state == VHOST_SESSION_LEAVING && (is_still(session) || MUTANT(vhost_leaves_at_once)))
         vhost_session_close(session, NULL);
     else if (session->waiting && session->state == VHOST_SESSION_SERVING)
         message_do(session);
@@ -305,6 +306,8 @@ void vhost_session_close(struct vhost_session *session, const struct error *err)
         return;
     if (err)
         log_warning("vhost-user disk %s: the connection is ended: %s", session->name, err->text);
+    if (session->in_flight > 0)
+        PROBE(vhost_closed_with_requests); /* C14 */
     session->state = VHOST_SESSION_CLOSED;
     session->waiting = false;
     close_descriptors(session);
@@ -326,6 +329,8 @@ void vhost_session_leave(struct vhost_session *session)
 {
     if (session->state != VHOST_SESSION_SERVING)
         return;
+    if (session->in_flight > 0)
+        PROBE(vhost_left_with_requests);
     session->state = VHOST_SESSION_LEAVING;
     vhost_poll_fini(session);
     for (unsigned i = 0; i < session->queue_end; i++)

@@ -12,6 +12,7 @@
  */
 #include <errno.h>
 
+#include "base/probe.h"
 #include "export/vhost_user/virtqueue_internal.h"
 
 enum { RING_FLAGS = 0, RING_INDEX = 1, RING_AT = 2, NO_INTERRUPT = 1, NO_NOTIFY = 1 };
@@ -151,7 +152,7 @@ static void mark_shown(const struct virtqueue *queue, uint16_t from)
 static bool wants_call(struct virtqueue *queue)
 {
     struct split_ring *split = &queue->split;
-    const uint16_t count = (uint16_t)(split->used_shown - split->used_told);
+    const uint16_t count = (uint16_t)(split->used_shown - split->used_told - MUTANT(vhost_split_calls_too_few));
     split->used_told = split->used_shown;
     if (!queue->called) {
         queue->called = true;

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/probe.h"
 #include "export/vhost_user/virtqueue_internal.h"
 
 int virtqueue_break(struct virtqueue *queue, const char *format, ...)
@@ -38,6 +39,8 @@ int virtqueue_add_slowly(struct virtqueue *queue, struct virtqueue_chain *chain,
                                descriptor->length, (unsigned long long)descriptor->address);
     if (!write && chain->write_count > 0)
         return virtqueue_break(queue, "a chain has a descriptor that the device reads behind one that it writes");
+    if (count > 1)
+        PROBE(vhost_descriptor_over_regions);
     bool fits = count >= 0;
     for (int i = 0; i < count && fits; i++)
         fits = chain_append(chain, parts[i].iov_base, parts[i].iov_len, write);
@@ -56,6 +59,7 @@ static const struct ring_descriptor *find_table(const struct virtqueue *queue, c
     const char *base = guest_memory_entry_at(queue->hint, descriptor->address, descriptor->length);
     if (base && ((uintptr_t)base & (_Alignof(struct ring_descriptor) - 1)) == 0)
         return (const struct ring_descriptor *)(const void *)base;
+    PROBE(vhost_table_is_copied);
     if (guest_memory_read(queue->memory, descriptor->address, copy, descriptor->length) < 0)
         return NULL;
     return copy;
