@@ -52,7 +52,8 @@ struct scene {
     unsigned process;
     struct pick hold, fails, watch;
     unsigned fail_times, flags;
-    bool seen; /* what is watched has landed */
+    uint64_t writes_left; /* to watch; 0: none */
+    bool seen;            /* what is watched has landed */
     /* The change of the file of this number fails so; and all later ones. */
     uint64_t bad_number, changes;
     int bad_status;
@@ -102,6 +103,8 @@ static void disk_landed(void *context, const struct world_io *io, int64_t result
 {
     struct scene *scene = context;
     scene->seen |= result > 0 && is_picked(&scene->watch, io);
+    if (io->kind == WORLD_WRITE && scene->writes_left > 0 && --scene->writes_left == 0)
+        scene->seen = true;
 }
 
 static bool was_seen(void *argument)
@@ -277,6 +280,7 @@ static void forget_hooks(struct scene *scene)
 {
     scene->hold = scene->fails = scene->watch = (struct pick){0};
     scene->bad_status = 0;
+    scene->writes_left = 0;
     scene->seen = false;
 }
 
@@ -395,6 +399,21 @@ static void room_for_few_pages(enum shape shape)
     for (unsigned i = 0; i < TABLES - 1; i++)
         expect(scene, steps[i], 0);
     scene_end(scene);
+}
+
+/* New tables wait for room in memory, and commits make it: none writes where a table is before that is in the file. false:
+ * the death would come after the end. */
+static bool killed_while_tables_wait_for_room(uint64_t writes)
+{
+    struct scene *scene = scene_begin("killed while tables wait for room", WRITE_BACK, 1, FIRST_FREE);
+    qcow2_of(scene->image)->page_max = 5;
+    for (unsigned i = 0; i < TABLES; i++)
+        start(scene, REQUEST_WRITE, i * TABLE_BYTES, CLUSTER);
+    scene->writes_left = writes;
+    bool in_time = world_run_until(scene->world, was_seen, scene, NS_PER_S);
+    kill_process(scene);
+    scene_end(scene);
+    return in_time;
 }
 
 static void power_lost_behind_fua(enum shape shape, uint64_t seed)
@@ -571,6 +590,8 @@ void qcow2_scenes(void)
     file_not_extended();
     room_for_few_pages(THROUGH);
     room_for_few_pages(WRITE_BACK);
+    for (uint64_t writes = 1; killed_while_tables_wait_for_room(writes); writes++)
+        ;
     for (uint64_t seed = 1; seed <= POWER_LOSSES; seed++) {
         power_lost_behind_the_header(seed);
         power_lost_behind_a_mapping(seed);

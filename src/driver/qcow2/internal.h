@@ -163,6 +163,8 @@ struct qcow2 {
     struct grow *grow; /* the table of refcount blocks is being replaced */
     struct list grow_waiters;
     uint64_t grown_to; /* up to this cluster attempts that failed may have written; 0: none has */
+    /* mapping.c */
+    uint64_t begun_table; /* a cluster for an L2 table, of which there is no page in memory yet; 0: none */
     /* refcount.c */
     uint64_t cursor;  /* the next cluster; everything from there on is free and zero */
     uint64_t pack_at; /* compressed data goes on here when its cluster is the last one; 0: it begins a cluster */

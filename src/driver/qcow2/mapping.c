@@ -47,14 +47,18 @@ int l2_find_for_write(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter
     return status < 0 ? status : page_through(l1, waiter);
 }
 
-/* Its first page is to be written, so that the file reaches into the cluster. When there is no room now it is read. */
-static int l2_begin(struct qcow2 *image, uint64_t table, struct qcow2_waiter *waiter)
+/* A table, and its first page in memory, dirty: so a commit writes that before the L1 entry, and the file reaches there. */
+static int table_begin(struct qcow2 *image, struct qcow2_waiter *waiter, uint64_t *table)
 {
     struct page *l2;
-    int status = page_new(image, PAGE_L2, table, waiter, &l2);
-    if (status == 0)
-        page_change(l2);
-    return status == -EAGAIN || status == -EIO ? status : 0;
+    uint64_t count;
+    *table = image->begun_table;
+    int status = *table ? 0 : clusters_take(image, 1, waiter, table, &count);
+    if (status < 0)
+        return status;
+    status = page_new(image, PAGE_L2, *table, waiter, &l2);
+    image->begun_table = status == -EAGAIN ? *table : 0;
+    return status < 0 || page_change(l2) ? status : -ENOMEM;
 }
 
 int l2_create(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waiter)
@@ -66,14 +70,14 @@ int l2_create(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waiter
         return status;
     if (image->write_back && !page_change(l1)) /* dirty: it stays until we are done */
         return -ENOMEM;
-    status = clusters_take(image, 1, waiter, &table, &count);
+    status = image->write_back ? table_begin(image, waiter, &table) : clusters_take(image, 1, waiter, &table, &count);
     if (status < 0)
         return status;
     if (!page_change(l1))
         return -ENOMEM;
     assert(load_be64(l1->bytes + at % image->page_bytes) == 0);
     store_be64(l1->bytes + at % image->page_bytes, table | QCOW2_COPIED);
-    return image->write_back ? l2_begin(image, table, waiter) : page_through(l1, waiter);
+    return image->write_back ? 0 : page_through(l1, waiter);
 }
 
 static int decode_compressed(const struct qcow2 *image, uint64_t entry, struct cluster *cluster)

@@ -290,9 +290,12 @@ int pool_give_back(struct qcow2 *image, struct qcow2_waiter *waiter)
         qcow2_wait(&pool->closing, waiter);
         return -EAGAIN;
     }
-    int status = freed_reserve(image, pool->ready_count + pool->next_count, waiter);
+    int status = freed_reserve(image, pool->ready_count + pool->next_count + (image->begun_table != 0), waiter);
     if (status < 0)
         return status;
+    if (image->begun_table)
+        freed_add(image, image->begun_table, image->cluster_bytes, true);
+    image->begun_table = 0;
     for (unsigned i = 0; i < pool->ready_count; i++)
         freed_add(image, pool->ready[i].first << image->cluster_bits, pool->ready[i].count << image->cluster_bits,
                   true);
