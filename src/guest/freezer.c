@@ -509,6 +509,7 @@ static void stop_over(struct io_timer *timer)
 {
     struct freezer *freezer = container_of(timer, struct freezer, stop_timer);
     freezer->stop_over = true;
+    settle(freezer); /* whoever waits to know must not wait for ever; it was not held since freezer_stop() */
     io_timer_cancel(freezer->io, &freezer->pause);
     hang_up(freezer);
     check_stopped(freezer);

@@ -274,6 +274,24 @@ def test_the_daemon_ends_while_the_guest_is_frozen(t):
         assert agent.frozen == 0 and agent.said[-1] == "thaw", agent.said
 
 
+def test_the_daemon_ends_while_the_guest_does_not_thaw(t):
+    """SIGTERM: it ends all the same, when the timeout is over, and leaves it noted that somebody has to thaw."""
+    with Agent(t.path("agent.sock")) as agent:
+        agent.hold = {"thaw": threading.Event()}
+        d = t.daemon({"vda": t.disk("a.raw", 8 * MIB)}, "--guest-agent", agent.path, "--freeze-timeout", "0.5")
+        with d.qmp() as qmp:
+            qmp.send("fleece-snapshot-create", name="s")
+            assert agent.heard["thaw"].wait(20)
+            d.process.send_signal(signal.SIGTERM)
+            assert d.process.wait(20 * harness.FACTOR) == 0
+        d.ended = True
+        assert "the guest may still be frozen" in d.log()
+        held, agent.hold = agent.hold["thaw"], {}
+        held.set()
+        t.run(t.program("fleeced"), "--thaw", "--name", t.vm)
+        assert agent.frozen == 0
+
+
 def test_hooks(t):
     """Hooks alone; one that hangs is killed; those of libvirt."""
     log, hooks, bin_ = t.path("log"), t.path("hooks"), t.path("bin")

@@ -467,17 +467,20 @@ static void the_end_of_the_daemon(void **state)
     struct freeze_record record;
     struct error err;
     scene_begin(&scene, 1);
+    scene.timeout_ns = NS_PER_S;
     daemon_begin(&scene);
     world_call(scene.io, wish_without_a_cut, &scene);
     assert_true(world_run_until(scene.world, is_still, &scene, TIMEOUT_NS));
     scene.guest.deaf = true;
+    world_call(scene.io, thaw_now, &scene);
     world_call(scene.io, stop, &scene);
-    assert_true(world_run_until(scene.world, has_stopped, &scene, TIMEOUT_NS + NS_PER_S));
+    assert_true(world_run_until(scene.world, has_stopped, &scene, 2 * NS_PER_S));
     assert_false(scene.thawed_at_stop);
+    assert_true(scene.settled_count == 1 && !scene.outcome.held);         /* the snapshot that waits can end */
     assert_int_equal(freeze_record_load(scene.record, &record, &err), 0); /* for the next one */
     freezer_destroy(scene.freezer);
     scene.guest.deaf = scene.stopped = false;
-    scene.frozen_count = 0;
+    scene.frozen_count = scene.settled_count = 0;
     daemon_begin(&scene);
     scene_end(&scene);
 }
