@@ -549,6 +549,8 @@ enum {
 /* A thaw that was not answered by then is tried again on a new connection, after this pause. */
 #define THAW_ANSWER_NS (5 * NS_PER_S)
 #define THAW_PAUSE_NS (1 * NS_PER_S)
+/* A hook whose thaw has failed is run again after a pause in which an administrator can read what it says. */
+#define HOOK_PAUSE_NS (5 * NS_PER_S)
 
 /* A control client that has not negotiated by then is dropped: long enough for a person who types. */
 #define CONTROL_NEGOTIATE_NS (60 * NS_PER_S)

@@ -10,7 +10,7 @@
  *     FROZEN    the caller makes his cut
  *     THAWING   the agent thaws
  *     PAUSING   it has not said so: it is asked again, on a new connection, until it has
- *     AFTER     the hooks that were started run, "thaw", in the opposite order
+ *     AFTER     the hooks that were started run, "thaw", in the opposite order; those that fail again, after PAUSING
  *
  * The watchdog runs from the caller's wish to the thaw. When it fires, when anything fails, and when the caller is gone, the
  * way leads through THAWING and AFTER back to IDLE: there is no other.
@@ -43,7 +43,7 @@ struct freezer {
     struct io *io;
     struct freezer_options options;
     enum step step;
-    struct freeze_record record; /* what has to be thawed */
+    struct freeze_record record; /* what has to be thawed still */
     struct hook_list found;
     struct hook_run run;
     struct io_op helper;
@@ -63,6 +63,8 @@ struct freezer {
     void (*settled)(void *argument, const struct freeze_outcome *outcome);
     void *settled_argument;
     bool held, is_settled;
+    unsigned after_left; /* hooks that this round of AFTER comes to */
+    struct error after_error;
     struct error reason;
     int64_t file_systems;
     uint64_t frozen_at_ns, frozen_ns;
@@ -82,8 +84,8 @@ static void step_move(struct freezer *freezer, enum step to)
         [FREEZING] = 1 << FROZEN | 1 << THAWING,
         [FROZEN] = 1 << THAWING,
         [THAWING] = 1 << PAUSING | 1 << AFTER,
-        [PAUSING] = 1 << THAWING,
-        [AFTER] = 1 << IDLE,
+        [PAUSING] = 1 << THAWING | 1 << AFTER,
+        [AFTER] = 1 << IDLE | 1 << PAUSING,
     };
     assert(allowed[freezer->step] & 1U << to);
     freezer->step = to;
@@ -194,60 +196,86 @@ static void run_hook(struct freezer *freezer, unsigned index, const char *verb, 
     io_work(freezer->io, &freezer->helper, hook_run, &freezer->run);
 }
 
+/* The guest is tried again, or a hook, for as long as we live. */
+static void thaw_again(struct freezer *freezer, const struct error *err, uint64_t pause_ns)
+{
+    if (!freezer->trouble.code)
+        log_warning("the guest may still be frozen, its thaw is tried again and again: %s", err->text);
+    freezer->trouble = *err;
+    error_prefix(&freezer->trouble, "the guest did not confirm that it has thawed");
+    refuse(freezer, &freezer->trouble);
+    step_move(freezer, PAUSING);
+    if (!freezer->stop_over)
+        io_timer_set(freezer->io, &freezer->pause, io_now_ns(freezer->io) + pause_ns);
+}
+
+static void end_trouble(struct freezer *freezer)
+{
+    if (freezer->trouble.code)
+        log_info("the guest has thawed");
+    freezer->trouble = (struct error){0};
+}
+
 static void after_next(struct freezer *freezer);
 
 static void after_done(struct io_op *op, int64_t result)
 {
     struct freezer *freezer = container_of(op, struct freezer, helper);
+    struct hook_list *left = &freezer->record.hooks;
+    const unsigned index = freezer->run.index;
     freezer->helper_busy = false;
     if (result < 0)
         log_warning("%s", freezer->run.error.text);
-    freezer->record.hooks.count--;
+    if (result < 0 && !freezer->run.is_gone)
+        freezer->after_error = freezer->run.error;
+    else
+        memmove(left->names[index], left->names[index + 1], (--left->count - index) * sizeof left->names[0]);
     after_next(freezer);
     check_stopped(freezer);
 }
 
+/* The hook before after_left. In the end those that failed come again: what they have frozen nobody else thaws. */
 static void after_next(struct freezer *freezer)
 {
-    const unsigned left = freezer->record.hooks.count;
-    if (left > 0 && !freezer->stop_over) {
+    if (freezer->after_left > 0 && !freezer->stop_over) {
         freezer->helper.done = after_done;
-        run_hook(freezer, left - 1, "thaw", freezer->options.timeout_ns);
+        run_hook(freezer, --freezer->after_left, "thaw", freezer->options.timeout_ns);
         return;
     }
-    if (left > 0)
+    if (freezer->record.hooks.count > 0) {
+        if (!freezer->stop_over)
+            thaw_again(freezer, &freezer->after_error, HOOK_PAUSE_NS);
         return;
+    }
+    end_trouble(freezer);
     freeze_record_remove(freezer->options.record_path);
     freezer->record = (struct freeze_record){0};
     step_move(freezer, IDLE);
     io_task_queue(freezer->io, &freezer->tell);
 }
 
-static void thawed(struct freezer *freezer)
+static void after_begin(struct freezer *freezer)
 {
-    hang_up(freezer);
-    if (freezer->trouble.code)
-        log_info("the guest has thawed");
-    freezer->trouble = (struct error){0};
-    settle(freezer);
     step_move(freezer, AFTER);
+    freezer->after_left = freezer->record.hooks.count;
     after_next(freezer);
 }
 
-/* It is tried again, for as long as we live. */
+static void thawed(struct freezer *freezer)
+{
+    hang_up(freezer);
+    end_trouble(freezer);
+    freezer->record.agent[0] = 0;
+    settle(freezer);
+    after_begin(freezer);
+}
+
 static void thaw_failed(struct freezer *freezer, const struct error *err)
 {
     hang_up(freezer);
-    if (!freezer->trouble.code)
-        log_warning("the guest may still be frozen, a thaw is tried every second: %s", err->text);
-    freezer->trouble = *err;
-    error_prefix(&freezer->trouble, "the guest did not confirm that it has thawed");
+    thaw_again(freezer, err, THAW_PAUSE_NS);
     not_held(freezer, &freezer->trouble);
     settle(freezer);
-    refuse(freezer, &freezer->trouble);
-    step_move(freezer, PAUSING);
-    if (!freezer->stop_over)
-        io_timer_set(freezer->io, &freezer->pause, io_now_ns(freezer->io) + THAW_PAUSE_NS);
 }
 
 static void thaw_answered(void *argument, const struct agent_reply *reply, const struct error *err)
@@ -284,6 +312,10 @@ static void thaw_try(struct freezer *freezer)
 static void pause_over(struct io_timer *timer)
 {
     struct freezer *freezer = container_of(timer, struct freezer, pause);
+    if (!freezer->record.agent[0]) {
+        after_begin(freezer);
+        return;
+    }
     step_move(freezer, THAWING);
     thaw_try(freezer);
 }
@@ -408,7 +440,13 @@ static void before_done(struct io_op *op, int64_t result)
 static void before_next(struct freezer *freezer)
 {
     struct hook_list *started = &freezer->record.hooks;
+    struct error err;
     const uint64_t now_ns = io_now_ns(freezer->io), until_ns = freezer->watchdog.deadline_ns;
+    if (freezer->found.count == 0 && !freezer->options.agent) {
+        error_set(&err, ENOENT, "nothing freezes the guest: no program in %s can be run as a hook", started->folder);
+        fail(freezer, &err);
+        return;
+    }
     if (started->count == freezer->found.count) {
         look(freezer);
         return;

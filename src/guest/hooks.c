@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * A hook runs with the daemon's rights, so its file must be root's or the daemon's own, and so must the folder: whoever may
- * write to the folder may put another file in its place. Group and others must not be able to write to either.
+ * A hook runs with the daemon's rights, so its file must be root's or the daemon's own, and so must the folder, and all
+ * folders on the way to it: whoever may write to one of these may put something else in its place. Group and others must not
+ * be able to write to any; but to a folder with the sticky bit, where nobody can rename what is not his.
  *
  * The end of a hook is the end of its first process, or the timeout, after which its whole group is killed. What it starts
  * in the background and leaves running is its own affair; its output is heard as long as the hook runs.
@@ -43,6 +44,39 @@ static int check_owner(const char *path, const struct stat *stat, struct error *
     return 0;
 }
 
+/* All folders above a path, which is absolute. */
+static int check_above(const char *path, struct error *err)
+{
+    char above[PATH_MAX];
+    struct stat stat;
+    for (const char *slash = path; (slash = strchr(slash, '/')); slash++) {
+        snprintf(above, sizeof above, "%.*s", slash == path ? 1 : (int)(slash - path), path);
+        if (lstat(above, &stat) < 0)
+            return error_set(err, errno, "%s: %s", above, error_name(errno));
+        if (S_ISLNK(stat.st_mode) || (stat.st_mode & S_ISVTX))
+            stat.st_mode &= ~(mode_t)022; /* of a link it means nothing */
+        int status = check_owner(above, &stat, err);
+        if (status < 0)
+            return status;
+    }
+    return 0;
+}
+
+/* The folder, the way to it as it is written, and that to which links lead. */
+static int check_folder(const char *folder, struct error *err)
+{
+    struct stat stat;
+    char real[PATH_MAX];
+    if (lstat(folder, &stat) < 0 || !realpath(folder, real))
+        return error_set(err, errno, "the folder of hooks %s can't be read: %s", folder, error_name(errno));
+    if (S_ISLNK(stat.st_mode))
+        return error_set(err, EPERM, "%s is not trusted: it is a symbolic link", folder);
+    int status = check_owner(folder, &stat, err);
+    if (status == 0)
+        status = check_above(folder, err);
+    return status == 0 ? check_above(real, err) : status;
+}
+
 static int add_hook(struct hook_list *list, const char *name, struct error *err)
 {
     char path[PATH_MAX + LIMIT_NAME_BYTES + 2];
@@ -72,16 +106,13 @@ static int compare_names(const void *a, const void *b)
 
 int hooks_find(struct hook_list *list, struct error *err)
 {
-    struct stat stat;
-    int status = 0;
     list->count = 0;
+    int status = check_folder(list->folder, err);
+    if (status < 0)
+        return status;
     DIR *folder = opendir(list->folder);
     if (!folder)
         return error_set(err, errno, "the folder of hooks %s can't be read: %s", list->folder, error_name(errno));
-    if (fstat(dirfd(folder), &stat) < 0)
-        status = error_set(err, errno, "%s: %s", list->folder, error_name(errno));
-    else
-        status = check_owner(list->folder, &stat, err);
     for (struct dirent *entry; status == 0 && (entry = readdir(folder));)
         status = add_hook(list, entry->d_name, err);
     closedir(folder);
@@ -204,15 +235,14 @@ static void judge(struct hook_run *run, const char *name, bool ended, int status
 }
 
 /* Once more, for it may be long ago that it was found. */
-static int check_again(const struct hook_run *run, const char *path, struct error *err)
+static int check_again(struct hook_run *run, const char *path)
 {
     struct stat stat;
-    if (lstat(run->list->folder, &stat) < 0)
-        return error_set(err, errno, "the folder of hooks %s: %s", run->list->folder, error_name(errno));
-    int status = check_owner(run->list->folder, &stat, err);
+    int status = check_folder(run->list->folder, &run->error);
     if (status == 0 && lstat(path, &stat) < 0)
-        status = error_set(err, errno, "hook %s: %s", path, error_name(errno));
-    return status < 0 ? status : check_owner(path, &stat, err);
+        status = error_set(&run->error, errno, "hook %s: %s", path, error_name(errno));
+    run->is_gone = status == -ENOENT;
+    return status < 0 ? status : check_owner(path, &stat, &run->error);
 }
 
 /* From its start to its end. */
@@ -228,8 +258,10 @@ static void run_program(struct hook_run *run, const char *path, char **environme
     }
     int process = (int)syscall(SYS_pidfd_open, child, 0);
     bool ended = process >= 0 && attend(process, pipe[0], run->timeout_ns, &output);
-    if (!ended)
+    if (!ended) {
         kill(-child, SIGKILL);
+        kill(child, SIGKILL); /* it may have gone to another group */
+    }
     while (waitpid(child, &status, 0) < 0 && errno == EINTR)
         ;
     while (read_output(&output, pipe[0]) && output.total < LIMIT_HOOK_OUTPUT_BYTES)
@@ -248,7 +280,7 @@ int64_t hook_run(void *argument)
     assert(run->index < run->list->count);
     run->error = (struct error){0};
     snprintf(path, sizeof path, "%s/%s", run->list->folder, run->list->names[run->index]);
-    if (check_again(run, path, &run->error) < 0)
+    if (check_again(run, path) < 0)
         return -run->error.code;
     snprintf(vm, sizeof vm, "FLEECE_VM=%s", run->vm);
     snprintf(snapshot, sizeof snapshot, "FLEECE_SNAPSHOT=%s", run->snapshot);

@@ -7,6 +7,7 @@
 #define FLEECE_GUEST_HOOKS_H
 
 #include <limits.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/error.h"
@@ -19,8 +20,8 @@ struct hook_list {
 };
 
 /* What of list->folder is to run: regular files with the right to be executed and a name of letters, digits and "._-" that
- * does not begin with a dot, sorted. -errno with a sentence: the folder can't be read, holds too many; or, EPERM, it or one
- * of them is not root's or ours, or can be written by others. */
+ * does not begin with a dot, sorted. -errno with a sentence: the folder can't be read, holds too many; or, EPERM, it, one
+ * of them, or a folder on the way to it is not root's or ours, or can be written by others. */
 int hooks_find(struct hook_list *list, struct error *err);
 
 struct hook_run {
@@ -29,6 +30,7 @@ struct hook_run {
     const char *verb, *vm, *snapshot; /* its argument; FLEECE_VM and FLEECE_SNAPSHOT in its environment */
     uint64_t timeout_ns;
     struct error error; /* why it did not succeed; code 0: it did */
+    bool is_gone;       /* because there is no such hook any more */
 };
 
 /* Runs it without a shell, in a process group of its own, its output going to the log; kills the group when it takes too

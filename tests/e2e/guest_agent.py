@@ -292,6 +292,20 @@ def test_the_daemon_ends_while_the_guest_does_not_thaw(t):
         assert agent.frozen == 0
 
 
+def test_hooks_that_fail_to_thaw(t):
+    """Nobody else thaws what they have frozen: they are run again, and a snapshot says meanwhile why it is not frozen."""
+    log, hooks, well = t.path("log"), t.path("hooks"), t.path("well")
+    d = t.daemon({"vda": t.disk("a.raw", 8 * MIB)}, "--hook-dir", hooks)
+    hook(hooks, "db", f"echo $1 >>{log}; [ $1 = freeze ] || [ -e {well} ]")
+    assert create(d, "s")["consistent"] == "hooks"
+    harness.wait_for("it has failed", lambda: "hook db thaw failed" in d.status()["guest"].get("reason", ""))
+    assert "hook db thaw failed with status 1" in create(d, "r", "--consistency", "required", status=1)
+    well.touch()
+    harness.wait_for("it has thawed", lambda: d.status()["guest"]["state"] == "idle")
+    words = log.read_text().split()
+    assert words[0] == "freeze" and len(words) > 2 and set(words[1:]) == {"thaw"}, words
+
+
 def test_hooks(t):
     """Hooks alone; one that hangs is killed; those of libvirt."""
     log, hooks, bin_ = t.path("log"), t.path("hooks"), t.path("bin")

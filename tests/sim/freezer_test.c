@@ -560,12 +560,78 @@ static void a_hook_that_fails_is_undone(void **state)
     }
 }
 
+/* Nobody else thaws what a hook has frozen: one that fails to is run again, alone, and nothing freezes meanwhile. */
+static void a_hook_that_does_not_thaw_is_run_again(void **state)
+{
+    (void)state;
+    struct scene scene;
+    struct freezer_status status;
+    struct freeze_record record;
+    char log[1000], path[200];
+    scene_begin(&scene, 1);
+    scene.use_hooks = true;
+    write_hook(&scene, "1", "", 0755);
+    write_hook(&scene, "2", "[ $1 = freeze ] || [ -e ${0%/*}/../well ]", 0755);
+    write_hook(&scene, "3", "", 0755);
+    daemon_begin(&scene);
+    world_call(scene.io, wish, &scene);
+    world_run_for(scene.world, 6 * NS_PER_S);
+    assert_true(scene.settled_count == 1 && scene.outcome.held);
+    read_log(&scene, log);
+    assert_non_null(
+        strstr(log, "3 thaw web1 nightly\n2 thaw web1 nightly\n1 thaw web1 nightly\n2 thaw web1 nightly\n"));
+    freezer_status(scene.freezer, &status);
+    assert_string_equal(status.state, "thawing");
+    assert_non_null(strstr(status.trouble, "hook 2 thaw failed with status 1"));
+    world_call(scene.io, wish, &scene);
+    world_run_for(scene.world, NS_PER_S);
+    assert_true(scene.failed_count == 1 && strstr(scene.error.text, "hook 2 thaw failed"));
+    world_kill(scene.world, scene.process); /* the next daemon goes on */
+    assert_int_equal(freeze_record_load(scene.record, &record, NULL), 0);
+    scene.asked = scene.frozen_count = scene.failed_count = scene.settled_count = 0;
+    daemon_begin(&scene);
+    world_run_for(scene.world, NS_PER_S);
+    freezer_status(scene.freezer, &status);
+    assert_string_equal(status.state, "thawing");
+    snprintf(path, sizeof path, "%s/well", scene.folder);
+    fclose(fopen(path, "w"));
+    scene_end(&scene);
+}
+
+/* But one that has been removed meanwhile. */
+static void a_hook_that_is_gone_is_not_waited_for(void **state)
+{
+    (void)state;
+    struct scene scene;
+    scene_begin(&scene, 1);
+    scene.use_hooks = true;
+    scene.use_agent = false;
+    write_hook(&scene, "1", "[ $1 = thaw ] || rm $0", 0755);
+    story(&scene);
+    scene_end(&scene);
+}
+
+/* Without a hook nothing was frozen, and the snapshot must not be called so. */
+static void no_hook_freezes_nothing(void **state)
+{
+    (void)state;
+    struct scene scene;
+    scene_begin(&scene, 1);
+    scene.use_hooks = true;
+    scene.use_agent = false;
+    write_hook(&scene, "not-executable", "", 0644);
+    story(&scene);
+    assert_int_equal(scene.failed_count, 1);
+    assert_non_null(strstr(scene.error.text, "no program in"));
+    scene_end(&scene);
+}
+
 /* Whoever may write a hook may be root's guest, but not its master. */
 static void hooks_of_strangers_are_not_run(void **state)
 {
     (void)state;
     static const mode_t modes[] = {0757, 0775};
-    for (unsigned i = 0; i < 6; i++) {
+    for (unsigned i = 0; i < 8; i++) {
         struct scene scene;
         char log[1000], path[200];
         scene_begin(&scene, 1);
@@ -574,6 +640,8 @@ static void hooks_of_strangers_are_not_run(void **state)
         snprintf(path, sizeof path, "%s/1", scene.hooks);
         if (i == 2 || i == 3)
             assert_int_equal(chmod(scene.hooks, modes[i - 2]), 0);
+        if (i >= 6) /* a folder above: theirs, or one in which they can put another in the place of ours */
+            assert_int_equal(chmod(scene.folder, modes[i - 6]), 0);
         if (i == 4 && chown(path, 12345, 12345) != 0)
             assert_int_equal(chmod(path, 0757), 0); /* we are not root */
         if (i == 5) {
@@ -630,6 +698,9 @@ int main(void)
         cmocka_unit_test(the_end_of_the_daemon),
         cmocka_unit_test(hooks_run_in_order_and_back),
         cmocka_unit_test(a_hook_that_fails_is_undone),
+        cmocka_unit_test(a_hook_that_does_not_thaw_is_run_again),
+        cmocka_unit_test(a_hook_that_is_gone_is_not_waited_for),
+        cmocka_unit_test(no_hook_freezes_nothing),
         cmocka_unit_test(hooks_of_strangers_are_not_run),
         cmocka_unit_test(a_damaged_record_is_told),
     };
