@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The daemon is killed (SIGKILL) again and again under a guest that writes, and started again: the guest sees a pause, no
 I/O error, and every write that was acknowledged to it. Snapshots of two disks are one instant, before a death and after
-it. A client that pulls a snapshot through all of it reads on after each death; backups that are interrupted go on."""
+it. A client that pulls a snapshot through all of it reads on after each death; backups that are interrupted go on. A VM
+that is paused goes on, too."""
 import json
 import random
 import signal
@@ -16,6 +17,7 @@ from vm import MIB
 
 DEATHS = {vm.VHOST_USER: 60 if harness.LONG else 20, vm.NBD: 20 if harness.LONG else 4}
 CUTS = 100 if harness.LONG else 8
+PAUSES = 4
 PULLED = "vdb"
 PIECE = 64 << 10
 
@@ -123,6 +125,15 @@ def goes_on(t, d, backup):
     return bool(json.loads(done.stdout.splitlines()[0]).get("resumed"))
 
 
+def pauses(guest):
+    """The VM is paused under load and goes on, again and again: rings stop and start with requests under way."""
+    for _ in range(PAUSES):
+        guest.qmp.execute("stop")
+        guest.qmp.execute("cont")
+        go_on(guest)
+    guest.check_calm()
+
+
 def stalled_target(t, d, guest):
     """The target of a push stops in its middle, and ends: the guest goes on."""
     target, uri = slow_kit.target(t, "target", 4 * MIB)
@@ -153,6 +164,7 @@ def deaths(t, kind):
     for n in range(CUTS):
         cut(t, d, guest, f"cut{n}")
         d.fleece("snapshot", "delete", f"cut{n}")
+    pauses(guest)
     vm.backup(d, where)
     stalled_target(t, d, guest)
     d.fleece("snapshot", "create", "pulled")

@@ -336,6 +336,73 @@ static bool log_packed(struct scene *scene)
     return model(scene, true);
 }
 
+/* --- what is marked when a ring has stopped */
+
+/* A VMM takes the log for the last time when it has the bases of the rings: what was written by then is in it. */
+static bool stop_round(struct scene *scene, struct blk_request *requests, struct truth *truth, struct log *log,
+                       bool by_status)
+{
+    struct front_end *front = scene->front;
+    struct ring *ring = &front->rings[0];
+    uint64_t zero = 0;
+    uint32_t base;
+    if (front_tell_state(front, MSG_SET_VRING_ENABLE, 0, 0) != 0 || !make_batch(scene, requests, truth))
+        return false;
+    memset(truth->marked, 0, truth->log_bytes);
+    truth_copy(truth, &front->memory);
+    if (front_tell_state(front, MSG_SET_VRING_ENABLE, 0, 1) != 0)
+        return false;
+    usleep((unsigned)rng_below(&scene->rng, 300));
+    if ((by_status && channel_send(front->socket, MSG_SET_STATUS, WIRE_VERSION, &zero, sizeof(zero), NULL, 0) != 0) ||
+        front_stop_ring(front, ring, &base) != 0)
+        return false;
+    log_take(log, truth->marked);
+    uint64_t missing = truth_missing(truth, &front->memory);
+    if (missing != UINT64_MAX)
+        return scene_fail(scene, "the page at 0x%llx was not marked when the ring had stopped",
+                          (unsigned long long)missing * PAGE);
+    return log_all(scene, true) && front_set_up_ring(front, ring, base) == 0 &&
+           tell_ring(scene, ring, true, ring->device_area) == 1 && take_all(scene);
+}
+
+static bool stop_marked(struct scene *scene, bool packed, bool by_status)
+{
+    struct log log = {.fd = -1};
+    struct blk_request requests[REQUESTS];
+    struct truth truth;
+    if (!started(scene, packed))
+        return false;
+    struct front_end *front = scene->front;
+    if (by_status && !front_has_protocol(front, PROTOCOL_STATUS))
+        return scene_skip(scene, "STATUS is not offered");
+    for (unsigned i = 0; i < REQUESTS; i++)
+        blk_request_init(&requests[i], &front->memory, i, DATA, false);
+    bool good = begin_log(scene, &log, front->rings[0].device_area);
+    truth_init(&truth, &front->memory, &log);
+    for (unsigned round = 0; good && round < 2 * ROUNDS; round++)
+        good = stop_round(scene, requests, &truth, &log, by_status);
+    truth_free(&truth);
+    log_free(&log);
+    if (!good && !scene->error[0])
+        scene_fail(scene, "%s", front->error);
+    return good;
+}
+
+static bool log_stop_split(struct scene *scene)
+{
+    return stop_marked(scene, false, false);
+}
+
+static bool log_stop_packed(struct scene *scene)
+{
+    return stop_marked(scene, true, false);
+}
+
+static bool log_stop_by_status(struct scene *scene)
+{
+    return stop_marked(scene, false, true) && stop_marked(scene, true, true);
+}
+
 /* --- where the used ring counts */
 
 /* It may be outside of memory, and then its pages are marked there. */
@@ -522,6 +589,9 @@ static bool log_event(struct scene *scene)
 const struct conform_case conform_log[] = {
     {"log-split", log_split},
     {"log-packed", log_packed},
+    {"log-stop-split", log_stop_split},
+    {"log-stop-packed", log_stop_packed},
+    {"log-stop-by-status", log_stop_by_status},
     {"log-address", log_address},
     {"log-address-behind", log_address_behind},
     {"log-wrong", log_wrong},

@@ -287,17 +287,32 @@ static bool take_batch(struct scene *scene, unsigned *taken, unsigned wanted)
     return true;
 }
 
-/* GET_VRING_BASE under load: what was fetched is used before the answer, nothing after; the rest is done after a restart. */
-static bool ring_restart(struct scene *scene)
+/* What QEMU before 8.2 does first, and it does not wait for an acknowledgement. */
+static bool clear_status(struct scene *scene)
 {
-    if (!scene_started(scene))
+    uint64_t zero = 0;
+    int status = channel_send(scene->front->socket, MSG_SET_STATUS, WIRE_VERSION, &zero, sizeof(zero), NULL, 0);
+    return status == 0 || scene_fail(scene, "SET_STATUS: %s", strerror(-status));
+}
+
+/* GET_VRING_BASE under load: what was fetched is used before the answer, nothing after; the rest is done after a restart.
+ * by_status: after a status of 0, which changes nothing of that. */
+static bool restart(struct scene *scene, bool packed, bool by_status)
+{
+    struct front_options options = scene->options->front;
+    options.packed = packed;
+    if (!scene_started_with(scene, &options))
         return false;
     struct front_end *front = scene->front;
+    if (by_status && !front_has_protocol(front, PROTOCOL_STATUS))
+        return scene_skip(scene, "STATUS is not offered");
     struct ring *ring = &front->rings[0];
     for (unsigned round = 0; round < 30; round++) {
         unsigned given = submit_batch(scene, BATCH), taken = 0;
         usleep(round * 20);
         uint32_t base;
+        if (by_status && !clear_status(scene))
+            return false;
         if (front_stop_ring(front, ring, &base) != 0)
             return scene_fail(scene, "%s", front->error);
         void *token;
@@ -310,7 +325,8 @@ static bool ring_restart(struct scene *scene)
         usleep(2000);
         if (ring_has_used(ring))
             return scene_fail(scene, "round %u: a buffer was used after the ring was stopped", round);
-        if (front_set_up_ring(front, ring, base) != 0)
+        if ((by_status && front_tell_u64(front, MSG_SET_FEATURES, front->features) != 0) ||
+            front_set_up_ring(front, ring, base) != 0)
             return scene_fail(scene, "%s", front->error);
         ring_kick_always(ring);
         if (!take_batch(scene, &taken, given))
@@ -318,6 +334,21 @@ static bool ring_restart(struct scene *scene)
     }
     scene->request.ring = NULL;
     return scene_works(scene, 0);
+}
+
+static bool ring_restart(struct scene *scene)
+{
+    return restart(scene, scene->options->front.packed, false);
+}
+
+static bool status_restart_split(struct scene *scene)
+{
+    return restart(scene, false, true);
+}
+
+static bool status_restart_packed(struct scene *scene)
+{
+    return restart(scene, true, true);
 }
 
 /* A stopped ring's requests wait, kick or not. */
@@ -629,6 +660,8 @@ const struct conform_case conform_queues[] = {
     {"call-descriptor-full", call_descriptor_full},
     {"polled-ring", polled_ring},
     {"ring-restart", ring_restart},
+    {"status-restart-split", status_restart_split},
+    {"status-restart-packed", status_restart_packed},
     {"stopped-ring-is-left-alone", stopped_ring_is_left_alone},
     {"ring-moves", ring_moves},
     {"several-queues", several_queues},

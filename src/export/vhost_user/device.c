@@ -241,7 +241,7 @@ static enum vhost_done set_vring_base(struct vhost_session *session, struct erro
         return VHOST_WRONG;
     if (queue->ring)
         return wrong(session, err, "while the ring runs");
-    queue->base = session->message.state.num;
+    queue->base = queue->ended_at = session->message.state.num;
     return VHOST_DONE;
 }
 
@@ -260,7 +260,7 @@ static enum vhost_done get_vring_base(struct vhost_session *session, struct erro
         return VHOST_WRONG;
     }
     vhost_queue_stop(queue);
-    struct vhost_vring_state state = {queue->index, queue->base};
+    struct vhost_vring_state state = {queue->index, queue->ended_at};
     memcpy(session->answer.payload, &state, sizeof state);
     session->answer.header.size = sizeof state;
     return VHOST_DONE;
@@ -321,6 +321,9 @@ static enum vhost_done reset(struct vhost_session *session)
     return VHOST_DONE;
 }
 
+/* QEMU before 8.2 sets a status of 0 to stop a device, when the VM is paused or migrates, too, and asks for the bases of its
+ * rings after that: they tell where they ended still. The requests under way belong to the time before (C14): they are
+ * returned first. */
 static enum vhost_done set_status(struct vhost_session *session)
 {
     if (session->message.word == 0)

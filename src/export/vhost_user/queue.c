@@ -282,7 +282,7 @@ void vhost_queue_stop(struct vhost_queue *queue)
     assert(vhost_queue_is_still(queue) && !queue->taking);
     if (queue->ring) {
         if (!MUTANT(vhost_base_is_forgotten))
-            queue->base = virtqueue_base(queue->ring);
+            queue->base = queue->ended_at = virtqueue_base(queue->ring);
         if (!MUTANT(vhost_stopped_ring_keeps_its_part) &&
             !keeps_what_was_left(queue)) /* nothing is in flight: the next ring may begin elsewhere, at another base */
             inflight_region_clear(&queue->session->inflight, queue->index);
@@ -297,8 +297,10 @@ void vhost_queue_stop(struct vhost_queue *queue)
 void vhost_queue_reset(struct vhost_queue *queue, bool forgets)
 {
     vhost_queue_stop(queue);
-    if (forgets && !MUTANT(vhost_reset_forgets_nothing))
+    if (forgets && !MUTANT(vhost_reset_forgets_nothing)) {
         inflight_region_clear(&queue->session->inflight, queue->index);
+        queue->ended_at = 0;
+    }
     queue->size = queue->base = 0;
     queue->placed = queue->enabled = false;
 }

@@ -16,6 +16,7 @@ struct vhost_queue {
     unsigned index;
     /* As said by the front-end: */
     uint32_t size, base;
+    uint32_t ended_at; /* where a ring that ran was stopped; outlives a reset by status, see set_status() */
     struct virtqueue_place place;
     bool logged; /* what is written to the used ring counts in a migration's log, at log_used */
     uint64_t log_used;
@@ -42,8 +43,8 @@ void vhost_queue_halt(struct vhost_queue *queue);
 bool vhost_queue_is_still(const struct vhost_queue *queue);
 /* A halted queue that is still: forgets the ring, and how it was started. Its base is where to go on. */
 void vhost_queue_stop(struct vhost_queue *queue);
-/* To the initial state. Still as above. `forgets`: what the in-flight region holds for it goes, too, such as chains of a
- * predecessor that were not resubmitted yet, or that broke the ring and would break the next one. */
+/* To the initial state, but for ended_at. Still as above. `forgets`: that goes, too, and what the in-flight region holds for
+ * it, such as chains of a predecessor that were not resubmitted yet, or that broke the ring and would break the next one. */
 void vhost_queue_reset(struct vhost_queue *queue, bool forgets);
 /* Looks at the ring at the end of the tick. */
 void vhost_queue_look(struct vhost_queue *queue);
