@@ -7,6 +7,7 @@
  *     agent unix:/run/web1/agent.sock
  *     folder /etc/fleece/hooks
  *     hook 10-database
+ *     running 4711 1093205
  *     end
  *
  * It is written under another name and renamed, so that a kill leaves the old one or the new one.
@@ -15,6 +16,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -32,6 +34,9 @@ static size_t write_text(const struct freeze_record *record, char text[LIMIT_FRE
         used += (size_t)snprintf(text + used, LIMIT_FREEZE_RECORD_BYTES - used, "folder %s\n", record->hooks.folder);
     for (unsigned i = 0; i < record->hooks.count; i++)
         used += (size_t)snprintf(text + used, LIMIT_FREEZE_RECORD_BYTES - used, "hook %s\n", record->hooks.names[i]);
+    if (record->running.number)
+        used += (size_t)snprintf(text + used, LIMIT_FREEZE_RECORD_BYTES - used, "running %" PRId64 " %" PRIu64 "\n",
+                                 record->running.number, record->running.began);
     used += (size_t)snprintf(text + used, LIMIT_FREEZE_RECORD_BYTES - used, "end\n");
     return used;
 }
@@ -67,6 +72,8 @@ static bool read_line(struct freeze_record *record, const char *line)
     if (strncmp(line, "hook ", 5) == 0 && name_check("hook", line + 5, NULL) == 0 && hooks->folder[0] &&
         hooks->count < LIMIT_HOOKS)
         return strcpy(hooks->names[hooks->count++], line + 5);
+    if (strncmp(line, "running ", 8) == 0)
+        return sscanf(line + 8, "%9" SCNd64 " %19" SCNu64, &record->running.number, &record->running.began) == 2;
     return false;
 }
 

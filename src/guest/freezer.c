@@ -18,7 +18,9 @@
  * The order that must not change: a hook, and then the agent, are noted in the record before they are started. The record
  * goes when all has been thawed. So a daemon that is killed anywhere in between leaves a record that names at least what is
  * frozen, and the next one thaws that first (freezer_recover()). It need not wait for it: a file system that thaws may have
- * to write to its disk, which that daemon is about to serve.
+ * to write to its disk, which that daemon is about to serve. A hook that a killed daemon has left running is killed first:
+ * it might freeze something after its thaw has run. Its number is noted a moment after its start; a kill -9 in that moment
+ * leaves it alone.
  *
  * Whether the guest was still at the cut is known only from the thaw: the agent says how many file systems it has thawed,
  * and when these are not as many as it had frozen, somebody else was faster (VSS of Windows, an administrator).
@@ -182,6 +184,16 @@ static void hang_up(struct freezer *freezer)
     freezer->line = NULL;
 }
 
+/* On the helper thread; nobody else touches the record before it is back. */
+static void hook_started(void *argument, const struct hook_process *process)
+{
+    struct freezer *freezer = argument;
+    struct error err;
+    freezer->record.running = *process;
+    if (freeze_record_store(freezer->options.record_path, &freezer->record, &err) < 0)
+        log_warning("%s", err.text);
+}
+
 static void run_hook(struct freezer *freezer, unsigned index, const char *verb, uint64_t timeout_ns)
 {
     freezer->run = (struct hook_run){
@@ -191,6 +203,8 @@ static void run_hook(struct freezer *freezer, unsigned index, const char *verb, 
         .vm = freezer->options.vm,
         .snapshot = freezer->record.snapshot,
         .timeout_ns = timeout_ns,
+        .started = freezer->step == BEFORE ? hook_started : NULL,
+        .started_argument = freezer,
     };
     freezer->helper_busy = true;
     io_work(freezer->io, &freezer->helper, hook_run, &freezer->run);
@@ -429,6 +443,7 @@ static void before_done(struct io_op *op, int64_t result)
 {
     struct freezer *freezer = container_of(op, struct freezer, helper);
     freezer->helper_busy = false;
+    freezer->record.running = (struct hook_process){0};
     if (freezer->given_up)
         thaw_begin(freezer);
     else if (result < 0)
@@ -588,6 +603,8 @@ void freezer_recover(struct freezer *freezer)
         return;
     }
     log_warning("a daemon was killed while it made snapshot '%s': the guest is thawed", freezer->record.snapshot);
+    hook_kill(&freezer->record.running); /* or it would freeze what its thaw has thawed already */
+    freezer->record.running = (struct hook_process){0};
     thaw_begin(freezer);
 }
 

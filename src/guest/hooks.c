@@ -245,6 +245,33 @@ static int check_again(struct hook_run *run, const char *path)
     return status < 0 ? status : check_owner(path, &stat, &run->error);
 }
 
+/* When it began; 0: there is none with that number. */
+static uint64_t began(pid_t process)
+{
+    char path[32], text[1024];
+    unsigned long long ticks = 0;
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)process);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd >= 0 ? read(fd, text, sizeof text - 1) : 0;
+    if (fd >= 0)
+        close(fd);
+    text[length > 0 ? length : 0] = 0;
+    const char *rest = strrchr(text, ')'); /* behind the name, which may hold anything, the 22nd word is the 20th */
+    if (!rest || sscanf(rest + 1, " %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %llu",
+                        &ticks) != 1)
+        return 0;
+    return ticks;
+}
+
+void hook_kill(const struct hook_process *process)
+{
+    const pid_t number = (pid_t)process->number;
+    if (number <= 1 || process->began == 0 || began(number) != process->began)
+        return;
+    kill(-number, SIGKILL);
+    kill(number, SIGKILL);
+}
+
 /* From its start to its end. */
 static void run_program(struct hook_run *run, const char *path, char **environment, const int pipe[2])
 {
@@ -257,6 +284,8 @@ static void run_program(struct hook_run *run, const char *path, char **environme
         return;
     }
     int process = (int)syscall(SYS_pidfd_open, child, 0);
+    if (run->started)
+        run->started(run->started_argument, &(struct hook_process){child, began(child)});
     bool ended = process >= 0 && attend(process, pipe[0], run->timeout_ns, &output);
     if (!ended) {
         kill(-child, SIGKILL);

@@ -24,11 +24,19 @@ struct hook_list {
  * of them, or a folder on the way to it is not root's or ours, or can be written by others. */
 int hooks_find(struct hook_list *list, struct error *err);
 
+/* A process, and not another one that has got its number later. */
+struct hook_process {
+    int64_t number; /* 0: none */
+    uint64_t began; /* in ticks since the machine's start */
+};
+
 struct hook_run {
     const struct hook_list *list;
     unsigned index;
     const char *verb, *vm, *snapshot; /* its argument; FLEECE_VM and FLEECE_SNAPSHOT in its environment */
     uint64_t timeout_ns;
+    void (*started)(void *argument, const struct hook_process *process); /* on the helper thread; NULL: nobody asks */
+    void *started_argument;
     struct error error; /* why it did not succeed; code 0: it did */
     bool is_gone;       /* because there is no such hook any more */
 };
@@ -36,5 +44,8 @@ struct hook_run {
 /* Runs it without a shell, in a process group of its own, its output going to the log; kills the group when it takes too
  * long. For io_work(): the argument is the struct hook_run. */
 int64_t hook_run(void *argument);
+
+/* Kills one of a daemon that was killed, with its group, if it runs still. */
+void hook_kill(const struct hook_process *process);
 
 #endif

@@ -4,6 +4,8 @@
 is in tests/guest/freeze.py; all that an agent can do wrong is in tests/sim/freezer_test.c."""
 import contextlib
 import json
+import os
+import pathlib
 import shutil
 import signal
 import socket
@@ -304,6 +306,25 @@ def test_hooks_that_fail_to_thaw(t):
     harness.wait_for("it has thawed", lambda: d.status()["guest"]["state"] == "idle")
     words = log.read_text().split()
     assert words[0] == "freeze" and len(words) > 2 and set(words[1:]) == {"thaw"}, words
+
+
+def test_the_daemon_is_killed_while_a_hook_runs(t):
+    """It goes on without its daemon: the next one ends it, or it would freeze after its thaw."""
+    log, hooks = t.path("log"), t.path("hooks")
+    hook(hooks, "db", f"echo $1 >>{log}; [ $1 = thaw ] || {{ echo $$ >{t.path('pid')}; sleep 60; echo frozen >>{log}; }}")
+    d = t.daemon({"vda": t.disk("a.raw", 8 * MIB)}, "--hook-dir", hooks, "--freeze-timeout", "120")
+    run = pathlib.Path("/run" if os.getuid() == 0 else t.environment["XDG_RUNTIME_DIR"])
+    record = run / "fleece" / t.vm / "freeze"
+    with d.qmp() as qmp:
+        qmp.send("fleece-snapshot-create", name="s")
+        harness.wait_for("it runs", lambda: t.path("pid").exists() and t.path("pid").read_text().endswith("\n") and
+                         "running" in record.read_text())
+        d.kill()
+    d = t.daemon({"vda": t.path("a.raw")}, "--hook-dir", hooks)
+    harness.wait_for("it is undone", lambda: d.status()["guest"]["state"] == "idle")
+    process = pathlib.Path("/proc", t.path("pid").read_text().strip(), "stat")
+    harness.wait_for("it has ended", lambda: not process.exists() or ") Z" in process.read_text())
+    assert log.read_text() == "freeze\nthaw\n", log.read_text()
 
 
 def test_hooks(t):

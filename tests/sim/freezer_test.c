@@ -669,6 +669,7 @@ static void a_damaged_record_is_told(void **state)
                          loaded;
     scene_begin(&scene, 1);
     strcpy(record.hooks.names[0], "x");
+    record.running = (struct hook_process){999999999, 1234567890123456789};
     assert_int_equal(freeze_record_store(scene.record, &record, &err), 0);
     assert_int_equal(freeze_record_load(scene.record, &loaded, &err), 0);
     assert_memory_equal(&record, &loaded, sizeof record);
