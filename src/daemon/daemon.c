@@ -3,6 +3,7 @@
  * The life of the daemon, on the control thread.
  *
  *   CLAIM    run-time folder and its lock, so that nothing below ever happens twice for one VM
+ *   AWAIT    with --incoming: the vhost-user sockets, until a VMM uses a disk; all else of the disks is another daemon's
  *   OPEN     the disks, on a helper thread, since a killed daemon's locks may have to be waited for
  *   RECOVER  sidecars and checkpoints: what each disk knows of its changes, before any of them is written; then the
  *            snapshots of a killed daemon, with copy-before-write in place, and away with what else it has left
@@ -12,7 +13,8 @@
  *   THAW     a guest that is frozen for a cut thaws, while its disks are still served
  *   END_JOBS jobs are cancelled by force: nobody waits for a target
  *   UNEXPORT front-ends of vhost-user have their requests answered and are hung up on, then NBD ends with ESHUTDOWN
- *   CLOSE    snapshots are deleted, disks are closed
+ *   CLOSE    snapshots are deleted, disks are closed; where the VM has gone on elsewhere, first goes what would not know
+ *            of that
  *   HANG_UP  control clients get what is queued for them; the space of cache files is given back
  *   ENDED    reactors stop, the folder and its sockets are removed
  *
@@ -27,13 +29,11 @@
 #include <errno.h>
 #include <limits.h>
 #include <poll.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -48,12 +48,14 @@
 #include "daemon/notify.h"
 #include "daemon/runtime.h"
 #include "daemon/sidecars.h"
+#include "daemon/space.h"
 #include "daemon/vhost_exports.h"
 #include "driver/file.h"
 #include "io/ring.h"
 
 enum state {
     DAEMON_CLAIM,
+    DAEMON_AWAIT,
     DAEMON_OPEN,
     DAEMON_RECOVER,
     DAEMON_EXPORT,
@@ -70,6 +72,8 @@ struct daemon {
     const struct options *options;
     enum state state;
     int exit_code;
+    bool awaiting;   /* a VMM: nothing of ours is under way */
+    bool wanted;     /* by a VMM that came before that */
     bool end_wanted; /* asked for while a step of the start was under way */
     const char *end_reason;
     struct runtime runtime;
@@ -104,7 +108,8 @@ static void daemon_end_next(void *argument);
 static void daemon_move(struct daemon *daemon, enum state to)
 {
     static const char allowed[][DAEMON_ENDED + 1] = {
-        [DAEMON_CLAIM] = {[DAEMON_OPEN] = 1, [DAEMON_THAW] = 1},
+        [DAEMON_CLAIM] = {[DAEMON_AWAIT] = 1, [DAEMON_OPEN] = 1, [DAEMON_THAW] = 1},
+        [DAEMON_AWAIT] = {[DAEMON_OPEN] = 1, [DAEMON_THAW] = 1},
         [DAEMON_OPEN] = {[DAEMON_RECOVER] = 1, [DAEMON_THAW] = 1},
         [DAEMON_RECOVER] = {[DAEMON_EXPORT] = 1, [DAEMON_THAW] = 1},
         [DAEMON_EXPORT] = {[DAEMON_SERVE] = 1, [DAEMON_THAW] = 1},
@@ -163,6 +168,8 @@ static void daemon_end_next(void *argument)
     }
     if (daemon->state == DAEMON_UNEXPORT) {
         daemon_move(daemon, DAEMON_CLOSE);
+        if (daemon->vhost_exports.away)
+            sidecars_leave(&daemon->sidecars);
         if (daemon->vm) {
             vm_destroy(daemon->vm, daemon_end_next, daemon);
             return;
@@ -230,7 +237,7 @@ static void signal_arrived(struct io_op *op, int64_t result)
     if (daemon->state == DAEMON_OPEN || daemon->state >= DAEMON_THAW || daemon->end_wanted)
         daemon_give_up(daemon);
     log_info("ending: signal %s", strsignal((int)daemon->signal.ssi_signo));
-    if (is_starting(daemon)) {
+    if (is_starting(daemon) && !daemon->awaiting) {
         daemon->exit_code = EXIT_INTERRUPTED;
         daemon->end_wanted = true;
     } else
@@ -274,18 +281,6 @@ static void host_guest(void *context, struct freezer_status *status)
 {
     const struct daemon *daemon = context;
     freezer_status(daemon->guest.freezer, status);
-}
-
-static uint64_t host_rss_bytes(void *context)
-{
-    (void)context;
-    unsigned long pages = 0;
-    FILE *file = fopen("/proc/self/statm", "re");
-    if (file && fscanf(file, "%*u %lu", &pages) != 1)
-        pages = 0;
-    if (file)
-        fclose(file);
-    return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
 static void host_quit(void *context)
@@ -468,24 +463,6 @@ static void record_sockets(struct daemon *daemon)
         log_warning("%s", err.text);
 }
 
-static void say_ready(const struct daemon *daemon)
-{
-    char text[LIMIT_READY_BYTES];
-    size_t used = (size_t)snprintf(text, sizeof text, "ready: VM %s with", daemon->options->vm);
-    for (unsigned i = 0; i < daemon->options->disk_count && used < sizeof text; i++)
-        used += (size_t)snprintf(text + used, sizeof text - used, "%s %s", i ? "," : "",
-                                 daemon->options->disks[i].name);
-    for (unsigned i = 0; i < daemon->nbd_count && used < sizeof text; i++)
-        used += (size_t)snprintf(text + used, sizeof text - used, "%s %s", i ? "," : "; NBD on", daemon->nbd[i]);
-    for (unsigned i = 0; i < daemon->options->vhost_user_count && used < sizeof text; i++)
-        used += (size_t)snprintf(text + used, sizeof text - used, "%s %s=%s", i ? "," : "; vhost-user on",
-                                 daemon->options->vhost_users[i].disk, daemon->options->vhost_users[i].socket);
-    if (used < sizeof text)
-        snprintf(text + used, sizeof text - used, "; control socket %s", daemon->control_path);
-    log_info("%s", text);
-    notify_send("READY=1");
-}
-
 static void daemon_served(void *argument, const struct error *failure)
 {
     struct daemon *daemon = argument;
@@ -506,7 +483,9 @@ static void daemon_served(void *argument, const struct error *failure)
     record_sockets(daemon);
     daemon_move(daemon, DAEMON_SERVE);
     caches_free_left_overs(&daemon->caches);
-    say_ready(daemon);
+    notify_ready(daemon->options, daemon->nbd, daemon->nbd_count, daemon->control_path);
+    if (daemon->options->incoming)
+        vhost_exports_open(&daemon->vhost_exports, daemon->vm);
 }
 
 static void daemon_published(void *argument)
@@ -514,9 +493,11 @@ static void daemon_published(void *argument)
     struct daemon *daemon = argument;
     if (daemon->end_wanted)
         daemon_end(daemon, "host-signal");
+    else if (daemon->options->incoming)
+        daemon_served(daemon, NULL);
     else
-        vhost_exports_start(&daemon->vhost_exports, daemon->control_io, daemon->vm, daemon->options, daemon_served,
-                            daemon);
+        vhost_exports_start(&daemon->vhost_exports, daemon->control_io, daemon->vm, NULL, daemon->options, NULL,
+                            daemon_served, daemon);
 }
 
 static void daemon_exported(void *argument, const struct error *failure)
@@ -591,7 +572,7 @@ static int daemon_make_servers(struct daemon *daemon, struct error *err)
         .exports_query = host_exports_query,
         .vhost_users = host_vhost_users,
         .guest = host_guest,
-        .rss_bytes = host_rss_bytes,
+        .rss_bytes = space_rss_bytes,
         .quit = host_quit,
     };
     daemon->exports = exports_create(daemon->control_io, daemon->reactors[0]);
@@ -675,19 +656,55 @@ static void disks_opened(struct io_op *op, int64_t result)
     vm_recover(daemon->vm, daemon_recovered, daemon);
 }
 
-static unsigned reactors_wanted(const struct options *options)
+static void daemon_open(struct daemon *daemon)
 {
-    cpu_set_t set;
-    unsigned processors = sched_getaffinity(0, sizeof set, &set) == 0 ? (unsigned)CPU_COUNT(&set) : 1;
-    unsigned wanted = options->disk_count < processors ? options->disk_count : processors;
-    if (wanted > LIMIT_REACTORS_DEFAULT)
-        wanted = LIMIT_REACTORS_DEFAULT;
-    return options->io_threads ? options->io_threads : wanted;
+    daemon->awaiting = false;
+    daemon->open.done = disks_opened;
+    daemon_move(daemon, DAEMON_OPEN);
+    io_work(daemon->control_io, &daemon->open, open_all, daemon);
+}
+
+static void daemon_wanted(void *argument)
+{
+    struct daemon *daemon = argument;
+    daemon->wanted = true;
+    if (daemon->awaiting)
+        daemon_open(daemon);
+}
+
+/* The sockets are there, and the disks are another daemon's. */
+static void daemon_awaits(void *argument, const struct error *failure)
+{
+    struct daemon *daemon = argument;
+    if (failure)
+        daemon_fail(daemon, failure);
+    else if (daemon->end_wanted)
+        daemon_end(daemon, "host-signal");
+    if (daemon->state != DAEMON_AWAIT)
+        return;
+    daemon->awaiting = true;
+    record_sockets(daemon);
+    log_info("ready: VM %s is awaited; its disks are opened when it is here", daemon->options->vm);
+    notify_send("READY=1");
+    if (daemon->wanted)
+        daemon_open(daemon);
+}
+
+static void disks_looked_at(struct io_op *op, int64_t result)
+{
+    struct daemon *daemon = container_of(op, struct daemon, open);
+    if (result < 0)
+        daemon_fail(daemon, &daemon->disks.err);
+    else if (daemon->end_wanted)
+        daemon_end(daemon, "host-signal");
+    else
+        vhost_exports_start(&daemon->vhost_exports, daemon->control_io, NULL, daemon->disks.stand_ins, daemon->options,
+                            daemon_wanted, daemon_awaits, daemon);
 }
 
 static int reactors_start(struct daemon *daemon, struct error *err)
 {
-    unsigned wanted = reactors_wanted(daemon->options);
+    unsigned wanted = options_io_threads(daemon->options);
     while (daemon->reactor_count < wanted) {
         char name[16];
         unsigned i = daemon->reactor_count;
@@ -698,20 +715,6 @@ static int reactors_start(struct daemon *daemon, struct error *err)
         daemon->features[i] = ring_features(daemon->reactors[i]);
         daemon->reactor_count++;
     }
-    return 0;
-}
-
-static int check_state_dir(const struct options *options, struct error *err)
-{
-    struct stat st;
-    if (!options->state_dir)
-        return 0;
-    if (stat(options->state_dir, &st) < 0)
-        return error_set(err, errno, "--state-dir %.300s: %s", options->state_dir, error_name(errno));
-    if (!S_ISDIR(st.st_mode))
-        return error_set(err, ENOTDIR, "--state-dir %.300s: it is not a directory", options->state_dir);
-    if (access(options->state_dir, W_OK | X_OK) < 0)
-        return error_set(err, errno, "--state-dir %.300s can't be written: %s", options->state_dir, error_name(errno));
     return 0;
 }
 
@@ -736,7 +739,7 @@ static void choose_places(struct daemon *daemon)
 
 static int daemon_start(struct daemon *daemon, struct error *err)
 {
-    int status = check_state_dir(daemon->options, err);
+    int status = options_check_state_dir(daemon->options, err);
     if (status == 0)
         status = runtime_claim(&daemon->runtime, daemon->options->vm, daemon->options->lock_wait_ns, err);
     if (status == 0)
@@ -751,9 +754,13 @@ static int daemon_start(struct daemon *daemon, struct error *err)
     daemon->disks.options = daemon->options;
     daemon->disks.reactors = daemon->reactors;
     daemon->disks.reactor_count = daemon->reactor_count;
-    daemon->open.done = disks_opened;
-    daemon_move(daemon, DAEMON_OPEN);
-    io_work(daemon->control_io, &daemon->open, open_all, daemon);
+    if (daemon->options->incoming) {
+        daemon_move(daemon, DAEMON_AWAIT);
+        daemon->open.done = disks_looked_at;
+        io_work(daemon->control_io, &daemon->open, disks_look, &daemon->disks);
+    } else {
+        daemon_open(daemon);
+    }
     return 0;
 }
 

@@ -2,13 +2,18 @@
 /*
  * Disks are opened one after the other, on a helper thread, before anything is served; each may wait for the lock of a
  * killed daemon whose writes are still landing (C10). The first error ends it; what is open by then the daemon closes.
+ *
+ * While another daemon has the disks, only what a front-end must know before it starts is looked at. What the opened disk
+ * then tells holds; a size that has changed meanwhile the guest learns as it learns of any other.
  */
 #include "daemon/disks.h"
 
+#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <linux/magic.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -117,6 +122,63 @@ struct disk_identity disks_identify(const struct disks *disks, unsigned index)
     identity.ctime_ns = stat.ctime_ns;
     identity.local = disks->local[index];
     return identity;
+}
+
+/* The size that the header of a qcow2 image tells; what else it holds is looked at when the image is opened. */
+static int look_at_qcow2(struct disks *disks, const struct disk_options *disk, struct node *stand_in)
+{
+    uint8_t header[32];
+    uint64_t size = 0;
+    const int fd = open(disk->path, O_RDONLY | O_CLOEXEC);
+    const ssize_t got = fd < 0 ? -1 : pread(fd, header, sizeof header, 0);
+    const int error = errno;
+    if (fd >= 0)
+        close(fd);
+    if (got < 0)
+        return error_set(&disks->err, error, "--disk %s: image \"%.300s\" cannot be read: %s", disk->name, disk->path,
+                         error_name(error));
+    if (got < (ssize_t)sizeof header || memcmp(header, "QFI\xfb", 4) != 0)
+        return error_set(&disks->err, EINVAL, "--disk %s: \"%.300s\" is no qcow2 image", disk->name, disk->path);
+    memcpy(&size, header + 24, sizeof size);
+    stand_in->size_bytes = be64toh(size);
+    stand_in->alignment_bytes = (uint32_t)BLOCK_BYTES_MIN;
+    return 0;
+}
+
+static int look_at_file(struct disks *disks, const struct disk_options *disk, struct node *stand_in)
+{
+    const struct file_options options = {
+        .path = disk->path, .read_only = true, .page_cache = disk->page_cache, .no_lock = true};
+    struct node *file;
+    int status = file_open(stand_in->io, &options, &file, &disks->err);
+    if (status < 0)
+        return error_prefix(&disks->err, "--disk %s", disk->name);
+    stand_in->size_bytes = file->size_bytes;
+    stand_in->alignment_bytes = file->alignment_bytes;
+    node_destroy(file);
+    return 0;
+}
+
+int64_t disks_look(void *argument)
+{
+    struct disks *disks = argument;
+    for (unsigned i = 0; i < disks->options->disk_count; i++) {
+        const struct disk_options *disk = &disks->options->disks[i];
+        struct node *stand_in = &disks->stand_ins[i];
+        *stand_in = (struct node){.io = disks->reactors[i % disks->reactor_count],
+                                  .size_bytes = disk->size_bytes,
+                                  .alignment_bytes = 1,
+                                  .read_only = disk->read_only,
+                                  .can_discard = !disk->read_only};
+        int status = 0;
+        if (disk->qcow2)
+            status = look_at_qcow2(disks, disk, stand_in);
+        else if (!disk->null_driver)
+            status = look_at_file(disks, disk, stand_in);
+        if (status < 0)
+            return status;
+    }
+    return 0;
 }
 
 int64_t disks_open(void *argument)

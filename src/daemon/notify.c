@@ -3,11 +3,14 @@
 #include "daemon/notify.h"
 
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
+
+#include "base/log.h"
 
 void notify_send(const char *state)
 {
@@ -24,4 +27,21 @@ void notify_send(const char *state)
     socklen_t length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path));
     (void)sendto(fd, state, strlen(state), MSG_NOSIGNAL, (struct sockaddr *)&address, length);
     close(fd);
+}
+
+void notify_ready(const struct options *options, const char *const *nbd, unsigned nbd_count, const char *control_path)
+{
+    char text[LIMIT_READY_BYTES];
+    size_t used = (size_t)snprintf(text, sizeof text, "ready: VM %s with", options->vm);
+    for (unsigned i = 0; i < options->disk_count && used < sizeof text; i++)
+        used += (size_t)snprintf(text + used, sizeof text - used, "%s %s", i ? "," : "", options->disks[i].name);
+    for (unsigned i = 0; i < nbd_count && used < sizeof text; i++)
+        used += (size_t)snprintf(text + used, sizeof text - used, "%s %s", i ? "," : "; NBD on", nbd[i]);
+    for (unsigned i = 0; i < options->vhost_user_count && used < sizeof text; i++)
+        used += (size_t)snprintf(text + used, sizeof text - used, "%s %s=%s", i ? "," : "; vhost-user on",
+                                 options->vhost_users[i].disk, options->vhost_users[i].socket);
+    if (used < sizeof text)
+        snprintf(text + used, sizeof text - used, "; control socket %s", control_path);
+    log_info("%s", text);
+    notify_send("READY=1");
 }

@@ -12,9 +12,11 @@
 #include <errno.h>
 #include <getopt.h>
 #include <limits.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -38,6 +40,8 @@ const char options_help[] =
     "      track-granularity=SIZE unit of that, from 4K (the default) to 4M\n"
     "  --nbd ADDRESS            unix:PATH or tcp:HOST:PORT (loopback only); default: nbd.sock in the run-time folder\n"
     "  --vhost-user NAME=SOCKET  the disk as a vhost-user-blk device, for a VMM; one for each disk\n"
+    "  --incoming on|off        open the disks when the VMM starts to use them: a VM that migrates to here (default: "
+    "off)\n"
     "  --control SOCKET         the control socket; default: control.sock in the run-time folder\n"
     "  --fleece OPTION=VALUE[,…] where blocks are preserved\n"
     "      ram=SIZE             memory (default: 256M)\n"
@@ -352,6 +356,14 @@ static int parse_guest_path(const char *option, const char *prefix, const char *
     return make_absolute(option, prefix, path, absolute, err);
 }
 
+static int parse_incoming(struct options *options, const char *text, struct error *err)
+{
+    options->incoming = strcmp(text, "on") == 0;
+    if (!options->incoming && strcmp(text, "off") != 0)
+        return error_set(err, EINVAL, "--incoming '%.100s' is not right: on or off", text);
+    return 0;
+}
+
 static int parse_name(struct options *options, const char *text, struct error *err)
 {
     if (name_check("VM name", text, err) < 0)
@@ -376,6 +388,7 @@ static const struct option known[] = {
     {"hook-dir", required_argument, NULL, OPTION_HOOKS},
     {"freeze-timeout", required_argument, NULL, OPTION_FREEZE_TIMEOUT},
     {"thaw", no_argument, NULL, OPTION_THAW},
+    {"incoming", required_argument, NULL, 'i'},
     {"config", required_argument, NULL, OPTION_CONFIG},
     {"help", no_argument, NULL, 'h'},
     {"version", no_argument, NULL, 'V'},
@@ -403,6 +416,8 @@ static int parse_option(struct options *options, int option, char *value, struct
         return parse_threads(options, value, err);
     case 'l':
         return parse_lock_timeout(options, value, err);
+    case 'i':
+        return parse_incoming(options, value, err);
     case 'h':
         options->action = OPTIONS_HELP;
         return 0;
@@ -478,6 +493,8 @@ static int check_options(const struct options *options, int argc, char **argv, s
         return 0;
     if (options->disk_count == 0)
         return error_set(err, EINVAL, "--disk is missing: at least one NAME=FILE");
+    if (options->incoming && options->vhost_user_count == 0)
+        return error_set(err, EINVAL, "--incoming on without --vhost-user: no VMM could say when the VM is here");
     for (unsigned i = 0; i < options->vhost_user_count; i++) {
         int status = check_vhost_user(options, i, err);
         if (status < 0)
@@ -520,4 +537,28 @@ void options_fini(struct options *options)
     free(options->cache_dir);
     free(options->guest_agent);
     free(options->hook_dir);
+}
+
+unsigned options_io_threads(const struct options *options)
+{
+    cpu_set_t set;
+    unsigned processors = sched_getaffinity(0, sizeof set, &set) == 0 ? (unsigned)CPU_COUNT(&set) : 1;
+    unsigned wanted = options->disk_count < processors ? options->disk_count : processors;
+    if (wanted > LIMIT_REACTORS_DEFAULT)
+        wanted = LIMIT_REACTORS_DEFAULT;
+    return options->io_threads ? options->io_threads : wanted;
+}
+
+int options_check_state_dir(const struct options *options, struct error *err)
+{
+    struct stat st;
+    if (!options->state_dir)
+        return 0;
+    if (stat(options->state_dir, &st) < 0)
+        return error_set(err, errno, "--state-dir %.300s: %s", options->state_dir, error_name(errno));
+    if (!S_ISDIR(st.st_mode))
+        return error_set(err, ENOTDIR, "--state-dir %.300s: it is not a directory", options->state_dir);
+    if (access(options->state_dir, W_OK | X_OK) < 0)
+        return error_set(err, errno, "--state-dir %.300s can't be written: %s", options->state_dir, error_name(errno));
+    return 0;
 }

@@ -56,6 +56,7 @@ struct options {
     char *guest_agent;          /* "unix:" and an absolute path; NULL: none */
     char *hook_dir;             /* absolute; NULL: none */
     uint64_t freeze_timeout_ns; /* 0: the default */
+    bool incoming;              /* the disks are another daemon's until a VMM starts the rings of one */
 };
 
 /* 0, or -EINVAL with a sentence that names the option, the value and what is right. options_fini() in both cases. */
@@ -63,6 +64,10 @@ int options_parse(struct options *options, int argc, char **argv, struct error *
 void options_fini(struct options *options);
 /* Whether there is to be a disk tier. */
 bool options_want_cache_files(const struct options *options);
+/* How many I/O threads there are to be, on this machine. */
+unsigned options_io_threads(const struct options *options);
+/* 0, or -errno with a sentence: the state directory that was named is none, or can't be written. */
+int options_check_state_dir(const struct options *options, struct error *err);
 
 extern const char options_help[];
 

@@ -354,3 +354,19 @@ void sidecars_remove(void *context, const struct disk *disk, void (*done)(void *
 {
     sidecar_work(sidecar_of(context, disk), remove_blocking, done, argument);
 }
+
+void sidecars_leave(struct sidecars *sidecars)
+{
+    for (unsigned i = 0; sidecars->options && i < sidecars->options->disk_count; i++) {
+        struct sidecar *sidecar = &sidecars->all[i];
+        if (!sidecar->path[0] || sidecar->fd >= 0 || strcmp(sidecar->path, sidecar->in_state) != 0)
+            continue;
+        const char *reason = "the VM has gone on elsewhere, and its sidecar is not beside its image";
+        if (access(sidecar->path, F_OK) < 0)
+            continue;
+        if (condemn(sidecar, reason) < 0)
+            log_error("'%s' could not be removed, and not be said to be void either: %s", sidecar->path, reason);
+        else
+            log_info("the checkpoints of disk %s end here: %s", sidecar->disk->name, reason);
+    }
+}

@@ -51,6 +51,10 @@ void sidecars_keep(void *context, const struct disk *disk, void (*done)(void *ar
                    void *argument);
 void sidecars_remove(void *context, const struct disk *disk, void (*done)(void *argument, const struct error *err),
                      void *argument);
+/* The disks are another machine's from now on, and what lies in the state directory does not go there: sidecars in it lose
+ * their names, since on the VM's return they would know nothing of what was written elsewhere. No-op before
+ * sidecars_init(). */
+void sidecars_leave(struct sidecars *sidecars);
 /* The path of a disk's sidecar, whether it is there or not; "": it can have none. */
 const char *sidecars_path(const struct sidecars *sidecars, unsigned disk_index);
 

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Files of one file system share its space, which must be counted once. What it says is old when it is said: a forecast uses
- * it, and no decision. */
+/* Disk space: files of one file system share it, so it must be counted once. What it says is old when it is said: a forecast
+ * uses it, and no decision. Memory: as /proc has it. */
 #include "daemon/space.h"
 
 #include <stdbool.h>
+#include <stdio.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 #include "base/limits.h"
 
@@ -30,4 +32,16 @@ uint64_t space_free(char *const *folders, unsigned count)
         bytes += (uint64_t)fs.f_bavail * fs.f_frsize;
     }
     return bytes;
+}
+
+uint64_t space_rss_bytes(void *context)
+{
+    (void)context;
+    unsigned long pages = 0;
+    FILE *file = fopen("/proc/self/statm", "re");
+    if (file && fscanf(file, "%*u %lu", &pages) != 1)
+        pages = 0;
+    if (file)
+        fclose(file);
+    return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }

@@ -9,4 +9,7 @@
  * asked counts as unbounded. May block: on a helper thread. */
 uint64_t space_free(char *const *folders, unsigned count);
 
+/* Bytes of memory that this process has; 0: not known. For struct control_host. */
+uint64_t space_rss_bytes(void *context);
+
 #endif

@@ -528,6 +528,8 @@ static int snapshot_check(struct vm *vm, const struct snapshot_options *options,
                          "snapshot '%s' refused: this daemon can't freeze the guest; fleeced has the options "
                          "--guest-agent and --hook-dir for that",
                          name);
+    if (vm->away)
+        return error_set(err, EBUSY, "no snapshot '%s': %s", name, vm->away);
     if (vm_snapshot_find(vm, name))
         return error_set(err, EEXIST, "there is a snapshot '%s' already: choose another name, or delete it", name);
     if (vm->snapshot_count == LIMIT_SNAPSHOTS)
@@ -679,6 +681,8 @@ struct snapshot *snapshot_create_bare(struct vm *vm, const char *checkpoint,
     struct snapshot *snapshot = NULL;
     if (vm->closing)
         error_set(err, ESHUTDOWN, "no checkpoint '%.80s': the daemon is shutting down", checkpoint);
+    else if (vm->away)
+        error_set(err, EBUSY, "no checkpoint '%.80s': %s", checkpoint, vm->away);
     else if (vm->snapshot_count == LIMIT_SNAPSHOTS)
         error_set(err, ENOSPC, "checkpoint '%.80s' must wait: there are %d snapshots, as many as a VM can have",
                   checkpoint, LIMIT_SNAPSHOTS);
@@ -754,7 +758,7 @@ void snapshots_end_all(struct vm *vm)
     vm_check_closed(vm);
 }
 
-static void snapshot_broke(struct snapshot *snapshot)
+void snapshot_broke(struct snapshot *snapshot)
 {
     const struct vm_hooks *hooks = &snapshot->vm->options.hooks;
     snapshot->broken = true;

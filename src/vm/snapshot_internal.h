@@ -152,6 +152,8 @@ void adopted_published(struct vm *vm);
 
 /* snapshot.c: a live one ends now. And: any one ends now, or as soon as the step that it is in is over. */
 void snapshot_end(struct snapshot *snapshot);
+/* It is broken from now on, for snapshot->reason, and whoever has it is told. */
+void snapshot_broke(struct snapshot *snapshot);
 void snapshot_doom(struct snapshot *snapshot);
 /* snapshot_lease.c: its client is gone; its grace time is over. */
 void snapshot_wait_for_lease(struct snapshot *snapshot);

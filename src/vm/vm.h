@@ -155,6 +155,13 @@ void vm_recover(struct vm *vm, void (*done)(void *argument, const struct error *
 void vm_adopt(struct vm *vm, void (*done)(void *argument), void *argument);
 /* When exports can be made: those of the snapshots that were adopted. done(argument) comes when they are there. */
 void vm_publish_adopted(struct vm *vm, void (*done)(void *argument), void *argument);
+/*
+ * The guest has stopped, and somebody else may write its disks from now on: breaks all live snapshots for `reason` (a
+ * sentence; it must stay), takes none until vm_come_back(). done(argument) comes later, when no disk serves old data any
+ * more; until then neither vm_leave() again nor vm_destroy() is allowed.
+ */
+void vm_leave(struct vm *vm, const char *reason, void (*done)(void *argument), void *argument);
+void vm_come_back(struct vm *vm);
 /* The process ends at once: takes away the names of what outlives it. */
 void vm_forget(struct vm *vm);
 /* Deletes all snapshots, then closes all disks; calls done(argument) at the end, after which the vm is gone. Exports of

@@ -36,6 +36,7 @@ struct vm_disk {
     struct losses losses;
     struct io_message closing;
     struct request last_flush;
+    struct io_message leaving; /* control -> disk's reactor and back */
 };
 
 struct vm {
@@ -69,6 +70,10 @@ struct vm {
     struct io_timer watch;
     struct cache_forecast forecast;
     uint64_t ram_growth_max; /* of what the filters have reserved */
+    const char *away;        /* why no snapshot can be taken: the guest has stopped, to go on elsewhere; else NULL */
+    unsigned leaving;        /* disks that have yet to hear of it */
+    void (*left)(void *argument);
+    void *left_argument;
     bool closing;
     unsigned disks_open;
     void (*destroyed)(void *argument);

@@ -295,6 +295,19 @@ class Case:
                 return True
         wait_for(f"no other test has a VM {name}", bound, timeout=300, pause=0.2)
 
+    def other_host(self):
+        """What makes a daemon of the same VM one of another host, for daemon(): its run-time folder and its shared
+        memory are not those of the others."""
+        folder = self.path("other-host")
+        folder.mkdir(mode=0o700)
+        if os.geteuid() != 0:
+            return {"env": {"XDG_RUNTIME_DIR": str(folder)}}
+        if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
+            raise Skip("root may not have mounts of its own here (unshare -m)")
+        script = ("mkdir -p /run/fleece && mount --bind \"$0\" /run/fleece && "
+                  "mount -t tmpfs none /dev/shm && exec \"$@\"")
+        return {"wrapper": ("unshare", "-m", "sh", "-c", script, folder)}
+
     @staticmethod
     def program(name):
         path = BUILD / name

@@ -120,6 +120,41 @@ def test_cloud_hypervisor_survives_kill(t):
     d.stop()
 
 
+def test_snapshots_end_when_the_guest_may_go_elsewhere(t):
+    """A guest that stops in mid-migration: its snapshots break, and say why; when it goes on here, there can be new ones."""
+    d = daemon(t, vda=t.disk("a.raw", 16 * MIB))
+    d.fleece("snapshot", "create", "old")
+    client(t, "conform", "vda", "--only", "log-event")
+    assert "broken" not in d.fleece("snapshot", "list").stdout
+    assert client(t, "conform", "vda", "--only", "log-and-stay").stdout.startswith("PASS")
+    qmp = harness.Qmp(d.control)
+    old = [s for s in qmp.execute("fleece-query-snapshots") if s["name"] == "old"][0]
+    assert "the VM migrates" in json.dumps(old), old
+    qmp.close()
+    d.fleece("snapshot", "create", "new")
+    d.stop()
+
+
+def test_a_disk_that_is_handed_over(t):
+    """A daemon that awaits the VM tells a front-end how large the disk is, and serves it when the other daemon has let go of
+    it; what was tracked there goes on here."""
+    disk, where = t.disk("a.raw", 16 * MIB), t.path("set")
+    old = daemon(t, vda=disk)
+    old.fleece("backup", where)
+    new = t.daemon({"vda": disk}, "--vhost-user", f"vda={t.path('there.v')}", "--incoming", "on", wait=False,
+                   **t.other_host())
+    harness.wait_for("the daemon awaits the VM", lambda: "is awaited" in new.log())
+    guest = t.spawn(t.program(CLIENT), "model", t.path("there.v"), "--requests", "50", "--size", "4m")
+    harness.wait_for("the new daemon wants the disk", lambda: "waiting up to" in new.log())
+    assert guest.poll() is None and old.status()["disks"][0]["errors"] == 0
+    old.stop()
+    new.wait_ready()
+    assert guest.wait(60) == 0
+    line = json.loads(new.fleece("--json", "backup", where).stdout.splitlines()[-1])
+    assert line["disks"][0]["kind"] == "incremental" and line["disks"][0]["captured"] <= 4 * MIB, line
+    new.stop()
+
+
 def test_peer(t):
     """The same program against qemu-storage-daemon."""
     harness.need("qemu-storage-daemon")

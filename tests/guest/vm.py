@@ -78,20 +78,21 @@ def serve(t, kind, images, *more):
     return t.daemon(images, *[word for option in options for word in ("--vhost-user", option)], *more)
 
 
-def vhost_socket(t, name):
-    return t.path(f"{name}.vhost")
+def vhost_socket(t, name, suffix="vhost"):
+    return t.path(f"{name}.{suffix}")
 
 
 def memory_arguments(kind, size):
     """What gives the guest `size` MiB of memory, which the daemon must see when it looks into the guest's rings."""
-    shared = ["-object", f"memory-backend-memfd,id=memory,share=on,size={size}M", "-machine", "memory-backend=memory"]
-    return ["-m", str(size), *(shared if kind == VHOST_USER else [])]
+    size = f"{int(size * 1024)}k"
+    shared = ["-object", f"memory-backend-memfd,id=memory,share=on,size={size}", "-machine", "memory-backend=memory"]
+    return ["-m", size, *(shared if kind == VHOST_USER else [])]
 
 
-def disk_arguments(t, kind, name, daemon, image=None):
-    """What gives the guest one more disk; image: for FILE."""
+def disk_arguments(t, kind, name, daemon, image=None, suffix="vhost"):
+    """What gives the guest one more disk; image: for FILE; suffix: of the socket for VHOST_USER."""
     if kind == VHOST_USER:
-        return ["-chardev", f"socket,id={name},path={vhost_socket(t, name)},reconnect=1",
+        return ["-chardev", f"socket,id={name},path={vhost_socket(t, name, suffix)},reconnect=1",
                 "-device", f"vhost-user-blk-pci,chardev={name},num-queues=2,packed={'on' if name in PACKED else 'off'}"]
     if kind == NBD:
         block = {"driver": "nbd", "export": name, "reconnect-delay": RECONNECT,
@@ -168,7 +169,9 @@ class Vm:
 
     count = 0
 
-    def __init__(self, t, kind, disks, daemon=None, modules=(), memory=192, launch=None, agent=None):
+    def __init__(self, t, kind, disks, daemon=None, modules=(), memory=192, launch=None, agent=None, incoming=None,
+                 suffix="vhost"):
+        """incoming: a socket on which it waits for the state of another one; suffix: of the vhost-user sockets."""
         harness.need("qemu-system-x86_64")
         self.t, self.kind, self.daemon, self.known = t, kind, daemon, {}
         self.names = list(disks)
@@ -188,7 +191,8 @@ class Vm:
         if not launch:
             arguments = ["qemu-system-x86_64", "-accel", "tcg,tb-size=128", *memory_arguments(kind, memory), *arguments]
             for name in self.names:
-                arguments += disk_arguments(t, kind, name, daemon, disks[name] if kind == FILE else None)
+                arguments += disk_arguments(t, kind, name, daemon, disks[name] if kind == FILE else None, suffix)
+        arguments += ["-incoming", f"unix:{incoming}"] if incoming else []
         with open(t.path(f"{self.mark}.log"), "wb") as log:
             self.process = (launch or t.spawn)(*arguments, stdout=log, stderr=log, cwd=t.dir)
         try:
@@ -198,7 +202,8 @@ class Vm:
             raise AssertionError(f"QEMU did not start:\n{t.path(f'{self.mark}.log').read_text()}") from None
         self.qmp = harness.wait_for("QEMU answers", lambda: self.process.poll() is not None or self.connect(qmp), WAIT)
         assert self.process.poll() is None, f"QEMU did not start:\n{t.path(f'{self.mark}.log').read_text()}"
-        self.wait_ready()
+        if not incoming:
+            self.wait_ready()
 
     @staticmethod
     def connect(path):

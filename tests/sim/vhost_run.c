@@ -127,7 +127,8 @@ static bool serve(struct sim *sim)
     struct stage *stage = sim->stage;
     sim->started = sim->ended = false;
     world_act_as(stage->world, stage->control);
-    sim->export = vhost_export_create(stage->control, &stage->disks[0]->node, "vda", "/run/vda");
+    const struct vhost_export_hooks nobody = {0}; /* migrates */
+    sim->export = vhost_export_create(stage->control, &stage->disks[0]->node, true, "vda", "/run/vda", &nobody);
     assert_non_null(sim->export);
     vhost_export_start(sim->export, export_started, sim);
     world_act_as(stage->world, NULL);

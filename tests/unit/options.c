@@ -218,6 +218,8 @@ static void wrong_options(void **state)
     wrong("--lock-timeout 'soon' is not right: seconds, from 0 to 3600", "--lock-timeout", "soon", NULL);
     wrong("--lock-timeout '9999' is not right", "--lock-timeout", "9999", NULL);
     wrong("--lock-timeout 'nan' is not right", "--lock-timeout", "nan", NULL);
+    wrong("--incoming 'yes' is not right: on or off", "--incoming", "yes", NULL);
+    wrong("--incoming on without --vhost-user", "--name", "web1", "--disk", "vda=a", "--incoming", "on", NULL);
 }
 
 int main(void)

@@ -311,7 +311,8 @@ static int begin(void **state)
     scene->memory = mmap(NULL, MEMORY_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, scene->memory_fd, 0);
     scene->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     scene->call = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    scene->export = vhost_export_create(scene->io, &scene->node, "vda", scene->socket);
+    const struct vhost_export_hooks nobody = {0}; /* migrates */
+    scene->export = vhost_export_create(scene->io, &scene->node, true, "vda", scene->socket, &nobody);
     vhost_export_start(scene->export, started, scene);
     run_until(scene, is_started);
     connect_front_end(scene);

@@ -586,6 +586,25 @@ static bool log_event(struct scene *scene)
     return good;
 }
 
+/* The guest stops in mid-migration, and goes on here after all. */
+static bool log_and_stay(struct scene *scene)
+{
+    struct log log = {.fd = -1};
+    uint32_t base;
+    if (!started(scene, false) || !begin_log(scene, &log, scene->front->rings[0].device_area))
+        return false;
+    struct front_end *front = scene->front;
+    bool good = true;
+    for (unsigned i = 0; good && i < 3; i++) {
+        good = scene_works(scene, 0) && front_stop_ring(front, &front->rings[0], &base) == 0 &&
+               front_set_up_ring(front, &front->rings[0], base) == 0;
+    }
+    log_free(&log);
+    if (!good && !scene->error[0])
+        scene_fail(scene, "%s", front->error);
+    return good && scene_works(scene, 0);
+}
+
 const struct conform_case conform_log[] = {
     {"log-split", log_split},
     {"log-packed", log_packed},
@@ -600,5 +619,6 @@ const struct conform_case conform_log[] = {
     {"log-swapped", log_swapped},
     {"log-off-and-on", log_off_and_on},
     {"log-event", log_event},
+    {"log-and-stay", log_and_stay},
     {NULL, NULL},
 };

@@ -4,6 +4,9 @@
  * 0. They take nothing more from the rings and wait until what was taken is on the disk and returned, so that nothing of the
  * time before lands in the time after (C14); no other message is looked at meanwhile, since a front-end sends none.
  *
+ * When the last ring of a guest that migrates is stopped it may go on elsewhere. Who owns the disk hears of that before the
+ * front-end does (struct vhost_home), and is asked before a ring is started again.
+ *
  * What was said of a running ring (size, addresses, base, features) can't be changed, only said again; but for the logging
  * of a migration, which comes and goes as the front-end wants. Where we write is marked when there is a log and LOG_ALL is
  * negotiated; in the used ring, when its flag says so, too. What is in flight when that changes is marked, or not, as it
@@ -245,12 +248,33 @@ static enum vhost_done set_vring_base(struct vhost_session *session, struct erro
     return VHOST_DONE;
 }
 
+/* False: the answer comes later. */
+static bool home_is(const struct vhost_session *session, bool here)
+{
+    struct vhost_home *home = session->home;
+    if (!home || home->here == here)
+        return true;
+    if (!home->asked) {
+        home->asked = true;
+        home->ask(home);
+    }
+    return false;
+}
+
+/* A ring of a guest that migrates has stopped. False: it was the last one, and the answer comes later. */
+static bool may_part(const struct vhost_session *session)
+{
+    return any_runs(session) || home_is(session, false);
+}
+
 static enum vhost_done get_vring_base(struct vhost_session *session, struct error *err)
 {
     struct vhost_queue *queue = queue_of(session, session->message.state.index, err);
     if (!queue)
         return VHOST_WRONG;
     vhost_queue_halt(queue);
+    if (session->home && session->home->asked)
+        return VHOST_WAITS;
     if (!vhost_queue_is_still(queue) && !MUTANT(vhost_ring_stops_at_once)) {
         PROBE(vhost_stop_waits); /* C14 */
         return VHOST_WAITS;
@@ -259,7 +283,10 @@ static enum vhost_done get_vring_base(struct vhost_session *session, struct erro
         error_set(err, EFAULT, "the VMM has cut its shared memory short");
         return VHOST_WRONG;
     }
+    const bool ran = queue->ring;
     vhost_queue_stop(queue);
+    if (ran && session->logging && !may_part(session))
+        return VHOST_WAITS; /* when it comes here again it has been asked, and nothing ran any more */
     struct vhost_vring_state state = {queue->index, queue->ended_at};
     memcpy(session->answer.payload, &state, sizeof state);
     session->answer.header.size = sizeof state;
@@ -271,6 +298,8 @@ static enum vhost_done set_vring_event(struct vhost_session *session, struct err
     struct vhost_queue *queue = queue_of(session, session->message.word & VHOST_VRING_INDEX_MASK, err);
     if (!queue)
         return VHOST_WRONG;
+    if (session->message.id == VHOST_SET_VRING_KICK && !home_is(session, true))
+        return VHOST_WAITS;
     int fd = -1;
     if (session->fd_count == 1) {
         fd = session->fds[0];
@@ -309,14 +338,19 @@ static enum vhost_done reset(struct vhost_session *session)
         vhost_queue_halt(&session->queues[i]);
         still &= vhost_queue_is_still(&session->queues[i]);
     }
+    if (session->home && session->home->asked)
+        return VHOST_WAITS;
     if (!still && !MUTANT(vhost_reset_at_once)) {
         PROBE(vhost_reset_waits); /* C14 */
         return VHOST_WAITS;
     }
+    const bool migrates = any_runs(session) && session->logging;
     for (unsigned i = 0; i < session->queue_end; i++)
         vhost_queue_reset(&session->queues[i], session->message.id == VHOST_RESET_DEVICE);
     session->features = session->status = 0;
     session->logging = false;
+    if (migrates && !may_part(session)) /* QEMU resets a device before it stops its rings */
+        return VHOST_WAITS;
     /* Memory, eventfds for calls and the in-flight region stay: the front-end keeps count of them. */
     return VHOST_DONE;
 }

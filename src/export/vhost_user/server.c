@@ -4,6 +4,9 @@
  *
  * While a session lives nothing is accepted. The end shuts the listener, and the session in good order; when both are
  * gone the caller is told, and the export freed there.
+ *
+ * One question may be with the caller's thread: a guest that migrates has stopped, or one wants to start while the disk is
+ * not here. The end answers it itself.
  */
 #include "export/vhost_user/server.h"
 
@@ -25,8 +28,16 @@ struct vhost_export {
     char disk[LIMIT_NAME_BYTES + 1];
     char address[sizeof "unix:" + sizeof(((struct sockaddr_un *)0)->sun_path)];
     struct vhost_counters counters;
-    struct io_message message; /* to the reactor and back */
-    struct io_message resized; /* to the reactor */
+    struct vhost_export_hooks hooks;
+    struct io_message message;  /* to the reactor and back */
+    struct io_message resized;  /* to the reactor */
+    struct io_message question; /* to the caller and back */
+    bool questioned, ending;    /* the caller's: it has not answered yet; the end has begun */
+    bool was_here;              /* with the question */
+    struct {
+        bool given, here;
+        struct node *node;
+    } answer; /* with the answer */
     struct error err;
     union {
         void (*started)(void *argument, const struct error *err);
@@ -40,6 +51,7 @@ struct vhost_export {
     struct io_op accept;
     struct io_timer pause;
     struct vhost_session *session;
+    struct vhost_home home;
 };
 
 /* --- the end */
@@ -55,7 +67,7 @@ static void export_freed(struct io_message *message)
 
 static void end_if_idle(struct vhost_export *export)
 {
-    if (export->state != EXPORT_ENDING || export->accepting || export->session)
+    if (export->state != EXPORT_ENDING || export->accepting || export->session || export->home.asked)
         return;
     io_timer_cancel(export->io, &export->pause);
     if (export->listener >= 0)
@@ -90,8 +102,66 @@ void vhost_export_resized(struct vhost_export *export)
     io_post(export->io, &export->resized);
 }
 
+/* --- questions */
+
+static void question_answered(struct io_message *message)
+{
+    struct vhost_export *export = container_of(message, struct vhost_export, question);
+    export->home.asked = false;
+    if (export->answer.given) {
+        export->home.here = export->answer.here;
+        export->node = export->answer.node ? export->answer.node : export->node;
+    }
+    if (export->session) {
+        export->session->node = export->node;
+        vhost_session_wake(export->session);
+    }
+    end_if_idle(export);
+}
+
+static void answer(struct vhost_export *export)
+{
+    assert(export->questioned);
+    export->questioned = false;
+    export->question.deliver = question_answered;
+    io_post(export->io, &export->question);
+}
+
+void vhost_export_answer(struct vhost_export *export, bool here, struct node *node)
+{
+    assert(!export->ending);
+    export->answer.given = true;
+    export->answer.here = here;
+    export->answer.node = node;
+    answer(export);
+}
+
+static void questioned(struct io_message *message)
+{
+    struct vhost_export *export = container_of(message, struct vhost_export, question);
+    export->questioned = true;
+    export->answer.given = false;
+    if (export->ending)
+        answer(export);
+    else if (export->was_here)
+        export->hooks.parting(export->hooks.context, export);
+    else
+        export->hooks.returning(export->hooks.context, export);
+}
+
+static void ask(struct vhost_home *home)
+{
+    struct vhost_export *export = container_of(home, struct vhost_export, home);
+    export->was_here = home->here;
+    export->question.deliver = questioned;
+    io_post(export->caller, &export->question);
+}
+
 void vhost_export_end(struct vhost_export *export, void (*done)(void *argument), void *argument)
 {
+    export->ending = true;
+    if (export->questioned)
+        answer(export);
     export->done.ended = done;
     export->argument = argument;
     export->message.deliver = export_end;
@@ -152,6 +222,7 @@ static void accepted(struct io_op *op, int64_t result)
         accept_later(export, "no memory");
         return;
     }
+    export->session->home = &export->home;
     export->warned = false;
     export->state = EXPORT_SERVING;
     vhost_session_start(export->session, (int)result, session_gone, export);
@@ -184,7 +255,8 @@ void vhost_export_start(struct vhost_export *export, void (*done)(void *argument
     io_post(export->io, &export->message);
 }
 
-struct vhost_export *vhost_export_create(struct io *caller, struct node *node, const char *disk, const char *socket)
+struct vhost_export *vhost_export_create(struct io *caller, struct node *node, bool here, const char *disk,
+                                         const char *socket, const struct vhost_export_hooks *hooks)
 {
     struct vhost_export *export = calloc(1, sizeof *export);
     if (!export)
@@ -192,6 +264,8 @@ struct vhost_export *vhost_export_create(struct io *caller, struct node *node, c
     export->caller = caller;
     export->io = node->io;
     export->node = node;
+    export->home = (struct vhost_home){.here = here, .ask = ask};
+    export->hooks = *hooks;
     export->listener = -1;
     export->accept.done = accepted;
     export->pause.fire = pause_over;

@@ -15,9 +15,21 @@
 
 struct vhost_export;
 
-/* Any thread. The node must stay until vhost_export_end() says done; `socket` is the path of a unix socket. NULL: no
- * memory. */
-struct vhost_export *vhost_export_create(struct io *caller, struct node *node, const char *disk, const char *socket);
+struct vhost_export_hooks { /* on the caller's thread; both are answered, now or later, by vhost_export_answer() */
+    void *context;
+    /* The guest has stopped with a migration's log on, and may go on elsewhere when this was answered. */
+    void (*parting)(void *context, struct vhost_export *export);
+    /* A guest wants to use the disk, which is not here: it has parted, or was not here from the beginning. */
+    void (*returning)(void *context, struct vhost_export *export);
+};
+
+/* Any thread. The node must stay until vhost_export_end() says done, or another one has come with an answer; one that is not
+ * `here` need only have a size, an alignment, and what it can do. `socket` is the path of a unix socket. NULL: no memory. */
+struct vhost_export *vhost_export_create(struct io *caller, struct node *node, bool here, const char *disk,
+                                         const char *socket, const struct vhost_export_hooks *hooks);
+/* Whether the disk is here from now on, and by which node (NULL: as before). Not after vhost_export_end(), which gives its
+ * own answer. */
+void vhost_export_answer(struct vhost_export *export, bool here, struct node *node);
 /* Listens; shared_map_guard() has been called. The answer comes later, on the caller's thread. After an error only
  * vhost_export_end() is allowed. */
 void vhost_export_start(struct vhost_export *export, void (*done)(void *argument, const struct error *err),

@@ -24,6 +24,17 @@ struct vhost_counters { /* of an export, over all its sessions; written by its r
     atomic_uint connected, queues;
 };
 
+/*
+ * Whose the disk is. It is not ours while it is still with another daemon, or after a guest has stopped in order to go on
+ * elsewhere: then no ring is started before `ask` was answered, and a guest that stops with a migration's log on is not
+ * told that it has before somebody has been asked. For the session's reactor; the answer wakes the session.
+ */
+struct vhost_home {
+    bool here;
+    bool asked; /* and not yet answered */
+    void (*ask)(struct vhost_home *home);
+};
+
 enum vhost_session_state {
     VHOST_SESSION_SERVING,
     VHOST_SESSION_LEAVING, /* our end: what was taken is returned, then closed */
@@ -35,6 +46,7 @@ struct vhost_session {
     struct node *node;
     const char *name; /* of the disk */
     struct vhost_counters *counters;
+    struct vhost_home *home; /* NULL: the disk is ours for good */
     int fd;
     enum vhost_session_state state;
     void (*gone)(void *argument); /* the session has been freed */
