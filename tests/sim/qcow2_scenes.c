@@ -52,6 +52,7 @@ struct scene {
     unsigned process;
     struct pick hold, fails, watch;
     unsigned fail_times, flags;
+    bool is_full;         /* no new page of counts can be written */
     uint64_t writes_left; /* to watch; 0: none */
     bool seen;            /* what is watched has landed */
     /* The change of the file of this number fails so; and all later ones. */
@@ -88,6 +89,9 @@ static int disk_fails(void *context, const struct world_io *io)
         if (number == scene->bad_number || (scene->bad_for_good && number > scene->bad_number))
             return scene->bad_status;
     }
+    if (scene->is_full && io->kind == WORLD_WRITE && io->range.start >= PER_BLOCK / 2 * CLUSTER &&
+        qcow2_of(scene->image)->commit.step == COMMIT_REFBLOCKS)
+        return -ENOSPC;
     if (scene->fail_times == 0 || !is_picked(&scene->fails, io))
         return 0;
     scene->fail_times--;
@@ -281,6 +285,7 @@ static void forget_hooks(struct scene *scene)
     scene->hold = scene->fails = scene->watch = (struct pick){0};
     scene->bad_status = 0;
     scene->writes_left = 0;
+    scene->is_full = false;
     scene->seen = false;
 }
 
@@ -406,7 +411,7 @@ static void room_for_few_pages(enum shape shape)
 static bool killed_while_tables_wait_for_room(uint64_t writes)
 {
     struct scene *scene = scene_begin("killed while tables wait for room", WRITE_BACK, 1, FIRST_FREE);
-    qcow2_of(scene->image)->page_max = 5;
+    qcow2_of(scene->image)->page_max = 7;
     for (unsigned i = 0; i < TABLES; i++)
         start(scene, REQUEST_WRITE, i * TABLE_BYTES, CLUSTER);
     scene->writes_left = writes;
@@ -509,6 +514,30 @@ static void unreadable_counts(void)
 }
 
 /* The file ends before the clusters that were counted ahead: none of them is used before it reaches so far. */
+/* The file can't grow: what was answered becomes stable, and what the guest discards makes room. */
+static void full_file_system(void)
+{
+    struct scene *scene = scene_begin("full file system", THROUGH, 1, PER_BLOCK - 20);
+    struct range first = {0, 8 * CLUSTER}, rest = {TABLE_BYTES, TABLE_BYTES};
+    struct step *step = start(scene, REQUEST_WRITE, first.start, first.length);
+    expect(scene, step, 0);
+    expect(scene, start(scene, REQUEST_FLUSH, 0, 0), 0);
+    go_on(scene);
+    scene->is_full = true;
+    expect(scene, start(scene, REQUEST_WRITE, rest.start, rest.length), -ENOSPC);
+    expect(scene, start(scene, REQUEST_FLUSH, 0, 0), 0);
+    expect(scene, start(scene, REQUEST_DISCARD, 0, first.length / 2), 0);
+    expect(scene, start(scene, REQUEST_FLUSH, 0, 0), 0);
+    go_on(scene);
+    if (qcow2_of(scene->image)->unused_count == 0)
+        fail(scene, "nothing became free");
+    lose_power(scene);
+    if (!reads_as(scene, (struct range){first.length / 2, first.length / 2}, step->value))
+        fail(scene, "what was flushed is lost");
+    expect(scene, start(scene, REQUEST_WRITE, rest.start, rest.length), 0);
+    scene_end(scene);
+}
+
 static void file_not_extended(void)
 {
     struct scene *scene = scene_begin("the file could not be extended", THROUGH, 1, FIRST_FREE);
@@ -588,6 +617,7 @@ void qcow2_scenes(void)
     reader_of_freed_clusters();
     unreadable_counts();
     file_not_extended();
+    full_file_system();
     room_for_few_pages(THROUGH);
     room_for_few_pages(WRITE_BACK);
     for (uint64_t writes = 1; killed_while_tables_wait_for_room(writes); writes++)

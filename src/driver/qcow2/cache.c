@@ -131,6 +131,11 @@ static bool can_spare(const struct qcow2 *image, unsigned kept)
     return clean > 0 && MUTANT(qcow2_last_page_goes);
 }
 
+bool cache_is_full(const struct qcow2 *image)
+{
+    return image->page_count >= image->page_max && !can_spare(image, QCOW2_PAGES_KEPT);
+}
+
 /* It needs a page of the table and one of counts at the same time. */
 static int make_room_for_commit(struct qcow2 *image)
 {

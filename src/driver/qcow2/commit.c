@@ -10,7 +10,9 @@
  * backup that only maps new clusters has two syncs.
  *
  * Of an image that is written through (through.c) the tables of mappings are with the kernel, or on their way: instead of
- * writing them the commit waits for those on their way. What they may name was counted by an earlier commit (pool.c).
+ * writing them the commit waits for those on their way. What they may name was counted by an earlier commit (pool.c). So
+ * when its counts can't be written, as when the file system is full, only those who wait for counts hear of it: what was
+ * answered becomes stable all the same, and what is free is given back, which makes room.
  *
  * What becomes free is used again (pool.c), and whoever looked up the old mapping may still read or write there. So before
  * it is counted down all I/O on mapped clusters that began earlier has to end: it is counted on two sides in turn, as many
@@ -70,6 +72,8 @@ void commit_init(struct qcow2 *image)
     list_init(&image->commit.enders);
     list_init(&image->commit.next);
     list_init(&image->commit.next_end);
+    list_init(&image->commit.counters);
+    list_init(&image->commit.next_counters);
 }
 
 static void take_dirty(struct qcow2 *image, enum page_class class)
@@ -118,7 +122,7 @@ static void take_mappings(struct commit *commit)
 
 static bool is_awaited(const struct commit *commit)
 {
-    return !list_empty(&commit->next) || !list_empty(&commit->next_end);
+    return !list_empty(&commit->next) || !list_empty(&commit->next_end) || !list_empty(&commit->next_counters);
 }
 
 void commit_begin(struct qcow2 *image)
@@ -128,13 +132,14 @@ void commit_begin(struct qcow2 *image)
     if (commit->step != COMMIT_IDLE || !has_work) /* with work it never ends in here */
         return;
     commit_move(commit, COMMIT_REFBLOCKS);
-    commit->status = 0;
+    commit->status = commit->count_status = 0;
     commit->unsynced = false;
     take_dirty(image, PAGE_REFBLOCK);
     take_dirty(image, PAGE_REFTABLE);
     take_mappings(commit);
     list_take_all(&commit->flushers, &commit->next);
     list_take_all(&commit->enders, &commit->next_end);
+    list_take_all(&commit->counters, &commit->next_counters);
     commit->freed = image->freed_count;
     commit->next_freed = 0;
     commit_go_on(commit);
@@ -152,13 +157,20 @@ void commit_wait_end(struct qcow2 *image, struct qcow2_waiter *waiter)
     commit_begin(image);
 }
 
+void commit_wait_counts(struct qcow2 *image, struct qcow2_waiter *waiter)
+{
+    qcow2_wait(&image->commit.next_counters, waiter);
+    commit_begin(image);
+}
+
 static void page_written(struct request *req, int status)
 {
     struct page *page = container_of(req, struct page, req);
     struct commit *commit = &page->image->commit;
+    int *fate = page->image->write_back ? &commit->status : &commit->count_status;
     commit->writing--;
-    if (status < 0 && commit->status == 0)
-        commit->status = status;
+    if (status < 0 && *fate == 0)
+        *fate = status;
     page_finish(page, status == 0);
     commit_go_on(commit);
 }
@@ -316,7 +328,7 @@ static bool punch_next(struct commit *commit)
 static void commit_end(struct commit *commit)
 {
     struct qcow2 *image = image_of(commit);
-    struct list waiters;
+    struct list waiters, counters;
     assert(commit->writing == 0);
     for (unsigned class = 0; class < PAGE_CLASSES; class ++)
         while (!list_empty(&commit->pages[class]))
@@ -327,15 +339,19 @@ static void commit_end(struct commit *commit)
         memmove(image->freed, image->freed + done, image->freed_count * sizeof *image->freed);
     }
     list_init(&waiters);
+    list_init(&counters);
     list_take_all(&waiters, &commit->flushers);
     list_take_all(&waiters, &commit->enders);
+    list_take_all(&counters, &commit->counters);
     commit_move(commit, COMMIT_IDLE);
     cache_trim(image);
-    int status = commit->status;
-    if (status < 0) /* whoever waits for room hears of it too: there will be none */
+    int status = commit->status, count_status = status < 0 ? status : commit->count_status;
+    if (status < 0)
         PROBE(qcow2_commit_failed);
     qcow2_wake_all(&waiters, status);
-    qcow2_wake_all(&image->room_waiters, status);
+    qcow2_wake_all(&counters, count_status);
+    /* Whoever waits for room hears of it too when there will be none. */
+    qcow2_wake_all(&image->room_waiters, status < 0 || cache_is_full(image) ? count_status : 0);
     if (is_awaited(commit))
         commit_begin(image);
     else if (image->doomed)
@@ -344,11 +360,21 @@ static void commit_end(struct commit *commit)
 
 static bool end_sync_is_due(const struct commit *commit)
 {
-    return !list_empty(&commit->flushers) || !list_empty(&commit->enders) || commit->freed > 0;
+    return !list_empty(&commit->flushers) || !list_empty(&commit->enders) || !list_empty(&commit->counters) ||
+           commit->freed > 0;
+}
+
+/* The table, and what it leads to: it names no block that could not be written. */
+static bool mappings_are_due(const struct commit *commit)
+{
+    return commit->count_status == 0 && has_pages(commit, PAGE_REFTABLE);
 }
 
 static void freed_written(struct commit *commit)
 {
+    if (commit->count_status < 0)
+        commit->freed =
+            commit->next_freed; /* what is counted down in memory is free; the others with the next commit */
     bool all = commit->next_freed == commit->freed;
     commit_move(commit, commit->status < 0 ? COMMIT_END : all ? COMMIT_PUNCH : COMMIT_FREE);
     if (commit->step == COMMIT_PUNCH)
@@ -362,13 +388,13 @@ static void commit_go_on(struct commit *commit)
         switch (commit->step) {
         case COMMIT_REFBLOCKS:
             finished = write_pages(commit, PAGE_REFBLOCK) &&
-                       next_with_sync(commit, COMMIT_SYNC_DATA, has_pages(commit, PAGE_REFTABLE));
+                       next_with_sync(commit, COMMIT_SYNC_DATA, mappings_are_due(commit));
             break;
         case COMMIT_SYNC_DATA:
             commit_move(commit, commit->status < 0 ? COMMIT_END : COMMIT_REFTABLE);
             break;
         case COMMIT_REFTABLE:
-            finished = write_pages(commit, PAGE_REFTABLE);
+            finished = !mappings_are_due(commit) || write_pages(commit, PAGE_REFTABLE);
             if (finished && !image_of(commit)->write_back)
                 commit_move(commit, commit->status < 0 ? COMMIT_END : COMMIT_SETTLE);
             else if (finished)
@@ -391,8 +417,10 @@ static void commit_go_on(struct commit *commit)
             finished = commit->settling == 0 && next_with_sync(commit, COMMIT_SYNC_END, end_sync_is_due(commit));
             break;
         case COMMIT_SYNC_END:
-            if (commit->status == 0) /* the others hear of it at the end */
+            if (commit->status == 0) { /* the others hear of it at the end */
                 qcow2_wake_all(&commit->flushers, 0);
+                qcow2_wake_all(&commit->counters, commit->count_status);
+            }
             grace_begin(commit);
             commit_move(commit, commit->status < 0 ? COMMIT_END : COMMIT_GRACE);
             break;

@@ -268,6 +268,6 @@ int table_grow(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waite
     }
     fill_blocks(grow);
     qcow2_wait(&image->grow_waiters, waiter);
-    commit_wait(image, &grow->waiter);
+    commit_wait_counts(image, &grow->waiter);
     return -EAGAIN;
 }

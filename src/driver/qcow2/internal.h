@@ -66,15 +66,16 @@ struct freed {
 
 struct commit {
     enum commit_step step;
-    int status;
+    int status, count_status; /* written through: the latter is of the counts; else it stays 0 */
     unsigned writing;
     bool unsynced; /* pages were written since the last sync of this commit */
     struct list pages[PAGE_CLASSES];
     struct list flushers, enders; /* waiters of this one: for all to be stable; and free what is to be free */
-    struct list next, next_end;   /* of the next one */
-    unsigned freed, next_freed;   /* image->freed[0..freed) are of this commit; those before next_freed are done */
-    unsigned settling;            /* pages that are waited for */
-    bool side;                    /* of the grace */
+    struct list counters;         /* for all counts to be stable */
+    struct list next, next_end, next_counters; /* of the next one */
+    unsigned freed, next_freed; /* image->freed[0..freed) are of this commit; those before next_freed are done */
+    unsigned settling;          /* pages that are waited for */
+    bool side;                  /* of the grace */
     struct qcow2_waiter waiter;
     struct request req;
 };
@@ -227,6 +228,8 @@ bool page_change(struct page *page);
 void page_settle(struct page *page); /* to the list that it belongs to */
 /* It is out of a write. */
 void page_finish(struct page *page, bool written);
+/* Whether there is room for no other page. */
+bool cache_is_full(const struct qcow2 *image);
 /* Keeps the bound again, as far as pages may go. */
 void cache_trim(struct qcow2 *image);
 /* Forgets all pages of the refcount table, which are clean. */
@@ -246,6 +249,8 @@ void commit_init(struct qcow2 *image);
 void commit_wait(struct qcow2 *image, struct qcow2_waiter *waiter);
 /* ... and when what became free by then has been counted down and punched out. */
 void commit_wait_end(struct qcow2 *image, struct qcow2_waiter *waiter);
+/* The waiter is woken when all counts that are in memory now are stable, or it failed. */
+void commit_wait_counts(struct qcow2 *image, struct qcow2_waiter *waiter);
 /* Begins one, unless one is under way, so that pages become clean. */
 void commit_begin(struct qcow2 *image);
 /* Around I/O on clusters that are mapped, from the look at the mapping on: they are not used for anything else before. */

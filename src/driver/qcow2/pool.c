@@ -239,7 +239,7 @@ static void pool_go_on(struct pool *pool, int status)
         if (MUTANT(qcow2_counted_too_late))
             batch_ready(pool);
         else
-            commit_wait(image, &pool->waiter);
+            commit_wait_counts(image, &pool->waiter);
     }
 }
 
