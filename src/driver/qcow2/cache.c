@@ -69,6 +69,15 @@ void page_settle(struct page *page)
     list_append(page->dirty ? &page->image->dirty[page->class] : &page->image->clean, &page->link);
 }
 
+void page_write(struct page *page, void (*done)(struct request *req, int status))
+{
+    const uint64_t length = page->image->page_bytes;
+    page->iov = (struct iovec){page->shadow ? page->shadow : page->bytes, length};
+    page->req = (struct request){
+        .kind = REQUEST_WRITE, .range = {page->offset, length}, .iov = &page->iov, .iov_count = 1, .done = done};
+    node_submit(page->image->file, &page->req);
+}
+
 void page_finish(struct page *page, bool written)
 {
     page->committing = false;

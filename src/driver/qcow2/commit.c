@@ -178,18 +178,11 @@ static void page_written(struct request *req, int status)
 /* Whether the step is over: all pages of the class are written, or one could not be. */
 static bool write_pages(struct commit *commit, enum page_class class)
 {
-    struct qcow2 *image = image_of(commit);
     while (commit->status == 0 && commit->writing < LIMIT_QCOW2_PAGE_WRITES && !list_empty(&commit->pages[class])) {
         struct page *page = container_of(list_take_first(&commit->pages[class]), struct page, link);
         commit->writing++;
         commit->unsynced = true;
-        page->iov = (struct iovec){page->shadow ? page->shadow : page->bytes, image->page_bytes};
-        page->req = (struct request){.kind = REQUEST_WRITE,
-                                     .range = {page->offset, image->page_bytes},
-                                     .iov = &page->iov,
-                                     .iov_count = 1,
-                                     .done = page_written};
-        node_submit(image->file, &page->req);
+        page_write(page, page_written);
     }
     return commit->writing == 0;
 }

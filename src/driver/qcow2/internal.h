@@ -226,6 +226,8 @@ int page_new(struct qcow2 *image, enum page_class class, uint64_t offset, struct
 /* Before `bytes` are changed. false: no memory. */
 bool page_change(struct page *page);
 void page_settle(struct page *page); /* to the list that it belongs to */
+/* What it held when its write began, which is now or, for the commit, was before. */
+void page_write(struct page *page, void (*done)(struct request *req, int status));
 /* It is out of a write. */
 void page_finish(struct page *page, bool written);
 /* Whether there is room for no other page. */

@@ -66,13 +66,7 @@ static void page_put_through(struct page *page)
     page->dirty = false;
     page->committing = true;
     image->dirty_count--;
-    page->iov = (struct iovec){page->bytes, image->page_bytes};
-    page->req = (struct request){.kind = REQUEST_WRITE,
-                                 .range = {page->offset, image->page_bytes},
-                                 .iov = &page->iov,
-                                 .iov_count = 1,
-                                 .done = page_written};
-    node_submit(image->file, &page->req);
+    page_write(page, page_written);
 }
 
 static void put_through(struct io_task *task)
