@@ -226,13 +226,17 @@ enum {
     /* One reply of a guest agent: those that count have 30 bytes, errors a few hundred. And what is shown of its text. */
     LIMIT_AGENT_REPLY_BYTES = 4096,
     LIMIT_AGENT_TEXT_BYTES = 240,
-    /* What is received from a guest agent at once; and waits to be sent, eight questions of 120 bytes. */
+    /* The address of its socket: a path of 107 bytes at most. */
+    LIMIT_AGENT_ADDRESS_BYTES = 128,
+    /* What is received from a guest agent at once; one question; and what waits to be sent, eight of them. */
     LIMIT_AGENT_INPUT_BYTES = 4096,
+    LIMIT_AGENT_QUESTION_BYTES = 120,
     LIMIT_AGENT_OUTPUT_BYTES = 1024,
     /* What a guest agent may say before it answers: what it still had for others, a file of 48 MiB at the worst. */
     LIMIT_AGENT_PASSED_OVER_BYTES = 64 * 1024 * 1024,
-    /* Hooks of a VM: they run one after the other, against the clock. And what is logged of the output of one run. */
+    /* Hooks of a VM: they run one after the other, against the clock. And what is logged of the output of one run, in lines. */
     LIMIT_HOOKS = 16,
+    LIMIT_HOOK_LINE_BYTES = 512,
     LIMIT_HOOK_OUTPUT_BYTES = 16 * 1024,
     /* The record of a freeze: two paths and the names of hooks. */
     LIMIT_FREEZE_RECORD_BYTES = 8 * 1024,

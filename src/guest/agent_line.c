@@ -130,14 +130,14 @@ static bool say(struct agent_line *line, const char *text)
 
 static bool say_command(struct agent_line *line)
 {
-    char text[80];
+    char text[LIMIT_AGENT_QUESTION_BYTES];
     snprintf(text, sizeof text, "{\"execute\":\"%s\"}\n", commands[line->question]);
     return say(line, text);
 }
 
 static bool say_sync(struct agent_line *line)
 {
-    char text[120];
+    char text[LIMIT_AGENT_QUESTION_BYTES];
     io_random(line->io, &line->number, sizeof line->number);
     line->number >>= 11; /* what every JSON reader keeps exact */
     snprintf(text, sizeof text, "\xff{\"execute\":\"guest-sync-delimited\",\"arguments\":{\"id\":%" PRIu64 "}}\n",

@@ -11,10 +11,10 @@
 #include "guest/hooks.h"
 
 struct freeze_record {
-    char agent[128];                     /* address of the guest agent that may have frozen; "": none */
-    char snapshot[LIMIT_NAME_BYTES + 1]; /* that it is for */
-    struct hook_list hooks;              /* those that were started, or may have been */
-    struct hook_process running;         /* the last of them, when it has not ended */
+    char agent[LIMIT_AGENT_ADDRESS_BYTES]; /* address of the guest agent that may have frozen; "": none */
+    char snapshot[LIMIT_NAME_BYTES + 1];   /* that it is for */
+    struct hook_list hooks;                /* those that were started, or may have been */
+    struct hook_process running;           /* the last of them, when it has not ended */
 };
 
 /* In place of what was there, as one step. -errno with a sentence. Blocks as short as a file in memory takes. */

@@ -124,7 +124,7 @@ int hooks_find(struct hook_list *list, struct error *err)
 
 struct output {
     const char *name;
-    char line[512];
+    char line[LIMIT_HOOK_LINE_BYTES];
     size_t used, total;
 };
 
