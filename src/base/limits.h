@@ -234,7 +234,7 @@ enum {
     LIMIT_AGENT_OUTPUT_BYTES = 1024,
     /* What a guest agent may say before it answers: what it still had for others, a file of 48 MiB at the worst. */
     LIMIT_AGENT_PASSED_OVER_BYTES = 64 * 1024 * 1024,
-    /* Hooks of a VM: they run one after the other, against the clock. And what is logged of the output of one run, in lines. */
+    /* Hooks of a VM, which run one after the other; a line that is logged of their output; and all that is of one run. */
     LIMIT_HOOKS = 16,
     LIMIT_HOOK_LINE_BYTES = 512,
     LIMIT_HOOK_OUTPUT_BYTES = 16 * 1024,

@@ -143,6 +143,19 @@ class RestlessGuest:
         assert not wrong, f"{len(wrong)} sectors that were answered are lost, the first at {wrong[0]}"
 
 
+def killed_again_and_again(t, path, guest, counts):
+    """A daemon is killed after so many requests, the next one after so many more, ...; what was answered is there. The last
+    daemon lives."""
+    for count in counts:
+        d = t.daemon({"vda": f"{path},format=qcow2"})
+        guest.check(d)
+        guest.go(d, count)
+        judge_killed(t, path)
+    d = t.daemon({"vda": f"{path},format=qcow2"})
+    guest.check(d)
+    return d
+
+
 def test_killed_without_a_flush(t):
     """What was answered is there after kill -9, though nobody ever flushed."""
     harness.need("qemu-img")
@@ -152,13 +165,7 @@ def test_killed_without_a_flush(t):
     for number, (name, options) in enumerate(kinds):
         path = image(t, f"{name}.qcow2", 16 * MIB, *options)
         guest = RestlessGuest(base.read_bytes() if "-b" in options else bytes(16 * MIB), number)
-        for count in (1, 60, 200):
-            d = t.daemon({"vda": f"{path},format=qcow2"})
-            guest.check(d)
-            guest.go(d, count)
-            judge_killed(t, path)
-        d = t.daemon({"vda": f"{path},format=qcow2"})
-        guest.check(d)
+        d = killed_again_and_again(t, path, guest, (1, 60, 200))
         d.stop()
         t.run("qemu-img", "check", "-q", "-r", "leaks", path)
         judge(t, path, guest.content)
@@ -191,13 +198,7 @@ def test_table_of_counts_grows(t):
     clusters = lambda: struct.unpack(">I", open(path, "rb").read(60)[56:])[0]
     before = clusters()
     guest = RestlessGuest(bytes(16 * MIB), 9)
-    for count in (100, 300):
-        d = t.daemon({"vda": f"{path},format=qcow2"})
-        guest.check(d)
-        guest.go(d, count)
-        judge_killed(t, path)
-    d = t.daemon({"vda": f"{path},format=qcow2"})
-    guest.check(d)
+    d = killed_again_and_again(t, path, guest, (100, 300))
     h = nbd_client(d.uri("vda"))
     for at in range(0, 16 * MIB, MIB):
         guest.content[at:at + MIB] = guest.random.randbytes(MIB)

@@ -43,15 +43,21 @@ def release_all(d, size, piece):
     handle.shutdown()
 
 
-def check(t, where, size, granularity, *, image, cache, target_block):
-    """One cell of the matrix."""
-    d = t.daemon({"vda": f"{where},granularity={granularity}"}, "--fleece", cache)
-    guest = Guest(d, image, seed=granularity)
+def scribble_around_a_cut(d, image, seed):
+    """The guest, and what the disk was at the cut, which is what the snapshot shows."""
+    guest = Guest(d, image, seed=seed)
     scribble(guest, 20)
     was = bytes(guest.model)
     d.fleece("snapshot", "create", "s")
     scribble(guest, 60)
     assert content(d.uri("vda@s"), 700 * KIB + 1) == was, "the snapshot is wrong"
+    return guest, was
+
+
+def check(t, where, size, granularity, *, image, cache, target_block):
+    """One cell of the matrix."""
+    d = t.daemon({"vda": f"{where},granularity={granularity}"}, "--fleece", cache)
+    guest, was = scribble_around_a_cut(d, image, granularity)
     info = nbd.NBD()
     info.connect_uri(d.uri("vda@s"))
     assert info.get_size() == size
@@ -138,12 +144,7 @@ def test_granularities_and_qcow2_clusters(t):
         tiers = f"ram={'4M' if size_of(granularity) < MIB else '16M'},max=64M,dir={t.dir}" if i % 2 else "ram=64M"
         d = t.daemon({"vda": f"{source},format=qcow2,granularity={granularity}", "vdt": f"{target_image},format=qcow2"},
                      "--fleece", tiers)
-        guest = Guest(d, image, seed=granularity)
-        scribble(guest, 20)
-        was = bytes(guest.model)
-        d.fleece("snapshot", "create", "s")
-        scribble(guest, 60)
-        assert content(d.uri("vda@s"), 700 * KIB + 1) == was, "the snapshot is wrong"
+        guest, was = scribble_around_a_cut(d, image, granularity)
         t.run("nbdcopy", d.uri("vda@s"), d.uri("vdt"))
         release_all(d, SIZE, max(64 * KIB, size_of(granularity)))
         harness.wait_for("the cache is empty", lambda: d.status()["disks"][0]["cache-blocks"] == 0)

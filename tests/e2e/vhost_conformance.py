@@ -67,6 +67,16 @@ def test_load_is_verified(t):
     d.stop()
 
 
+def outlived(guest, d):
+    """The guest goes on after the last death, and has seen no error."""
+    before = d.status()["disks"][0]["writes"]
+    harness.wait_for("the guest writes after the last death", lambda: d.status()["disks"][0]["writes"] > before + 20)
+    assert guest.poll() is None, "the guest has seen an error"
+    guest.kill()
+    guest.wait()
+    d.stop()
+
+
 def test_many_deaths(t):
     """The daemon dies again and again under a guest that resubmits nothing, at another moment each time (C10, C14): nothing
     is lost, done twice or wrong."""
@@ -81,12 +91,7 @@ def test_many_deaths(t):
         t.daemons.clear()  # the same socket paths again
         d = daemon(t, vda=disk)
         assert guest.poll() is None, "the guest has seen an error"
-    before = d.status()["disks"][0]["writes"]
-    harness.wait_for("the guest writes after the last death", lambda: d.status()["disks"][0]["writes"] > before + 20)
-    assert guest.poll() is None, "the guest has seen an error"
-    guest.kill()
-    guest.wait()
-    d.stop()
+    outlived(guest, d)
 
 
 def test_the_manners_of_vmms(t):
@@ -112,12 +117,7 @@ def test_cloud_hypervisor_survives_kill(t):
         d.kill() if kill else d.stop()
         t.daemons.clear()
         d = daemon(t, vda=disk)
-    before = d.status()["disks"][0]["writes"]
-    harness.wait_for("the guest writes after the last death", lambda: d.status()["disks"][0]["writes"] > before + 20)
-    assert guest.poll() is None, "the guest has seen an error"
-    guest.kill()
-    guest.wait()
-    d.stop()
+    outlived(guest, d)
 
 
 def test_snapshots_end_when_the_guest_may_go_elsewhere(t):
