@@ -41,6 +41,11 @@ enum {
     (TRANSPORT | BIT(FEATURE_FLUSH) | BIT(FEATURE_SEG_MAX) | BIT(FEATURE_MQ) | BIT(FEATURE_DISCARD) | \
      BIT(FEATURE_WRITE_ZEROES) | BIT(FEATURE_EVENT_IDX))
 
+/* Its manners, with and without a cache that is flushed. */
+#define FIRECRACKER                                                                                       \
+    .queues = 1, .queue_size = 256, .regions = 2, .one_file = true, .config_flags = CONFIG_FLAG_WRITABLE, \
+    .owner_first = true, .sizes_first = true, .base_is_available = true
+
 static const struct vmm vmms[] = {
     {
         .name = "qemu",
@@ -90,14 +95,7 @@ static const struct vmm vmms[] = {
         .protocol = BIT(PROTOCOL_CONFIG),
         .needs_features = TRANSPORT | BIT(FEATURE_EVENT_IDX) | BIT(FEATURE_FLUSH),
         .needs_protocol = BIT(PROTOCOL_CONFIG),
-        .queues = 1,
-        .queue_size = 256,
-        .regions = 2,
-        .one_file = true,
-        .config_flags = CONFIG_FLAG_WRITABLE,
-        .owner_first = true,
-        .sizes_first = true,
-        .base_is_available = true,
+        FIRECRACKER,
     },
     {
         .name = "firecracker-unsafe", /* what "cache_type" is when nobody says it */
@@ -105,14 +103,7 @@ static const struct vmm vmms[] = {
         .protocol = BIT(PROTOCOL_CONFIG),
         .needs_features = TRANSPORT | BIT(FEATURE_EVENT_IDX),
         .needs_protocol = BIT(PROTOCOL_CONFIG),
-        .queues = 1,
-        .queue_size = 256,
-        .regions = 2,
-        .one_file = true,
-        .config_flags = CONFIG_FLAG_WRITABLE,
-        .owner_first = true,
-        .sizes_first = true,
-        .base_is_available = true,
+        FIRECRACKER,
     },
     {
         .name = "crosvm",
