@@ -33,18 +33,11 @@
  */
 #include <assert.h>
 #include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include "base/log.h"
-#include "base/name.h"
 #include "base/probe.h"
-#include "io/uuid.h"
-#include "vm/checkpoint_table.h"
 #include "vm/snapshot_internal.h"
 
-static void step_move(struct snapshot *snapshot, enum snapshot_step to)
+void snapshot_move(struct snapshot *snapshot, enum snapshot_step to)
 {
     static const unsigned allowed[] = {
         [QUEUED] = 1 << OPENING | 1 << FREEING,
@@ -63,177 +56,6 @@ static void step_move(struct snapshot *snapshot, enum snapshot_step to)
     };
     assert(allowed[snapshot->step] & 1U << to);
     snapshot->step = to;
-}
-
-/* ---- the end of a snapshot ---- */
-
-static void snapshot_begin(struct snapshot *snapshot);
-
-void vm_take_turns(struct vm *vm)
-{
-    if (vm->cutting || vm->growing || vm->filters == FILTERS_CLOSING || growth_begin(vm))
-        return;
-    list_each (link, &vm->snapshots) {
-        struct snapshot *snapshot = container_of(link, struct snapshot, link);
-        if (snapshot->step == QUEUED) {
-            snapshot_begin(snapshot);
-            return;
-        }
-    }
-}
-
-/* The next one in the queue may be prepared and cut. */
-static void cut_next(struct vm *vm)
-{
-    vm->cutting = NULL;
-    vm_take_turns(vm);
-}
-
-static void snapshot_gone(struct snapshot *snapshot)
-{
-    struct vm *vm = snapshot->vm;
-    list_remove(&snapshot->link);
-    vm->snapshot_count--;
-    if (vm->cutting == snapshot || (!vm->cutting && snapshot->step == CLOSING))
-        cut_next(vm);
-    if (snapshot->failure.code)
-        snapshot->created(snapshot->created_argument, NULL, &snapshot->failure);
-    else if (snapshot->bare)
-        snapshot->created(snapshot->created_argument, snapshot, NULL);
-    else
-        vm->options.hooks.snapshot_deleted(vm->options.hooks.context, snapshot->name, snapshot->uuid);
-    if (snapshot->deleted)
-        snapshot->deleted(snapshot->deleted_argument, NULL);
-    free(snapshot);
-    vm_check_closed(vm);
-}
-
-/* Whether another snapshot uses the filters. */
-static bool filters_in_use(const struct snapshot *without)
-{
-    list_each (link, &without->vm->snapshots) {
-        const struct snapshot *snapshot = container_of(link, struct snapshot, link);
-        if (snapshot != without && snapshot->step > QUEUED && !snapshot->bare)
-            return true;
-    }
-    return false;
-}
-
-static void filters_closed(struct snapshot *snapshot)
-{
-    snapshot_table_destroy(&snapshot->vm->table);
-    snapshot->vm->filters = FILTERS_NONE;
-    snapshot_gone(snapshot);
-}
-
-static void file_closed(void *argument)
-{
-    struct part *part = argument;
-    struct snapshot *snapshot = part->snapshot;
-    part->vd->file = NULL;
-    if (--snapshot->parts_out > 0)
-        return;
-    filters_closed(snapshot);
-}
-
-static void filters_gone(struct snapshot *snapshot)
-{
-    struct vm *vm = snapshot->vm;
-    snapshot->parts_out = 1; /* our own, so that it does not reach 0 within the loop */
-    for (unsigned i = 0; i < vm->disk_count; i++) {
-        struct vm_disk *vd = &vm->disks[i];
-        if (!vd->file || MUTANT(cache_stays_open))
-            continue;
-        snapshot->parts_out++;
-        vm->options.hooks.cache_close(vm->options.hooks.context, vd->disk, vd->file, file_closed, &snapshot->parts[i]);
-    }
-    if (--snapshot->parts_out == 0)
-        filters_closed(snapshot);
-}
-
-/* Its parts have gone, and the guest has thawed. */
-static void snapshot_leave(struct snapshot *snapshot)
-{
-    snapshot_record_free(snapshot);
-    if (snapshot->vm->filters != FILTERS_MADE || snapshot->bare || filters_in_use(snapshot)) {
-        snapshot_gone(snapshot);
-        return;
-    }
-    step_move(snapshot, CLOSING);
-    snapshot->vm->filters = FILTERS_CLOSING;
-    parts_send(snapshot, part_close, filters_gone);
-}
-
-static void snapshot_freed(struct snapshot *snapshot)
-{
-    snapshot_when_settled(snapshot, snapshot_leave);
-}
-
-static void snapshot_free(struct snapshot *snapshot)
-{
-    snapshot_thaw(snapshot);
-    step_move(snapshot, FREEING);
-    parts_send(snapshot, part_free, snapshot_freed);
-}
-
-static void part_withdrawn(void *argument, int status)
-{
-    struct part *part = argument;
-    struct snapshot *snapshot = part->snapshot;
-    (void)status;
-    part->published = false;
-    if (--snapshot->parts_out == 0)
-        snapshot_free(snapshot);
-}
-
-static void snapshot_withdraw(struct snapshot *snapshot)
-{
-    struct vm *vm = snapshot->vm;
-    step_move(snapshot, WITHDRAWING);
-    snapshot->parts_out = 1 + snapshot->holds; /* one is our own, so that it does not reach 0 within the loop */
-    for (unsigned i = 0; i < vm->disk_count; i++) {
-        struct part *part = &snapshot->parts[i];
-        if (!part->published || MUTANT(export_not_withdrawn))
-            continue;
-        snapshot->parts_out++;
-        vm->options.hooks.unpublish(vm->options.hooks.context, part->export_name, part_withdrawn, part);
-    }
-    if (--snapshot->parts_out == 0)
-        snapshot_free(snapshot);
-}
-
-bool snapshot_hold(struct snapshot *snapshot)
-{
-    if (snapshot->step == LIVE)
-        snapshot->holds++;
-    return snapshot->step == LIVE;
-}
-
-void snapshot_let_go(struct snapshot *snapshot)
-{
-    assert(snapshot->holds > 0 && snapshot->step >= LIVE && snapshot->step <= WITHDRAWING);
-    snapshot->holds--;
-    if (snapshot->step == WITHDRAWING && --snapshot->parts_out == 0)
-        snapshot_free(snapshot);
-}
-
-void snapshot_end(struct snapshot *snapshot)
-{
-    io_timer_cancel(snapshot->vm->io, &snapshot->grace);
-    step_move(snapshot, ENDING);
-    if (!MUTANT(restart_end_not_stored))
-        snapshot_record_end(snapshot);
-    parts_send(snapshot, part_end, snapshot_withdraw);
-}
-
-/* ---- the making of a snapshot ---- */
-
-/* Nobody waits for it any more; `fate`: what became of it. */
-static void snapshot_forsaken(struct snapshot *snapshot, const char *fate)
-{
-    bool closing = snapshot->vm->closing;
-    error_set(&snapshot->failure, closing ? ESHUTDOWN : ECANCELED, "snapshot '%s' was %s: %s", snapshot->name, fate,
-              closing ? "the daemon is shutting down" : "its client is gone");
 }
 
 /* Its exports are there, or not, and the guest has thawed. */
@@ -260,7 +82,7 @@ static void snapshot_conclude(struct snapshot *snapshot)
         snapshot_end(snapshot);
         return;
     }
-    step_move(snapshot, LIVE);
+    snapshot_move(snapshot, LIVE);
     if (snapshot->adopted) {
         if (snapshot->record->leased)
             snapshot_wait_for_lease(snapshot);
@@ -311,7 +133,7 @@ static void snapshot_publish_views(struct snapshot *snapshot)
 
 static void snapshot_publish(struct snapshot *snapshot)
 {
-    step_move(snapshot, PUBLISHING);
+    snapshot_move(snapshot, PUBLISHING);
     if (MUTANT(restart_commit_word_early) && !snapshot->adopted)
         snapshot_record_commit(snapshot);
     if (snapshot->record && !snapshot->adopted)
@@ -324,7 +146,7 @@ static void snapshot_publish(struct snapshot *snapshot)
 static void snapshot_recorded(struct snapshot *snapshot)
 {
     const int status = snapshot_checkpoint_enter(snapshot, &snapshot->failure);
-    cut_next(snapshot->vm);
+    snapshot_turn_over(snapshot->vm);
     if (status < 0 && !snapshot->bare)
         snapshot->failure = (struct error){0}; /* the snapshot is whole: each disk says why it has no checkpoint */
     if (!snapshot->bare)
@@ -356,10 +178,10 @@ static void cut_done(struct cut *cut, int status)
         snapshot_thaw(snapshot);
         snapshot->created_wall_ns = io_wall_ns(vm->io);
         if (snapshot->checkpoint.name[0]) {
-            step_move(snapshot, RECORDING);
+            snapshot_move(snapshot, RECORDING);
             parts_send(snapshot, part_record, snapshot_recorded);
         } else {
-            cut_next(vm);
+            snapshot_turn_over(vm);
             snapshot_publish(snapshot);
         }
     } else if (snapshot->doomed) {
@@ -407,12 +229,12 @@ static void snapshot_prepared(struct snapshot *snapshot)
         return;
     }
     if (snapshot_wants_freeze(snapshot)) {
-        step_move(snapshot, FREEZING);
+        snapshot_move(snapshot, FREEZING);
         snapshot->freeze_began_ns = io_now_ns(snapshot->vm->io);
         snapshot_freeze(snapshot);
         return;
     }
-    step_move(snapshot, CUTTING);
+    snapshot_move(snapshot, CUTTING);
     cut_attempt(snapshot);
 }
 
@@ -425,7 +247,7 @@ void snapshot_frozen(struct snapshot *snapshot)
         return;
     }
     snapshot->give_up_ns += io_now_ns(snapshot->vm->io) - snapshot->freeze_began_ns;
-    step_move(snapshot, CUTTING);
+    snapshot_move(snapshot, CUTTING);
     cut_attempt(snapshot);
 }
 
@@ -442,7 +264,7 @@ static void snapshot_prepare(struct snapshot *snapshot)
         snapshot_free(snapshot);
         return;
     }
-    step_move(snapshot, PREPARING);
+    snapshot_move(snapshot, PREPARING);
     parts_send(snapshot, part_prepare, snapshot_prepared);
 }
 
@@ -466,14 +288,15 @@ static void file_opened(void *argument, struct node *file, const struct error *e
         snapshot_prepare(part->snapshot);
 }
 
-static void snapshot_begin(struct snapshot *snapshot)
+void snapshot_begin(struct snapshot *snapshot)
 {
     struct vm *vm = snapshot->vm;
     const struct vm_hooks *hooks = &vm->options.hooks;
     vm->cutting = snapshot;
     snapshot->checkpoint.created_wall_ns = io_wall_ns(vm->io);
     snapshot->give_up_ns += io_now_ns(vm->io);
-    step_move(snapshot, OPENING);
+    snapshot->pause.fire = cut_pause_over;
+    snapshot_move(snapshot, OPENING);
     if (!snapshot->bare) {
         if (vm->filters == FILTERS_NONE)
             snapshot_table_begin(vm);
@@ -498,299 +321,8 @@ static void snapshot_begin(struct snapshot *snapshot)
         snapshot_prepare(snapshot);
 }
 
-/* ---- what callers ask for ---- */
-
-struct snapshot *vm_snapshot_next(const struct vm *vm, const struct snapshot *after)
-{
-    const struct list_node *next = after ? after->link.next : vm->snapshots.head.next;
-    while (next != &vm->snapshots.head && container_of(next, struct snapshot, link)->bare)
-        next = next->next;
-    return next == &vm->snapshots.head ? NULL : container_of(next, struct snapshot, link);
-}
-
-struct snapshot *vm_snapshot_find(const struct vm *vm, const char *name)
-{
-    struct snapshot *snapshot = NULL;
-    while ((snapshot = vm_snapshot_next(vm, snapshot)) && strcmp(snapshot->name, name) != 0)
-        ;
-    return snapshot;
-}
-
-static int snapshot_check(struct vm *vm, const struct snapshot_options *options, const char *name, struct error *err)
-{
-    const char *bitmap = options->bitmap;
-    if (name_check("snapshot name", name, err) < 0 || (bitmap && name_check("name of a dirty bitmap", bitmap, err) < 0))
-        return -EINVAL;
-    if (vm->closing)
-        return error_set(err, ESHUTDOWN, "no snapshot '%s': the daemon is shutting down", name);
-    if (options->consistency == CONSISTENCY_REQUIRED && !vm->options.hooks.freeze)
-        return error_set(err, EINVAL,
-                         "snapshot '%s' refused: this daemon can't freeze the guest; fleeced has the options "
-                         "--guest-agent and --hook-dir for that",
-                         name);
-    if (vm->away)
-        return error_set(err, EBUSY, "no snapshot '%s': %s", name, vm->away);
-    if (vm_snapshot_find(vm, name))
-        return error_set(err, EEXIST, "there is a snapshot '%s' already: choose another name, or delete it", name);
-    if (vm->snapshot_count == LIMIT_SNAPSHOTS)
-        return error_set(err, ENOSPC, "snapshot '%s' is one too many: a VM has at most %d at once, delete one", name,
-                         LIMIT_SNAPSHOTS);
-    if (vm->last_epoch >= LIMIT_EPOCH - LIMIT_SNAPSHOTS)
-        return error_set(err, ENOSPC,
-                         "snapshot '%s' refused: this daemon has made %u, as many as it can count; restart it", name,
-                         vm->last_epoch);
-    return 0;
-}
-
-static struct snapshot *snapshot_make(struct vm *vm, const struct snapshot_options *options, const char *name)
-{
-    struct snapshot *snapshot = calloc(1, sizeof *snapshot + vm->disk_count * sizeof snapshot->parts[0]);
-    if (!snapshot)
-        return NULL;
-    snapshot->vm = vm;
-    snapshot->lease = options->lease;
-    snapshot->read_once = options->read_once;
-    snapshot->through_mode = options->through_always ? THROUGH_ALWAYS : THROUGH_WHEN_FULL;
-    if (options->bitmap)
-        memccpy(snapshot->bitmap, options->bitmap, 0, sizeof snapshot->bitmap - 1);
-    snapshot->no_export = options->no_export;
-    snapshot->consistency_wish = options->consistency;
-    snapshot->ephemeral = options->ephemeral || options->through || options->no_export;
-    snapshot->grace_ns = options->grace_ns;
-    snapshot->grace.fire = snapshot_grace_over;
-    snapshot->drain_ns = options->drain_ns ? options->drain_ns : CUT_ATTEMPT_NS;
-    uint64_t total_ns = options->total_ns ? options->total_ns : CUT_TOTAL_MAX_NS;
-    snapshot->give_up_ns = total_ns < CUT_TOTAL_MAX_NS ? total_ns : CUT_TOTAL_MAX_NS; /* from its beginning */
-    snapshot->pause.fire = cut_pause_over;
-    memccpy(snapshot->name, name, 0, sizeof snapshot->name - 1);
-    uuid_make(vm->io, snapshot->uuid);
-    for (unsigned i = 0; i < vm->disk_count; i++) {
-        struct part *part = &snapshot->parts[i];
-        part->snapshot = snapshot;
-        part->vd = &vm->disks[i];
-        part->through = options->through ? options->through[i] : NULL;
-        snprintf(part->export_name, sizeof part->export_name, "%s@%s", part->vd->disk->name, snapshot->name);
-        snapshot->cut_disks[i].disk = part->vd->disk;
-        snapshot->cut_disks[i].context = part;
-    }
-    return snapshot;
-}
-
-static void snapshot_not_adopted(void *argument, struct snapshot *snapshot, const struct error *err)
-{
-    (void)snapshot;
-    log_warning("a snapshot of the daemon that was killed is lost: %s", err->text);
-    adopted_published(argument);
-}
-
-struct snapshot *snapshot_adopt(struct vm *vm, unsigned number)
-{
-    struct snapshot_record *record = &vm->table.records[number];
-    const struct snapshot_options options = {.bitmap = record->bitmap, .read_once = (enum read_once)record->read_once};
-    struct snapshot *snapshot = snapshot_make(vm, &options, record->name);
-    if (!snapshot)
-        return NULL;
-    snapshot->number = number;
-    snapshot->record = record;
-    snapshot->adopted = true;
-    snapshot->step = ADOPTED;
-    snapshot->epoch = record->epoch;
-    snapshot->attempts = record->cut_attempts;
-    snapshot->created_wall_ns = record->created_wall_ns;
-    snapshot->hold_ns = record->hold_ns;
-    snapshot->consistency = (enum consistency)record->consistency;
-    snapshot->frozen_ns = record->frozen_ns;
-    snprintf(snapshot->consistency_reason, sizeof snapshot->consistency_reason, "%.*s",
-             (int)sizeof record->consistency_reason - 1, record->consistency_reason);
-    snapshot->grace_ns = record->grace_ns ? record->grace_ns : LEASE_GRACE_DEFAULT_NS;
-    snapshot->since = record->since;
-    snapshot->checkpoint = record->checkpoint;
-    memcpy(snapshot->uuid, record->uuid, sizeof snapshot->uuid);
-    snapshot->broken = atomic_load(&record->broken);
-    snprintf(snapshot->reason, sizeof snapshot->reason, "%.*s", (int)sizeof record->reason - 1,
-             record->reason[0] ? record->reason : "it broke in the moment in which the daemon was killed");
-    for (unsigned i = 0; i < vm->disk_count; i++)
-        snapshot->parts[i].incremental = record->incremental >>
-                                             snapshot_table_disk(&vm->table, vm->disks[i].disk->name) &
-                                         1;
-    snapshot->created = snapshot_not_adopted;
-    snapshot->created_argument = vm;
-    list_append(&vm->snapshots, &snapshot->link);
-    vm->snapshot_count++;
-    return snapshot;
-}
-
 void snapshot_adopted(struct snapshot *snapshot)
 {
     assert(snapshot->step == ADOPTED);
     snapshot_publish(snapshot);
-}
-
-void snapshot_bury(struct snapshot *snapshot)
-{
-    snapshot_end(snapshot);
-}
-
-/* It waits for its turn, or begins. */
-static void snapshot_start(struct snapshot *snapshot,
-                           void (*done)(void *argument, struct snapshot *snapshot, const struct error *err),
-                           void *argument)
-{
-    struct vm *vm = snapshot->vm;
-    snapshot->created = done;
-    snapshot->created_argument = argument;
-    list_append(&vm->snapshots, &snapshot->link);
-    vm->snapshot_count++;
-    if (!vm->cutting && !vm->growing && vm->filters != FILTERS_CLOSING)
-        snapshot_begin(snapshot);
-    else
-        PROBE(snapshot_queued);
-}
-
-void vm_snapshot_create(struct vm *vm, const struct snapshot_options *options,
-                        void (*done)(void *argument, struct snapshot *snapshot, const struct error *err),
-                        void *argument)
-{
-    struct error err = {0};
-    char generated[LIMIT_NAME_BYTES + 1];
-    const char *name = options->name;
-    if (!name) {
-        do
-            snprintf(generated, sizeof generated, "snap-%u", ++vm->next_number);
-        while (vm_snapshot_find(vm, generated));
-        name = generated;
-    }
-    struct snapshot *snapshot = NULL;
-    if (snapshot_check(vm, options, name, &err) == 0 && !(snapshot = snapshot_make(vm, options, name)))
-        error_set(&err, ENOMEM, "no memory for snapshot '%s'", name);
-    if (snapshot && snapshot_checkpoints_choose(snapshot, options, &err) < 0) {
-        free(snapshot);
-        snapshot = NULL;
-    }
-    if (snapshot)
-        snapshot_start(snapshot, done, argument);
-    else
-        done(argument, NULL, &err);
-}
-
-struct snapshot *snapshot_create_bare(struct vm *vm, const char *checkpoint,
-                                      void (*done)(void *argument, struct snapshot *snapshot, const struct error *err),
-                                      void *argument, struct error *err)
-{
-    const struct snapshot_options options = {.checkpoint = checkpoint};
-    struct snapshot *snapshot = NULL;
-    if (vm->closing)
-        error_set(err, ESHUTDOWN, "no checkpoint '%.80s': the daemon is shutting down", checkpoint);
-    else if (vm->away)
-        error_set(err, EBUSY, "no checkpoint '%.80s': %s", checkpoint, vm->away);
-    else if (vm->snapshot_count == LIMIT_SNAPSHOTS)
-        error_set(err, ENOSPC, "checkpoint '%.80s' must wait: there are %d snapshots, as many as a VM can have",
-                  checkpoint, LIMIT_SNAPSHOTS);
-    else if (!(snapshot = snapshot_make(vm, &options, "")))
-        error_set(err, ENOMEM, "no memory for checkpoint '%.80s'", checkpoint);
-    if (snapshot && snapshot_checkpoints_choose(snapshot, &options, err) < 0) {
-        free(snapshot);
-        snapshot = NULL;
-    }
-    if (!snapshot)
-        return NULL;
-    snapshot->bare = snapshot->no_export = true;
-    snapshot_start(snapshot, done, argument);
-    return snapshot;
-}
-
-void vm_snapshot_delete(struct vm *vm, const char *name, void (*done)(void *argument, const struct error *err),
-                        void *argument)
-{
-    struct error err = {0};
-    struct snapshot *snapshot = vm_snapshot_find(vm, name);
-    if (!snapshot)
-        error_set(&err, ENOENT, "there is no snapshot '%.80s'", name);
-    else if (snapshot->step != LIVE)
-        error_set(&err, EBUSY, "snapshot '%s' is being %s", name, snapshot->step < LIVE ? "created" : "deleted");
-    if (err.code) {
-        done(argument, &err);
-        return;
-    }
-    snapshot->deleted = done;
-    snapshot->deleted_argument = argument;
-    snapshot_end(snapshot);
-}
-
-void snapshot_doom(struct snapshot *snapshot)
-{
-    switch (snapshot->step) {
-    case QUEUED:
-        snapshot_forsaken(snapshot, "not taken");
-        snapshot_free(snapshot);
-        break;
-    case FREEZING: {
-        const struct vm_hooks *hooks = &snapshot->vm->options.hooks;
-        hooks->freeze_cancel(hooks->context);
-        snapshot_forsaken(snapshot, "not taken");
-        snapshot_free(snapshot);
-        break;
-    }
-    case OPENING:
-    case PREPARING:
-    case CUTTING:
-    case RECORDING:
-    case PUBLISHING:
-        PROBE(snapshot_doomed_in_making);
-        snapshot->doomed = !MUTANT(lease_end_ignored);
-        break;
-    case ADOPTED:
-    case LIVE:
-        snapshot_end(snapshot);
-        break;
-    case ENDING:
-    case WITHDRAWING:
-    case FREEING:
-    case CLOSING:
-        break;
-    }
-}
-
-void snapshots_end_all(struct vm *vm)
-{
-    list_each_safe (link, &vm->snapshots)
-        snapshot_doom(container_of(link, struct snapshot, link));
-    vm_check_closed(vm);
-}
-
-void snapshot_broke(struct snapshot *snapshot)
-{
-    const struct vm_hooks *hooks = &snapshot->vm->options.hooks;
-    snapshot->broken = true;
-    snapshot_record_broke(snapshot);
-    if (snapshot->step == LIVE)
-        hooks->snapshot_broken(hooks->context, snapshot);
-}
-
-void snapshots_ran_out(struct vm *vm, struct room_shortage shortage)
-{
-    list_each (link, &vm->snapshots) {
-        struct snapshot *snapshot = container_of(link, struct snapshot, link);
-        if (!snapshot->epoch || snapshot->epoch > shortage.through_epoch || snapshot->broken)
-            continue;
-        vm_describe_shortage(vm, &shortage, snapshot->reason, sizeof snapshot->reason);
-        snapshot_broke(snapshot);
-    }
-}
-
-void snapshots_lost(struct vm *vm, struct loss loss, const struct vm_disk *vd)
-{
-    const char *sentences[] = {
-        [LOST_OLD_DATA] = "old data of disk %s could not be read before a guest write: %s",
-        [LOST_CACHED] = "old data of disk %s could not be read from its cache file: %s",
-        [LOST_TARGET] = "old data of disk %s could not be written to the backup's target: %s",
-    };
-    list_each (link, &vm->snapshots) {
-        struct snapshot *snapshot = container_of(link, struct snapshot, link);
-        if (snapshot->epoch != loss.epoch || snapshot->broken)
-            continue;
-        snprintf(snapshot->reason, sizeof snapshot->reason, sentences[loss.how], vd->disk->name,
-                 error_name(loss.status));
-        snapshot_broke(snapshot);
-    }
 }

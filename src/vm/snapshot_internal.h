@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What snapshot.c and snapshot_part.c share: a snapshot, and its part on each disk. */
+/* What the files of a snapshot (vm/snapshot*.c) share: a snapshot, and its part on each disk. */
 #ifndef FLEECE_VM_SNAPSHOT_INTERNAL_H
 #define FLEECE_VM_SNAPSHOT_INTERNAL_H
 
@@ -142,19 +142,29 @@ void snapshot_record_broke(struct snapshot *snapshot);
 void snapshot_record_end(struct snapshot *snapshot);
 void snapshot_record_free(struct snapshot *snapshot);
 
-/* snapshot.c: one of the snapshots that a killed daemon has left, NULL: no memory; when exports can be made; and when it
- * can't be had after all, with snapshot->failure. */
-struct snapshot *snapshot_adopt(struct vm *vm, unsigned number);
+/* snapshot.c: it goes on to another step; its turn to be made has come (QUEUED); exports of an adopted one can be made. */
+void snapshot_move(struct snapshot *snapshot, enum snapshot_step to);
+void snapshot_begin(struct snapshot *snapshot);
 void snapshot_adopted(struct snapshot *snapshot);
-void snapshot_bury(struct snapshot *snapshot);
 /* restart.c: the exports of one of them are there, or can't be. */
 void adopted_published(struct vm *vm);
 
-/* snapshot.c: a live one ends now. And: any one ends now, or as soon as the step that it is in is over. */
-void snapshot_end(struct snapshot *snapshot);
+/* snapshots.c: it is made, or as good as that: the next one in the queue may be prepared and cut. */
+void snapshot_turn_over(struct vm *vm);
+/* One of the snapshots that a killed daemon has left, NULL: no memory; and when it can't be had after all, with
+ * snapshot->failure. */
+struct snapshot *snapshot_adopt(struct vm *vm, unsigned number);
+void snapshot_bury(struct snapshot *snapshot);
 /* It is broken from now on, for snapshot->reason, and whoever has it is told. */
 void snapshot_broke(struct snapshot *snapshot);
+
+/* snapshot_end.c: a live one ends now. And: any one ends now, or as soon as the step that it is in is over. */
+void snapshot_end(struct snapshot *snapshot);
 void snapshot_doom(struct snapshot *snapshot);
+/* One that never went live, or nobody reads any more, ends: FREEING and what comes after that. */
+void snapshot_free(struct snapshot *snapshot);
+/* Nobody waits for it any more, which is its failure; `fate`: what became of it. */
+void snapshot_forsaken(struct snapshot *snapshot, const char *fate);
 /* snapshot_lease.c: its client is gone; its grace time is over. */
 void snapshot_wait_for_lease(struct snapshot *snapshot);
 void snapshot_grace_over(struct io_timer *timer);
@@ -170,7 +180,8 @@ void snapshot_when_settled(struct snapshot *snapshot, void (*next)(struct snapsh
 /* -EAGAIN with a sentence: it had to be more than crash-consistent, and is not. */
 int snapshot_check_consistency(const struct snapshot *snapshot, struct error *err);
 
-/* A checkpoint alone: cut and recorded; done() with the snapshot (then it is freed) or the reason. NULL: refused at once. */
+/* snapshots.c: a checkpoint alone: cut and recorded; done() with the snapshot (then it is freed) or the reason. NULL: it is
+ * refused at once. */
 struct snapshot *snapshot_create_bare(struct vm *vm, const char *checkpoint,
                                       void (*done)(void *argument, struct snapshot *snapshot, const struct error *err),
                                       void *argument, struct error *err);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What vm.c, snapshot.c, bitmaps.c and vm_status.c share. */
+/* What vm.c, the files of a snapshot, bitmaps.c and vm_status.c share. */
 #ifndef FLEECE_VM_VM_PRIVATE_H
 #define FLEECE_VM_VM_PRIVATE_H
 
@@ -80,12 +80,13 @@ struct vm {
     void *destroyed_argument;
 };
 
-/* snapshot.c */
+/* snapshots.c */
 void snapshots_end_all(struct vm *vm);
 void snapshots_ran_out(struct vm *vm, struct room_shortage shortage);
 void snapshots_lost(struct vm *vm, struct loss loss, const struct vm_disk *vd);
 
-/* Keeps the views of a live snapshot until it is let go, also when it ends meanwhile. False: it is not live. */
+/* snapshot_end.c: keeps the views of a live snapshot until it is let go, also when it ends meanwhile. False: it is not
+ * live. */
 bool snapshot_hold(struct snapshot *snapshot);
 void snapshot_let_go(struct snapshot *snapshot);
 
@@ -93,7 +94,7 @@ void snapshot_let_go(struct snapshot *snapshot);
 void cache_watch_begin(struct vm *vm);
 void cache_watch_end(struct vm *vm);
 
-/* snapshot.c: the next snapshot or growth may begin, if nothing else is under way. */
+/* snapshots.c: the next snapshot or growth may begin, if nothing else is under way. */
 void vm_take_turns(struct vm *vm);
 /* growth.c: the first one begins, when there is one that waits. */
 bool growth_begin(struct vm *vm);
