@@ -30,7 +30,8 @@ struct push {
     struct progress progress;
     json_t *arguments, *disks; /* disks: as query-block-jobs showed them last */
     char job[LIMIT_NAME_BYTES + 1], label[LIMIT_NAME_BYTES + 1];
-    bool cancelling, over, cancelled;
+    bool cancelling, over, cancelled, warned;
+    char consistent[16];           /* how its snapshot is */
     char error[LIMIT_ERROR_BYTES]; /* empty: it went well */
     uint64_t done_bytes, total_bytes, data_bytes, started_ns;
 };
@@ -147,6 +148,18 @@ static void watch(struct push *push)
     progress_end(&push->progress);
 }
 
+/* What the answer to that command says of the cut. */
+static void note_cut(struct push *push, const char *reply)
+{
+    json_t *cut = json_loads(reply, 0, NULL);
+    snprintf(push->consistent, sizeof push->consistent, "%s", cli_text(cut, "consistent"));
+    if (json_object_get(cut, "consistent-reason")) {
+        push->warned = true;
+        cli_warn("what is pushed is crash-consistent: %s", cli_text(cut, "consistent-reason"));
+    }
+    json_decref(cut);
+}
+
 /* The command that starts the job; on an interruption it is cancelled by its name, on a connection of its own. */
 static int start(struct push *push)
 {
@@ -154,6 +167,8 @@ static int start(struct push *push)
     transfer_block(&push->transfer, start_blocking, &execution, fleece_descriptor(push->fleece));
     free(execution.arguments);
     bool began = execution.reply != NULL;
+    if (began)
+        note_cut(push, execution.reply);
     free(execution.reply);
     if (!transfer_interrupted(&push->transfer))
         return began ? CLI_DONE : cli_fail("%s", execution.error);
@@ -179,13 +194,13 @@ static int report(struct push *push)
     if (push->error[0])
         return cli_fail("%s", push->error);
     if (push->cli->json) {
-        json_t *line = json_pack("{s:s, s:s, s:f, s:I}", "event", "done", "job", push->job, "seconds", seconds, "size",
-                                 (json_int_t)push->done_bytes);
+        json_t *line = json_pack("{s:s, s:s, s:f, s:I, s:s}", "event", "done", "job", push->job, "seconds", seconds,
+                                 "size", (json_int_t)push->done_bytes, "consistent", push->consistent);
         cli_print_json(line);
         json_decref(line);
     } else
         printf("pushed %s: %s, in %.1f s\n", push->label, size_format(text, push->done_bytes), seconds);
-    return CLI_DONE;
+    return push->warned ? CLI_WARNING : CLI_DONE;
 }
 
 /* --- the command line */
@@ -222,15 +237,12 @@ static int take_target(struct push *push, const char *text)
 
 static int take_options(struct push *push, int argc, char **argv)
 {
-    static const struct option options[] = {{"to", required_argument, NULL, 't'},
-                                            {"speed", required_argument, NULL, 's'},
-                                            {"bitmap", required_argument, NULL, 'b'},
-                                            {"job", required_argument, NULL, 'j'},
-                                            {"mode", required_argument, NULL, 'm'},
-                                            {"force", no_argument, NULL, 'f'},
-                                            {"no-advice", no_argument, NULL, 'a'},
-                                            {"no-release", no_argument, NULL, 'r'},
-                                            {NULL, 0, NULL, 0}};
+    static const struct option options[] = {
+        {"to", required_argument, NULL, 't'},     {"speed", required_argument, NULL, 's'},
+        {"bitmap", required_argument, NULL, 'b'}, {"job", required_argument, NULL, 'j'},
+        {"mode", required_argument, NULL, 'm'},   {"consistency", required_argument, NULL, 'C'},
+        {"force", no_argument, NULL, 'f'},        {"no-advice", no_argument, NULL, 'a'},
+        {"no-release", no_argument, NULL, 'r'},   {NULL, 0, NULL, 0}};
     struct error err;
     uint64_t speed;
     int option, code = CLI_DONE;
@@ -253,6 +265,10 @@ static int take_options(struct push *push, int argc, char **argv)
             code = cli_usage(push->cli, "--mode '%s' is not right: both, ram or plain", optarg);
         else if (option == 'm')
             json_object_set_new(push->arguments, "mode", json_string(optarg));
+        else if (option == 'C' && !cli_is_consistency(optarg))
+            code = cli_usage(push->cli, "--consistency '%s' is not right: auto, crash or required", optarg);
+        else if (option == 'C')
+            json_object_set_new(push->arguments, "consistency", json_string(optarg));
         else if (option == 'j')
             snprintf(push->job, sizeof push->job, "%s", optarg);
         else if (option == 'f')
@@ -318,9 +334,8 @@ static int push_run(struct cli *cli, int argc, char **argv)
 
 const struct cli_command cli_push = {
     .name = "push",
-    .arguments = "--to DISK=FILE|NBD-URI … [--speed BYTES] [--bitmap NAME] [--mode both|ram|plain] [--force] [--job "
-                 "NAME] [--no-advice] "
-                 "[--no-release]",
+    .arguments = "--to DISK=FILE|NBD-URI … [--speed BYTES] [--bitmap NAME] [--mode both|ram|plain] "
+                 "[--consistency auto|crash|required] [--force] [--job NAME] [--no-advice] [--no-release]",
     .summary = "have the daemon copy disks, as they are at one instant, to files or NBD exports",
     .run = push_run,
 };

@@ -28,6 +28,7 @@ static const struct control_argument backup_arguments[] = {
     {.name = "auto-finalize", .kind = CONTROL_BOOLEAN},
     {.name = "auto-dismiss", .kind = CONTROL_BOOLEAN},
     {.name = "force", .kind = CONTROL_BOOLEAN},
+    {.name = "consistency", .kind = CONTROL_STRING},
     {.name = NULL},
 };
 
@@ -42,6 +43,7 @@ static const struct control_argument push_arguments[] = {
     {.name = "force", .kind = CONTROL_BOOLEAN},
     {.name = "auto-finalize", .kind = CONTROL_BOOLEAN},
     {.name = "auto-dismiss", .kind = CONTROL_BOOLEAN},
+    {.name = "consistency", .kind = CONTROL_STRING},
     {.name = NULL},
 };
 
@@ -79,10 +81,11 @@ static bool turned_on(const struct control_request *request, const char *name)
 
 /* --- making one */
 
-/* What both commands share. */
-static struct push_options options_of(const struct control_request *request)
+/* What both commands share. False: it is wrong, and the request has been answered. */
+static bool read_options(struct control_request *request, struct push_options *options)
 {
-    return (struct push_options){
+    const char *consistency = control_argument_text(request, "consistency");
+    *options = (struct push_options){
         .job_id = control_argument_text(request, "job-id"),
         .bitmap = control_argument_text(request, "bitmap"),
         .speed = (uint64_t)json_integer_value(json_object_get(request->arguments, "speed")),
@@ -92,6 +95,11 @@ static struct push_options options_of(const struct control_request *request)
         .keep_concluded = turned_off(request, "auto-dismiss"),
         .wait_to_finalize = turned_off(request, "auto-finalize"),
     };
+    if (!consistency || describe_consistency_parse(consistency, &options->consistency))
+        return true;
+    control_fail(request, "GenericError", "Parameter 'consistency' is '%.100s': auto, crash or required is right",
+                 consistency);
+    return false;
 }
 
 /* What of QEMU's arguments can't be honoured is refused with the reason. */
@@ -141,7 +149,9 @@ static void blockdev_backup(struct control_request *request)
     }
     const struct push_target target = {control_argument_text(request, "device"),
                                        control_argument_text(request, "target")};
-    struct push_options options = options_of(request);
+    struct push_options options;
+    if (!read_options(request, &options))
+        return;
     options.targets = &target;
     options.target_count = 1;
     if (!options.job_id)
@@ -153,7 +163,7 @@ static void push_begun(void *argument, const struct job *job, const struct error
 {
     struct control_request *request = argument;
     if (job)
-        control_return(request, json_pack("{s:s, s:I}", "job-id", job->id, "hold-ns", (json_int_t)push_hold_ns(job)));
+        control_return(request, describe_push(job));
     else
         control_fail_with(request, err);
 }
@@ -173,7 +183,9 @@ static void fleece_push(struct control_request *request)
 {
     const json_t *array = json_object_get(request->arguments, "targets");
     struct push_target targets[LIMIT_DISKS];
-    struct push_options options = options_of(request);
+    struct push_options options;
+    if (!read_options(request, &options))
+        return;
     if (json_array_size(array) > LIMIT_DISKS) {
         control_fail(request, "GenericError", "Parameter 'targets' has %zu members: a VM has at most %d disks",
                      json_array_size(array), LIMIT_DISKS);

@@ -102,13 +102,13 @@ json_t *describe_guest(const struct control_host *host)
 }
 
 /* How consistent it is, and what that cost. */
-static void describe_consistency(json_t *json, const struct snapshot_info *info)
+static void describe_consistency(json_t *json, enum consistency consistency, const char *reason, uint64_t frozen_ns)
 {
-    json_object_set_new(json, "consistent", json_string(consistency_names[info->consistency]));
-    if (info->consistency_reason)
-        json_object_set_new(json, "consistent-reason", describe_text(info->consistency_reason));
-    if (info->frozen_ns)
-        json_object_set_new(json, "frozen-us", json_integer((json_int_t)(info->frozen_ns / NS_PER_US)));
+    json_object_set_new(json, "consistent", json_string(consistency_names[consistency]));
+    if (reason)
+        json_object_set_new(json, "consistent-reason", describe_text(reason));
+    if (frozen_ns)
+        json_object_set_new(json, "frozen-us", json_integer((json_int_t)(frozen_ns / NS_PER_US)));
 }
 
 json_t *describe_snapshot(const struct snapshot *snapshot)
@@ -125,7 +125,7 @@ json_t *describe_snapshot(const struct snapshot *snapshot)
     if (json)
         json_object_set_new(json, "durability", json_string(info.restartable ? "restartable" : "ephemeral"));
     if (json && info.state != SNAPSHOT_CREATING)
-        describe_consistency(json, &info);
+        describe_consistency(json, info.consistency, info.consistency_reason, info.frozen_ns);
     if (json && info.bitmap)
         json_object_set_new(json, "bitmap", json_string(info.bitmap));
     if (json && info.since_uuid)
@@ -322,6 +322,24 @@ json_t *describe_job(const struct job *job)
     return json;
 }
 
+/* How the cut of a push went, when it has been made. */
+static void describe_push_cut(json_t *json, const struct job *job)
+{
+    struct push_cut cut;
+    if (!push_cut(job, &cut))
+        return;
+    json_object_set_new(json, "hold-ns", json_integer((json_int_t)cut.hold_ns));
+    describe_consistency(json, cut.consistency, cut.consistency_reason, cut.frozen_ns);
+}
+
+json_t *describe_push(const struct job *job)
+{
+    json_t *json = json_pack("{s:s}", "job-id", job->id);
+    if (json)
+        describe_push_cut(json, job);
+    return json;
+}
+
 json_t *describe_block_job(const struct job *job)
 {
     struct push_disk_info info;
@@ -336,6 +354,8 @@ json_t *describe_block_job(const struct job *job)
                              "speed", (json_int_t)job->speed, "io-status", "ok", "ready", 0, "status",
                              job_state_name(job->state), "auto-finalize", job->auto_finalize, "auto-dismiss",
                              job->auto_dismiss, "disks", disks);
+    if (json)
+        describe_push_cut(json, job);
     if (json && job->ended && job->status < 0)
         json_object_set_new(json, "error", describe_text(job->err.text));
     return json;

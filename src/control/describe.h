@@ -37,6 +37,7 @@ json_t *describe_vhost_users(const struct control_host *host);
 json_t *describe_read_once(const struct nbd_server_status *server);
 json_t *describe_job(const struct job *job);       /* as query-jobs shows it */
 json_t *describe_block_job(const struct job *job); /* as query-block-jobs shows it, and the disks */
+json_t *describe_push(const struct job *job);      /* as fleece-push answers */
 /* The NBD URI of an export at the first address, or null when the server listens nowhere. */
 json_t *describe_uri(const struct control_host *host, const char *export_name);
 

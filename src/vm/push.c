@@ -51,7 +51,8 @@ struct push {
     void (*begun)(void *argument, const struct job *job, const struct error *err);
     void *argument;
     struct snapshot *snapshot; /* held */
-    uint64_t hold_ns;
+    struct push_cut cut;       /* of it, also when it has gone */
+    char consistency_reason[LIMIT_ERROR_BYTES];
     int status; /* the first failure */
     struct error err;
     struct io_op work; /* on a helper thread */
@@ -466,6 +467,16 @@ static const struct job_ops push_ops = {
 
 /* ---- CUTTING, OPENING ---- */
 
+static void push_note_cut(struct push *push, const struct snapshot_info *info)
+{
+    push->cut = (struct push_cut){
+        .hold_ns = info->hold_ns, .consistency = info->consistency, .frozen_ns = info->frozen_ns};
+    if (info->consistency_reason) {
+        snprintf(push->consistency_reason, sizeof push->consistency_reason, "%s", info->consistency_reason);
+        push->cut.consistency_reason = push->consistency_reason;
+    }
+}
+
 static void push_has_snapshot(void *argument, struct snapshot *snapshot, const struct error *err)
 {
     struct push *push = argument;
@@ -480,7 +491,7 @@ static void push_has_snapshot(void *argument, struct snapshot *snapshot, const s
     (void)held;
     snapshot_info(snapshot, &info);
     push->snapshot = snapshot;
-    push->hold_ns = info.hold_ns;
+    push_note_cut(push, &info);
     memcpy(push->snapshot_uuid, info.uuid, sizeof push->snapshot_uuid);
     if (push->job.cancelled) {
         push_end(push);
@@ -544,7 +555,8 @@ static void targets_opened(struct io_op *op, int64_t result)
                                              .bitmap = push->bitmap,
                                              .through = push->options.mode == PUSH_BOTH ? NULL : push->through,
                                              .through_always = push->options.mode == PUSH_PLAIN,
-                                             .no_export = true};
+                                             .no_export = true,
+                                             .consistency = push->options.consistency};
     vm_snapshot_create(push->vm, &options, push_has_snapshot, push);
 }
 
@@ -651,7 +663,9 @@ bool push_disk_info(const struct job *job, unsigned index, struct push_disk_info
     return false;
 }
 
-uint64_t push_hold_ns(const struct job *job)
+bool push_cut(const struct job *job, struct push_cut *cut)
 {
-    return push_of(job)->hold_ns;
+    const struct push *push = push_of(job);
+    *cut = push->cut;
+    return push->started;
 }

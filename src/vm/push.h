@@ -30,6 +30,7 @@ struct push_options {
     bool force;                            /* files that exist may be overwritten */
     bool no_advice;                        /* in the order of the disk, whatever the cache holds */
     bool no_release;                       /* what the target has stays in the cache until the end */
+    enum consistency_wish consistency;     /* of its snapshot */
     bool keep_concluded, wait_to_finalize; /* QEMU's auto-dismiss and auto-finalize, each turned off */
 };
 
@@ -46,7 +47,13 @@ struct push_disk_info {
 };
 /* The pushed disks of a job of type "backup"; false: `index` is behind the last one. */
 bool push_disk_info(const struct job *job, unsigned index, struct push_disk_info *info);
-/* How long the guest's writes were held by its cut. */
-uint64_t push_hold_ns(const struct job *job);
+struct push_cut {
+    uint64_t hold_ns; /* how long the guest's writes were held */
+    enum consistency consistency;
+    const char *consistency_reason; /* why it is crash-consistent though the guest should have been frozen; or NULL */
+    uint64_t frozen_ns;
+};
+/* The cut of a job of type "backup"; false: it has not been made. */
+bool push_cut(const struct job *job, struct push_cut *cut);
 
 #endif

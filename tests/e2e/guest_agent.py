@@ -162,6 +162,38 @@ def test_the_agent_does_not_answer(t):
         assert [s["name"] for s in d.status()["snapshots"]] == ["s"]
 
 
+def test_pushes(t):
+    """A push freezes for its cut, leaves the guest alone, or is refused, as a snapshot is; its job says how it was."""
+    with served(t, "--freeze-timeout", "0.5") as (d, agent):
+        def push(name, *options, status=0):
+            return d.fleece("--json", "push", "--to", f"vda={t.path(name)}", *options, status=status)
+
+        def last_line(done):
+            return json.loads(done.stdout.splitlines()[-1])
+        done = last_line(push("a.out", "--consistency", "required"))
+        assert done["consistent"] == "guest-agent" and agent.said.count("freeze") == 1, (done, agent.said)
+        done = last_line(push("b.out", "--consistency", "crash"))
+        assert done["consistent"] == "crash" and agent.said.count("freeze") == 1, (done, agent.said)
+        assert "auto, crash or required" in push("c.out", "--consistency", "maybe", status=2).stderr
+        with d.qmp() as qmp:
+            backup = {"device": "vda", "target": str(t.path("d.out")), "sync": "full", "auto-finalize": False}
+            with contextlib.suppress(harness.QmpError):
+                qmp.execute("blockdev-backup", consistency="maybe", **backup)
+                raise AssertionError("consistency may be 'maybe'")
+            qmp.execute("blockdev-backup", consistency="required", **backup)
+            job, = qmp.execute("query-block-jobs")
+            assert job["consistent"] == "guest-agent" and job["frozen-us"] > 0 and job["hold-ns"] > 0, job
+            harness.wait_for("it is pending", lambda: qmp.execute("query-jobs")[0]["status"] == "pending")
+            qmp.execute("job-finalize", id="vda")
+        agent.deaf.set()
+        done = push("e.out", status=3)
+        assert last_line(done)["consistent"] == "crash", done.stdout
+        assert "what is pushed is crash-consistent: the guest agent does not answer" in done.stderr, done.stderr
+        said = push("f.out", "--consistency", "required", status=1).stderr
+        assert "refused: the guest agent does not answer" in said and not t.path("f.out").exists(), said
+        harness.wait_for("no job is left", lambda: not d.status()["snapshots"])
+
+
 def test_the_agent_fails(t):
     """It freezes a part and fails, or nobody listens at all."""
     with served(t) as (d, agent):
