@@ -89,7 +89,12 @@ struct io_packet {
     int fds[LIMIT_PACKET_DESCRIPTORS];
     unsigned fd_count;
     bool fds_lost; /* received: there were more, and they are closed */
+    /* Received: there were some by which their maker could keep us waiting (stranger.h). They are not among these, and
+     * closed, which may take as long as he likes: the operation ends after that, cancelled or not. */
+    bool fds_strange;
     /* Private: */
+    int strange[LIMIT_PACKET_DESCRIPTORS + 1]; /* what the padding of `control` leaves room for, too */
+    unsigned strange_count;
     struct iovec iov;
     uint64_t control[2 + LIMIT_PACKET_DESCRIPTORS / 2];
 };

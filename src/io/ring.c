@@ -251,9 +251,8 @@ static void ring_deliver(struct ring *ring)
     for (struct list_node *node; (node = list_take_first(&now));) {
         struct io_op *op = container_of(node, struct io_op, link);
         struct ring_op *mine = ring_op_of(op);
-        if (mine->finish)
-            mine->finish(ring, mine);
-        op->done(op, mine->result);
+        if (!mine->finish || mine->finish(ring, mine))
+            op->done(op, mine->result);
     }
     for (struct io_message *message = mailbox_take(&ring->mailbox); message;) {
         struct io_message *next = message->next;
@@ -377,6 +376,7 @@ int ring_create(struct io **io, struct error *err)
     ring->owner = pthread_self();
     list_init(&ring->ready);
     list_init(&ring->tasks);
+    list_init(&ring->burials);
     timer_heap_init(&ring->timers);
     mailbox_init(&ring->mailbox);
     helpers_init(&ring->helpers);
@@ -401,7 +401,7 @@ static void ring_end(struct ring *ring)
 
 static void ring_free(struct ring *ring)
 {
-    assert(list_empty(&ring->ready) && list_empty(&ring->tasks));
+    assert(list_empty(&ring->ready) && list_empty(&ring->tasks) && list_empty(&ring->burials));
     assert(list_empty(&ring->listeners));
     assert(!mailbox_take(&ring->mailbox));
     timer_heap_fini(&ring->timers);

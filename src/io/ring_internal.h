@@ -30,6 +30,7 @@ struct ring {
     bool ending, wake_idle; /* ring_end() waits until that read is over */
     atomic_bool quit;
     struct helpers helpers;
+    struct list burials; /* of io_op: packets with strange descriptors; the first is on a helper */
     pthread_mutex_t listeners_mutex;
     struct list listeners; /* unix sockets whose files are ours to remove */
 };
@@ -37,8 +38,9 @@ struct ring {
 /* The reactor's part of an io_op, in its scratch. */
 struct ring_op {
     int64_t result;
-    /* What remains to be done on the owner thread before done(): may change the result. NULL: nothing. */
-    void (*finish)(struct ring *ring, struct ring_op *op);
+    /* What remains to be done on the owner thread before done(): may change the result. NULL: nothing. False: done() is
+     * not due yet, and called by whom this has handed the operation to. */
+    bool (*finish)(struct ring *ring, struct ring_op *op);
     bool on_helper, cancelled;
     union {
         struct msghdr message; /* sendv, packets */

@@ -15,9 +15,86 @@
 #include <unistd.h>
 
 #include "io/ring_internal.h"
+#include "io/stranger.h"
 
 _Static_assert(sizeof((struct io_packet *)0)->control >= CMSG_SPACE(LIMIT_PACKET_DESCRIPTORS * sizeof(int)),
                "a packet has no room for its descriptors");
+
+/* --- burials: see stranger.h. One after the other, so that strangers keep one helper of the reactor's at most. */
+
+static void bury_first(struct ring *ring);
+
+static struct io_packet *packet_of(struct ring_op *mine)
+{
+    return mine->argument;
+}
+
+static void close_strange(struct io_packet *packet)
+{
+    while (packet->strange_count > 0)
+        close(packet->strange[--packet->strange_count]);
+}
+
+/* On a helper. */
+static void bury(struct helper_job *job)
+{
+    struct ring_op *mine = container_of(job, struct ring_op, job);
+    close_strange(packet_of(mine));
+    io_post(&mine->ring->io, &mine->finished);
+}
+
+static void buried(struct io_message *message)
+{
+    struct ring_op *mine = container_of(message, struct ring_op, finished);
+    struct ring *ring = mine->ring;
+    struct io_op *op = ring_op_back(mine);
+    list_remove(&op->link);
+    bury_first(ring);
+    op->done(op, mine->result);
+}
+
+static void bury_first(struct ring *ring)
+{
+    if (list_empty(&ring->burials))
+        return;
+    struct io_op *op = container_of(ring->burials.head.next, struct io_op, link);
+    struct ring_op *mine = ring_op_of(op);
+    if (helpers_queue(&ring->helpers, &mine->job) == 0)
+        return;
+    close_strange(packet_of(mine)); /* a process that can't start a thread has to wait */
+    io_post(&ring->io, &mine->finished);
+}
+
+/* The operation ends later. It is in a list until then, so it can't be cancelled. */
+static void bury_later(struct ring *ring, struct ring_op *mine, struct io_packet *packet)
+{
+    struct io_op *op = ring_op_back(mine);
+    mine->job = (struct helper_job){.run = bury};
+    mine->finished = (struct io_message){.deliver = buried};
+    mine->ring = ring;
+    mine->argument = packet;
+    const bool first = list_empty(&ring->burials);
+    list_append(&ring->burials, &op->link);
+    if (first)
+        bury_first(ring);
+}
+
+/* --- packets */
+
+static void take_descriptor(struct io_packet *packet, int fd)
+{
+    const bool harmless = stranger_is_harmless(fd);
+    if (!harmless)
+        packet->fds_strange = true;
+    if (harmless && packet->fd_count < LIMIT_PACKET_DESCRIPTORS) {
+        packet->fds[packet->fd_count++] = fd;
+    } else if (!harmless) {
+        packet->strange[packet->strange_count++] = fd;
+    } else { /* padding of the control buffer made room for one more */
+        close(fd);
+        packet->fds_lost = true;
+    }
+}
 
 static void take_descriptors(struct io_packet *packet, const struct msghdr *message)
 {
@@ -28,32 +105,30 @@ static void take_descriptors(struct io_packet *packet, const struct msghdr *mess
         for (size_t i = 0; i < count; i++) {
             int fd;
             memcpy(&fd, CMSG_DATA(at) + i * sizeof fd, sizeof fd);
-            if (packet->fd_count < LIMIT_PACKET_DESCRIPTORS) {
-                packet->fds[packet->fd_count++] = fd;
-            } else { /* padding of the control buffer made room for one more */
-                close(fd);
-                packet->fds_lost = true;
-            }
+            take_descriptor(packet, fd);
         }
     }
 }
 
-static void recv_packet_finish(struct ring *ring, struct ring_op *mine)
+static bool recv_packet_finish(struct ring *ring, struct ring_op *mine)
 {
-    (void)ring;
     struct io_packet *packet = container_of(mine->message.msg_iov, struct io_packet, iov);
     if (mine->result < 0)
-        return;
+        return true;
     take_descriptors(packet, &mine->message);
     if (mine->message.msg_flags & MSG_CTRUNC)
         packet->fds_lost = true;
+    if (packet->strange_count == 0)
+        return true;
+    bury_later(ring, mine, packet);
+    return false;
 }
 
 void ring_recv_packet(struct io *io, struct io_op *op, int fd, struct io_packet *packet)
 {
     struct ring_op *mine = ring_op_of(op);
-    packet->fd_count = 0;
-    packet->fds_lost = false;
+    packet->fd_count = packet->strange_count = 0;
+    packet->fds_lost = packet->fds_strange = false;
     packet->iov = (struct iovec){packet->bytes, packet->length};
     struct io_uring_sqe *sqe = ring_begin(ring_of(io), op);
     mine->message = (struct msghdr){.msg_iov = &packet->iov,
@@ -86,17 +161,18 @@ void ring_send_packet(struct io *io, struct io_op *op, int fd, struct io_packet 
 }
 
 /* Takes what was signalled. The result: 0, or why it is no event (-EIO: its other end is gone). */
-static void event_finish(struct ring *ring, struct ring_op *mine)
+static bool event_finish(struct ring *ring, struct ring_op *mine)
 {
     (void)ring;
     if (mine->result < 0)
-        return;
+        return true;
     uint64_t count;
     struct iovec iov = {&count, sizeof count};
     ssize_t got = mine->result & POLLIN ? preadv2(mine->fd, &iov, 1, -1, RWF_NOWAIT) : 0;
     if (got < 0 && errno == EAGAIN) /* somebody else was faster; that it was signalled is true all the same */
         got = sizeof count;
     mine->result = got > 0 ? 0 : got == 0 ? -EIO : -errno;
+    return true;
 }
 
 void ring_event_wait(struct io *io, struct io_op *op, int fd)
@@ -107,11 +183,12 @@ void ring_event_wait(struct io *io, struct io_op *op, int fd)
     io_uring_prep_poll_add(sqe, fd, POLLIN);
 }
 
-static void signal_finish(struct ring *ring, struct ring_op *mine)
+static bool signal_finish(struct ring *ring, struct ring_op *mine)
 {
     (void)ring;
     if (mine->result > 0 || mine->result == -EAGAIN) /* a full counter of a nonblocking one: it is signalled as it is */
         mine->result = 0;
+    return true;
 }
 
 void ring_event_signal(struct io *io, struct io_op *op, int fd)

@@ -187,12 +187,13 @@ void ring_close(struct io *io, int fd)
     close(fd); /* Linux gives the descriptor back even when it says EINTR */
 }
 
-static void accept_finish(struct ring *ring, struct ring_op *mine)
+static bool accept_finish(struct ring *ring, struct ring_op *mine)
 {
     (void)ring;
     int one = 1;
     if (mine->result >= 0) /* refused by unix sockets, which need it not */
         (void)setsockopt((int)mine->result, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    return true;
 }
 
 void ring_accept(struct io *io, struct io_op *op, int fd)

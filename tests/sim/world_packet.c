@@ -24,7 +24,7 @@ void net_recv_packet(struct io *io, struct io_op *op, int fd, struct io_packet *
     world_check_owner(io, "recv_packet");
     struct event *event = packet_event(io, WORLD_RECV_PACKET, op, fd);
     packet->fd_count = 0;
-    packet->fds_lost = false;
+    packet->fds_lost = packet->fds_strange = false;
     event->argument = packet->bytes;
     event->range.length = packet->length;
     packet->iov = (struct iovec){packet->bytes, packet->length};

@@ -586,6 +586,33 @@ static bool log_event(struct scene *scene)
     return good;
 }
 
+/* An id has 20 bytes, whatever room a driver gives for it: the bits of 4 GiB would take a device a while, which is a
+ * neighbour's time. The table of the fragments lies in the first page of what is taken. */
+static bool log_of_an_id(struct scene *scene)
+{
+    enum { FRAGMENTS = 24, ROOM = 256 << 10 };
+    struct log log = {.fd = -1};
+    if (!started(scene, false) || !begin_log(scene, &log, scene->front->rings[0].device_area))
+        return false;
+    struct front_end *front = scene->front;
+    uint64_t header = guest_take(&front->memory, 0, PAGE, PAGE), room = guest_take(&front->memory, 0, ROOM, PAGE);
+    struct blk_header head = {BLK_GET_ID, 0, 0};
+    struct fragment fragments[1 + FRAGMENTS + 1] = {{header, sizeof(head), false}};
+    for (unsigned i = 0; i < FRAGMENTS; i++)
+        fragments[1 + i] = (struct fragment){room, ROOM, true};
+    fragments[1 + FRAGMENTS] = (struct fragment){header + sizeof(head), 1, true};
+    memcpy(guest_at(&front->memory, header), &head, sizeof(head));
+    int status = scene_offer(scene, fragments, 1 + FRAGMENTS + 1, FRONT_TIMEOUT_MS);
+    bool good = status == 0 || scene_fail(scene, "an id into much room: %s", strerror(-status));
+    if (good && !log_has(&log, room / PAGE))
+        good = scene_fail(scene, "the id was written and its page not marked");
+    for (uint64_t page = room / PAGE + 1; good && page < (room + ROOM) / PAGE; page++)
+        if (log_has(&log, page))
+            good = scene_fail(scene, "page %llu behind the id was marked", (unsigned long long)(page - room / PAGE));
+    log_free(&log);
+    return good;
+}
+
 /* The guest stops in mid-migration, and goes on here after all. */
 static bool log_and_stay(struct scene *scene)
 {
@@ -619,6 +646,7 @@ const struct conform_case conform_log[] = {
     {"log-swapped", log_swapped},
     {"log-off-and-on", log_off_and_on},
     {"log-event", log_event},
+    {"log-of-an-id", log_of_an_id},
     {"log-and-stay", log_and_stay},
     {NULL, NULL},
 };

@@ -132,8 +132,7 @@ uint64_t guest_memory_end(const struct guest_memory *memory)
     return last->guest_address + last->size_bytes;
 }
 
-/* The region with that address; NULL: none has. */
-static const struct guest_memory_entry *find(const struct guest_memory *memory, uint64_t guest_address)
+const struct guest_memory_entry *guest_memory_find(const struct guest_memory *memory, uint64_t guest_address)
 {
     unsigned low = 0, high = memory->count; /* entries[low .. high) may have it */
     while (low < high) {
@@ -156,7 +155,7 @@ int guest_memory_fragments(const struct guest_memory *memory, uint64_t guest_add
     if (length > UINT64_MAX - guest_address)
         return -EFAULT;
     while (length > 0) {
-        const struct guest_memory_entry *entry = find(memory, guest_address);
+        const struct guest_memory_entry *entry = guest_memory_find(memory, guest_address);
         if (!entry)
             return -EFAULT;
         if (count == max)

@@ -19,6 +19,9 @@ struct guest_memory {
     struct guest_memory_entry entries[]; /* by guest address */
 };
 
+/* The region with that address; NULL: none has. */
+const struct guest_memory_entry *guest_memory_find(const struct guest_memory *memory, uint64_t guest_address);
+
 /* Where all of [guest_address, guest_address + length) is, if it is in that region; else NULL. */
 static inline char *guest_memory_entry_at(const struct guest_memory_entry *entry, uint64_t guest_address,
                                           uint64_t length)

@@ -51,7 +51,7 @@ static void receive_next(struct vhost_session *session)
     } else {
         uint32_t got = session->received - VHOST_HEADER_BYTES;
         session->packet.fd_count = 0;
-        session->packet.fds_lost = false;
+        session->packet.fds_lost = session->packet.fds_strange = false;
         io_recv(session->io, &session->receive, session->fd, session->message.payload + got,
                 session->message.size - got);
     }
@@ -173,7 +173,13 @@ static void receive_done(struct io_op *op, int64_t result)
         vhost_session_close(session, NULL);
         return;
     }
-    if (!kept) {
+    if (session->packet.fds_strange) {
+        error_set(
+            &err, EPROTO,
+            "a descriptor whose owner could keep us waiting (a device, a folder, a network's socket, a file of FUSE "
+            "or of a network); eventfds, memfds and files of local file systems are taken");
+        vhost_session_close(session, &err);
+    } else if (!kept) {
         error_set(&err, EPROTO, "a message with more than %u descriptors", LIMIT_PACKET_DESCRIPTORS);
         vhost_session_close(session, &err);
     } else if (message_grow(session, (uint32_t)result, &err) < 0) {

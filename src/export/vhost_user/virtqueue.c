@@ -46,9 +46,7 @@ int virtqueue_add_slowly(struct virtqueue *queue, struct virtqueue_chain *chain,
         fits = chain_append(chain, parts[i].iov_base, parts[i].iov_len, write);
     if (!fits)
         return virtqueue_break(queue, "a chain has more than %d fragments", LIMIT_VIRTQUEUE_FRAGMENTS);
-    for (unsigned i = 0; i < queue->memory->count; i++)
-        if (guest_memory_entry_at(&queue->memory->entries[i], descriptor->address, 1))
-            queue->hint = &queue->memory->entries[i];
+    queue->hint = guest_memory_find(queue->memory, descriptor->address);
     return 0;
 }
 
