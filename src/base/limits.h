@@ -553,8 +553,16 @@ enum {
 /* A thaw that was not answered by then is tried again on a new connection, after this pause. */
 #define THAW_ANSWER_NS (5 * NS_PER_S)
 #define THAW_PAUSE_NS (1 * NS_PER_S)
+/* A daemon that has no agent any more tries the one that a killed daemon has frozen through for as long as a guest may take
+ * to start its agent again. */
+#define THAW_GIVE_UP_NS (300 * NS_PER_S)
+/* A daemon that ends waits no longer than this for a thaw, whatever --freeze-timeout says: fleeced@.service has 60 s. */
+#define THAW_STOP_MAX_NS (30 * NS_PER_S)
 /* A hook whose thaw has failed is run again after a pause in which an administrator can read what it says. */
 #define HOOK_PAUSE_NS (5 * NS_PER_S)
+/* A process that was killed has ended by then, or it sleeps in the kernel, for who knows how long; looked at this often. */
+#define HOOK_KILL_NS (2 * NS_PER_S)
+#define HOOK_POLL_MS 20
 
 /* A control client that has not negotiated by then is dropped: long enough for a person who types. */
 #define CONTROL_NEGOTIATE_NS (60 * NS_PER_S)

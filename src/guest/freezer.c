@@ -9,8 +9,12 @@
  *     FREEZING  the agent freezes; its guest writes back what is dirty, which may take long
  *     FROZEN    the caller makes his cut
  *     THAWING   the agent thaws
- *     PAUSING   it has not said so: it is asked again, on a new connection, until it has
- *     AFTER     the hooks that were started run, "thaw", in the opposite order; those that fail again, after PAUSING
+ *     AFTER     the hooks that were started run, "thaw", in the opposite order, whatever the agent says: what they have
+ *               frozen is not to wait for it
+ *     PAUSING   the agent has not said that it has thawed, or a hook has failed: both are tried again, until they have. The
+ *               agent on a new connection: where the guest was frozen, or, when nobody listens there any more, where the
+ *               options say that its agent is now. Options that name no agent end that after a while (THAW_GIVE_UP_NS); the
+ *               record stays
  *
  * The watchdog runs from the caller's wish to the thaw. When it fires, when anything fails, and when the caller is gone, the
  * way leads through THAWING and AFTER back to IDLE: there is no other.
@@ -24,6 +28,10 @@
  *
  * Whether the guest was still at the cut is known only from the thaw: the agent says how many file systems it has thawed,
  * and when these are not as many as it had frozen, somebody else was faster (VSS of Windows, an administrator).
+ *
+ * A daemon that ends is patient with a guest that has not answered yet, within bounds (THAW_STOP_MAX_NS), and tries all
+ * else once more: a hook that fails again, and an agent whose socket has gone, is left to the next daemon, or to
+ * `fleeced --thaw`. A hook that still freezes then is killed.
  *
  * The connection lasts from LOOKING to the thaw and no longer: QEMU serves one client at a time, and there are others.
  */
@@ -51,6 +59,8 @@ struct freezer {
     struct io_op helper;
     bool helper_busy, given_up; /* given up: as soon as the helper is back, we thaw */
     struct error helper_error;
+    struct hook_strays strays;
+    atomic_bool cut_short; /* the hook that runs is to end */
     struct agent_line *line;
     unsigned lines_closing;
     struct io_timer watchdog, pause, stop_timer;
@@ -65,13 +75,17 @@ struct freezer {
     void (*settled)(void *argument, const struct freeze_outcome *outcome);
     void *settled_argument;
     bool held, is_settled;
-    unsigned after_left; /* hooks that this round of AFTER comes to */
+    unsigned after_left;        /* hooks that this round of AFTER comes to */
+    uint64_t hooks_due_ns;      /* the next round of those that failed */
+    uint64_t agent_give_up_ns;  /* where the options name none */
+    bool agent_lost;            /* it is not tried any more */
+    struct error agent_problem; /* why it is not thawed, or, of hooks, the last one that failed: */
     struct error after_error;
     struct error reason;
     int64_t file_systems;
     uint64_t frozen_at_ns, frozen_ns;
-    struct error trouble; /* the thaw did not succeed; code 0: none */
-    bool stopping, stop_over;
+    struct error trouble;                 /* the thaw did not succeed; code 0: none */
+    bool stopping, stop_over, last_round; /* last round: it began when we were stopping already */
     void (*stopped)(void *argument, bool thawed);
     void *stopped_argument;
 };
@@ -85,7 +99,7 @@ static void step_move(struct freezer *freezer, enum step to)
         [LOOKING] = 1 << FREEZING | 1 << THAWING,
         [FREEZING] = 1 << FROZEN | 1 << THAWING,
         [FROZEN] = 1 << THAWING,
-        [THAWING] = 1 << PAUSING | 1 << AFTER,
+        [THAWING] = 1 << AFTER,
         [PAUSING] = 1 << THAWING | 1 << AFTER,
         [AFTER] = 1 << IDLE | 1 << PAUSING,
     };
@@ -97,16 +111,17 @@ static void step_move(struct freezer *freezer, enum step to)
 
 static void check_stopped(struct freezer *freezer)
 {
-    const bool thawed = freezer->step == IDLE;
-    if (!freezer->stopped || freezer->helper_busy || freezer->lines_closing > 0 || (!thawed && !freezer->stop_over) ||
-        list_linked(&freezer->tell.link))
+    const bool thawed = freezer->step == IDLE && !freezer->agent_lost;
+    if (!freezer->stopped || freezer->helper_busy || freezer->lines_closing > 0 ||
+        (freezer->step != IDLE && !freezer->stop_over) || list_linked(&freezer->tell.link))
         return;
     void (*stopped)(void *, bool) = freezer->stopped;
     freezer->stopped = NULL;
     io_timer_cancel(freezer->io, &freezer->stop_timer);
+    const struct error *why = freezer->trouble.code ? &freezer->trouble : &freezer->agent_problem;
     if (!thawed)
-        log_error("the guest may still be frozen: %s",
-                  freezer->trouble.code ? freezer->trouble.text : "its thaw takes longer than the timeout");
+        log_error("the guest may still be frozen, `fleeced --thaw --name %s` and the next start try again: %s",
+                  freezer->options.vm, why->code ? why->text : "its thaw takes longer than a daemon waits that ends");
     stopped(freezer->stopped_argument, thawed);
 }
 
@@ -203,24 +218,35 @@ static void run_hook(struct freezer *freezer, unsigned index, const char *verb, 
         .vm = freezer->options.vm,
         .snapshot = freezer->record.snapshot,
         .timeout_ns = timeout_ns,
+        .cut_short = &freezer->cut_short,
+        .strays = &freezer->strays,
         .started = freezer->step == BEFORE ? hook_started : NULL,
         .started_argument = freezer,
     };
+    atomic_store(&freezer->cut_short, false);
     freezer->helper_busy = true;
     io_work(freezer->io, &freezer->helper, hook_run, &freezer->run);
 }
 
-/* The guest is tried again, or a hook, for as long as we live. */
-static void thaw_again(struct freezer *freezer, const struct error *err, uint64_t pause_ns)
+/* Something is not thawed; it is tried again. */
+static void note_trouble(struct freezer *freezer, const struct error *err)
 {
     if (!freezer->trouble.code)
         log_warning("the guest may still be frozen, its thaw is tried again and again: %s", err->text);
     freezer->trouble = *err;
     error_prefix(&freezer->trouble, "the guest did not confirm that it has thawed");
     refuse(freezer, &freezer->trouble);
-    step_move(freezer, PAUSING);
-    if (!freezer->stop_over)
-        io_timer_set(freezer->io, &freezer->pause, io_now_ns(freezer->io) + pause_ns);
+}
+
+/* The daemon ends, whatever is frozen. */
+static void end_stop(struct freezer *freezer)
+{
+    freezer->stop_over = true;
+    settle(freezer); /* whoever waits to know must not wait for ever; it was not held since freezer_stop() */
+    io_timer_cancel(freezer->io, &freezer->pause);
+    hang_up(freezer);
+    atomic_store(&freezer->cut_short, true);
+    check_stopped(freezer);
 }
 
 static void end_trouble(struct freezer *freezer)
@@ -248,30 +274,60 @@ static void after_done(struct io_op *op, int64_t result)
     check_stopped(freezer);
 }
 
+static bool agent_is_left(const struct freezer *freezer)
+{
+    return freezer->record.agent[0] && !freezer->agent_lost;
+}
+
+static void after_pause(struct freezer *freezer)
+{
+    const uint64_t now_ns = io_now_ns(freezer->io);
+    const bool agent = agent_is_left(freezer);
+    step_move(freezer, PAUSING);
+    if (freezer->record.hooks.count > 0 && freezer->hooks_due_ns <= now_ns) /* they have run, and failed */
+        freezer->hooks_due_ns = now_ns + (freezer->stopping && !freezer->last_round ? 0 : HOOK_PAUSE_NS);
+    note_trouble(freezer, agent ? &freezer->agent_problem : &freezer->after_error);
+    if (freezer->stop_over)
+        return;
+    io_timer_set(freezer->io, &freezer->pause, agent ? now_ns + THAW_PAUSE_NS : freezer->hooks_due_ns);
+    if (freezer->last_round && !agent)
+        end_stop(freezer);
+}
+
+/* An agent that was given up may have frozen the guest still: that stays noted. */
+static void after_over(struct freezer *freezer)
+{
+    struct error err;
+    if (!freezer->agent_lost)
+        end_trouble(freezer);
+    freezer->trouble = (struct error){0};
+    if (!freezer->agent_lost)
+        freeze_record_remove(freezer->options.record_path);
+    else if (freeze_record_store(freezer->options.record_path, &freezer->record, &err) < 0)
+        log_warning("%s", err.text);
+    freezer->record = (struct freeze_record){0};
+    step_move(freezer, IDLE);
+    io_task_queue(freezer->io, &freezer->tell);
+}
+
 /* The hook before after_left. In the end those that failed come again: what they have frozen nobody else thaws. */
 static void after_next(struct freezer *freezer)
 {
     if (freezer->after_left > 0 && !freezer->stop_over) {
         freezer->helper.done = after_done;
         run_hook(freezer, --freezer->after_left, "thaw", freezer->options.timeout_ns);
-        return;
+    } else if (freezer->record.hooks.count > 0 || agent_is_left(freezer)) {
+        after_pause(freezer);
+    } else {
+        after_over(freezer);
     }
-    if (freezer->record.hooks.count > 0) {
-        if (!freezer->stop_over)
-            thaw_again(freezer, &freezer->after_error, HOOK_PAUSE_NS);
-        return;
-    }
-    end_trouble(freezer);
-    freeze_record_remove(freezer->options.record_path);
-    freezer->record = (struct freeze_record){0};
-    step_move(freezer, IDLE);
-    io_task_queue(freezer->io, &freezer->tell);
 }
 
 static void after_begin(struct freezer *freezer)
 {
     step_move(freezer, AFTER);
-    freezer->after_left = freezer->record.hooks.count;
+    freezer->last_round = freezer->stopping;
+    freezer->after_left = freezer->hooks_due_ns <= io_now_ns(freezer->io) ? freezer->record.hooks.count : 0;
     after_next(freezer);
 }
 
@@ -284,12 +340,28 @@ static void thawed(struct freezer *freezer)
     after_begin(freezer);
 }
 
-static void thaw_failed(struct freezer *freezer, const struct error *err)
+static void lose_agent(struct freezer *freezer, const struct error *err)
+{
+    freezer->agent_lost = true;
+    if (!freezer->stopping)
+        log_warning(
+            "the guest may still be frozen, and it is not tried any more to thaw it: %s; when this daemon has ended, "
+            "`fleeced --thaw --name %s --guest-agent SOCKET` tries again",
+            err->text, freezer->options.vm);
+}
+
+/* Gone: nobody listens where the agent should be. */
+static void thaw_failed(struct freezer *freezer, const struct error *err, bool gone)
 {
     hang_up(freezer);
-    thaw_again(freezer, err, THAW_PAUSE_NS);
+    freezer->agent_problem = *err;
+    if (!freezer->trouble.code)
+        note_trouble(freezer, err);
     not_held(freezer, &freezer->trouble);
     settle(freezer);
+    if (freezer->stopping ? gone : !freezer->options.agent && io_now_ns(freezer->io) >= freezer->agent_give_up_ns)
+        lose_agent(freezer, err);
+    after_begin(freezer);
 }
 
 static void thaw_answered(void *argument, const struct agent_reply *reply, const struct error *err)
@@ -309,29 +381,43 @@ static void thaw_answered(void *argument, const struct agent_reply *reply, const
         error_set(&said, EPROTO, "asked to thaw, the guest agent says: %s", reply->text);
         err = &said;
     }
-    thaw_failed(freezer, err);
+    thaw_failed(freezer, err, false);
+}
+
+/* Where the guest was frozen; when nobody is there any more, where its agent is said to be now. */
+static struct agent_line *open_to_thaw(struct freezer *freezer, struct error *err)
+{
+    const char *then = freezer->record.agent, *now = freezer->options.agent;
+    struct agent_line *line = agent_line_open(freezer->io, then, err);
+    if (!line && now && strcmp(now, then) != 0 && (err->code == ENOENT || err->code == ECONNREFUSED))
+        line = agent_line_open(freezer->io, now, err);
+    return line;
 }
 
 static void thaw_try(struct freezer *freezer)
 {
     struct error err;
     if (!freezer->line)
-        freezer->line = agent_line_open(freezer->io, freezer->record.agent, &err);
+        freezer->line = open_to_thaw(freezer, &err);
     if (!freezer->line)
-        thaw_failed(freezer, &err);
+        thaw_failed(freezer, &err, true);
     else
         agent_line_ask(freezer->line, AGENT_THAW, io_now_ns(freezer->io) + THAW_ANSWER_NS, thaw_answered, freezer);
 }
 
-static void pause_over(struct io_timer *timer)
+static void thaw_again(struct freezer *freezer)
 {
-    struct freezer *freezer = container_of(timer, struct freezer, pause);
-    if (!freezer->record.agent[0]) {
+    if (!agent_is_left(freezer)) {
         after_begin(freezer);
         return;
     }
     step_move(freezer, THAWING);
     thaw_try(freezer);
+}
+
+static void pause_over(struct io_timer *timer)
+{
+    thaw_again(container_of(timer, struct freezer, pause));
 }
 
 static void thaw_begin(struct freezer *freezer)
@@ -341,6 +427,7 @@ static void thaw_begin(struct freezer *freezer)
     if (freezer->step == FROZEN)
         freezer->frozen_ns = io_now_ns(freezer->io) - freezer->frozen_at_ns;
     step_move(freezer, THAWING);
+    freezer->hooks_due_ns = 0;
     if (freezer->record.agent[0])
         thaw_try(freezer);
     else
@@ -496,6 +583,7 @@ static void hooks_found(struct io_op *op, int64_t result)
 static void begin(struct freezer *freezer)
 {
     freezer->begun = true;
+    freezer->agent_lost = false;
     freezer->given_up = freezer->is_settled = freezer->held = false;
     freezer->reason = (struct error){0};
     freezer->frozen_ns = 0;
@@ -560,12 +648,7 @@ static void watchdog_fired(struct io_timer *timer)
 
 static void stop_over(struct io_timer *timer)
 {
-    struct freezer *freezer = container_of(timer, struct freezer, stop_timer);
-    freezer->stop_over = true;
-    settle(freezer); /* whoever waits to know must not wait for ever; it was not held since freezer_stop() */
-    io_timer_cancel(freezer->io, &freezer->pause);
-    hang_up(freezer);
-    check_stopped(freezer);
+    end_stop(container_of(timer, struct freezer, stop_timer));
 }
 
 /* ---- what callers ask for ---- */
@@ -592,6 +675,7 @@ void freezer_destroy(struct freezer *freezer)
 
 void freezer_recover(struct freezer *freezer)
 {
+    const struct hook_list *hooks = &freezer->record.hooks;
     struct error err;
     int status = freeze_record_load(freezer->options.record_path, &freezer->record, &err);
     assert(freezer->step == IDLE);
@@ -603,8 +687,10 @@ void freezer_recover(struct freezer *freezer)
         return;
     }
     log_warning("a daemon was killed while it made snapshot '%s': the guest is thawed", freezer->record.snapshot);
-    hook_kill(&freezer->record.running); /* or it would freeze what its thaw has thawed already */
+    if (hooks->count > 0) /* the last one may run still, and would freeze what its thaw has thawed already */
+        hook_kill(&freezer->record.running, hooks->names[hooks->count - 1], &freezer->strays);
     freezer->record.running = (struct hook_process){0};
+    freezer->agent_give_up_ns = io_now_ns(freezer->io) + THAW_GIVE_UP_NS;
     thaw_begin(freezer);
 }
 
@@ -653,6 +739,7 @@ void freezer_thaw(struct freezer *freezer, void (*settled)(void *argument, const
 
 void freezer_stop(struct freezer *freezer, void (*done)(void *argument, bool thawed), void *argument)
 {
+    const uint64_t timeout_ns = freezer->options.timeout_ns;
     struct error err;
     assert(io_on_owner(freezer->io) && !freezer->stopping);
     freezer->stopping = true;
@@ -662,7 +749,15 @@ void freezer_stop(struct freezer *freezer, void (*done)(void *argument, bool tha
     not_held(freezer, &err);
     release(freezer);
     refuse(freezer, &err);
-    io_timer_set(freezer->io, &freezer->stop_timer, io_now_ns(freezer->io) + freezer->options.timeout_ns);
+    if (freezer->step == BEFORE)
+        atomic_store(&freezer->cut_short, true);
+    if (freezer->step == PAUSING) {
+        io_timer_cancel(freezer->io, &freezer->pause);
+        freezer->hooks_due_ns = 0;
+        thaw_again(freezer);
+    }
+    io_timer_set(freezer->io, &freezer->stop_timer,
+                 io_now_ns(freezer->io) + (timeout_ns < THAW_STOP_MAX_NS ? timeout_ns : THAW_STOP_MAX_NS));
     io_task_queue(freezer->io, &freezer->tell);
 }
 

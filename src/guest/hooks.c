@@ -6,6 +6,9 @@
  *
  * The end of a hook is the end of its first process, or the timeout, after which its whole group is killed. What it starts
  * in the background and leaves running is its own affair; its output is heard as long as the hook runs.
+ *
+ * A process that sleeps uninterruptibly in the kernel can't be killed: nobody waits for it, but it is remembered as a stray.
+ * It may be in the middle of freezing a file system, so its hook is not run again, to thaw that, before it has ended.
  */
 #include "guest/hooks.h"
 
@@ -205,16 +208,138 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
 }
 
-/* Hears it until it ends or the time is over. Whether it has ended. */
-static bool attend(int process, int pipe, uint64_t timeout_ns, struct output *output)
+struct process_facts {
+    char state;
+    int group;
+    unsigned long long began;
+};
+
+/* False: no process with that number lives. */
+static bool look_at_process(const char *number, struct process_facts *facts)
 {
-    const uint64_t until_ns = now_ns() + timeout_ns;
+    char path[NAME_MAX + 16], text[1024];
+    snprintf(path, sizeof path, "/proc/%s/stat", number);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd >= 0 ? read(fd, text, sizeof text - 1) : 0;
+    if (fd >= 0)
+        close(fd);
+    text[length > 0 ? length : 0] = 0;
+    const char *rest = strrchr(text, ')'); /* behind the name, which may hold anything, the 22nd word is the 20th */
+    return rest &&
+           sscanf(rest + 1, " %c %*s %d %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %llu",
+                  &facts->state, &facts->group, &facts->began) == 3 &&
+           facts->state != 'Z' && facts->state != 'X';
+}
+
+/* When it began; 0: no process with that number lives. */
+static uint64_t began(pid_t process)
+{
+    char number[16];
+    struct process_facts facts;
+    snprintf(number, sizeof number, "%d", (int)process);
+    return look_at_process(number, &facts) ? facts.began : 0;
+}
+
+/* Whether one of a group sleeps uninterruptibly. What else is left of it has been killed, or was left running on purpose. */
+static bool group_sleeps(pid_t group)
+{
+    struct process_facts facts;
+    bool sleeps = false;
+    DIR *folder = opendir("/proc");
+    for (struct dirent *entry; folder && !sleeps && (entry = readdir(folder));)
+        sleeps = entry->d_name[0] >= '1' && entry->d_name[0] <= '9' && look_at_process(entry->d_name, &facts) &&
+                 facts.group == group && facts.state == 'D';
+    if (folder)
+        closedir(folder);
+    return sleeps;
+}
+
+/* Whether a hook that was killed is there still. */
+static bool is_left(const struct hook_process *process)
+{
+    return (process->began != 0 && began((pid_t)process->number) == process->began) ||
+           group_sleeps((pid_t)process->number);
+}
+
+/* ---- strays ---- */
+
+static void add_stray(struct hook_strays *strays, const char *name, const struct hook_process *process)
+{
+    assert(strays->count < LIMIT_HOOKS);
+    snprintf(strays->each[strays->count].name, sizeof strays->each[0].name, "%s", name);
+    strays->each[strays->count++].process = *process;
+}
+
+/* Forgets those that have ended. */
+static void settle_strays(struct hook_strays *strays)
+{
+    for (unsigned i = strays->count; i-- > 0;) {
+        const struct hook_process *process = &strays->each[i].process;
+        (void)waitpid((pid_t)process->number, NULL, WNOHANG); /* if it was ours */
+        if (!is_left(process))
+            strays->each[i] = strays->each[--strays->count];
+    }
+}
+
+static const struct hook_process *find_stray(const struct hook_strays *strays, const char *name)
+{
+    for (unsigned i = 0; i < strays->count; i++)
+        if (strcmp(strays->each[i].name, name) == 0)
+            return &strays->each[i].process;
+    return NULL;
+}
+
+static bool is_cut_short(const struct hook_run *run)
+{
+    return atomic_load(run->cut_short);
+}
+
+/* Waits a moment for what was killed. */
+static int check_strays(struct hook_run *run)
+{
+    const char *name = run->list->names[run->index];
+    const struct hook_process *stray = NULL;
+    for (const uint64_t until_ns = now_ns() + HOOK_KILL_NS;; poll(NULL, 0, HOOK_POLL_MS)) {
+        settle_strays(run->strays);
+        stray = find_stray(run->strays, name);
+        if ((!stray && run->strays->count < LIMIT_HOOKS) || now_ns() >= until_ns || is_cut_short(run))
+            break;
+    }
+    if (stray)
+        return error_set(&run->error, EBUSY,
+                         "hook %s %s is not run: it was killed before, and process %lld or one of its group has not "
+                         "ended: it sleeps in the kernel",
+                         name, run->verb, (long long)stray->number);
+    if (run->strays->count == LIMIT_HOOKS)
+        return error_set(&run->error, EBUSY,
+                         "hook %s %s is not run: %d processes of hooks were killed and have not ended", name, run->verb,
+                         LIMIT_HOOKS);
+    return 0;
+}
+
+void hook_kill(const struct hook_process *process, const char *name, struct hook_strays *strays)
+{
+    const pid_t number = (pid_t)process->number;
+    if (number <= 1 || process->began == 0 || !is_left(process))
+        return;
+    if (began(number) == process->began) {
+        kill(-number, SIGKILL);
+        kill(number, SIGKILL);
+    }
+    add_stray(strays, name, process);
+}
+
+/* ---- from its start to its end ---- */
+
+/* Hears it until it ends or the time is over. Whether it has ended. */
+static bool attend(const struct hook_run *run, int process, int pipe, struct output *output)
+{
+    const uint64_t until_ns = now_ns() + run->timeout_ns;
     struct pollfd wait[] = {{.fd = process, .events = POLLIN}, {.fd = pipe, .events = POLLIN}};
     for (;;) {
-        const uint64_t at_ns = now_ns();
-        if (at_ns >= until_ns)
+        if (now_ns() >= until_ns || is_cut_short(run))
             return false;
-        if (poll(wait, 2, (int)((until_ns - at_ns) / NS_PER_MS) + 1) <= 0)
+        if (poll(wait, 2, HOOK_POLL_MS) <= 0)
             continue;
         if (wait[1].revents && !read_output(output, pipe))
             wait[1].fd = -1; /* it has closed its end */
@@ -223,9 +348,33 @@ static bool attend(int process, int pipe, uint64_t timeout_ns, struct output *ou
     }
 }
 
-static void judge(struct hook_run *run, const char *name, bool ended, int status)
+/* Kills it with its group; whether it has ended by that. */
+static bool end_process(const struct hook_run *run, const struct hook_process *process)
 {
-    if (!ended)
+    const pid_t number = (pid_t)process->number;
+    const uint64_t until_ns = now_ns() + HOOK_KILL_NS;
+    kill(-number, SIGKILL);
+    kill(number, SIGKILL); /* it may have gone to another group */
+    for (;;) {
+        (void)waitpid(number, NULL, WNOHANG);
+        if (!is_left(process))
+            return true;
+        if (now_ns() >= until_ns)
+            break;
+        poll(NULL, 0, HOOK_POLL_MS);
+    }
+    add_stray(run->strays, run->list->names[run->index], process);
+    return false;
+}
+
+static void judge(struct hook_run *run, const char *name, bool ended, bool killed, int status)
+{
+    if (!ended && !killed)
+        error_set(&run->error, ETIMEDOUT, "hook %s %s did not end, and can't be killed: it sleeps in the kernel", name,
+                  run->verb);
+    else if (!ended && is_cut_short(run))
+        error_set(&run->error, ECANCELED, "hook %s %s was killed, since the daemon ends", name, run->verb);
+    else if (!ended)
         error_set(&run->error, ETIMEDOUT, "hook %s %s did not end within %.1f s, and was killed", name, run->verb,
                   (double)run->timeout_ns / (double)NS_PER_S);
     else if (WIFSIGNALED(status))
@@ -245,60 +394,32 @@ static int check_again(struct hook_run *run, const char *path)
     return status < 0 ? status : check_owner(path, &stat, &run->error);
 }
 
-/* When it began; 0: there is none with that number. */
-static uint64_t began(pid_t process)
-{
-    char path[32], text[1024];
-    unsigned long long ticks = 0;
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)process);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t length = fd >= 0 ? read(fd, text, sizeof text - 1) : 0;
-    if (fd >= 0)
-        close(fd);
-    text[length > 0 ? length : 0] = 0;
-    const char *rest = strrchr(text, ')'); /* behind the name, which may hold anything, the 22nd word is the 20th */
-    if (!rest || sscanf(rest + 1, " %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %llu",
-                        &ticks) != 1)
-        return 0;
-    return ticks;
-}
-
-void hook_kill(const struct hook_process *process)
-{
-    const pid_t number = (pid_t)process->number;
-    if (number <= 1 || process->began == 0 || began(number) != process->began)
-        return;
-    kill(-number, SIGKILL);
-    kill(number, SIGKILL);
-}
-
-/* From its start to its end. */
 static void run_program(struct hook_run *run, const char *path, char **environment, const int pipe[2])
 {
     struct output output = {.name = run->list->names[run->index]};
     pid_t child;
     int status = 0;
+    bool killed = true;
     int problem = spawn(path, run->verb, environment, pipe[1], &child);
     if (problem) {
         error_set(&run->error, problem, "hook %s can't be started: %s", path, error_name(problem));
         return;
     }
     int process = (int)syscall(SYS_pidfd_open, child, 0);
+    const struct hook_process started = {child, began(child)};
     if (run->started)
-        run->started(run->started_argument, &(struct hook_process){child, began(child)});
-    bool ended = process >= 0 && attend(process, pipe[0], run->timeout_ns, &output);
-    if (!ended) {
-        kill(-child, SIGKILL);
-        kill(child, SIGKILL); /* it may have gone to another group */
-    }
-    while (waitpid(child, &status, 0) < 0 && errno == EINTR)
+        run->started(run->started_argument, &started);
+    bool ended = process >= 0 && attend(run, process, pipe[0], &output);
+    if (!ended)
+        killed = end_process(run, &started);
+    while (ended && waitpid(child, &status, 0) < 0 && errno == EINTR)
         ;
     while (read_output(&output, pipe[0]) && output.total < LIMIT_HOOK_OUTPUT_BYTES)
         ;
     say_line(&output);
     if (process >= 0)
         close(process);
-    judge(run, output.name, ended, status);
+    judge(run, output.name, ended, killed, status);
 }
 
 int64_t hook_run(void *argument)
@@ -309,7 +430,7 @@ int64_t hook_run(void *argument)
     assert(run->index < run->list->count);
     run->error = (struct error){0};
     snprintf(path, sizeof path, "%s/%s", run->list->folder, run->list->names[run->index]);
-    if (check_again(run, path) < 0)
+    if (check_again(run, path) < 0 || check_strays(run) < 0)
         return -run->error.code;
     snprintf(vm, sizeof vm, "FLEECE_VM=%s", run->vm);
     snprintf(snapshot, sizeof snapshot, "FLEECE_SNAPSHOT=%s", run->snapshot);

@@ -7,6 +7,7 @@
 #define FLEECE_GUEST_HOOKS_H
 
 #include <limits.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -30,11 +31,23 @@ struct hook_process {
     uint64_t began; /* in ticks since the machine's start */
 };
 
+/* Processes of hooks that were killed and have not ended, they or others of their groups: they sleep in the kernel, and may
+ * freeze something yet. */
+struct hook_strays {
+    unsigned count;
+    struct {
+        char name[LIMIT_NAME_BYTES + 1]; /* of the hook */
+        struct hook_process process;
+    } each[LIMIT_HOOKS];
+};
+
 struct hook_run {
     const struct hook_list *list;
     unsigned index;
     const char *verb, *vm, *snapshot; /* its argument; FLEECE_VM and FLEECE_SNAPSHOT in its environment */
     uint64_t timeout_ns;
+    const atomic_bool *cut_short; /* set: the timeout is over now; any thread */
+    struct hook_strays *strays; /* a hook is not run while one of its own is left; the helper thread's while it runs */
     void (*started)(void *argument, const struct hook_process *process); /* on the helper thread; NULL: nobody asks */
     void *started_argument;
     struct error error; /* why it did not succeed; code 0: it did */
@@ -42,10 +55,10 @@ struct hook_run {
 };
 
 /* Runs it without a shell, in a process group of its own, its output going to the log; kills the group when it takes too
- * long. For io_work(): the argument is the struct hook_run. */
+ * long, and waits HOOK_KILL_NS for its end: then it is a stray. For io_work(): the argument is the struct hook_run. */
 int64_t hook_run(void *argument);
 
-/* Kills one of a daemon that was killed, with its group, if it runs still. */
-void hook_kill(const struct hook_process *process);
+/* Kills one of a daemon that was killed, with its group, if it runs still, and counts it as a stray of the hook. */
+void hook_kill(const struct hook_process *process, const char *name, struct hook_strays *strays);
 
 #endif

@@ -384,6 +384,133 @@ def test_hooks(t):
     assert s["consistent"] == "crash" and "others than its owner can write to it" in s["consistent-reason"], s
 
 
+def test_the_daemon_ends_while_a_hook_runs(t):
+    """SIGTERM: a hook that freezes is not waited for, but ended, and thaws."""
+    log, hooks = t.path("log"), t.path("hooks")
+    hook(hooks, "db", f"echo $1 >>{log}; [ $1 = thaw ] || sleep 100")
+    d = t.daemon({"vda": t.disk("a.raw", 8 * MIB)}, "--hook-dir", hooks, "--freeze-timeout", "120")
+    with d.qmp() as qmp:
+        qmp.send("fleece-snapshot-create", name="s")
+        harness.wait_for("it runs", lambda: log.exists() and log.read_text())
+        d.process.send_signal(signal.SIGTERM)
+        d.wait()
+    assert log.read_text() == "freeze\nthaw\n" and "still be frozen" not in d.log(), log.read_text() + d.log()
+
+
+def test_an_agent_that_has_moved(t):
+    """--thaw with another address than the killed daemon's: asked there when the old socket has gone."""
+    with Agent(t.path("old.sock")) as old:
+        old.hold = {"thaw": threading.Event()}
+        d = t.daemon({"vda": t.disk("a.raw", 8 * MIB)}, "--guest-agent", old.path)
+        with d.qmp() as qmp:
+            qmp.send("fleece-snapshot-create", name="s")
+            assert old.heard["thaw"].wait(20)
+            d.kill()
+    old.path.unlink()
+    with Agent(t.path("new.sock")) as new:
+        new.frozen = 3
+        failed = t.run(t.program("fleeced"), "--thaw", "--name", t.vm, status=1).stderr
+        assert "can't be reached" in failed and "`fleeced --thaw --name" in failed, failed
+        t.run(t.program("fleeced"), "--thaw", "--name", t.vm, "--guest-agent", new.path)
+        assert new.frozen == 0
+
+
+@contextlib.contextmanager
+def frozen_file_system(t):
+    """An ext4 of the host's that can be frozen: what then writes to it sleeps in the kernel, and can't be killed."""
+    harness.need("mkfs.ext4", "fsfreeze")
+    backing, folder = t.disk("fs", 64 * MIB), t.path("mounted")
+    t.run("mkfs.ext4", "-q", backing)
+    folder.mkdir()
+    if t.run("mount", "-o", "loop", backing, folder, status=None).returncode != 0:
+        raise harness.Skip("nothing can be mounted here")
+    try:
+        yield folder
+    finally:
+        t.run("fsfreeze", "-u", folder, status=None)
+        t.run("umount", folder, status=None)
+
+
+def test_a_hook_that_can_not_be_killed(t):
+    """It sleeps in the kernel: nobody waits for it, not at SIGTERM; its thaw comes when it has ended, by the next daemon."""
+    log, hooks = t.path("log"), t.path("hooks")
+    with frozen_file_system(t) as folder:
+        hook(hooks, "1", f"echo 1 $1 >>{log}")
+        hook(hooks, "2", f"echo 2 $1 >>{log}; [ $1 = thaw ] || echo >{folder}/file")
+        image, options = t.disk("a.raw", 8 * MIB), ["--hook-dir", hooks, "--freeze-timeout", "0.5"]
+        d = t.daemon({"vda": image}, *options)
+        t.run("fsfreeze", "-f", folder)
+        s = create(d, "s")
+        assert s["consistent"] == "crash", s
+        harness.wait_for("it is told", lambda: "sleeps in the kernel" in d.status()["guest"].get("reason", ""), 20)
+        assert log.read_text() == "1 freeze\n2 freeze\n1 thaw\n", log.read_text()
+        d.process.send_signal(signal.SIGTERM)
+        assert d.process.wait(30 * harness.FACTOR) == 0
+        d.ended = True
+        assert "the guest may still be frozen" in d.log() and "sleeps in the kernel" in d.log(), d.log()
+        d = t.daemon({"vda": image}, *options)
+        harness.wait_for("it waits for it", lambda: "sleeps in the kernel" in d.status()["guest"].get("reason", ""), 20)
+        assert "2 thaw" not in log.read_text(), log.read_text()
+        t.run("fsfreeze", "-u", folder)
+        harness.wait_for("it has thawed", lambda: d.status()["guest"]["state"] == "idle", 20)
+        assert log.read_text().count("2 thaw") == 1, log.read_text()
+        assert create(d, "t")["consistent"] == "hooks"
+
+
+def test_a_cut_that_is_stuck(t):
+    """A write hangs in the disk, so no cut can be made. The watchdog thaws, and so does the death of the client, or of the
+    daemon, whose next start does it."""
+    with frozen_file_system(t) as folder, Agent(t.path("agent.sock")) as agent:
+        image = folder / "a.raw"
+        image.write_bytes(bytes(8 * MIB))
+        os.sync()
+
+        def stuck(timeout):
+            """A daemon with a write that hangs."""
+            d = t.daemon({"vda": image}, "--guest-agent", agent.path, "--freeze-timeout", timeout)
+            client = nbd.NBD()
+            client.connect_uri(d.uri("vda"))
+            t.run("fsfreeze", "-f", folder)
+            client.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(b"x" * 4096)), 0)
+            client.poll(100)
+            agent.heard["freeze"].clear()
+            return d, client
+
+        d, client = stuck("1")
+        with d.qmp() as qmp, d.qmp() as other:
+            qmp.send("fleece-snapshot-create", name="s", **{"drain-timeout-ms": 100})
+            harness.wait_for("the watchdog has thawed it", lambda: agent.frozen_for, 20)
+            assert agent.frozen == 0 and agent.frozen_for[0] > 0.5, agent.frozen_for
+            other.send("fleece-snapshot-create", name="r", consistency="required", **{"drain-timeout-ms": 100})
+            t.run("fsfreeze", "-u", folder)
+            s = qmp.receive()
+            assert s["consistent"] == "crash" and "thawed before the cut" in s["consistent-reason"], s
+            assert other.receive()["consistent"] == "guest-agent"  # its turn came when nothing was stuck any more
+        client.shutdown()
+        d.stop()
+
+        d, client = stuck("60")
+        with d.qmp() as qmp:
+            qmp.send("fleece-snapshot-create", name="s", lease=True)
+            harness.wait_for("it is frozen", lambda: d.status()["guest"]["state"] == "frozen")
+        harness.wait_for("it has thawed", lambda: agent.frozen == 0, 20)
+        t.run("fsfreeze", "-u", folder)
+        client.shutdown()
+        d.stop()
+
+        d, client = stuck("60")
+        with d.qmp() as qmp:
+            qmp.send("fleece-snapshot-create", name="s")
+            harness.wait_for("it is frozen", lambda: d.status()["guest"]["state"] == "frozen")
+            d.process.kill()
+            t.run("fsfreeze", "-u", folder)
+            d.kill()
+        assert agent.frozen == 3
+        d = t.daemon({"vda": image})
+        harness.wait_for("it has thawed", lambda: agent.frozen == 0)
+        d.stop()
+
+
 def test_options(t):
     """What is not right is said; without anybody who can freeze, nothing can be required."""
     image = t.disk("a.raw", 8 * MIB)

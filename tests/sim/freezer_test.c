@@ -2,13 +2,12 @@
 /*
  * The freezer against a guest agent that plays by a script, on a simulated machine: whatever is lost, late, wrong or closed,
  * whenever the watchdog fires and the daemon dies, in the end the guest has thawed, and the freezer has never said that it
- * was still when it was not. Hooks and the record are real files.
+ * was still when it was not.
  */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -16,195 +15,8 @@
 #include <cmocka.h>
 
 #include "base/limits.h"
+#include "freezer_scene.h"
 #include "guest/freeze_record.h"
-#include "guest/freezer.h"
-#include "scripted_guest.h"
-#include "world.h"
-
-enum { AGENT_PROCESS = 1000 };
-
-#define TIMEOUT_NS (10 * NS_PER_S)
-
-struct scene {
-    struct world *world;
-    struct guest guest;
-    struct io *io;
-    unsigned process;
-    struct freezer *freezer;
-    char folder[64], record[96], hooks[96], log[96];
-    bool use_hooks, use_agent;
-    uint64_t timeout_ns;
-    /* What the freezer has said: */
-    unsigned frozen_count, failed_count, settled_count;
-    struct error error;
-    uint64_t wished_ns, answered_ns;
-    struct freeze_outcome outcome;
-    char reason[LIMIT_ERROR_BYTES];
-    bool still_at_cut, stopped, thawed_at_stop;
-    unsigned asked;
-};
-
-/* ---- the freezer's caller ---- */
-
-static void settled(void *argument, const struct freeze_outcome *outcome)
-{
-    struct scene *scene = argument;
-    scene->settled_count++;
-    scene->outcome = *outcome;
-    snprintf(scene->reason, sizeof scene->reason, "%s", outcome->reason);
-    if (outcome->held)
-        assert_true(scene->still_at_cut);
-    else
-        assert_true(outcome->reason[0]);
-}
-
-/* The cut: as soon as it is frozen. */
-static void frozen(void *argument, const struct error *err)
-{
-    struct scene *scene = argument;
-    scene->answered_ns = world_now(scene->world);
-    assert_true(scene->frozen_count + scene->failed_count < scene->asked);
-    if (err) {
-        scene->failed_count++;
-        scene->error = *err;
-        return;
-    }
-    scene->frozen_count++;
-    scene->still_at_cut = !scene->use_agent || scene->guest.frozen == FILE_SYSTEMS;
-    if (scene->guest.thawed_by_itself) { /* after the freeze, before the cut */
-        (void)guest_thaw(&scene->guest);
-        scene->still_at_cut = false;
-    }
-    freezer_thaw(scene->freezer, settled, scene);
-}
-
-static void freezer_begin(void *argument)
-{
-    struct scene *scene = argument;
-    const struct freezer_options options = {
-        .vm = "web1",
-        .agent = scene->use_agent ? GUEST_ADDRESS : NULL,
-        .hook_folder = scene->use_hooks ? scene->hooks : NULL,
-        .record_path = scene->record,
-        .timeout_ns = scene->timeout_ns,
-    };
-    scene->freezer = freezer_create(scene->io, &options);
-    assert_non_null(scene->freezer);
-    freezer_recover(scene->freezer);
-}
-
-static void wish(void *argument)
-{
-    struct scene *scene = argument;
-    scene->asked++;
-    scene->wished_ns = world_now(scene->world);
-    freezer_freeze(scene->freezer, "nightly", frozen, scene);
-}
-
-/* A daemon begins; its predecessor has been killed. */
-static void daemon_begin(struct scene *scene)
-{
-    scene->process++;
-    scene->io = world_reactor(scene->world, "control", scene->process);
-    world_call(scene->io, freezer_begin, scene);
-}
-
-static bool is_idle(void *argument)
-{
-    const struct scene *scene = argument;
-    struct freezer_status status;
-    freezer_status(scene->freezer, &status);
-    return strcmp(status.state, "idle") == 0 && scene->frozen_count + scene->failed_count == scene->asked &&
-           scene->settled_count == scene->frozen_count;
-}
-
-static void write_hook(const struct scene *scene, const char *name, const char *script, mode_t mode)
-{
-    char path[200];
-    snprintf(path, sizeof path, "%s/%s", scene->hooks, name);
-    FILE *file = fopen(path, "w");
-    assert_non_null(file);
-    fprintf(file, "#!/bin/sh\nexec 2>&1\necho \"%s $1 $FLEECE_VM $FLEECE_SNAPSHOT\" >>%s\n%s\n", name, scene->log,
-            script);
-    fclose(file);
-    assert_int_equal(chmod(path, mode), 0);
-}
-
-static void scene_begin(struct scene *scene, uint64_t seed)
-{
-    *scene = (struct scene){.use_agent = true, .timeout_ns = TIMEOUT_NS};
-    strcpy(scene->folder, "/tmp/freezer.XXXXXX");
-    assert_non_null(mkdtemp(scene->folder));
-    snprintf(scene->record, sizeof scene->record, "%s/freeze", scene->folder);
-    snprintf(scene->hooks, sizeof scene->hooks, "%s/hooks", scene->folder);
-    snprintf(scene->log, sizeof scene->log, "%s/log", scene->folder);
-    assert_int_equal(mkdir(scene->hooks, 0700), 0);
-    scene->world = world_create(&(struct world_options){.seed = seed, .short_per_1024 = 100});
-    scene->guest.io = world_reactor(scene->world, "guest", AGENT_PROCESS);
-    world_call(scene->guest.io, guest_start, &scene->guest);
-}
-
-static void stopped(void *argument, bool thawed)
-{
-    struct scene *scene = argument;
-    scene->stopped = true;
-    scene->thawed_at_stop = thawed;
-}
-
-static void stop(void *argument)
-{
-    struct scene *scene = argument;
-    freezer_stop(scene->freezer, stopped, scene);
-}
-
-static bool has_stopped(void *argument)
-{
-    return ((struct scene *)argument)->stopped;
-}
-
-static void scene_remove_files(const struct scene *scene)
-{
-    char command[200];
-    snprintf(command, sizeof command, "rm -r %s", scene->folder);
-    assert_int_equal(system(command), 0);
-}
-
-/* All has ended well: nothing is frozen, nothing is noted. */
-static void scene_end(struct scene *scene)
-{
-    struct freeze_record record;
-    assert_true(world_run_until(scene->world, is_idle, scene, 100 * NS_PER_S));
-    assert_int_equal(scene->guest.frozen, 0);
-    assert_int_equal(freeze_record_load(scene->record, &record, NULL), -ENOENT);
-    world_call(scene->io, stop, scene);
-    assert_true(world_run_until(scene->world, has_stopped, scene, 100 * NS_PER_S));
-    assert_true(scene->thawed_at_stop);
-    freezer_destroy(scene->freezer);
-    world_kill(scene->world, AGENT_PROCESS);
-    world_run_for(scene->world, 5 * NS_PER_S);
-    assert_int_equal(world_destroy(scene->world, NULL), 0);
-    scene_remove_files(scene);
-}
-
-/* One freeze; the guest and what is said of it are judged. */
-static void story(struct scene *scene)
-{
-    daemon_begin(scene);
-    world_call(scene->io, wish, scene);
-    assert_true(world_run_until(scene->world, is_idle, scene, 100 * NS_PER_S));
-    assert_true(scene->answered_ns <= scene->wished_ns + TIMEOUT_NS);
-}
-
-static void read_log(const struct scene *scene, char text[1000])
-{
-    FILE *file = fopen(scene->log, "r");
-    size_t length = file ? fread(text, 1, 999, file) : 0;
-    text[length] = 0;
-    if (file)
-        fclose(file);
-}
-
-/* ---- tests ---- */
 
 static void a_freeze_is_as_long_as_the_cut(void **state)
 {
@@ -280,7 +92,7 @@ static void nobody_answers(void **state)
     scene_end(&scene);
 
     scene_begin(&scene, 1);
-    world_kill(scene.world, AGENT_PROCESS);
+    kill_agent(&scene);
     story(&scene);
     assert_int_equal(scene.failed_count, 1);
     assert_non_null(strstr(scene.error.text, "can't be reached"));
@@ -315,34 +127,10 @@ static void a_guest_that_was_thawed_early_is_noticed(void **state)
     scene_end(&scene);
 }
 
-static void frozen_without_a_cut(void *argument, const struct error *err)
-{
-    struct scene *scene = argument;
-    assert_null(err);
-    scene->frozen_count++;
-}
-
-static void wish_without_a_cut(void *argument)
-{
-    struct scene *scene = argument;
-    freezer_freeze(scene->freezer, "s", frozen_without_a_cut, scene);
-}
-
-static void thaw_now(void *argument)
-{
-    struct scene *scene = argument;
-    freezer_thaw(scene->freezer, settled, scene);
-}
-
 static void cancel_now(void *argument)
 {
     struct scene *scene = argument;
     freezer_cancel(scene->freezer);
-}
-
-static bool is_still(void *argument)
-{
-    return ((struct scene *)argument)->frozen_count == 1;
 }
 
 /* The cut takes too long: the watchdog thaws, and the caller is told when it comes. */
@@ -450,6 +238,64 @@ static void a_thaw_is_owed_until_it_is_done(void **state)
     scene_end(&scene);
 }
 
+/* The next daemon has another address for the agent, and where the last one had it nobody is any more. */
+static void an_agent_that_has_moved(void **state)
+{
+    (void)state;
+    struct scene scene;
+    scene_begin(&scene, 1);
+    leave_frozen(&scene);
+    move_agent(&scene, "unix:/moved.sock");
+    scene.agent = "unix:/moved.sock";
+    daemon_begin(&scene);
+    scene_end(&scene);
+
+    scene_begin(&scene, 1); /* but while somebody is there, he is asked */
+    leave_frozen(&scene);
+    scene.agent = "unix:/nowhere.sock";
+    daemon_begin(&scene);
+    scene_end(&scene);
+}
+
+/* The next daemon has no agent, and where the last one had it nobody is any more: it tries for a while. */
+static void an_agent_that_is_gone_is_given_up(void **state)
+{
+    (void)state;
+    struct scene scene;
+    struct freeze_record record;
+    struct freezer_status status;
+    struct error err;
+    char log[1000];
+    scene_begin(&scene, 1);
+    scene.use_hooks = true;
+    write_hook(&scene, "1", "", 0755);
+    leave_frozen(&scene);
+    move_agent(&scene, "unix:/moved.sock");
+    scene.use_agent = scene.use_hooks = false;
+    daemon_begin(&scene);
+    world_run_for(scene.world, THAW_GIVE_UP_NS - 2 * NS_PER_S);
+    freezer_status(scene.freezer, &status);
+    assert_string_equal(status.state, "thawing");
+    assert_non_null(strstr(status.trouble, "can't be reached"));
+    read_log(&scene, log); /* what hooks have frozen has not waited for it */
+    assert_string_equal(log, "1 freeze web1 s\n1 thaw web1 s\n");
+    world_run_for(scene.world, 5 * NS_PER_S);
+    freezer_status(scene.freezer, &status);
+    assert_string_equal(status.state, "idle");
+    assert_null(status.trouble);
+    assert_int_equal(freeze_record_load(scene.record, &record, &err), 0); /* for whoever knows better */
+    assert_true(record.hooks.count == 0 && strcmp(record.agent, GUEST_ADDRESS) == 0);
+    world_call(scene.io, stop, &scene);
+    assert_true(world_run_until(scene.world, has_stopped, &scene, NS_PER_S));
+    assert_false(scene.thawed_at_stop);
+    freezer_destroy(scene.freezer);
+    scene.stopped = false;
+    scene.use_agent = true;
+    scene.agent = "unix:/moved.sock";
+    daemon_begin(&scene);
+    scene_end(&scene);
+}
+
 /* The daemon ends in good order while the guest is frozen, and while it is deaf. */
 static void the_end_of_the_daemon(void **state)
 {
@@ -483,179 +329,6 @@ static void the_end_of_the_daemon(void **state)
     scene.frozen_count = scene.settled_count = 0;
     daemon_begin(&scene);
     scene_end(&scene);
-}
-
-/* ---- hooks ---- */
-
-static void hooks_run_in_order_and_back(void **state)
-{
-    (void)state;
-    struct scene scene;
-    char log[1000];
-    scene_begin(&scene, 1);
-    scene.use_hooks = true;
-    scene.use_agent = false;
-    write_hook(&scene, "20-b", "", 0755);
-    write_hook(&scene, "10-a", "sleep 0 & echo said", 0755);
-    write_hook(&scene, "30-not-executable", "", 0644);
-    write_hook(&scene, ".hidden", "", 0755);
-    write_hook(&scene, "README~", "", 0755);
-    story(&scene);
-    assert_true(scene.outcome.held);
-    read_log(&scene, log);
-    assert_string_equal(log, "10-a freeze web1 nightly\n20-b freeze web1 nightly\n"
-                             "20-b thaw web1 nightly\n10-a thaw web1 nightly\n");
-    scene_end(&scene);
-}
-
-/* Of the hook that hangs: its group was killed, too, before the hooks after it began. */
-static bool child_lives(const struct scene *scene)
-{
-    char path[200], state = 'X';
-    long pid = 0;
-    snprintf(path, sizeof path, "%s/child", scene->folder);
-    FILE *file = fopen(path, "r");
-    assert_true(file && fscanf(file, "%ld", &pid) == 1);
-    fclose(file);
-    snprintf(path, sizeof path, "/proc/%ld/stat", pid);
-    for (unsigned tries = 0; tries < 1000 && (file = fopen(path, "r")) != NULL; tries++) { /* it dies in its own time */
-        assert_int_equal(fscanf(file, "%*d (%*[^)]) %c", &state), 1);
-        fclose(file);
-        if (state == 'Z' || state == 'X')
-            return false;
-        usleep(10000);
-    }
-    return file != NULL;
-}
-
-/* The second one fails, or hangs with a child of its own: it and the first are undone, the third has not begun. */
-static void a_hook_that_fails_is_undone(void **state)
-{
-    (void)state;
-    static const char *const failures[][2] = {
-        {"[ $1 = thaw ]", "failed with status 1"},
-        {"[ $1 = thaw ] || kill -9 $$", "ended by signal 9"},
-        {"[ $1 = thaw ] || { sleep 1000 & echo $! >${0%/*}/../child; wait; }", "did not end within"},
-    };
-    for (unsigned i = 0; i < 3; i++) {
-        struct scene scene;
-        char log[1000];
-        scene_begin(&scene, 1);
-        scene.use_hooks = true;
-        write_hook(&scene, "1", "", 0755);
-        write_hook(&scene, "2", failures[i][0], 0755);
-        write_hook(&scene, "3", "", 0755);
-        scene.timeout_ns = i == 2 ? 300 * NS_PER_MS : TIMEOUT_NS; /* it passes in earnest */
-        daemon_begin(&scene);
-        world_call(scene.io, wish, &scene);
-        assert_true(world_run_until(scene.world, is_idle, &scene, 100 * NS_PER_S));
-        assert_int_equal(scene.failed_count, 1);
-        assert_non_null(strstr(scene.error.text, failures[i][1]));
-        read_log(&scene, log);
-        assert_string_equal(log, "1 freeze web1 nightly\n2 freeze web1 nightly\n"
-                                 "2 thaw web1 nightly\n1 thaw web1 nightly\n");
-        assert_int_equal(scene.guest.freezes, 0);
-        assert_false(i == 2 && child_lives(&scene));
-        scene_end(&scene);
-    }
-}
-
-/* Nobody else thaws what a hook has frozen: one that fails to is run again, alone, and nothing freezes meanwhile. */
-static void a_hook_that_does_not_thaw_is_run_again(void **state)
-{
-    (void)state;
-    struct scene scene;
-    struct freezer_status status;
-    struct freeze_record record;
-    char log[1000], path[200];
-    scene_begin(&scene, 1);
-    scene.use_hooks = true;
-    write_hook(&scene, "1", "", 0755);
-    write_hook(&scene, "2", "[ $1 = freeze ] || [ -e ${0%/*}/../well ]", 0755);
-    write_hook(&scene, "3", "", 0755);
-    daemon_begin(&scene);
-    world_call(scene.io, wish, &scene);
-    world_run_for(scene.world, 6 * NS_PER_S);
-    assert_true(scene.settled_count == 1 && scene.outcome.held);
-    read_log(&scene, log);
-    assert_non_null(
-        strstr(log, "3 thaw web1 nightly\n2 thaw web1 nightly\n1 thaw web1 nightly\n2 thaw web1 nightly\n"));
-    freezer_status(scene.freezer, &status);
-    assert_string_equal(status.state, "thawing");
-    assert_non_null(strstr(status.trouble, "hook 2 thaw failed with status 1"));
-    world_call(scene.io, wish, &scene);
-    world_run_for(scene.world, NS_PER_S);
-    assert_true(scene.failed_count == 1 && strstr(scene.error.text, "hook 2 thaw failed"));
-    world_kill(scene.world, scene.process); /* the next daemon goes on */
-    assert_int_equal(freeze_record_load(scene.record, &record, NULL), 0);
-    scene.asked = scene.frozen_count = scene.failed_count = scene.settled_count = 0;
-    daemon_begin(&scene);
-    world_run_for(scene.world, NS_PER_S);
-    freezer_status(scene.freezer, &status);
-    assert_string_equal(status.state, "thawing");
-    snprintf(path, sizeof path, "%s/well", scene.folder);
-    fclose(fopen(path, "w"));
-    scene_end(&scene);
-}
-
-/* But one that has been removed meanwhile. */
-static void a_hook_that_is_gone_is_not_waited_for(void **state)
-{
-    (void)state;
-    struct scene scene;
-    scene_begin(&scene, 1);
-    scene.use_hooks = true;
-    scene.use_agent = false;
-    write_hook(&scene, "1", "[ $1 = thaw ] || rm $0", 0755);
-    story(&scene);
-    scene_end(&scene);
-}
-
-/* Without a hook nothing was frozen, and the snapshot must not be called so. */
-static void no_hook_freezes_nothing(void **state)
-{
-    (void)state;
-    struct scene scene;
-    scene_begin(&scene, 1);
-    scene.use_hooks = true;
-    scene.use_agent = false;
-    write_hook(&scene, "not-executable", "", 0644);
-    story(&scene);
-    assert_int_equal(scene.failed_count, 1);
-    assert_non_null(strstr(scene.error.text, "no program in"));
-    scene_end(&scene);
-}
-
-/* Whoever may write a hook may be root's guest, but not its master. */
-static void hooks_of_strangers_are_not_run(void **state)
-{
-    (void)state;
-    static const mode_t modes[] = {0757, 0775};
-    for (unsigned i = 0; i < 8; i++) {
-        struct scene scene;
-        char log[1000], path[200];
-        scene_begin(&scene, 1);
-        scene.use_hooks = true;
-        write_hook(&scene, "1", "", i < 2 ? modes[i] : 0755);
-        snprintf(path, sizeof path, "%s/1", scene.hooks);
-        if (i == 2 || i == 3)
-            assert_int_equal(chmod(scene.hooks, modes[i - 2]), 0);
-        if (i >= 6) /* a folder above: theirs, or one in which they can put another in the place of ours */
-            assert_int_equal(chmod(scene.folder, modes[i - 6]), 0);
-        if (i == 4 && chown(path, 12345, 12345) != 0)
-            assert_int_equal(chmod(path, 0757), 0); /* we are not root */
-        if (i == 5) {
-            char link[200];
-            snprintf(link, sizeof link, "%s/2", scene.hooks);
-            assert_int_equal(symlink(path, link), 0);
-        }
-        story(&scene);
-        assert_int_equal(scene.failed_count, 1);
-        assert_non_null(strstr(scene.error.text, "is not trusted"));
-        read_log(&scene, log);
-        assert_string_equal(log, "");
-        scene_end(&scene);
-    }
 }
 
 /* ---- the record ---- */
@@ -696,13 +369,9 @@ int main(void)
         cmocka_unit_test(a_wish_is_taken_back),
         cmocka_unit_test(a_killed_daemons_freeze_is_thawed),
         cmocka_unit_test(a_thaw_is_owed_until_it_is_done),
+        cmocka_unit_test(an_agent_that_has_moved),
+        cmocka_unit_test(an_agent_that_is_gone_is_given_up),
         cmocka_unit_test(the_end_of_the_daemon),
-        cmocka_unit_test(hooks_run_in_order_and_back),
-        cmocka_unit_test(a_hook_that_fails_is_undone),
-        cmocka_unit_test(a_hook_that_does_not_thaw_is_run_again),
-        cmocka_unit_test(a_hook_that_is_gone_is_not_waited_for),
-        cmocka_unit_test(no_hook_freezes_nothing),
-        cmocka_unit_test(hooks_of_strangers_are_not_run),
         cmocka_unit_test(a_damaged_record_is_told),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

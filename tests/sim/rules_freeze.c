@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * What a VM does with a guest that can be frozen: when, for how long, and what becomes of its snapshot when that fails. The
- * freezer itself is in freezer_test.c; here it is a script.
+ * freezer itself is in freezer_test.c and freezer_hooks_test.c; here it is a script.
  */
 #include <errno.h>
 #include <setjmp.h>

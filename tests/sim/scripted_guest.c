@@ -223,7 +223,7 @@ void guest_start(void *argument)
     guest->receive.done = guest_received;
     guest->send.done = guest_sent;
     guest->busy.fire = guest_not_busy;
-    guest->listener = io_listen(guest->io, GUEST_ADDRESS, &err);
+    guest->listener = io_listen(guest->io, guest->address ? guest->address : GUEST_ADDRESS, &err);
     assert_true(guest->listener >= 0);
     guest_accept(guest);
 }

@@ -30,7 +30,8 @@ enum fault {
 
 struct guest {
     struct io *io;
-    int listener, fd; /* -1: nobody is connected */
+    const char *address; /* of its agent; NULL: GUEST_ADDRESS */
+    int listener, fd;    /* -1: nobody is connected */
     struct io_op accept, receive, send;
     struct iovec iov;
     struct io_timer busy;
