@@ -7,7 +7,8 @@
  *
  * A new one has no name until the tracker has written its superblock (sidecars_keep): a crash before leaves nothing (R7).
  * A sidecar that can't even be told to be void any more is removed; where that fails, a tombstone in the state directory,
- * VM@DISK.fleece-void, says so, and the next start removes both (C20).
+ * VM@DISK.fleece-void, says so, and the next start removes both (C20). The same tombstone lies there while a VM is away that
+ * has migrated, for a sidecar that did not go with it: were we killed then, our next daemon would not know of that.
  *
  * Everything that may block runs on a helper thread, one operation for each disk at a time.
  */
@@ -27,6 +28,8 @@
 #include "base/place.h"
 #include "driver/file.h"
 #include "track/sidecar_format.h"
+
+static const char left_reason[] = "the VM has gone on elsewhere, and its sidecar is not beside its image";
 
 /* --- places */
 
@@ -168,6 +171,7 @@ static int heed_tombstone(struct sidecar *sidecar)
             return error_set(&sidecar->err, ENOTSUP, "'%.200s' is void, as '%.200s' says, and can't be removed: %s",
                              places[i], tombstone, error_name(errno));
     }
+    log_warning("the checkpoints of disk %s are gone, as '%s' says", sidecar->disk->name, tombstone);
     (void)unlink(tombstone);
     return 0;
 }
@@ -295,6 +299,20 @@ void sidecars_open(void *context, const struct disk *disk, bool create,
 
 /* --- its name */
 
+static bool stays_here(const struct sidecar *sidecar)
+{
+    return sidecar->in_state[0] && access(sidecar->in_state, F_OK) == 0 &&
+           !(sidecar->beside[0] && access(sidecar->beside, F_OK) == 0);
+}
+
+static void mark_as_left(const struct sidecar *sidecar)
+{
+    int status = stays_here(sidecar) ? leave_tombstone(sidecar, left_reason) : 0;
+    if (status < 0)
+        log_error("it could not be noted that the checkpoints of disk %s are void when the VM migrates: %s",
+                  sidecar->disk->name, error_name(status));
+}
+
 static int64_t keep_blocking(void *argument)
 {
     struct sidecar *sidecar = argument;
@@ -306,6 +324,8 @@ static int64_t keep_blocking(void *argument)
     if (status < 0)
         return error_set(&sidecar->err, ENOTSUP, "the sidecar '%.300s' can't get its name: %s", sidecar->path,
                          error_name(status));
+    if (atomic_load(&sidecar->sidecars->away)) /* those that had their names by then were marked */
+        mark_as_left(sidecar);
     return 0;
 }
 
@@ -355,18 +375,59 @@ void sidecars_remove(void *context, const struct disk *disk, void (*done)(void *
     sidecar_work(sidecar_of(context, disk), remove_blocking, done, argument);
 }
 
+/* --- a VM that goes on elsewhere */
+
+static void remove_tombstone(const struct sidecar *sidecar)
+{
+    char path[PATH_MAX];
+    tombstone_path(sidecar, path);
+    if (path[0])
+        (void)unlink(path);
+}
+
+static int64_t away_blocking(void *argument)
+{
+    const struct sidecars *sidecars = argument;
+    const bool away = atomic_load(&sidecars->away);
+    for (unsigned i = 0; i < sidecars->options->disk_count; i++) {
+        if (away)
+            mark_as_left(&sidecars->all[i]);
+        else
+            remove_tombstone(&sidecars->all[i]);
+    }
+    return 0;
+}
+
+static void away_told(struct io_op *op, int64_t result)
+{
+    struct sidecars *sidecars = container_of(op, struct sidecars, telling);
+    (void)result; /* what failed was logged */
+    sidecars->told(sidecars->told_argument);
+}
+
+void sidecars_away(void *context, bool away, void (*done)(void *argument), void *argument)
+{
+    struct sidecars *sidecars = context;
+    atomic_store(&sidecars->away, away);
+    sidecars->told = done;
+    sidecars->told_argument = argument;
+    sidecars->telling.done = away_told;
+    io_work(sidecars->control, &sidecars->telling, away_blocking, sidecars);
+}
+
 void sidecars_leave(struct sidecars *sidecars)
 {
     for (unsigned i = 0; sidecars->options && i < sidecars->options->disk_count; i++) {
         struct sidecar *sidecar = &sidecars->all[i];
         if (!sidecar->path[0] || sidecar->fd >= 0 || strcmp(sidecar->path, sidecar->in_state) != 0)
             continue;
-        const char *reason = "the VM has gone on elsewhere, and its sidecar is not beside its image";
         if (access(sidecar->path, F_OK) < 0)
             continue;
-        if (condemn(sidecar, reason) < 0)
-            log_error("'%s' could not be removed, and not be said to be void either: %s", sidecar->path, reason);
+        if (condemn(sidecar, left_reason) < 0)
+            log_error("'%s' could not be removed, and not be said to be void either: %s", sidecar->path, left_reason);
         else
-            log_info("the checkpoints of disk %s end here: %s", sidecar->disk->name, reason);
+            log_info("the checkpoints of disk %s end here: %s", sidecar->disk->name, left_reason);
+        if (access(sidecar->path, F_OK) < 0)
+            remove_tombstone(sidecar);
     }
 }

@@ -7,6 +7,7 @@
 #define FLEECE_DAEMON_SIDECARS_H
 
 #include <limits.h>
+#include <stdatomic.h>
 
 #include "daemon/disks.h"
 #include "daemon/options.h"
@@ -37,6 +38,10 @@ struct sidecars {
     char state_dir[PATH_MAX];
     struct sidecar all[LIMIT_DISKS];
     const struct disks *disks;
+    atomic_bool away;     /* as it was said last by sidecars_away() */
+    struct io_op telling; /* that, on a helper thread */
+    void (*told)(void *argument);
+    void *told_argument;
 };
 
 /* After the disks were opened. */
@@ -51,6 +56,9 @@ void sidecars_keep(void *context, const struct disk *disk, void (*done)(void *ar
                    void *argument);
 void sidecars_remove(void *context, const struct disk *disk, void (*done)(void *argument, const struct error *err),
                      void *argument);
+/* The same. What lies in the state directory does not go where the disks go: a tombstone says that it is void, until the
+ * disks are back, or until it is removed in good order. */
+void sidecars_away(void *context, bool away, void (*done)(void *argument), void *argument);
 /* The disks are another machine's from now on, and what lies in the state directory does not go there: sidecars in it lose
  * their names, since on the VM's return they would know nothing of what was written elsewhere. No-op before
  * sidecars_init(). */

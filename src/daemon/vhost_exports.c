@@ -7,8 +7,9 @@
  * A VM that migrates. Its disks stop one after the other, and each asks when it has: all but the last are answered at
  * once. When none runs any more the VM may go on elsewhere, so its snapshots end before that last one is answered
  * (vm_leave()). Should the VM go on here after all, the first disk that starts asks again, and that is all that has to be
- * undone. Where a VM arrives it is the other way round: the disks are opened when the first ring is to start, and those
- * who ask wait for that.
+ * undone. It may do so before vm_leave() is done, take a snapshot, and stop once more: then there is something to break
+ * again before the last one is answered. Where a VM arrives it is the other way round: the disks are opened when the first
+ * ring is to start, and those who ask wait for that.
  */
 #include "daemon/vhost_exports.h"
 
@@ -17,6 +18,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/probe.h"
 #include "export/vhost_user/shared_map.h"
 
 static void start_counts(struct vhost_exports *exports)
@@ -60,20 +62,7 @@ static unsigned export_index(const struct vhost_exports *exports, const struct v
 /* --- where the VM is */
 
 static void stop_all(struct vhost_exports *exports);
-
-static void vm_left(void *argument)
-{
-    struct vhost_exports *exports = argument;
-    exports->leaving = false;
-    if (exports->stopped) {
-        stop_all(exports);
-        return;
-    }
-    for (unsigned i = 0; i < exports->count; i++)
-        if (exports->asked[i])
-            vhost_export_answer(exports->exports[i], false, NULL);
-    memset(exports->asked, 0, sizeof exports->asked);
-}
+static void leave(struct vhost_exports *exports);
 
 static bool any_runs(const struct vhost_exports *exports)
 {
@@ -86,19 +75,49 @@ static bool any_runs(const struct vhost_exports *exports)
     return false;
 }
 
+static bool any_asks(const struct vhost_exports *exports)
+{
+    for (unsigned i = 0; i < exports->count; i++)
+        if (exports->asked[i])
+            return true;
+    return false;
+}
+
+static void vm_left(void *argument)
+{
+    struct vhost_exports *exports = argument;
+    exports->leaving = false;
+    if (exports->stopped) {
+        stop_all(exports);
+        return;
+    }
+    if (!exports->away && any_asks(exports) && !any_runs(exports)) {
+        leave(exports);
+        return;
+    }
+    for (unsigned i = 0; i < exports->count; i++)
+        if (exports->asked[i])
+            vhost_export_answer(exports->exports[i], false, NULL);
+    memset(exports->asked, 0, sizeof exports->asked);
+}
+
+static void leave(struct vhost_exports *exports)
+{
+    exports->leaving = exports->away = true;
+    log_info("the guest has stopped in mid-migration: it may go on elsewhere, so its snapshots end");
+    vm_leave(exports->vm, "the VM migrates: its disks may be written elsewhere from now on", vm_left, exports);
+}
+
 static void parting(void *context, struct vhost_export *export)
 {
     struct vhost_exports *exports = context;
-    if (any_runs(exports) || exports->away) {
+    if (any_runs(exports) || (exports->away && !exports->leaving)) {
         vhost_export_answer(export, false, NULL);
         return;
     }
     exports->asked[export_index(exports, export)] = true;
-    if (exports->leaving)
-        return;
-    exports->leaving = exports->away = true;
-    log_info("the guest has stopped in mid-migration: it may go on elsewhere, so its snapshots end");
-    vm_leave(exports->vm, "the VM migrates: its disks may be written elsewhere from now on", vm_left, exports);
+    if (!exports->leaving)
+        leave(exports);
 }
 
 static void returning(void *context, struct vhost_export *export)
@@ -115,7 +134,8 @@ static void returning(void *context, struct vhost_export *export)
     if (exports->away)
         log_info("the guest goes on here after all");
     exports->away = false;
-    vm_come_back(exports->vm);
+    if (!MUTANT(vhost_away_for_ever))
+        vm_come_back(exports->vm);
     vhost_export_answer(export, true, node_of(exports, index));
 }
 

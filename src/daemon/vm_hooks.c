@@ -134,6 +134,12 @@ static void vm_thaw(void *context,
     guest_thaw(&daemon->guest, settled, argument);
 }
 
+static void vm_disks_away(void *context, bool away, void (*done)(void *argument), void *argument)
+{
+    struct daemon *daemon = context;
+    sidecars_away(&daemon->sidecars, away, done, argument);
+}
+
 static void vm_disk_grown(void *context, const struct disk *disk, uint64_t old_bytes, uint64_t size_bytes)
 {
     struct daemon *daemon = context;
@@ -185,6 +191,7 @@ struct vm_hooks daemon_vm_hooks(struct daemon *daemon)
         .freeze = guest_can_freeze(&daemon->guest) ? vm_freeze : NULL,
         .freeze_cancel = vm_freeze_cancel,
         .thaw = vm_thaw,
+        .disks_away = vm_disks_away,
         .disk_grown = vm_disk_grown,
         .snapshot_created = vm_snapshot_created,
         .snapshot_broken = vm_snapshot_broken,

@@ -305,6 +305,8 @@ static struct vm_disk *disk_to_grow(struct vm *vm, const char *name, struct erro
             continue;
         if (vm->closing)
             error_set(err, ESHUTDOWN, "disk %s does not grow: the daemon is shutting down", name);
+        else if (vm->away)
+            error_set(err, EBUSY, "disk %s does not grow: %s", name, vm->away);
         else if (vd->disk->node.read_only)
             error_set(err, ENOTSUP, "disk %s does not grow: it is served read-only", name);
         else if (!vd->disk->leaf->ops->extend)

@@ -118,7 +118,7 @@ static void snapshot_publish_views(struct snapshot *snapshot)
     for (unsigned i = 0; i < vm->disk_count && !snapshot->failure.code; i++)
         if (snapshot->parts[i].status < 0)
             snapshot->failure = snapshot->parts[i].error;
-    if (snapshot->failure.code) {
+    if (snapshot->failure.code || snapshot->doomed) {
         snapshot_published(snapshot);
         return;
     }

@@ -152,12 +152,13 @@ void snapshot_end(struct snapshot *snapshot)
     parts_send(snapshot, part_end, snapshot_withdraw);
 }
 
-/* Nobody waits for it any more; `fate`: what became of it. */
+/* Nobody waits for it any more, or the VM has left (away.c); `fate`: what became of it. */
 void snapshot_forsaken(struct snapshot *snapshot, const char *fate)
 {
-    bool closing = snapshot->vm->closing;
+    const bool closing = snapshot->vm->closing;
+    const char *reason = snapshot->reason[0] && !snapshot->adopted ? snapshot->reason : "its client is gone";
     error_set(&snapshot->failure, closing ? ESHUTDOWN : ECANCELED, "snapshot '%s' was %s: %s", snapshot->name, fate,
-              closing ? "the daemon is shutting down" : "its client is gone");
+              closing ? "the daemon is shutting down" : reason);
 }
 
 void snapshot_doom(struct snapshot *snapshot)

@@ -116,6 +116,11 @@ struct vm_hooks {
     void (*thaw)(void *context,
                  void (*settled)(void *argument, enum consistency consistency, const char *reason, uint64_t frozen_ns),
                  void *argument);
+    /*
+     * Somebody else may write the disks from now on (`away`), or does not after all: what would not know of that must not
+     * be believed by a next daemon here, durably, when done(argument) is called, later. One at a time. May be NULL.
+     */
+    void (*disks_away)(void *context, bool away, void (*done)(void *argument), void *argument);
     /* A disk has grown: on the control thread. May be NULL. */
     void (*disk_grown)(void *context, const struct disk *disk, uint64_t old_bytes, uint64_t size_bytes);
     void (*snapshot_created)(void *context, const struct snapshot *snapshot);

@@ -71,7 +71,9 @@ struct vm {
     struct cache_forecast forecast;
     uint64_t ram_growth_max; /* of what the filters have reserved */
     const char *away;        /* why no snapshot can be taken: the guest has stopped, to go on elsewhere; else NULL */
-    unsigned leaving;        /* disks that have yet to hear of it */
+    unsigned leaving;        /* disks that have yet to hear of it, and 1 when it has yet to be noted */
+    bool noted, noting;      /* what is noted of it for the next daemon; that is under way */
+    bool leave_waits;        /* vm_leave(), for that */
     void (*left)(void *argument);
     void *left_argument;
     bool closing;

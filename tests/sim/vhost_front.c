@@ -231,6 +231,7 @@ static void region_create(struct sim *sim, unsigned index, uint64_t guest, uint6
                     SIM_PAGE);
     assert_true(at == sim->front.base + guest);
     memset(region->file, CANARY, bytes);
+    migration_wrote(sim, guest, size);
     memcpy(region->shadow, region->file, bytes);
 }
 
@@ -331,6 +332,7 @@ static void driver_begin(struct sim *sim, unsigned index)
     struct driver_place place = place_of(index);
     driver_init(&queue->driver, sim->front.base, &place, queue->size, sim->packed, sim->event_idx);
     driver_want_calls(&queue->driver, 0);
+    migration_wrote(sim, place.descriptors, SIM_RING_BYTES);
     queue->base = sim->packed ? (sim_chance(sim, 512) ? 0x80008000 : 0x8000) : 0;
 }
 
@@ -366,38 +368,92 @@ static void new_call(struct sim *sim, unsigned index)
     world_act_as(sim->stage->world, NULL);
 }
 
+static bool tell_addresses(struct sim *sim, unsigned index)
+{
+    const struct driver_place place = place_of(index);
+    const struct vhost_vring_addr addr = {.index = index,
+                                          .flags = sim->migration.on ? VHOST_VRING_F_LOG : 0,
+                                          .descriptors = USER_ADDRESS + place.descriptors,
+                                          .available = USER_ADDRESS + place.available,
+                                          .used = USER_ADDRESS + place.used,
+                                          .log = sim->migration.on ? place.used : 0};
+    return tell(sim, VHOST_SET_VRING_ADDR, &addr, sizeof addr);
+}
+
+static void drop_call(struct sim *sim, unsigned index)
+{
+    struct sim_queue *queue = &sim->front.queues[index];
+    world_act_as(sim->stage->world, sim->front.io);
+    event_drop(queue->call);
+    queue->call = NULL;
+    world_act_as(sim->stage->world, NULL);
+}
+
 bool front_start_ring(struct sim *sim, unsigned index)
 {
     struct sim_front *front = &sim->front;
     struct sim_queue *queue = &front->queues[index];
-    struct driver_place place = place_of(index);
     struct vhost_vring_state size = {index, queue->size}, base = {index, queue->base}, enable = {index, 1};
-    struct vhost_vring_addr addr = {.index = index,
-                                    .descriptors = USER_ADDRESS + place.descriptors,
-                                    .available = USER_ADDRESS + place.available,
-                                    .used = USER_ADDRESS + place.used};
     if (!queue->call || sim_chance(sim, 300))
         new_call(sim, index);
     if (!queue->kick || sim_chance(sim, 300))
         new_kick(sim, index);
     queue->running = tell(sim, VHOST_SET_VRING_NUM, &size, sizeof size) &&
-                     tell(sim, VHOST_SET_VRING_BASE, &base, sizeof base) &&
-                     tell(sim, VHOST_SET_VRING_ADDR, &addr, sizeof addr) &&
+                     tell(sim, VHOST_SET_VRING_BASE, &base, sizeof base) && tell_addresses(sim, index) &&
                      tell_event(sim, VHOST_SET_VRING_CALL, index, queue->call) &&
                      tell_event(sim, VHOST_SET_VRING_KICK, index, queue->kick) &&
                      (front->stays_disabled || tell(sim, VHOST_SET_VRING_ENABLE, &enable, sizeof enable));
     return queue->running;
 }
 
-bool front_stop_ring(struct sim *sim, unsigned index)
+static bool any_runs(const struct sim *sim)
+{
+    for (unsigned i = 0; i < sim->front.queue_count; i++)
+        if (sim->front.queues[i].running)
+            return true;
+    return false;
+}
+
+static bool halt_ring(struct sim *sim, unsigned index)
 {
     struct sim_queue *queue = &sim->front.queues[index];
     struct vhost_vring_state state = {index, 0};
     if (!ask_with(sim, VHOST_GET_VRING_BASE, &state, sizeof state, NULL, 0, &state, sizeof state, NULL))
         return false;
-    guest_reap(sim, index);
     queue->running = false;
     queue->base = state.num;
+    return true;
+}
+
+bool front_stop_ring(struct sim *sim, unsigned index)
+{
+    if (!halt_ring(sim, index))
+        return false;
+    guest_reap(sim, index);
+    if (sim->migration.on && !any_runs(sim)) /* whoever stops all has left, for all that can be known */
+        shots_left(sim);
+    return true;
+}
+
+bool front_halt(struct sim *sim)
+{
+    sim->front.guest_stopped = true;
+    for (unsigned i = 0; i < sim->front.queue_count; i++) /* nor does it hear calls */
+        drop_call(sim, i);
+    for (unsigned i = 0; i < sim->front.queue_count; i++)
+        if (!halt_ring(sim, i))
+            return false;
+    return true;
+}
+
+bool front_start_all(struct sim *sim)
+{
+    if (!front_tell_log(sim))
+        return false;
+    sim->front.guest_stopped = false;
+    for (unsigned i = 0; i < sim->front.queue_count; i++)
+        if (!front_start_ring(sim, i))
+            return false;
     return true;
 }
 
@@ -451,6 +507,31 @@ bool front_stop_all(struct sim *sim)
         if (!front_start_ring(sim, i))
             return false;
     return true;
+}
+
+/* ---- the log of a migration ---- */
+
+static bool tell_log(struct sim *sim)
+{
+    const struct sim_migration *migration = &sim->migration;
+    const struct vhost_log log = {SIM_LOG_BYTES, migration->offset};
+    struct vhost_log answer;
+    return ask_with(sim, VHOST_SET_LOG_BASE, &log, sizeof log, &migration->fd, 1, &answer, sizeof answer, NULL);
+}
+
+bool front_tell_log(struct sim *sim)
+{
+    struct sim_front *front = &sim->front;
+    const uint64_t log_all = VHOST_BIT(VHOST_F_LOG_ALL);
+    front->features = sim->migration.on ? front->features | log_all : front->features & ~log_all;
+    if ((sim->migration.on && !tell_log(sim)) ||
+        !tell(sim, VHOST_SET_FEATURES, &front->features, sizeof front->features))
+        return false;
+    for (unsigned i = 0; i < front->queue_count; i++)
+        if (front->queues[i].running && !tell_addresses(sim, i))
+            return false;
+    uint64_t word; /* without acknowledgements: it is so when the next message is answered */
+    return ask(sim, VHOST_GET_FEATURES, &word);
 }
 
 /* ---- the in-flight region ---- */
@@ -518,8 +599,9 @@ static bool negotiate(struct sim *sim)
             driver_begin(sim, i);
     }
     model_check_all(sim);
-    wanted = offered &
-             ~(VHOST_BIT(VIRTIO_F_RING_PACKED) | VHOST_BIT(VIRTIO_F_EVENT_IDX) | VHOST_BIT(VIRTIO_F_INDIRECT_DESC));
+    wanted = offered & ~(VHOST_BIT(VIRTIO_F_RING_PACKED) | VHOST_BIT(VIRTIO_F_EVENT_IDX) |
+                         VHOST_BIT(VIRTIO_F_INDIRECT_DESC) | VHOST_BIT(VHOST_F_LOG_ALL));
+    wanted |= sim->migration.on ? VHOST_BIT(VHOST_F_LOG_ALL) : 0;
     wanted |= sim->packed ? VHOST_BIT(VIRTIO_F_RING_PACKED) : 0;
     wanted |= sim->event_idx ? VHOST_BIT(VIRTIO_F_EVENT_IDX) : 0;
     wanted |= sim->indirect ? VHOST_BIT(VIRTIO_F_INDIRECT_DESC) : 0;
@@ -544,7 +626,7 @@ bool front_connect(struct sim *sim)
         sim_fail(sim, "the VMM cannot connect: %d", front->fd);
     sim->result.connections++;
     front->stays_disabled = sim->inflight && sim->reset_device && sim_chance(sim, 80);
-    if (!negotiate(sim) || !tell_memory(sim) || !tell_inflight(sim))
+    if (!negotiate(sim) || !tell_memory(sim) || !tell_inflight(sim) || (sim->migration.on && !tell_log(sim)))
         return false;
     for (unsigned i = 0; i < front->queue_count; i++) {
         if (sim->inflight) /* what a VMM knows of the ring; the region says more */
@@ -625,6 +707,7 @@ void front_kill(struct sim *sim)
         PROBE(vhost_sim_vmm_died_with_requests);
     world_kill(sim->stage->world, sim->front.process);
     guest_forget(sim, MODEL_UNKNOWN);
+    migration_over(sim);
     front_end(sim);
     front_create(sim);
 }
@@ -638,8 +721,12 @@ bool front_reset(struct sim *sim, enum model_end how)
     uint64_t word; /* without acknowledgements: it is over when the next message is answered */
     if (!ask(sim, VHOST_GET_FEATURES, &word))
         return false;
-    for (unsigned i = 0; i < front->queue_count; i++)
+    for (unsigned i = 0; i < front->queue_count; i++) {
         guest_reap(sim, i);
+        front->queues[i].running = false;
+    }
+    if (sim->migration.on)
+        shots_left(sim);
     guest_forget(sim, how);
     sim->result.resets++;
     sim->ring_is_broken = false;

@@ -112,6 +112,7 @@ static uint64_t add_stream(struct sim *sim, struct sim_slot *slot, uint64_t at, 
         else
             memset(sim->front.base + at, SIM_STATUS_UNSET, part);
         accept_bytes(sim, at, part);
+        migration_wrote(sim, at, part);
         at += part + (sim_chance(sim, 512) ? sim_below(sim, GAP_BYTES) : 0);
         done += part;
     }
@@ -252,6 +253,15 @@ static void begin(struct sim *sim, struct sim_slot *slot, unsigned queue)
     sim->result.requests++;
 }
 
+/* The driver did, where only it writes; with `descriptors`, which in a packed ring the device writes as well. */
+static void wrote_ring(struct sim *sim, unsigned queue, bool descriptors)
+{
+    const struct driver *driver = &sim->front.queues[queue].driver;
+    if (descriptors)
+        migration_wrote(sim, driver->place.descriptors, driver_descriptors_bytes(driver->size));
+    migration_wrote(sim, driver->place.available, driver_available_bytes(driver->size));
+}
+
 static bool add_to_ring(struct sim *sim, struct sim_slot *slot, unsigned index, unsigned queue)
 {
     uint64_t table = 0;
@@ -259,8 +269,11 @@ static bool add_to_ring(struct sim *sim, struct sim_slot *slot, unsigned index, 
         table = slot_at(index) + TABLE_AT + (sim_chance(sim, 200) ? 8 : 0);
     if (!driver_add(&sim->front.queues[queue].driver, slot->parts, (uint16_t)slot->part_count, table, index))
         return false;
-    if (table)
+    wrote_ring(sim, queue, true);
+    if (table) {
         accept_bytes(sim, table, slot->part_count * sizeof(struct desc));
+        migration_wrote(sim, table, slot->part_count * sizeof(struct desc));
+    }
     return true;
 }
 
@@ -285,6 +298,7 @@ void guest_add_requests(struct sim *sim, unsigned most)
     }
     struct driver *driver = &front->queues[queue].driver;
     driver_show(driver);
+    wrote_ring(sim, queue, false);
     if (driver_must_kick(driver))
         front_kick(sim, queue);
 }
@@ -355,6 +369,7 @@ void guest_reap(struct sim *sim, unsigned queue)
         while (driver_get(driver, &cookie, &written))
             came_back(sim, cookie, queue, written);
     } while (driver_want_calls(driver, 0));
+    wrote_ring(sim, queue, false);
 }
 
 unsigned guest_busy(const struct sim *sim)
@@ -373,11 +388,16 @@ bool guest_uses_plugged(const struct sim *sim)
     return false;
 }
 
+/* Nobody marks what a connection that was lost has written: without an in-flight region a VMM can't have it marked again. */
 void guest_forget(struct sim *sim, enum model_end how)
 {
-    for (unsigned i = 0; i < SIM_SLOTS; i++)
-        if (sim->slots[i].busy)
+    for (unsigned i = 0; i < SIM_SLOTS; i++) {
+        const struct sim_slot *slot = &sim->slots[i];
+        for (unsigned k = slot->read_parts; slot->busy && k < slot->part_count; k++)
+            migration_wrote(sim, slot->parts[k].address, slot->parts[k].length);
+        if (slot->busy)
             end(sim, &sim->slots[i], NULL, how);
+    }
 }
 
 /* A chain that makes no sense: the ring takes nothing more. */
@@ -389,6 +409,7 @@ void guest_break_ring(struct sim *sim, unsigned queue)
         return;
     sim->ring_is_broken = true;
     driver_show(driver);
+    wrote_ring(sim, queue, true);
     if (driver_must_kick(driver))
         front_kick(sim, queue);
 }

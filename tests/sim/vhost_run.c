@@ -100,7 +100,7 @@ void sim_run_for(struct sim *sim, uint64_t duration_ns)
 
 /* ---- the export ---- */
 
-static void export_started(void *argument, const struct error *err)
+static void exports_started(void *argument, const struct error *err)
 {
     struct sim *sim = argument;
     if (err)
@@ -108,7 +108,7 @@ static void export_started(void *argument, const struct error *err)
     sim->started = true;
 }
 
-static void export_ended(void *argument)
+static void exports_ended(void *argument)
 {
     ((struct sim *)argument)->ended = true;
 }
@@ -121,16 +121,24 @@ static bool wait_until(struct sim *sim, const bool *reached)
     return *reached;
 }
 
+static void choose_options(struct options *options)
+{
+    static char socket[] = "/run/vda";
+    *options = (struct options){.disk_count = 1, .vhost_user_count = 1};
+    strcpy(options->disks[0].name, "vda");
+    strcpy(options->vhost_users[0].disk, "vda");
+    options->vhost_users[0].socket = socket;
+}
+
 /* As the daemon does: when all that is left of a predecessor is adopted or buried (C2). */
 static bool serve(struct sim *sim)
 {
     struct stage *stage = sim->stage;
     sim->started = sim->ended = false;
+    sim->exports = calloc(1, sizeof *sim->exports); /* a killed daemon's stays as it is */
+    assert_non_null(sim->exports);
     world_act_as(stage->world, stage->control);
-    const struct vhost_export_hooks nobody = {0}; /* migrates */
-    sim->export = vhost_export_create(stage->control, &stage->disks[0]->node, true, "vda", "/run/vda", &nobody);
-    assert_non_null(sim->export);
-    vhost_export_start(sim->export, export_started, sim);
+    vhost_exports_start(sim->exports, stage->control, stage->vm, NULL, &sim->daemon, NULL, exports_started, sim);
     world_act_as(stage->world, NULL);
     return wait_until(sim, &sim->started);
 }
@@ -138,9 +146,12 @@ static bool serve(struct sim *sim)
 static bool serve_no_more(struct sim *sim)
 {
     world_act_as(sim->stage->world, sim->stage->control);
-    vhost_export_end(sim->export, export_ended, sim);
+    vhost_exports_stop(sim->exports, exports_ended, sim);
     world_act_as(sim->stage->world, NULL);
-    return wait_until(sim, &sim->ended);
+    if (!wait_until(sim, &sim->ended))
+        return false;
+    free(sim->exports);
+    return true;
 }
 
 /* ---- character ---- */
@@ -158,6 +169,8 @@ static struct stage_options choose_character(struct sim *sim)
     sim->reset_device = seed % 13 < 9;
     sim->status = seed % 4 < 2;
     sim->tight = seed % 9 < 3;
+    sim->migrates = seed % 17 < 6;
+    choose_options(&sim->daemon);
     if (sim->tight) {
         options.segments = 3 + (unsigned)(seed % 5);
         options.cbw_timeout_ns = (1 + seed % 40) * NS_PER_MS;
@@ -187,7 +200,7 @@ static void note_death(const struct sim *sim, bool in_a_tick)
 }
 
 /* The daemon is dead, or is killed now, perhaps again while it starts and while the VMM connects. */
-static void die(struct sim *sim)
+void run_die(struct sim *sim)
 {
     struct stage *stage = sim->stage;
     for (unsigned i = 0; i < SIM_SLOTS; i++) /* what it has returned may not have been seen yet */
@@ -220,14 +233,27 @@ static void choose_death(struct sim *sim)
 
 /* ---- what happens ---- */
 
-static void end_in_order(struct sim *sim)
+static bool end_exports(struct sim *sim)
 {
-    sim_trace(sim, "the export ends in good order");
+    sim_trace(sim, "the exports end in good order");
     if (!serve_no_more(sim))
-        return;
+        return false;
     if (sim->inflight && !front_inflight_is_empty(sim))
         sim_fail(sim, "after an orderly end something is in flight");
     front_disconnect(sim);
+    return true;
+}
+
+void run_end(struct sim *sim)
+{
+    (void)end_exports(sim);
+    run_die(sim);
+}
+
+static void end_in_order(struct sim *sim)
+{
+    if (!end_exports(sim))
+        return;
     PROBE(vhost_sim_ended_in_order);
     if (serve(sim))
         (void)front_connect(sim);
@@ -346,7 +372,7 @@ static void act_rarely(struct sim *sim)
         tmpfs_is_full_for_a_while(sim);
         return;
     default:
-        die(sim);
+        run_die(sim);
     }
 }
 
@@ -366,11 +392,13 @@ static void act(struct sim *sim)
         sim_run_for(sim, sim_below(sim, 3 * NS_PER_MS));
     else if (what < 970)
         act_rarely(sim);
+    if (sim->migrates && !sim->stage->dead && sim_chance(sim, 200))
+        migration_act(sim);
     if (sim->stage->dead)
-        die(sim);
+        run_die(sim);
     sim_run_for(sim, sim_below(sim, 200 * NS_PER_US));
     if (sim->stage->dead)
-        die(sim);
+        run_die(sim);
     if (sim->stage->die_at == 0 && sim_chance(sim, 30))
         choose_death(sim);
 }
@@ -408,6 +436,7 @@ struct sim_result sim_run(const struct sim_options *options)
     sim->captured = malloc(STAGE_DISK_BYTES);
     assert_true(sim->sectors && sim->captured);
     model_begin(sim);
+    migration_init(sim);
     assert_true(serve(sim));
     front_create(sim);
     assert_true(front_connect(sim));
@@ -421,6 +450,7 @@ struct sim_result sim_run(const struct sim_options *options)
     const struct sim_result result = sim->result;
     world_kill(sim->stage->world, sim->front.process);
     front_end(sim);
+    migration_fini(sim);
     stage_tear_down(&state);
     guest_end(sim);
     shots_end(sim);

@@ -50,7 +50,7 @@ static unsigned alive(const struct sim *sim)
     return count;
 }
 
-static void take(struct sim *sim)
+void shots_take(struct sim *sim)
 {
     char name[16];
     if (sim->creating || alive(sim) == SIM_SHOTS_ALIVE || sim->shot_count == SIM_SHOTS)
@@ -76,6 +76,12 @@ void shots_settle(struct sim *sim)
         shot->there = shot->snapshot->created;
         shot->over = !shot->there;
         sim_trace(sim, "snapshot %s: %s", shot->snapshot->name, shot->there ? "there" : shot->snapshot->text);
+        if (!shot->left && !shot->there && !sim->migration.on && strstr(shot->snapshot->text, "migrates"))
+            sim_fail(sim, "the VM is here, and snapshot %s is not taken: %s", shot->snapshot->name,
+                     shot->snapshot->text);
+        if (shot->left && (shot->there || (!sim->failed && !sim->tight && !strstr(shot->snapshot->text, "migrates"))))
+            sim_fail(sim, "snapshot %s was being made when the VM left: %s", shot->snapshot->name,
+                     shot->there ? "it is there" : shot->snapshot->text);
         if (!shot->there)
             continue;
         if (!sim->is_captured)
@@ -117,7 +123,7 @@ void shots_act(struct sim *sim)
     const uint64_t what = sim_below(sim, 100);
     struct sim_shot *shot = any(sim);
     if (what < 35) {
-        take(sim);
+        shots_take(sim);
     } else if (shot && what < 50) {
         sim_trace(sim, "snapshot %s is to end", shot->snapshot->name);
         shot->ending = true;
@@ -126,6 +132,52 @@ void shots_act(struct sim *sim)
         const uint64_t count = 1 + sim_below(sim, 4);
         check(sim, shot, sim_below(sim, STAGE_DISK_BYTES / STAGE_BLOCK - count + 1), count);
     }
+}
+
+/* What is left of it, in this daemon or the next one, answers nothing but errors. */
+static void check_left(struct sim *sim, struct sim_shot *shot)
+{
+    struct stage_request read = {.done = false};
+    if (!shot->snapshot->views[0] || shot->snapshot->deleted)
+        return;
+    stage_read(sim->stage, &read, shot->snapshot->views[0], sim_below(sim, STAGE_DISK_BYTES / STAGE_BLOCK), 1);
+    while (!read.done && !sim->stage->dead)
+        if (!sim_step(sim))
+            sim_fail(sim, "a read of snapshot %s never ends", shot->snapshot->name);
+    if (read.done && read.status == 0)
+        sim_fail(sim, "snapshot %s is served, and its VM has left (R4)", shot->snapshot->name);
+}
+
+void shots_left(struct sim *sim)
+{
+    shots_settle(sim);
+    for (unsigned i = 0; i < sim->shot_count && !sim->stage->dead; i++) {
+        struct sim_shot *shot = &sim->shots[i];
+        if (shot->over || shot->ending)
+            continue;
+        if (!shot->there) { /* it is being made: nobody is told that it is there */
+            PROBE(vhost_sim_left_in_the_making);
+            shot->left = true;
+            continue;
+        }
+        if (!shot->snapshot->broken)
+            sim_fail(sim, "the VM has left, and snapshot %s lives on", shot->snapshot->name);
+        if (!strstr(shot->snapshot->reason, "migrates"))
+            PROBE(vhost_sim_left_broken_before);
+        shot->left = shot->over = true;
+        check_left(sim, shot);
+    }
+}
+
+void shots_check_none_is_taken(struct sim *sim)
+{
+    if (sim->stage->dead || sim->creating || sim->shot_count == SIM_SHOTS)
+        return;
+    struct stage_snapshot *snapshot = stage_create(sim->stage, "late", 0);
+    if (!snapshot->answered || snapshot->created || !strstr(snapshot->text, "migrates"))
+        sim_fail(sim, "a snapshot is taken of a VM that has left: %s", snapshot->text);
+    sim->stage->snapshot_count--; /* it was refused at once, so its place is free */
+    *snapshot = (struct stage_snapshot){.answered = false};
 }
 
 void shots_died(struct sim *sim)
@@ -147,6 +199,9 @@ void shots_died(struct sim *sim)
             PROBE(vhost_sim_snapshot_ended_before_death);
         shot->over = !here;
     }
+    for (unsigned i = 0; i < sim->shot_count; i++)
+        if (sim->shots[i].left)
+            check_left(sim, &sim->shots[i]);
     sim->creating = false;
     sim->cut = NULL;
 }

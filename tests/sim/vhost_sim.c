@@ -33,7 +33,7 @@ void sim_trace(const struct sim *sim, const char *format, ...)
     fputc('\n', stderr);
 }
 
-enum { REQUESTS, DEATHS, CONNECTIONS, RESETS, SHOTS, CHECKS };
+enum { REQUESTS, DEATHS, CONNECTIONS, RESETS, SHOTS, CHECKS, MIGRATIONS };
 
 static struct runner_result run(const struct runner_seed *seed)
 {
@@ -45,15 +45,18 @@ static struct runner_result run(const struct runner_seed *seed)
                                            [CONNECTIONS] = result.connections,
                                            [RESETS] = result.resets,
                                            [SHOTS] = result.shots,
-                                           [CHECKS] = result.checks}};
+                                           [CHECKS] = result.checks,
+                                           [MIGRATIONS] = result.migrations}};
 }
 
 static void print(const struct runner_result *sum)
 {
-    printf("  %llu requests, %llu connections, %llu deaths, %llu resets; %llu snapshots, %llu reads of them\n",
+    printf("  %llu requests, %llu connections, %llu deaths, %llu resets; %llu snapshots, %llu reads of them; %llu "
+           "migrations\n",
            (unsigned long long)sum->sums[REQUESTS], (unsigned long long)sum->sums[CONNECTIONS],
            (unsigned long long)sum->sums[DEATHS], (unsigned long long)sum->sums[RESETS],
-           (unsigned long long)sum->sums[SHOTS], (unsigned long long)sum->sums[CHECKS]);
+           (unsigned long long)sum->sums[SHOTS], (unsigned long long)sum->sums[CHECKS],
+           (unsigned long long)sum->sums[MIGRATIONS]);
 }
 
 static bool is_mine(const char *name)

@@ -16,6 +16,8 @@
  *    removal of a region was acknowledged, the memory of before (C14).
  *  - a ring that stops is at rest: its base is behind what was returned. After a reset what was not returned was never
  *    taken, and is not on the disk. After an orderly end nothing is in flight.
+ *  - while the VM migrates, the pages that guest and device have marked make a copy of its memory, which is whole when the
+ *    rings have stopped. All snapshots have ended by then, and none is taken before a ring starts (vhost_migration.c).
  *  - a snapshot equals what lay on the disk in the step that ended the hold of its cut. One that its maker was told of
  *    outlives the daemon (C2, C11), one that was not told of or was to end is not there (C12), and a full tmpfs costs
  *    snapshots and no request (C13; vhost_shots.c).
@@ -24,7 +26,7 @@
 #define TESTS_SIM_VHOST_SIM_H
 
 #include "../unit/ring_driver.h"
-#include "export/vhost_user/server.h"
+#include "daemon/vhost_exports.h"
 #include "export/vhost_user/wire.h"
 #include "stage.h"
 
@@ -41,7 +43,8 @@ enum {
     SIM_PLUGGED_BYTES = 0x20000,
     SIM_PLUGGED_AT = 0x100000,
     SIM_MEMORY_BYTES = 0x140000, /* the guest's addresses */
-    SIM_DATA_AT = 0x11800,       /* one slot lies over the border of two regions */
+    SIM_LOG_BYTES = SIM_MEMORY_BYTES / SIM_PAGE / 8,
+    SIM_DATA_AT = 0x11800, /* one slot lies over the border of two regions */
     SIM_SLOT_BYTES = 0x3000,
     SIM_LOW_SLOTS = 36,
     SIM_SLOTS = 46, /* the last ones lie in the region that comes and goes */
@@ -127,6 +130,16 @@ struct sim_shot {
     struct stage_snapshot *snapshot;
     uint8_t *image;
     bool there, ending, over;
+    bool left; /* it ended when the VM left */
+};
+
+struct sim_migration {
+    bool on;
+    int fd;        /* of the log; -1: there was none yet */
+    uint8_t *file; /* the log lies at `offset` */
+    uint64_t offset;
+    uint8_t dirty[SIM_LOG_BYTES]; /* by the guest */
+    uint8_t *copy;                /* what the destination has got */
 };
 
 struct sim_options {
@@ -136,19 +149,21 @@ struct sim_options {
 };
 
 struct sim_result {
-    uint64_t hash, requests, deaths, connections, resets, shots, checks;
+    uint64_t hash, requests, deaths, connections, resets, shots, checks, migrations;
 };
 
 struct sim {
     struct sim_options options;
     struct sim_result result;
     struct stage *stage;
-    struct vhost_export *export;
+    struct options daemon;
+    struct vhost_exports *exports;
     bool started, ended;
     struct sim_front front;
+    struct sim_migration migration;
     unsigned vmms;
     /* the character of the seed */
-    bool packed, event_idx, indirect, inflight, reply_ack, slots_of_memory, reset_device, status, tight;
+    bool packed, event_idx, indirect, inflight, reply_ack, slots_of_memory, reset_device, status, tight, migrates;
     struct sim_sector *sectors;
     uint32_t numbers;
     struct sim_slot slots[SIM_SLOTS];
@@ -183,6 +198,10 @@ static inline bool sim_chance(struct sim *sim, unsigned per_1024)
 /* One step of the world, with a look at the memory now and then. False: nothing will ever happen again. */
 bool sim_step(struct sim *sim);
 void sim_run_for(struct sim *sim, uint64_t duration_ns);
+/* vhost_run.c: the daemon is killed, or ends its exports in good order and is killed then; then there is another one, and
+ * the VMM has connected. */
+void run_die(struct sim *sim);
+void run_end(struct sim *sim);
 
 /* vhost_model.c. What the disk holds. */
 void model_begin(struct sim *sim);
@@ -221,14 +240,29 @@ bool front_start_ring(struct sim *sim, unsigned queue);
 bool front_reset(struct sim *sim, enum model_end end); /* what becomes of requests that were not returned */
 bool front_stop_all(struct sim *sim);                  /* and starts them again */
 bool front_act(struct sim *sim);                       /* some other message */
+bool front_tell_log(struct sim *sim);                  /* what is in sim->migration */
+/* A guest that stops to go on elsewhere, rings and all, and does not look at what was returned; and that goes on here. */
+bool front_halt(struct sim *sim);
+bool front_start_all(struct sim *sim);
 bool front_inflight_is_empty(const struct sim *sim);
 void front_kick(struct sim *sim, unsigned queue);
 
 /* vhost_shots.c. Snapshots. */
 void shots_act(struct sim *sim);
+void shots_take(struct sim *sim); /* asks for one, if there may be more */
 void shots_settle(struct sim *sim);
 void shots_died(struct sim *sim);
 void shots_check_all(struct sim *sim);
 void shots_end(struct sim *sim);
+/* The guest of a VM that migrates has stopped: they have all ended, and say why; nor is a new one taken. */
+void shots_left(struct sim *sim);
+void shots_check_none_is_taken(struct sim *sim);
+
+/* vhost_migration.c. The VM migrates. */
+void migration_init(struct sim *sim);
+void migration_fini(struct sim *sim);
+void migration_act(struct sim *sim);
+void migration_wrote(struct sim *sim, uint64_t at, uint64_t length); /* the guest did */
+void migration_over(struct sim *sim);                                /* its VMM is gone */
 
 #endif

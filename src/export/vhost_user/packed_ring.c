@@ -169,10 +169,16 @@ static void mark_slots(const struct virtqueue *queue, uint32_t slot, uint32_t co
     dirty_log_mark_memory(queue->log, queue->memory, slots, (count - first) * sizeof slots[0]);
 }
 
+void packed_ring_mark_all(const struct virtqueue *queue)
+{
+    mark_slots(queue, 0, queue->size);
+    dirty_log_mark_memory(queue->log, queue->memory, queue->ring.device_event, sizeof(uint32_t));
+}
+
 static void set_device_event(struct virtqueue *queue, uint32_t event, int order)
 {
     __atomic_store_n(queue->ring.device_event, htole32(event), order);
-    if (__builtin_expect(queue->log != NULL, 0))
+    if (__builtin_expect(queue->log != NULL, 0) && !MUTANT(vhost_log_lacks_the_event))
         dirty_log_mark_memory(queue->log, queue->memory, queue->ring.device_event, sizeof event);
 }
 
@@ -204,7 +210,7 @@ bool packed_ring_publish(struct virtqueue *queue)
         inflight_packed_publish(queue);
     else
         show_batch(queue);
-    if (__builtin_expect(queue->log != NULL, 0))
+    if (__builtin_expect(queue->log != NULL, 0) && !MUTANT(vhost_log_lacks_returns_packed))
         mark_slots(queue, from, queue->ring.shown - shown);
     return wants_call(queue);
 }

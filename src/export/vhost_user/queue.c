@@ -205,7 +205,7 @@ static int queue_start(struct vhost_queue *queue, struct error *err)
     queue->resubmitting = region != NULL;
     queue->broken = false;
     atomic_fetch_add(&session->counters->queues, 1);
-    return vhost_queue_update_log(queue, err);
+    return MUTANT(vhost_log_lacks_new_rings) ? 0 : vhost_queue_update_log(queue, err);
 }
 
 int vhost_queue_update_log(struct vhost_queue *queue, struct error *err)

@@ -137,6 +137,11 @@ static void mark(const struct virtqueue *queue, const uint16_t *at, uint64_t byt
                        bytes);
 }
 
+void split_ring_mark_all(const struct virtqueue *queue)
+{
+    mark(queue, queue->split.used, split_ring_used_bytes(queue));
+}
+
 /* All that was shown since the used index was `from`. */
 static void mark_shown(const struct virtqueue *queue, uint16_t from)
 {
@@ -179,7 +184,7 @@ bool split_ring_publish(struct virtqueue *queue)
         inflight_split_publish(queue);
     else
         split_ring_show(queue);
-    if (__builtin_expect(queue->log != NULL, 0))
+    if (__builtin_expect(queue->log != NULL, 0) && !MUTANT(vhost_log_lacks_returns))
         mark_shown(queue, from);
     return wants_call(queue);
 }
@@ -192,7 +197,8 @@ bool split_ring_want_kicks(struct virtqueue *queue)
     queue->no_kicks = false;
     uint16_t *wish = queue->event_idx ? available_event(queue) : &split->used[RING_FLAGS];
     ring_store16(wish, queue->event_idx ? split->next : 0, __ATOMIC_SEQ_CST);
-    mark(queue, wish, sizeof *wish);
+    if (!MUTANT(vhost_log_lacks_the_wish))
+        mark(queue, wish, sizeof *wish);
     return look(queue, __ATOMIC_SEQ_CST) != 0;
 }
 

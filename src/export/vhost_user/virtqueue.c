@@ -216,6 +216,12 @@ int virtqueue_set_log(struct virtqueue *queue, const struct dirty_log *log, uint
                          (unsigned long long)used);
     queue->log = log;
     queue->log_used = used;
+    if (log && !MUTANT(vhost_log_lacks_what_was_left)) {
+        if (queue->packed)
+            packed_ring_mark_all(queue);
+        else
+            split_ring_mark_all(queue);
+    }
     return 0;
 }
 

@@ -57,7 +57,8 @@ void virtqueue_destroy(struct virtqueue *queue);
 /* The rings stay at their addresses, which are looked up in the new table, as are those in chains from now on. -EFAULT, and
  * nothing has changed: the rings are not in it. */
 int virtqueue_set_memory(struct virtqueue *queue, struct guest_memory *memory, struct error *err);
-/* What is written to the rings from now on is marked in the log, which stays as long as it is set; NULL: nothing is.
+/* What is written to the rings from now on is marked in the log, which stays as long as it is set; NULL: nothing is. What
+ * we may have written before is marked at once: a predecessor that was killed between a write and its mark knows of no mark.
  * `used`: the guest address at which a split queue's used ring counts. -EINVAL, and nothing has changed: its end is behind
  * the log's. */
 int virtqueue_set_log(struct virtqueue *queue, const struct dirty_log *log, uint64_t used, struct error *err);

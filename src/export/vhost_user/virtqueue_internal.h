@@ -91,6 +91,7 @@ bool split_ring_publish(struct virtqueue *queue);
 bool split_ring_want_kicks(struct virtqueue *queue);
 void split_ring_want_no_kicks(struct virtqueue *queue);
 uint64_t split_ring_used_bytes(const struct virtqueue *queue);
+void split_ring_mark_all(const struct virtqueue *queue); /* in the log, which is there: all that we may write */
 
 /* Stores the used index, with the full barrier behind it. */
 void split_ring_show(struct virtqueue *queue);
@@ -100,6 +101,7 @@ int packed_ring_parse(struct virtqueue *queue, uint32_t count, struct virtqueue_
 int packed_ring_take(struct virtqueue *queue, struct virtqueue_chain *chain);
 void packed_ring_return(struct virtqueue *queue, const struct virtqueue_chain *chain, uint32_t written);
 bool packed_ring_publish(struct virtqueue *queue);
+void packed_ring_mark_all(const struct virtqueue *queue);
 bool packed_ring_want_kicks(struct virtqueue *queue);
 void packed_ring_want_no_kicks(struct virtqueue *queue);
 /* A used chain, into the next slot but for its flags, which are returned; the flags, with which the driver sees it; and the
