@@ -76,6 +76,9 @@ enum {
     QCOW2_PAGE_BYTES = 4096,
     LIMIT_QCOW2_PAGES = 4096,
     LIMIT_QCOW2_BUCKETS = 1024,
+    /* ... of the counts of a new L1 table's clusters: a small part of all. Enough for any image that is not of 512-byte
+     * clusters with counts of more than 16 bits. */
+    LIMIT_QCOW2_L1_COUNT_PAGES = 256,
     /* ... written at once: enough to keep a disk busy. */
     LIMIT_QCOW2_PAGE_WRITES = 16,
     /* The part of a qcow2 image that its header, the extensions and the name of the backing file lie in. */

@@ -11,6 +11,16 @@
 
 struct node;
 
+/* Belongs to the caller; the node's until done(), which is called later, once. */
+struct node_extension {
+    uint64_t size_bytes; /* wanted; 0: as it is. When it is done: how long what the node lies on is */
+    void (*done)(struct node_extension *extension, int status); /* 0 or -errno */
+    struct error error;                                         /* its sentence goes on after "disk NAME" */
+    /* the node's: */
+    struct node *node;
+    struct io_op work;
+};
+
 struct node_ops {
     const char *driver; /* "file", "null", "nbd", "copy-before-write", "snapshot-access", "disk" */
     /* Takes over the request; see block/request.h. The range has been checked against the size. */
@@ -18,11 +28,11 @@ struct node_ops {
     /* Frees the node. Nothing is under way on it. Owner thread, or any thread once the owner's loop has ended. */
     void (*destroy)(struct node *node);
     /*
-     * Of a leaf that may grow while it is used, both; else NULL. extend: makes what it lies on *size_bytes long, or finds
-     * out how long it is (0), and says how long it is then; stable with the node's next flush. The node has its old size
-     * still. May block: on a helper thread. 0; -errno with a sentence that goes on after "disk NAME".
+     * Of a leaf that may grow while it is used, both; else NULL. extend: makes what it lies on so long, or finds out how
+     * long it is; stable with the node's next flush. The node has its old size still, before and after. With just that
+     * size: takes back what was added and not used. Owner thread; one at a time; the request goes on as any other does.
      */
-    int (*extend)(const struct node *node, uint64_t *size_bytes, struct error *err);
+    void (*extend)(struct node *node, struct node_extension *extension);
     /* Owner thread: the node has that size from now on. No write is in flight; reads may be. */
     void (*grow)(struct node *node, uint64_t size_bytes);
 };

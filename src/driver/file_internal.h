@@ -14,6 +14,7 @@ struct file_node {
     uint64_t cached_start;    /* from here on I/O goes through the page cache; the size when none does */
     uint32_t alignment_bytes; /* of I/O through fd; 1 with the page cache */
     uint32_t space_bytes;     /* unit of punching and zeroing; 1 with the page cache */
+    uint64_t extended_bytes;  /* so long we have made it; 0: not since the node last grew (file_grow.c) */
     bool is_block_device;
     bool no_punch, no_zero_range; /* the kernel said so */
     bool sync_failed;             /* for ever: what was lost is not known */
@@ -102,7 +103,7 @@ void file_start_discard(struct request *req);
 void file_start_status(struct request *req);
 
 /* file_grow.c: node_ops */
-int file_extend(const struct node *node, uint64_t *size_bytes, struct error *err);
+void file_extend(struct node *node, struct node_extension *extension);
 void file_grow(struct node *node, uint64_t size_bytes);
 
 /* file_lock.c: the locks of a description that is to carry I/O; may wait. `place` tells descriptions of one file apart. */

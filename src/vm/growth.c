@@ -3,9 +3,9 @@
  * A disk grows while it is served. It waits its turn with the snapshots, so that no set of blocks is made for a disk of one
  * size and cut on one of another. Then, on the disk's reactor:
  *
- *     LOOKING     what it lies on says how long it is, if nobody has said how long the disk is to be (helper thread)
+ *     LOOKING     what it lies on says how long it is, if nobody has said how long the disk is to be
  *     ANNOUNCING  tracker and caches note durably, or for the next daemon, which size the disk is about to get (C22)
- *     EXTENDING   what it lies on gets that size (helper thread)
+ *     EXTENDING   what it lies on gets that size
  *     FLUSHING    which is on stable storage then
  *     HOLDING     new writes wait until none is in flight; then, in one step: leaf, disk, filter, dirty bitmaps and tracker
  *                 have the new size, and what was added is dirty in all that note changes
@@ -13,9 +13,9 @@
  *
  * So the disk itself is larger first, then those who watch it, and guest and clients are told last. A crash before the
  * announcement leaves the disk as it was. One after it leaves a disk of either size, and the next start knows of both.
- * A failure before the hold leaves the disk at its old size, though what it lies on may be longer by then: growing again,
- * to that size, takes it over. Nothing fails after the hold: when the tracker can't record it, checkpoints are invalid, and
- * say so.
+ * A failure before the disk has the new size leaves it as it was, and what it lies on gets its old size again (RETURNING);
+ * when not even that succeeds that stays longer, and growing again takes it over. Nothing fails after the hold: when the
+ * tracker can't record it, checkpoints are invalid, and say so.
  *
  * A hold that does not drain is given up after CUT_ATTEMPT_NS and tried again, like a cut; and so is one that finds copies
  * of dirty bitmaps being made, which have a size.
@@ -27,6 +27,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "fleece/copy_before_write.h"
 #include "vm/vm_private.h"
 
@@ -37,12 +38,12 @@ struct growth {
     struct tracker *tracker; /* NULL: the disk is not tracked */
     struct io_message message;
     uint64_t old_bytes, size_bytes; /* size 0: not known yet */
-    struct io_op work;
+    struct node_extension extension;
     struct tracker_op op;
     struct request flush;
     struct io_timer timer;
     uint64_t give_up_ns;
-    bool announced;
+    bool announced, extending;
     struct error error; /* code 0: none */
     void (*done)(void *argument, uint64_t size_bytes, const struct error *err);
     void *argument;
@@ -73,14 +74,38 @@ static void growth_back(struct growth *growth)
     io_post(growth->vm->io, &growth->message);
 }
 
-static void growth_fail(struct growth *growth, const struct error *err)
+static void growth_failed(struct growth *growth)
 {
-    growth->error = *err;
     if (growth->announced && growth->tracker)
         tracker_forgo_growth(growth->tracker);
     if (growth->announced)
         disk_watch_release(&growth->vd->watch);
     growth_back(growth);
+}
+
+static void growth_returned(struct node_extension *extension, int status)
+{
+    struct growth *growth = container_of(extension, struct growth, extension);
+    if (status < 0)
+        log_warning("disk %s %s", growth->vd->disk->name, extension->error.text);
+    growth_failed(growth);
+}
+
+static void growth_extend(struct growth *growth, uint64_t size_bytes,
+                          void (*done)(struct node_extension *extension, int status))
+{
+    struct node *leaf = growth->vd->disk->leaf;
+    growth->extension = (struct node_extension){.size_bytes = size_bytes, .done = done};
+    leaf->ops->extend(leaf, &growth->extension);
+}
+
+static void growth_fail(struct growth *growth, const struct error *err)
+{
+    growth->error = *err;
+    if (growth->extending)
+        growth_extend(growth, growth->old_bytes, growth_returned);
+    else
+        growth_failed(growth);
 }
 
 /* ---- HOLDING, RECORDING ---- */
@@ -174,18 +199,11 @@ static void growth_flushed(struct request *req, int status)
     growth_hold(growth);
 }
 
-static int64_t extend_work(void *argument)
+static void growth_extended(struct node_extension *extension, int status)
 {
-    struct growth *growth = argument;
-    const struct node *leaf = growth->vd->disk->leaf;
-    return leaf->ops->extend(leaf, &growth->size_bytes, &growth->error);
-}
-
-static void growth_extended(struct io_op *op, int64_t result)
-{
-    struct growth *growth = container_of(op, struct growth, work);
-    if (result < 0) {
-        struct error err = growth->error;
+    struct growth *growth = container_of(extension, struct growth, extension);
+    if (status < 0) {
+        struct error err = extension->error;
         error_prefix(&err, "disk %s", growth->vd->disk->name);
         growth_fail(growth, &err);
         return;
@@ -203,8 +221,8 @@ static void growth_announced(struct growth *growth)
     disk_watch_hold(&vd->watch);
     if (vd->cbw)
         cbw_announce_growth(vd->cbw, growth->size_bytes);
-    growth->work.done = growth_extended;
-    io_work(vd->disk->node.io, &growth->work, extend_work, growth);
+    growth->extending = true;
+    growth_extend(growth, growth->size_bytes, growth_extended);
 }
 
 static void tracker_announced(struct tracker_op *op)
@@ -242,14 +260,15 @@ static void growth_announce(struct growth *growth)
     }
 }
 
-static void growth_looked(struct io_op *op, int64_t result)
+static void growth_looked(struct node_extension *extension, int status)
 {
-    struct growth *growth = container_of(op, struct growth, work);
-    if (result < 0) {
-        struct error err = growth->error;
+    struct growth *growth = container_of(extension, struct growth, extension);
+    if (status < 0) {
+        struct error err = extension->error;
         error_prefix(&err, "disk %s", growth->vd->disk->name);
         growth_fail(growth, &err);
     } else {
+        growth->size_bytes = extension->size_bytes;
         growth_announce(growth);
     }
 }
@@ -261,8 +280,7 @@ static void growth_look(struct io_message *message)
         growth_announce(growth);
         return;
     }
-    growth->work.done = growth_looked;
-    io_work(growth->vd->disk->node.io, &growth->work, extend_work, growth);
+    growth_extend(growth, 0, growth_looked);
 }
 
 /* ---- the beginning ---- */

@@ -104,6 +104,7 @@ struct crash_life { /* a process; stays in memory when it was killed */
     int stat_fd;
     struct error err;
     struct io_task cut;
+    struct node_extension extension;
     struct crash_checkpoint *making; /* prepared or about to be; cut or not */
     bool prepared;
     struct crash_guest guests[CRASH_GUESTS];

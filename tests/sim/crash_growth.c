@@ -38,12 +38,22 @@ static void drained(void *context)
     io_task_queue(life->io, &life->cut);
 }
 
+static void extended(struct node_extension *extension, int status)
+{
+    struct crash_life *life = container_of(extension, struct crash_life, extension);
+    if (status < 0)
+        crash_fail(life->sim, "%s", extension->error.text);
+    if (life->dead)
+        return;
+    file_grown(life->sim, extension->size_bytes);
+    life->holding = true;
+    disk_hold(life->disk, drained, life);
+}
+
 void growth_answered(struct crash_op *op)
 {
     struct crash_life *life = op->life;
     struct crash_sim *sim = life->sim;
-    uint64_t size = sim->grow_to;
-    struct error err;
     if (op->act == ACT_GROWN || op->op.status < 0 || crash_chance(sim, 100)) { /* done, or not done after all */
         if (op->act == ACT_ANNOUNCE && op->op.status == 0)
             tracker_forgo_growth(life->tracker);
@@ -52,13 +62,8 @@ void growth_answered(struct crash_op *op)
         life->growing = false;
         return;
     }
-    if (life->leaf->ops->extend(life->leaf, &size, &err) < 0)
-        crash_fail(sim, "%s", err.text);
-    if (life->dead)
-        return;
-    file_grown(sim, size);
-    life->holding = true;
-    disk_hold(life->disk, drained, life);
+    life->extension = (struct node_extension){.size_bytes = sim->grow_to, .done = extended};
+    life->leaf->ops->extend(life->leaf, &life->extension);
 }
 
 void growth_act(struct crash_life *life)

@@ -323,7 +323,7 @@ static void record(void *argument)
 
 static bool is_idle(struct crash_life *life)
 {
-    return life->guests_busy == 0 && life->ops_busy == 0 && !life->holding;
+    return life->guests_busy == 0 && life->ops_busy == 0 && !life->growing && !life->holding;
 }
 
 static void destroy(void *argument)

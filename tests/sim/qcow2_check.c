@@ -100,6 +100,9 @@ void qcow2_check(const uint8_t *bytes, uint64_t file_bytes, struct qcow2_verdict
     check.clusters = (file_bytes + cluster_bytes - 1) / cluster_bytes;
     check.references = calloc(check.clusters + 1, sizeof *check.references);
     check.references[0] = 1;
+    uint64_t mapped = (cluster_bytes / (check.extended ? 16 : 8)) << check.bits, size = number_at(&check, 24, 8);
+    if (l1_entries * mapped < size)
+        complain(&check, "the L1 table ends before the disk");
     refer(&check, "the refcount table", table, table_clusters * cluster_bytes, false);
     refer(&check, "the L1 table", l1, l1_entries * 8, false);
     for (uint64_t at = table; at < table + table_clusters * cluster_bytes; at += 8)

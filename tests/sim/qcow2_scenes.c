@@ -21,7 +21,8 @@
 #include "world.h"
 
 enum { CLUSTER = 512, PER_BLOCK = CLUSTER / 8, COVERED = CLUSTER / 8 * PER_BLOCK }; /* clusters */
-enum { DISK_BYTES = 256 * KIB, TABLE_BYTES = 32 * KIB };
+enum { DISK_BYTES = 256 * KIB, TABLE_BYTES = 32 * KIB, BASE_BYTES = DISK_BYTES + TABLE_BYTES + 1000 };
+enum { GROWN_BYTES = 3 * MIB + 512 }; /* the L1 table has two clusters then */
 enum { TABLE_AT = CLUSTER, L1_AT = 2 * CLUSTER, BLOCK_AT = 3 * CLUSTER, FIRST_FREE = 4 };
 enum { STEPS = 16, TABLES = DISK_BYTES / TABLE_BYTES, POWER_LOSSES = 40, OF_BASE = 0xbb };
 
@@ -61,6 +62,8 @@ struct scene {
     bool bad_for_good;
     struct step steps[STEPS];
     unsigned used;
+    struct node_extension extension;
+    int extended; /* its status; 1: it is not answered */
 };
 
 static void __attribute__((format(printf, 2, 3), noreturn)) fail(const struct scene *scene, const char *format, ...)
@@ -86,8 +89,10 @@ static int disk_fails(void *context, const struct world_io *io)
     struct scene *scene = context;
     if (io->kind != WORLD_READ && io->kind != WORLD_EXTENT && scene->bad_status < 0) {
         uint64_t number = ++scene->changes;
-        if (number == scene->bad_number || (scene->bad_for_good && number > scene->bad_number))
+        if (number == scene->bad_number || (scene->bad_for_good && number > scene->bad_number)) {
+            scene->bad_for_good |= io->kind == WORLD_SYNC; /* what a failed sync has lost is never known */
             return scene->bad_status;
+        }
     }
     if (scene->is_full && io->kind == WORLD_WRITE && io->range.start >= PER_BLOCK / 2 * CLUSTER &&
         qcow2_of(scene->image)->commit.step == COMMIT_REFBLOCKS)
@@ -118,9 +123,9 @@ static bool was_seen(void *argument)
 
 static void make_base(struct scene *scene)
 {
-    static uint8_t bytes[DISK_BYTES];
+    static uint8_t bytes[BASE_BYTES];
     memset(bytes, OF_BASE, sizeof bytes);
-    world_file_fill(world_file_create(scene->world, "base", DISK_BYTES, 512, false), 0, bytes, DISK_BYTES);
+    world_file_fill(world_file_create(scene->world, "base", BASE_BYTES, 512, false), 0, bytes, BASE_BYTES);
 }
 
 /* header | refcount table | L1 table | refcount block | nothing, up to `clusters`, all of it free */
@@ -609,6 +614,168 @@ static void bad_disks(void)
     }
 }
 
+/* Growing. */
+
+static void extended(struct node_extension *extension, int status)
+{
+    container_of(extension, struct scene, extension)->extended = status;
+}
+
+static void extend(struct scene *scene, uint64_t size)
+{
+    scene->extension = (struct node_extension){.size_bytes = size, .done = extended};
+    scene->extended = 1;
+    world_act_as(scene->world, scene->io);
+    scene->image->ops->extend(scene->image, &scene->extension);
+    world_act_as(scene->world, NULL);
+}
+
+static void take_place(struct scene *scene)
+{
+    go_on(scene);
+    if (scene->extended != 0)
+        fail(scene, "the disk does not grow: %s", scene->extension.error.text);
+    world_act_as(scene->world, scene->io);
+    scene->image->ops->grow(scene->image, scene->extension.size_bytes);
+    world_act_as(scene->world, NULL);
+}
+
+static void check_added(struct scene *scene, uint64_t from, uint64_t size)
+{
+    if (scene->image->size_bytes != size)
+        fail(scene, "the disk has %llu bytes", (unsigned long long)scene->image->size_bytes);
+    for (uint64_t at = from; at < size; at += TABLE_BYTES) {
+        const uint64_t left = size - at;
+        if (!reads_as(scene, (struct range){at, left < TABLE_BYTES ? left : TABLE_BYTES}, 0))
+            fail(scene, "what was added at %llu is not zero", (unsigned long long)at);
+    }
+}
+
+/* One change of the file fails while the disk grows, or all from there on: it has one size or the other. false: as above. */
+static bool grows_on_a_bad_disk(enum shape shape, uint64_t number, bool for_good, bool power)
+{
+    struct scene *scene = scene_begin("growing on a bad disk", shape, number, FIRST_FREE);
+    struct step *before = start(scene, REQUEST_WRITE, DISK_BYTES - CLUSTER, CLUSTER);
+    expect(scene, before, 0);
+    expect(scene, start(scene, REQUEST_FLUSH, 0, 0), 0);
+    scene->changes = 0;
+    scene->bad_number = number;
+    scene->bad_status = -EIO;
+    scene->bad_for_good = for_good;
+    extend(scene, GROWN_BYTES);
+    struct step *meanwhile = start(scene, REQUEST_WRITE, 2 * TABLE_BYTES, CLUSTER);
+    go_on(scene);
+    const int status = scene->extended;
+    const bool more = scene->changes >= number;
+    scene->bad_number = scene->bad_for_good ? number : 0;
+    if (status > 0 || !meanwhile->done)
+        fail(scene, "%s never ended", status > 0 ? "growing" : "the write");
+    if (status < 0 && number % 2) {
+        extend(scene, DISK_BYTES);
+        go_on(scene);
+    }
+    const bool back = status < 0 && scene->extended == 0;
+    struct step *after = start(scene, REQUEST_WRITE, 3 * TABLE_BYTES, CLUSTER);
+    go_on(scene);
+    if (!after->done || (after->status < 0 && !scene->bad_for_good))
+        fail(scene, "the write after it: %d", after->status);
+    const bool there[] = {true, meanwhile->status == 0 && !power, after->status == 0 && !power};
+    const struct step *steps[] = {before, meanwhile, after};
+    if (power)
+        lose_power(scene);
+    else
+        kill_process(scene);
+    const uint64_t size = scene->image->size_bytes;
+    if ((size != DISK_BYTES && size != GROWN_BYTES) || (status == 0 && size == DISK_BYTES) ||
+        (back && size != DISK_BYTES))
+        fail(scene, "the disk has %llu bytes", (unsigned long long)size);
+    for (unsigned i = 0; i < 3; i++)
+        if (there[i] && !reads_as(scene, steps[i]->req.range, steps[i]->value))
+            fail(scene, "request %u was answered, and is lost", steps[i]->value);
+    check_added(scene, DISK_BYTES, size);
+    scene_end(scene);
+    return more;
+}
+
+/* What a disk had behind its end before it was made smaller is gone. */
+static void grows_over_old_data(enum shape shape, uint64_t lost)
+{
+    struct scene *scene = scene_begin("growing over old data", shape, 1, FIRST_FREE);
+    const uint64_t small = DISK_BYTES - lost;
+    for (unsigned i = 0; i < TABLES; i++)
+        expect(scene, start(scene, REQUEST_WRITE, i * TABLE_BYTES, TABLE_BYTES), 0);
+    expect(scene, start(scene, REQUEST_FLUSH, 0, 0), 0);
+    uint8_t size[8];
+    store_be64(size, small);
+    world_file_fill(scene->file, 24, size, sizeof size);
+    kill_process(scene);
+    extend(scene, GROWN_BYTES);
+    take_place(scene);
+    check_added(scene, small, GROWN_BYTES);
+    if (!reads_as(scene, (struct range){small - 200, 200}, scene->steps[TABLES - 1 - lost / TABLE_BYTES].value))
+        fail(scene, "what lies before the old end is gone");
+    lose_power(scene);
+    check_added(scene, small, GROWN_BYTES);
+    scene_end(scene);
+}
+
+/* The table of refcount blocks grows, too: one change of the header after the other. */
+static void header_changes_twice(void)
+{
+    struct scene *scene = scene_begin("two changes of the header", THROUGH, 1, COVERED - 20);
+    extend(scene, DISK_BYTES + CLUSTER);
+    take_place(scene);
+    scene->hold = (struct pick){WORLD_WRITE, {0, CLUSTER}};
+    start(scene, REQUEST_WRITE, 0, TABLE_BYTES);
+    go_on(scene);
+    if (world_held(scene->world) != 1)
+        fail(scene, "the table of refcount blocks does not grow");
+    extend(scene, DISK_BYTES + TABLE_BYTES); /* the L1 table is long enough */
+    go_on(scene);
+    if (scene->extended != 1)
+        fail(scene, "the header was changed twice at the same time");
+    scene->hold = (struct pick){0};
+    world_let_go_all(scene->world);
+    take_place(scene);
+    kill_process(scene);
+    check_added(scene, DISK_BYTES, DISK_BYTES + TABLE_BYTES);
+    scene_end(scene);
+}
+
+/* What an image can't have is refused, and nothing was changed. */
+static void more_than_an_image_can_have(void)
+{
+    static const struct {
+        uint64_t size;
+        int status;
+    } wrong[] = {{DISK_BYTES + 100, -EINVAL}, {LIMIT_DISK_BYTES + 512, -EFBIG}, {LIMIT_DISK_BYTES / 2, -EFBIG}};
+    struct scene *scene = scene_begin("more than an image can have", THROUGH, 1, FIRST_FREE);
+    scene->changes = 0;
+    scene->bad_status = -EIO;
+    for (unsigned i = 0; i < 3; i++) {
+        extend(scene, wrong[i].size);
+        go_on(scene);
+        if (scene->extended != wrong[i].status || scene->extension.error.code == 0)
+            fail(scene, "a size of %llu bytes: %d", (unsigned long long)wrong[i].size, scene->extended);
+    }
+    if (scene->changes > 0)
+        fail(scene, "a size that was refused changed the image");
+    scene_end(scene);
+}
+
+static void growing(void)
+{
+    for (unsigned i = 0; i < 2 * 2 * 2; i++)
+        for (uint64_t number = 1; grows_on_a_bad_disk(i % 2 ? OVER_BASE : THROUGH, number, i / 2 % 2, i / 4);)
+            number++;
+    grows_over_old_data(THROUGH, 100);
+    grows_over_old_data(THROUGH, TABLE_BYTES + 100);
+    grows_over_old_data(OVER_BASE, 5 * CLUSTER - 100);
+    grows_over_old_data(WRITE_BACK, 3 * TABLE_BYTES);
+    header_changes_twice();
+    more_than_an_image_can_have();
+}
+
 void qcow2_scenes(void)
 {
     killed_with_the_l1_table_on_its_way();
@@ -629,4 +796,5 @@ void qcow2_scenes(void)
         power_lost_behind_fua(seed % 2 ? THROUGH : WRITE_BACK, seed);
     }
     bad_disks();
+    growing();
 }

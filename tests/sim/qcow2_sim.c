@@ -15,6 +15,9 @@
  * it, or as one made it that was under way. Without a death it is as the last write made it, and after a last flush no
  * cluster leaks either.
  *
+ * The disk grows now and then (qcow2_growth.c): after a death it has the old size or the new one, the new one if it was
+ * told to have it, and what was added is zero.
+ *
  * Besides the random lives short stories are told again and again, each time with a death a few disk operations later;
  * of --seed N, one operation later.
  */
@@ -33,46 +36,12 @@
 #include "driver/qcow2/internal.h"
 #include "qcow2_check.h"
 #include "qcow2_scenes.h"
-#include "world.h"
+#include "qcow2_sim.h"
 
 extern struct probe __start_fleece_probes[], __stop_fleece_probes[];
 extern struct mutant __start_fleece_mutants[], __stop_fleece_mutants[];
 
-enum { JOBS = 80, LIVES = 8, BATCHES = 1, EXTENTS = 16 };
-enum { STORIES = 4, STORY_JOBS = 14, STORY_OPERATIONS = 400, STORY_STEP = 13 };
-enum death { DIES_OF_POWER, DIES_OF_KILL, DEATHS };
-/* What a byte may be now: of a batch that was answered, or in part; of any time since the last flush. */
-enum time { OF_BATCH, SINCE_FLUSH };
-
-struct job {
-    struct request req; /* first */
-    struct run *run;
-    struct iovec iov[24];
-    unsigned char *memory;
-    struct block_extent extents[EXTENTS];
-    unsigned char value;
-    int status;
-    bool done;
-};
-
-struct run {
-    uint64_t seed;
-    struct world *world;
-    struct io *io;
-    struct world_file *file;
-    struct node *image;
-    unsigned process, pending, values, jobs_used, error_per_1024;
-    uint64_t size, base_size;
-    struct qcow2_header header;
-    uint64_t stop_at, operations; /* of the disk */
-    bool few_pages, grows, compress, write_back, answered, crashed, killed, failed;
-    /* The model: what the image held at the last flush and holds now, and per byte which values it may have instead. */
-    unsigned char *flushed, *now;
-    unsigned char (*may)[32]; /* a bit for each value */
-    struct job jobs[JOBS];
-};
-
-static void __attribute__((format(printf, 2, 3), noreturn)) fail(const struct run *run, const char *format, ...)
+void run_fail(const struct run *run, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
@@ -100,11 +69,6 @@ static int fault(void *context, const struct world_io *io)
 
 /* Images. */
 
-static uint64_t below(struct run *run, uint64_t limit)
-{
-    return world_below(run->world, limit);
-}
-
 /* Any shape that the driver writes; QEMU makes them too, but not here. */
 static void choose_shape(struct run *run)
 {
@@ -123,6 +87,7 @@ static void choose_shape(struct run *run)
         run->size = 800 * 512;
     run->base_size = header->has_backing ? 512 * (1 + below(run, run->size / 512 + 100)) : 0;
     header->size_bytes = run->size;
+    run->max_size = run->size + 512 * below(run, 200);
     if (header->has_backing) {
         strcpy(header->info.backing_name, "base");
         strcpy(header->info.backing_format, "raw");
@@ -147,7 +112,7 @@ static void make_image(struct run *run)
     uint64_t length = (first + blocks) * cluster;
     uint8_t *bytes = calloc(1, length), *counts = bytes + first * cluster;
     if (qcow2_header_build(header, bytes, cluster < 4096 ? cluster : 4096, &err) < 0)
-        fail(run, "%s", err.text);
+        run_fail(run, "%s", err.text);
     for (uint64_t i = 0; i < blocks; i++)
         store_be64(bytes + cluster + i * 8, (first + i) * cluster);
     for (uint64_t i = 0; i < first + blocks; i++) {
@@ -183,7 +148,7 @@ static void opened(void *argument, struct node *image, const struct error *err)
     run->answered = true;
     run->image = image;
     if (!image && !run->error_per_1024)
-        fail(run, "%s", err->text);
+        run_fail(run, "%s", err->text);
 }
 
 static bool is_answered(void *argument)
@@ -200,17 +165,18 @@ static bool open_image(struct run *run)
     run->io = world_reactor(run->world, "disk", ++run->process);
     world_act_as(run->world, run->io);
     if (file_open(run->io, &options, &file, &err) < 0)
-        fail(run, "%s", err.text);
+        run_fail(run, "%s", err.text);
     run->answered = false;
     qcow2_open(file, false, opened, run);
     world_act_as(run->world, NULL);
     if (!world_run_until(run->world, is_answered, run, 600 * NS_PER_S))
-        fail(run, "the image never opened");
+        run_fail(run, "the image never opened");
     world_act_as(run->world, run->io);
     if (!run->image) {
         node_destroy(file);
         return false;
     }
+    run_growth_opened(run);
     struct qcow2 *image = qcow2_of(run->image);
     if (run->few_pages || below(run, 2)) { /* the bounds of small images are never reached */
         image->page_max = run->few_pages || below(run, 2) ? 10 : 48;
@@ -228,7 +194,7 @@ static bool open_image(struct run *run)
     if (run->header.has_backing) {
         if (file_open(run->io, &(struct file_options){.path = "base", .read_only = true, .page_cache = true}, &base,
                       &err) < 0)
-            fail(run, "%s", err.text);
+            run_fail(run, "%s", err.text);
         qcow2_backing_set(run->image, base);
     }
     return true;
@@ -240,7 +206,7 @@ static void job_done(struct request *req, int status)
 {
     struct job *job = (struct job *)(void *)req;
     if (job->done)
-        fail(job->run, "a request completed twice");
+        run_fail(job->run, "a request completed twice");
     job->done = true;
     job->status = status;
     job->run->pending--;
@@ -259,14 +225,14 @@ static void submit(struct run *run, struct job *job)
     run->pending++;
     node_submit(run->image, &job->req);
     if (job->done)
-        fail(run, "a request completed inside node_submit()");
+        run_fail(run, "a request completed inside node_submit()");
 }
 
 static void finish(struct run *run)
 {
     world_act_as(run->world, NULL);
     if (!world_run_until(run->world, nothing_pending, run, 60 * NS_PER_S))
-        fail(run, "%u requests never completed", run->pending);
+        run_fail(run, "%u requests never completed", run->pending);
     world_act_as(run->world, run->io);
 }
 
@@ -362,14 +328,14 @@ static void check_statuses(struct run *run)
     for (unsigned i = 0; i < run->jobs_used; i++) {
         const struct job *job = &run->jobs[i];
         if (job->status != 0 && !run->error_per_1024)
-            fail(run, "request %u of kind %d failed with %d", i, job->req.kind, job->status);
+            run_fail(run, "request %u of kind %d failed with %d", i, job->req.kind, job->status);
         run->failed |= job->status != 0;
         if (job->req.kind != REQUEST_READ || job->status != 0)
             continue;
         for (uint64_t at = job->req.range.start; at < range_end(job->req.range); at++) {
             unsigned char got = job->memory[at - job->req.range.start];
             if (got != run->now[at] && !may_be(run, at, got))
-                fail(run, "byte %llu was read as %u, it is %u", (unsigned long long)at, got, run->now[at]);
+                run_fail(run, "byte %llu was read as %u, it is %u", (unsigned long long)at, got, run->now[at]);
         }
     }
 }
@@ -387,7 +353,7 @@ static void read_back(struct run *run, unsigned char *to)
             if (job->status == 0)
                 break;
             if (!run->error_per_1024 || tries == 100)
-                fail(run, "reading back failed with %d", job->status);
+                run_fail(run, "reading back failed with %d", job->status);
         }
     }
 }
@@ -415,8 +381,8 @@ static void check_now(struct run *run, enum time time)
         bool allowed = time == SINCE_FLUSH ? got[at] == run->flushed[at] || may_be(run, at, got[at])
                                            : allowed_by_batch(run, at, got[at]);
         if (!allowed)
-            fail(run, "byte %llu is %u, it was %u, and %u at the last flush%s", (unsigned long long)at, got[at],
-                 run->now[at], run->flushed[at], time == SINCE_FLUSH ? " before the power was lost" : "");
+            run_fail(run, "byte %llu is %u, it was %u, and %u at the last flush%s", (unsigned long long)at, got[at],
+                     run->now[at], run->flushed[at], time == SINCE_FLUSH ? " before the power was lost" : "");
     }
     memcpy(run->now, got, run->size);
     free(got);
@@ -427,9 +393,9 @@ static void check_image(struct run *run, bool exact)
     struct qcow2_verdict verdict;
     qcow2_check(world_file_bytes(run->file), world_file_size(run->file), &verdict);
     if (verdict.error[0])
-        fail(run, "%s", verdict.error);
+        run_fail(run, "%s", verdict.error);
     if (exact && verdict.leaks > 0)
-        fail(run, "%u clusters leak", verdict.leaks);
+        run_fail(run, "%u clusters leak", verdict.leaks);
 }
 
 /* A flush of its own; what is there now is what must be there later. */
@@ -442,7 +408,7 @@ static bool flush(struct run *run, bool last)
     if (job->status != 0) {
         run->failed = true;
         if (!run->error_per_1024)
-            fail(run, "a flush failed with %d", job->status);
+            run_fail(run, "a flush failed with %d", job->status);
         return false;
     }
     memcpy(run->flushed, run->now, run->size);
@@ -459,10 +425,15 @@ static void run_batch(struct run *run)
     run->jobs[0].req.kind = REQUEST_FLUSH; /* it is for other things */
     run->jobs[0].status = 0;
     note_writes(run);
+    const bool grows = below(run, 3) == 0;
     for (unsigned i = 1; i < run->jobs_used; i++)
         submit(run, &run->jobs[i]);
+    if (grows)
+        run_growth(run);
     finish(run);
     check_statuses(run);
+    if (grows)
+        run_growth_settle(run);
     check_now(run, run->failed ? SINCE_FLUSH : OF_BATCH);
     if (below(run, 2) && flush(run, false)) {
         world_act_as(run->world, NULL);
@@ -526,6 +497,11 @@ static void die_at_work(struct run *run)
     if (below(run, 3) == 0)
         check_fua(run);
     submit_jobs(run, (unsigned)below(run, JOBS));
+    if (below(run, 3) == 0) {
+        world_act_as(run->world, run->io);
+        run_growth(run);
+        world_act_as(run->world, NULL);
+    }
     world_run_for(run->world, below(run, below(run, 2) ? 5 * NS_PER_MS : NS_PER_MS));
     if (run->write_back && below(run, 2)) { /* while its mappings go to the file */
         struct job *job = &run->jobs[0];
@@ -591,9 +567,9 @@ static struct run *run_create(uint64_t seed, bool grows)
                                                       .context = run,
                                                       .fault = fault});
     choose_shape(run);
-    run->flushed = calloc(1, run->size);
-    run->now = calloc(1, run->size);
-    run->may = calloc(run->size, sizeof *run->may);
+    run->flushed = calloc(1, run->max_size);
+    run->now = calloc(1, run->max_size);
+    run->may = calloc(run->max_size, sizeof *run->may);
     make_image(run);
     if (run->header.has_backing)
         make_base(run);
@@ -616,7 +592,7 @@ static void run_destroy(struct run *run)
 static bool nothing_pending_or_time(void *argument)
 {
     const struct run *run = argument;
-    return run->pending == 0 || run->operations >= run->stop_at;
+    return (run->pending == 0 && !run->growth.busy) || run->operations >= run->stop_at;
 }
 
 /* A few requests, a flush, a few more, and the death. false: it would come after the end. */
@@ -631,6 +607,9 @@ static bool tell_story(uint64_t seed, uint64_t operation, enum death death)
     flush(run, false);
     run->stop_at = run->operations + operation;
     submit_jobs(run, STORY_JOBS);
+    world_act_as(run->world, run->io);
+    run_growth(run);
+    world_act_as(run->world, NULL);
     world_run_until(run->world, nothing_pending_or_time, run, 3600 * NS_PER_S);
     bool in_time = run->operations >= run->stop_at;
     world_act_as(run->world, run->io);

@@ -341,6 +341,65 @@ static void a_truncated_file_is_an_error(void **state)
     assert_int_equal(run_simple(bench, REQUEST_READ, 0, (struct range){4097, 50}, data), 0);
 }
 
+struct extending {
+    struct node_extension extension;
+    struct bench *bench;
+    int status;
+};
+
+static void extended(struct node_extension *extension, int status)
+{
+    struct extending *extending = container_of(extension, struct extending, extension);
+    extending->status = status;
+    ring_quit(extending->bench->io);
+}
+
+/* The size that the file has then; or -errno. */
+static int64_t extend(struct bench *bench, uint64_t size)
+{
+    struct extending extending = {.extension = {.size_bytes = size, .done = extended}, .bench = bench, .status = 1};
+    bench->node->ops->extend(bench->node, &extending.extension);
+    assert_int_equal(extending.status, 1);
+    ring_run(bench->io);
+    return extending.status < 0 ? extending.status : (int64_t)extending.extension.size_bytes;
+}
+
+static uint64_t file_length(const struct bench *bench)
+{
+    struct stat st;
+    assert_int_equal(stat(bench->path, &st), 0);
+    return (uint64_t)st.st_size;
+}
+
+/* What was added and not used is taken back; what somebody else has added is his. */
+static void a_file_gets_its_old_size_again(void **state)
+{
+    static const uint64_t old_sizes[] = {MIB, MIB + 1000};
+    struct bench *bench = *state;
+    static char data[4096];
+    for (unsigned i = 0; i < 2; i++) {
+        const uint64_t old = old_sizes[i];
+        unlink(bench->path);
+        make_file(bench->path, old);
+        open_node(bench, false);
+        assert_int_equal(extend(bench, old), old);
+        assert_int_equal(extend(bench, 2 * MIB), 2 * MIB);
+        assert_int_equal(extend(bench, old), old);
+        assert_int_equal(file_length(bench), old);
+        assert_int_equal(run_simple(bench, REQUEST_WRITE, 0, (struct range){old - 4096, 4096}, data), 0);
+        assert_int_equal(extend(bench, 2 * MIB), 2 * MIB);
+        assert_int_equal(truncate(bench->path, 3 * MIB), 0);
+        assert_int_equal(extend(bench, old), old);
+        assert_int_equal(file_length(bench), 3 * MIB);
+        assert_int_equal(extend(bench, 2 * MIB), -EINVAL);
+        assert_int_equal(extend(bench, 0), 3 * MIB);
+        bench->node->ops->grow(bench->node, 3 * MIB);
+        assert_int_equal(extend(bench, 3 * MIB), 3 * MIB);
+        assert_int_equal(file_length(bench), 3 * MIB);
+        close_node(bench);
+    }
+}
+
 /* It grows, with a tail of odd size, which stays where it was, and without: what is written is there. */
 static void a_file_grows(void **state)
 {
@@ -350,15 +409,14 @@ static void a_file_grows(void **state)
     for (unsigned i = 0; i < 6; i++) {
         const uint64_t old = old_sizes[i / 2];
         uint64_t size = 0;
-        struct error err;
         unlink(bench->path);
         make_file(bench->path, old);
         open_node(bench, i % 2);
-        assert_int_equal(bench->node->ops->extend(bench->node, &size, &err), old % 512 ? -EINVAL : 0);
+        assert_int_equal(extend(bench, 0), old % 512 ? -EINVAL : (int64_t)old);
         for (uint64_t step = 1; step <= 2; step++) {
             const uint64_t before = bench->node->size_bytes;
             size = 2 * MIB * step;
-            assert_int_equal(bench->node->ops->extend(bench->node, &size, &err), 0);
+            assert_int_equal(extend(bench, size), size);
             assert_int_equal(bench->node->size_bytes, before);
             bench->node->ops->grow(bench->node, size);
             assert_int_equal(bench->node->size_bytes, 2 * MIB * step);
@@ -373,10 +431,8 @@ static void a_file_grows(void **state)
                 assert_memory_equal(read, data, sizeof data);
             }
         }
-        size = 4 * MIB + 1;
-        assert_int_equal(bench->node->ops->extend(bench->node, &size, &err), -EINVAL);
-        size = LIMIT_DISK_BYTES + 512;
-        assert_int_equal(bench->node->ops->extend(bench->node, &size, &err), -EFBIG);
+        assert_int_equal(extend(bench, 4 * MIB + 1), -EINVAL);
+        assert_int_equal(extend(bench, LIMIT_DISK_BYTES + 512), -EFBIG);
         close_node(bench);
         open_node(bench, i % 2);
         assert_int_equal(bench->node->size_bytes, 4 * MIB);
@@ -708,6 +764,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(random_requests_keep_every_byte, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(status_tells_holes, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(a_truncated_file_is_an_error, bench_begin, bench_end),
+        cmocka_unit_test_setup_teardown(a_file_gets_its_old_size_again, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(a_file_grows, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(many_bounced_requests_wait_for_buffers, bench_begin, bench_end),
         cmocka_unit_test_setup_teardown(a_crowd_behind_one_write_goes_on, bench_begin, bench_end),

@@ -279,10 +279,9 @@ bool cache_has(struct qcow2 *image, struct range place)
     return false;
 }
 
-int cache_drop_table(struct qcow2 *image, struct qcow2_waiter *waiter)
+int cache_drop(struct qcow2 *image, struct range place, struct qcow2_waiter *waiter)
 {
-    struct range table = {image->header.reftable_offset, image->header.reftable_clusters << image->cluster_bits};
-    for (uint64_t at = table.start; at < range_end(table); at += image->page_bytes) {
+    for (uint64_t at = place.start; at < range_end(place); at += image->page_bytes) {
         struct page *page = page_find(image, at);
         if (page && page->loading) {
             qcow2_wait(&page->waiting, waiter);

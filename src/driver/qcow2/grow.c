@@ -124,12 +124,13 @@ static void table_switch(struct grow *grow)
 {
     struct qcow2 *image = grow->image;
     struct qcow2_header *header = &image->header;
+    const struct range table = {header->reftable_offset, header->reftable_clusters << image->cluster_bits};
     int status = freed_reserve(image, 1, &grow->waiter);
     if (status == 0)
-        status = cache_drop_table(image, &grow->waiter);
+        status = cache_drop(image, table, &grow->waiter);
     if (status == -EAGAIN)
         return;
-    freed_add(image, header->reftable_offset, header->reftable_clusters << image->cluster_bits, false);
+    freed_add(image, table.start, table.length, false);
     header->reftable_offset = place_of(grow, grow->blocks);
     header->reftable_clusters = grow->clusters;
     image->cursor = grow->first + grow->blocks + grow->clusters;
@@ -234,6 +235,11 @@ static char *zeroed(uint64_t length)
     if (bytes)
         memset(bytes, 0, length);
     return bytes;
+}
+
+bool grow_is_under_way(const struct qcow2 *image)
+{
+    return image->grow && image->grow->step != GROW_STUCK;
 }
 
 void grow_wait(struct qcow2 *image, struct qcow2_waiter *waiter)

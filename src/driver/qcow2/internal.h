@@ -131,6 +131,33 @@ struct cluster {
     bool copied; /* nobody else refers to it */
 };
 
+/* A change of fields in the header's first sector (header_change.c). */
+struct header_change {
+    struct qcow2 *image;
+    void (*apply)(struct header_change *change, uint8_t *sector);
+    void (*done)(struct header_change *change, int status);
+    bool begun; /* the file may have it, whatever the status */
+    /* private: */
+    enum header_step { HEADER_READ, HEADER_WRITE, HEADER_SYNC } step;
+    char *sector;
+    struct qcow2_waiter waiter;
+    struct request req;
+    struct iovec iov;
+};
+enum extend_step { EXTEND_TABLE, EXTEND_LOOK, EXTEND_ZERO, EXTEND_COMMIT, EXTEND_HEADER, EXTEND_END };
+
+/* The disk is about to get another size (extend.c). */
+struct qcow2_extend {
+    struct qcow2 *image;
+    struct node_extension *extension;
+    enum extend_step step;
+    uint64_t at, zero_end; /* looked at so far; where something else than zeroes ends */
+    struct qcow2_waiter waiter;
+    struct header_change header;
+    struct request req;
+    struct io_task task;
+};
+
 struct qcow2 {
     struct node node; /* first */
     struct node *file, *backing;
@@ -164,6 +191,15 @@ struct qcow2 {
     struct grow *grow; /* the table of refcount blocks is being replaced */
     struct list grow_waiters;
     uint64_t grown_to; /* up to this cluster attempts that failed may have written; 0: none has */
+    /* header_change.c */
+    bool header_changes;
+    struct list header_waiters;
+    /* l1_grow.c: entries of the table stay as they are */
+    struct l1_move *l1_move;
+    struct list l1_waiters;
+    /* extend.c */
+    struct qcow2_extend extend;
+    uint64_t named_bytes; /* the disk's size that the header may tell, besides the node's; 0: it does not */
     /* mapping.c */
     uint64_t begun_table; /* a cluster for an L2 table, of which there is no page in memory yet; 0: none */
     /* refcount.c */
@@ -234,8 +270,8 @@ void page_finish(struct page *page, bool written);
 bool cache_is_full(const struct qcow2 *image);
 /* Keeps the bound again, as far as pages may go. */
 void cache_trim(struct qcow2 *image);
-/* Forgets all pages of the refcount table, which are clean. */
-int cache_drop_table(struct qcow2 *image, struct qcow2_waiter *waiter);
+/* Forgets all pages of that place, which are clean. */
+int cache_drop(struct qcow2 *image, struct range place, struct qcow2_waiter *waiter);
 bool cache_has(struct qcow2 *image, struct range place);
 
 /* through.c */
@@ -287,6 +323,28 @@ int table_grow(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waite
 /* While image->grow is there nobody allocates. */
 void grow_wait(struct qcow2 *image, struct qcow2_waiter *waiter);
 void grow_free(struct qcow2 *image);
+
+/* Whether it changes the header. */
+bool grow_is_under_way(const struct qcow2 *image);
+
+/* header_change.c */
+/* false: no memory. In either case header_change_fini() is to follow. */
+bool header_change_init(struct header_change *change, struct qcow2 *image,
+                        void (*apply)(struct header_change *change, uint8_t *sector),
+                        void (*done)(struct header_change *change, int status));
+void header_change_fini(struct header_change *change);
+/* done() comes later, when what apply() has changed is stable; as often as it is started. */
+void header_change_start(struct header_change *change);
+
+/* l1_grow.c: so many entries, more than there are. -EAGAIN: the waiter is queued, and then looks again; or -ENOMEM. */
+int l1_grow(struct qcow2 *image, uint64_t entries, struct qcow2_waiter *waiter);
+/* While image->l1_move is there no entry changes. */
+void l1_wait(struct qcow2 *image, struct qcow2_waiter *waiter);
+void l1_move_free(struct qcow2 *image);
+
+/* extend.c: node_ops */
+void qcow2_extend(struct node *node, struct node_extension *extension);
+void qcow2_grow(struct node *node, uint64_t size_bytes);
 
 /* mapping.c: 0, or -EAGAIN: the waiter is queued, or another error. */
 /* The entry of a guest's cluster; -ENOENT: it has no table, and neither has anything before *table_end (in clusters). */

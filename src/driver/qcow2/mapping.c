@@ -65,6 +65,10 @@ int l2_create(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waiter
 {
     struct page *l1;
     uint64_t at = l1_place(image, cluster), table, count;
+    if (image->l1_move && !MUTANT(qcow2_l1_changes_while_it_moves)) {
+        l1_wait(image, waiter);
+        return -EAGAIN;
+    }
     int status = page_get(image, PAGE_L1, at, waiter, &l1);
     if (status < 0)
         return status;

@@ -56,6 +56,8 @@ static int writes_init(struct qcow2 *image)
     list_init(&image->blocked);
     list_init(&image->buffer_waiters);
     list_init(&image->grow_waiters);
+    list_init(&image->l1_waiters);
+    list_init(&image->header_waiters);
     if (image->node.read_only)
         return 0;
     image->write_slots = calloc(LIMIT_QCOW2_WRITES, sizeof *image->write_slots);
@@ -75,6 +77,7 @@ void qcow2_image_free(struct qcow2 *image)
 {
     cache_fini(image);
     grow_free(image);
+    l1_move_free(image);
     free(image->unused);
     free(image->pieces);
     free(image->write_slots);

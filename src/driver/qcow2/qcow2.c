@@ -10,6 +10,7 @@
  *   refcount.c  which clusters are used; new ones
  *   pool.c      ... counted ahead; those that became free
  *   grow.c      a larger table of counts
+ *   extend.c    a larger disk      l1_grow.c  its L1 table      header_change.c  what both say in the header
  *   mapping.c   from the guest's clusters to the file's
  *   read.c, inflate.c, status.c, write.c, zero.c  requests
  *
@@ -159,7 +160,8 @@ static void qcow2_destroy(struct node *node)
     free(image);
 }
 
-const struct node_ops qcow2_ops = {.driver = "qcow2", .submit = qcow2_submit, .destroy = qcow2_destroy};
+const struct node_ops qcow2_ops = {
+    .driver = "qcow2", .submit = qcow2_submit, .destroy = qcow2_destroy, .extend = qcow2_extend, .grow = qcow2_grow};
 
 void qcow2_info(const struct node *image, struct qcow2_info *info)
 {

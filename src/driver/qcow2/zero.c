@@ -20,10 +20,17 @@ static uint64_t unit_of(const struct qcow2_write *w)
     return w->req->kind == REQUEST_DISCARD ? w->image->cluster_bytes : w->image->granule_bytes;
 }
 
+/* Of the disk; or what is zeroed lies behind that, before the disk grows (extend.c). */
+static uint64_t disk_end(const struct qcow2_write *w)
+{
+    uint64_t size = w->image->node.size_bytes, end = range_end(w->req->range);
+    return end > size ? end : size;
+}
+
 /* The end of the unit that `at` is in; the last one ends with the disk. */
 static uint64_t unit_end(const struct qcow2_write *w, uint64_t at)
 {
-    uint64_t end = round_down(at, unit_of(w)) + unit_of(w), size = w->image->node.size_bytes;
+    uint64_t end = round_down(at, unit_of(w)) + unit_of(w), size = disk_end(w);
     return end < size ? end : size;
 }
 
@@ -85,7 +92,7 @@ static int zero_page(struct qcow2_write *w, struct page *page, unsigned index, u
     for (; index < l2_page_entries(image) && w->at < limit; index++) {
         struct cluster old, new;
         uint64_t start = round_down(w->at, image->cluster_bytes), end = start + image->cluster_bytes;
-        uint64_t to = end < limit || limit == image->node.size_bytes ? end : round_down(limit, unit_of(w));
+        uint64_t to = end < limit || limit == disk_end(w) ? end : round_down(limit, unit_of(w));
         if (to <= w->at)
             break; /* an edge */
         int status = cluster_decode(image, page, index, &old);
