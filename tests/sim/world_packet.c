@@ -7,10 +7,13 @@
  */
 #include <assert.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "world_internal.h"
+
+#define UNDER_WAY UINT_MAX /* no process */
 
 static struct event *packet_event(struct io *io, enum world_kind kind, struct io_op *op, int fd)
 {
@@ -116,7 +119,7 @@ static void add_parcel(struct world *world, struct socket *to, const struct io_p
         if (event == NULL || !event->is_event)
             world_violation(world, "descriptor %d is sent, which is no eventfd", packet->fds[i]);
         event->shared++;
-        parcel->fds[i] = socket_open(world, event, world->current != NULL ? world->current->process : 0);
+        parcel->fds[i] = socket_open(world, event, UNDER_WAY); /* the sender may die before it is received */
         if (parcel->fds[i] < 0)
             abort();
     }
