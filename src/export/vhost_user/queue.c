@@ -6,8 +6,9 @@
  * work in it from before. It is served while the front-end has it enabled (or knows no enabling). To stop it, nothing
  * more is taken, and what was taken is returned and shown first: only then is its base where a successor goes on (C14).
  *
- * Chains are taken in batches, and begun only when it is sure that the guest's memory was there to be read: what is found
- * in a page that the VMM has taken away is zeroes, not requests.
+ * Chains are taken in batches, of which each goes to the kernel before the next is taken. They are begun only when it is
+ * sure that the guest's memory was there to be read: what is found in a page that the VMM has taken away is zeroes, not
+ * requests.
  */
 #include "export/vhost_user/queue.h"
 
@@ -81,6 +82,18 @@ static void queue_publish(struct vhost_queue *queue)
         vhost_poll_extend(session, false);
 }
 
+/* As many as are under way already: a disk at rest begins with the first while we prepare the others. Or twice as many as
+ * the last time, if those were not all: they may end as fast as they come. */
+static unsigned batch_limit(const struct vhost_queue *queue)
+{
+    unsigned limit = queue->resubmitting ? LIMIT_VHOST_BATCH : 2 * queue->batch;
+    if (limit < queue->session->in_flight)
+        limit = queue->session->in_flight;
+    if (limit < VHOST_BATCH_MIN)
+        limit = VHOST_BATCH_MIN;
+    return limit < LIMIT_VHOST_BATCH ? limit : LIMIT_VHOST_BATCH;
+}
+
 bool vhost_queue_serve(struct vhost_queue *queue)
 {
     struct vhost_session *session = queue->session;
@@ -95,8 +108,9 @@ bool vhost_queue_serve(struct vhost_queue *queue)
     struct list taken;
     list_init(&taken);
     unsigned count = 0;
+    const unsigned limit = batch_limit(queue);
     queue->starved = false;
-    for (struct vhost_request *request; count < LIMIT_VHOST_BATCH && (request = queue_take(queue)); count++)
+    for (struct vhost_request *request; count < limit && (request = queue_take(queue)); count++)
         list_append(&taken, &request->link);
     queue->in_flight += count;
     session->in_flight += count;
@@ -116,8 +130,11 @@ bool vhost_queue_serve(struct vhost_queue *queue)
         else
             vhost_request_begin(request);
     }
-    if (count == LIMIT_VHOST_BATCH)
+    queue->batch = count == limit ? count : 0;
+    if (count == limit && queue->resubmitting) /* all of it now, lest we leave before the next tick */
         vhost_queue_look(queue);
+    else if (count == limit && session->state == VHOST_SESSION_SERVING)
+        vhost_poll_soon(session);
     return count > 0;
 }
 

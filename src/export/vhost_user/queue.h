@@ -30,6 +30,7 @@ struct vhost_queue {
     bool broken;            /* and that has been said */
     bool starved;           /* chains wait for request objects */
     unsigned in_flight;     /* chains that are out */
+    unsigned batch;         /* as many were taken the last time, and there may be more; 0: that was all */
     struct io_task look, publish;
 };
 
