@@ -167,6 +167,8 @@ enum {
     TRACK_BATCH_MIN = 6,
     /* Jobs of one VM at once. */
     LIMIT_JOBS = 16,
+    /* Names of the targets of a push, all together: what a command can say. */
+    LIMIT_PUSH_TEXT_BYTES = 64 * 1024,
 
     /* Copies of old data under way on one disk. A write that needs another one parks. */
     LIMIT_COPIES = 128,
@@ -537,6 +539,10 @@ enum {
 #define PUSH_POLL_MS 200
 /* Somebody else deletes the snapshot of a push: whether it is gone is looked at this often. */
 #define PUSH_RETRY_NS (20 * NS_PER_MS)
+/* ... and when the daemon is gone, it waits so long for the next one: which may wait for locks of the last. */
+#define PUSH_RETURN_NS (120 * NS_PER_S)
+/* A push that was taken over from a killed daemon stays for so long when it is over: who watched it must connect again. */
+#define PUSH_LINGER_NS (60 * NS_PER_S)
 /* A push whose target stalls hears of nothing: whether its snapshot still lives is looked at this often. */
 #define PUSH_LOOK_NS (500 * NS_PER_MS)
 /* A read of a snapshot failed: word that it broke is at most this long behind. */

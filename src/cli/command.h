@@ -57,6 +57,8 @@ void cli_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Connects to the daemon that --vm or --control names. CLI_DONE, or what the command returns: the error has
  * been said. */
 int cli_connect(const struct cli *cli, struct fleece **fleece);
+/* After cli_connect(), when the connection is lost: another one, or NULL, of which nothing is said. */
+struct fleece *cli_connect_again(const struct cli *cli);
 /* Executes and returns the JSON text of "return" (free() it); NULL: the error has been said, return
  * CLI_FAILED. */
 char *cli_execute(struct fleece *fleece, const char *command, const char *arguments);

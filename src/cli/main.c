@@ -107,6 +107,14 @@ int cli_connect(const struct cli *cli, struct fleece **fleece)
     return *fleece ? CLI_DONE : cli_fail("%s", error);
 }
 
+struct fleece *cli_connect_again(const struct cli *cli)
+{
+    char path[PATH_MAX], error[FLEECE_ERROR_BYTES];
+    if (!cli->control && fleece_default_socket(cli->vm, path, sizeof path) < 0)
+        return NULL;
+    return fleece_open(cli->control ? cli->control : path, error);
+}
+
 char *cli_execute(struct fleece *fleece, const char *command, const char *arguments)
 {
     char error[FLEECE_ERROR_BYTES];

@@ -3,6 +3,9 @@
  * fleece push: a job of the daemon's that copies disks to files or NBD exports, started, watched and, on an interruption,
  * cancelled from here. The job is the daemon's: it goes on when this process is killed, and its end shows in events.
  *
+ * It also goes on when the daemon is killed and started again. So a connection that is lost without a word of the daemon's
+ * end is made anew when the daemon is back, and the job is watched on; it stays there for a while when it is over by then.
+ *
  * The job gets its name here, so that it can be cancelled even when the answer to the command that starts it has not come.
  */
 #include "cli/command.h"
@@ -31,6 +34,9 @@ struct push {
     json_t *arguments, *disks; /* disks: as query-block-jobs showed them last */
     char job[LIMIT_NAME_BYTES + 1], label[LIMIT_NAME_BYTES + 1];
     bool cancelling, over, cancelled, warned;
+    bool shutting_down;            /* the daemon has said that it ends */
+    bool came_back;                /* after its death: then we dismiss the job */
+    bool left;                     /* interrupted while the daemon was gone */
     char consistent[16];           /* how its snapshot is */
     char error[LIMIT_ERROR_BYTES]; /* empty: it went well */
     uint64_t done_bytes, total_bytes, data_bytes, started_ns;
@@ -68,15 +74,23 @@ static void cancel(struct push *push)
     json_decref(execute(push, "job-cancel", json_pack("{s:s}", "id", push->job)));
 }
 
-static bool job_is_there(struct push *push)
+/* As query-jobs shows it, to be freed; NULL: it is not there. */
+static json_t *find_job(struct push *push)
 {
-    json_t *jobs = execute(push, "query-jobs", NULL), *job;
-    bool found = false;
+    json_t *jobs = execute(push, "query-jobs", NULL), *job, *found = NULL;
     size_t i;
     json_array_foreach (jobs, i, job)
-        found |= strcmp(cli_text(job, "id"), push->job) == 0;
+        if (!found && strcmp(cli_text(job, "id"), push->job) == 0)
+            found = json_incref(job);
     json_decref(jobs);
     return found;
+}
+
+static bool job_is_there(struct push *push)
+{
+    json_t *job = find_job(push);
+    json_decref(job);
+    return job != NULL;
 }
 
 /* How far the job is. */
@@ -91,6 +105,9 @@ static void look(struct push *push)
         push->disks = json_incref(json_object_get(job, "disks"));
         push->done_bytes = (uint64_t)json_integer_value(json_object_get(job, "offset"));
         push->total_bytes = (uint64_t)json_integer_value(json_object_get(job, "len"));
+        if (!push->consistent[0] &&
+            json_object_get(job, "consistent")) /* the answer to the command that started it was lost */
+            snprintf(push->consistent, sizeof push->consistent, "%s", cli_text(job, "consistent"));
         push->data_bytes = 0;
         json_array_foreach (push->disks, k, disk)
             push->data_bytes += (uint64_t)json_integer_value(json_object_get(disk, "data"));
@@ -105,6 +122,7 @@ static void take_event(struct push *push, const json_t *event)
     const json_t *data = json_object_get(event, "data");
     const char *name = cli_text(event, "event");
     bool completed = strcmp(name, "BLOCK_JOB_COMPLETED") == 0, cancelled = strcmp(name, "BLOCK_JOB_CANCELLED") == 0;
+    push->shutting_down |= strcmp(name, "SHUTDOWN") == 0;
     if ((!completed && !cancelled) || strcmp(cli_text(data, "device"), push->job) != 0)
         return;
     push->over = true;
@@ -116,9 +134,9 @@ static void take_event(struct push *push, const json_t *event)
         snprintf(push->error, sizeof push->error, "job '%s' was cancelled", push->job);
 }
 
-static void take_events(struct push *push)
+/* All that have come. Returns whether more can come. */
+static bool drain_events(struct push *push, char *error)
 {
-    char error[FLEECE_ERROR_BYTES] = "";
     char *text;
     while (!push->over && (text = fleece_event(push->fleece, 0, error)) != NULL) {
         json_t *event = json_loads(text, 0, NULL);
@@ -126,19 +144,90 @@ static void take_events(struct push *push)
         json_decref(event);
         free(text);
     }
-    if (!push->over && error[0]) {
-        push->over = true;
-        snprintf(push->error, sizeof push->error, "%s", error);
-    }
+    return !error[0];
 }
+
+/* ---- the daemon's death and its return ---- */
+
+static void end_with(struct push *push, const char *sentence)
+{
+    push->over = true;
+    snprintf(push->error, sizeof push->error, "%s", sentence);
+}
+
+/* A failed command does not say whether it was that. */
+static bool connection_is_lost(struct push *push)
+{
+    char error[FLEECE_ERROR_BYTES];
+    char *text = fleece_execute(push->fleece, "query-version", NULL, error);
+    free(text);
+    return !text;
+}
+
+/* Connects again when there is a daemon; false: not in time, or interrupted. */
+static bool connect_again(struct push *push)
+{
+    struct pollfd fd = {.fd = push->transfer.signal_fd, .events = POLLIN};
+    const uint64_t end_ns = io_now_ns(push->transfer.io) + PUSH_RETURN_NS;
+    fleece_close(push->fleece);
+    push->fleece = NULL;
+    while (!push->fleece && io_now_ns(push->transfer.io) < end_ns) {
+        poll(&fd, 1, PUSH_POLL_MS);
+        if (transfer_interrupted(&push->transfer)) {
+            push->left = true;
+            return false;
+        }
+        push->fleece = cli_connect_again(push->cli);
+    }
+    return push->fleece != NULL;
+}
+
+/* The connection is lost: watches on with the next daemon, if the job is there. */
+static void come_back(struct push *push)
+{
+    char error[FLEECE_ERROR_BYTES] = "";
+    (void)drain_events(push, error);
+    if (push->over)
+        return;
+    if (push->shutting_down) {
+        end_with(push, error);
+        return;
+    }
+    cli_note("the daemon is gone: waiting until it is back");
+    json_t *job = NULL;
+    while (!job && connect_again(push)) {
+        job = find_job(push);
+        if (!job && !connection_is_lost(push))
+            break;
+    }
+    if (!push->fleece) {
+        end_with(push, error);
+        return;
+    }
+    if (!job) {
+        end_with(push, "the daemon was started again, and has no such job any more: it is not known how it ended");
+        return;
+    }
+    push->came_back = true;
+    push->done_bytes = (uint64_t)json_integer_value(json_object_get(job, "current-progress"));
+    if (strcmp(cli_text(job, "status"), "concluded") == 0)
+        end_with(push, json_object_get(job, "error") ? cli_text(job, "error") : "");
+    else if (push->cancelling)
+        cancel(push);
+    json_decref(job);
+}
+
+/* ---- watching ---- */
 
 static void watch(struct push *push)
 {
-    struct pollfd fds[] = {{.fd = fleece_descriptor(push->fleece), .events = POLLIN},
-                           {.fd = push->transfer.signal_fd, .events = POLLIN}};
     progress_begin(&push->progress, push->cli->json, NULL, push->label, io_now_ns(push->transfer.io));
     for (look(push); !push->over; look(push)) {
-        take_events(push);
+        struct pollfd fds[] = {{.fd = fleece_descriptor(push->fleece), .events = POLLIN},
+                               {.fd = push->transfer.signal_fd, .events = POLLIN}};
+        char error[FLEECE_ERROR_BYTES] = "";
+        if (!drain_events(push, error) && !push->over)
+            come_back(push);
         if (push->over)
             break;
         poll(fds, 2, PUSH_POLL_MS);
@@ -170,6 +259,10 @@ static int start(struct push *push)
     if (began)
         note_cut(push, execution.reply);
     free(execution.reply);
+    if (!began && !transfer_interrupted(&push->transfer) && connection_is_lost(push)) {
+        come_back(push);
+        return CLI_DONE;
+    }
     if (!transfer_interrupted(&push->transfer))
         return began ? CLI_DONE : cli_fail("%s", execution.error);
     fleece_close(push->fleece); /* the interruption has shut it down */
@@ -187,7 +280,11 @@ static int report(struct push *push)
 {
     char text[16];
     double seconds = (double)(io_now_ns(push->transfer.io) - push->started_ns) / (double)NS_PER_S;
-    if (push->cancelled && push->cancelling) {
+    if (push->left) {
+        cli_fail("interrupted while the daemon was gone: when it is back, it goes on with job '%s'", push->job);
+        return CLI_INTERRUPTED;
+    }
+    if (push->cancelling && (push->cancelled || (push->came_back && push->error[0]))) {
         cli_fail("interrupted: the push was cancelled");
         return CLI_INTERRUPTED;
     }
@@ -308,10 +405,12 @@ static int push_go(struct push *push)
     } else {
         push->started_ns = io_now_ns(push->transfer.io);
         code = start(push);
-        if (code == CLI_DONE) {
+        if (code == CLI_DONE && !push->over)
             watch(push);
+        if (code == CLI_DONE && push->came_back)
+            json_decref(execute(push, "job-dismiss", json_pack("{s:s}", "id", push->job)));
+        if (code == CLI_DONE)
             code = report(push);
-        }
         transfer_close(&push->transfer);
     }
     if (push->fleece)

@@ -7,7 +7,7 @@
  *   OPEN     the disks, on a helper thread, since a killed daemon's locks may have to be waited for
  *   RECOVER  sidecars and checkpoints: what each disk knows of its changes, before any of them is written; then the
  *            snapshots of a killed daemon, with copy-before-write in place, and away with what else it has left
- *   EXPORT   the NBD server and the vhost-user sockets: from here on the guest is served
+ *   EXPORT   the NBD server, the pushes of a killed daemon and the vhost-user sockets: from here on the guest is served
  *   SERVE    the control socket, and "ready"
  *   then, after a signal, `quit` or a failure at any point, whatever exists ends in the opposite order:
  *   THAW     a guest that is frozen for a cut thaws, while its disks are still served
@@ -41,6 +41,7 @@
 #include "daemon/notify.h"
 #include "daemon/space.h"
 #include "io/ring.h"
+#include "vm/push.h"
 
 static void daemon_end_next(void *argument);
 
@@ -272,6 +273,7 @@ static void daemon_served(void *argument, const struct error *failure)
 static void daemon_published(void *argument)
 {
     struct daemon *daemon = argument;
+    pushes_take_over(daemon->vm, &daemon->jobs);
     if (daemon->end_wanted)
         daemon_end(daemon, "host-signal");
     else if (daemon->options->incoming)

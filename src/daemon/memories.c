@@ -10,6 +10,7 @@
  *
  *     DISK.track                       one disk's bitmaps; also under another name of the disk
  *     DISK.map, DISK.slots; snapshots  all of a table's disks, and the table last: after a crash the next start goes on
+ *     push.N                           a job whose disks are all here
  *
  * The disks' locks are held, so no daemon that served them is alive. Disks that are read-only may have several users, and
  * move nothing. Whose memory it is, is read without its lock, lest the start of another VM finds it taken. Where the same
@@ -30,6 +31,7 @@
 
 #include "base/log.h"
 #include "track/span.h"
+#include "vm/push_record.h"
 #include "vm/snapshot_table.h"
 
 #define TRACK_SUFFIX ".track"
@@ -136,6 +138,18 @@ static bool move_snapshots(const struct move *move)
     return ours && sure && move_file(move, "snapshots", "snapshots");
 }
 
+/* A job's record moves with the snapshots; where those can't be moved, it is looked for nowhere else than where it is. */
+static bool move_push(const struct move *move, const char *name)
+{
+    uint64_t head[MEMORY_HEAD_BYTES / sizeof(uint64_t)];
+    struct snapshot_table_disk disks[LIMIT_DISKS];
+    const int count = push_record_owners(head, read_head(move, name, head, sizeof head), disks);
+    bool ours = count > 0, sure = true;
+    for (int i = 0; i < count && ours && sure; i++)
+        ours = disk_of(move->disks, disks[i].identity.device, disks[i].identity.inode, &sure) >= 0;
+    return ours && sure && move_file(move, name, name);
+}
+
 static bool ends_with(const char *name, const char *suffix)
 {
     const size_t length = strlen(name), end = strlen(suffix);
@@ -153,6 +167,8 @@ static void look_through(const struct move *move, const char *vm)
             moved = move_track(move, entry->d_name) || moved;
         else if (strcmp(entry->d_name, "snapshots") == 0)
             moved = move_snapshots(move) || moved;
+        else if (strncmp(entry->d_name, "push.", 5) == 0)
+            moved = move_push(move, entry->d_name) || moved;
     }
     closedir(folder);
     (void)rmdir(move->from); /* unless something is in it */

@@ -2,23 +2,36 @@
 /*
  * A target is checked by its words, opened on a helper thread, written by the copy engine, and kept or removed:
  *
- *     checked -> open (a new file remembers its device and inode) -> kept (its name is made durable) | removed
+ *     checked -> open (a new file's device and inode are noted) -> kept (its name is made durable) | removed
+ *     taken over from a killed daemon -> open again, if it is the very same | removed
  *
- * Only a file that this target has made is ever removed, and only while the name still leads to it. A crash of the daemon
- * leaves the partial file under its name: the job that could say so is gone with it.
+ * Only a file that this target has made is ever removed, and only while its name still leads to it. So that this holds over
+ * a kill in any moment (R7), a new file is made under a random name, which is noted before; then it is noted which file that
+ * is; then it gets its own name, if that is free. What is noted is right in each of these moments: a file by the random name
+ * is ours, and so is the noted one, by whichever name.
+ *
+ * What is opened again is written again, so it must not be a stranger's: its lock is taken first (when we have it, whatever
+ * the dead daemon had under way has landed, C10), then device, inode and the time of its making are compared. That somebody
+ * has written into the very file while no daemon had it locked can't be seen: it is the job's until that ends.
  */
 #include "job/target.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/fs.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "driver/nbd.h"
 #include "job/image.h"
+
+#define TEMPORARY_PREFIX ".fleece-push-"
 
 static bool is_uri(const char *where)
 {
@@ -35,6 +48,103 @@ int target_check(const char *where, struct error *err)
     return 0;
 }
 
+/* ---- which file it is ---- */
+
+static uint64_t device_instance(const char *path)
+{
+    uint64_t number = 0;
+    const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    if (fd >= 0 && ioctl(fd, BLKGETDISKSEQ, &number) < 0) /* before Linux 5.15 */
+        number = 0;
+    if (fd >= 0)
+        close(fd);
+    return number;
+}
+
+/* 0 or -errno. */
+static int identify(const char *path, struct target_identity *is)
+{
+    struct statx stat;
+    *is = (struct target_identity){0};
+    if (statx(AT_FDCWD, path, 0, STATX_BASIC_STATS | STATX_BTIME, &stat) < 0)
+        return -errno;
+    if (S_ISBLK(stat.stx_mode)) {
+        is->device = makedev(stat.stx_rdev_major, stat.stx_rdev_minor);
+        is->instance = device_instance(path);
+        return 0;
+    }
+    is->device = makedev(stat.stx_dev_major, stat.stx_dev_minor);
+    is->inode = stat.stx_ino;
+    if (stat.stx_mask & STATX_BTIME)
+        is->made_ns = (uint64_t)stat.stx_btime.tv_sec * NS_PER_S + stat.stx_btime.tv_nsec;
+    return 0;
+}
+
+static bool leads_to(const char *path, const struct target_identity *was)
+{
+    struct target_identity is;
+    return identify(path, &is) == 0 && is.device == was->device && is.inode == was->inode &&
+           is.made_ns == was->made_ns && is.instance == was->instance;
+}
+
+/* ---- a new file ---- */
+
+static int temporary_path(const char *where, const char *nonce, char path[PATH_MAX])
+{
+    const char *slash = strrchr(where, '/');
+    int length = snprintf(path, PATH_MAX, "%.*s/" TEMPORARY_PREFIX "%s", (int)(slash - where), where, nonce);
+    return length < 0 || length >= PATH_MAX ? -ENAMETOOLONG : 0;
+}
+
+/* Gives a file its name, unless there is something by that name. Some file systems can do it one way, some the other. */
+static int name_new(const char *from, const char *to)
+{
+    if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0)
+        return 0;
+    if (errno != EINVAL && errno != ENOSYS)
+        return -errno;
+    if (link(from, to) < 0)
+        return -errno;
+    unlink(from);
+    return 0;
+}
+
+static int make_file(struct io *io, const struct target_options *options, struct target *target, struct error *err)
+{
+    struct target_note *note = target->note;
+    char path[PATH_MAX];
+    uuid_make(io, note->nonce);
+    if (temporary_path(target->where, note->nonce, path) < 0)
+        return error_set(err, ENAMETOOLONG, "target '%.300s': its name is too long", target->where);
+    note->created = 1;
+    atomic_store(&note->stage, TARGET_NAMING);
+    int status = image_create(io, path, options->size_bytes, &target->node, err);
+    if (status == -ENOENT)
+        return error_set(err, ENOENT, "target '%.300s' can't be made: there is no such folder", target->where);
+    if (status < 0)
+        return error_prefix(err, "target '%.200s'", target->where);
+    status = identify(path, &note->is);
+    if (status == 0) {
+        atomic_store(&note->stage, TARGET_KNOWN);
+        status = name_new(path, target->where);
+    }
+    target->is_zero = true;
+    if (status == -EEXIST)
+        return error_set(err, EEXIST, "target '%.300s' exists already: somebody has just made it", target->where);
+    return status < 0 ? error_set(err, -status, "target '%.300s' can't be made: %s", target->where, error_name(status))
+                      : 0;
+}
+
+/* ---- opening ---- */
+
+static int check_size(const struct target *target, const struct target_options *options, struct error *err)
+{
+    if (target->node->size_bytes >= options->size_bytes)
+        return 0;
+    return error_set(err, ENOSPC, "target '%.300s' has %llu bytes, but the disk has %llu", target->where,
+                     (unsigned long long)target->node->size_bytes, (unsigned long long)options->size_bytes);
+}
+
 static int open_file(struct io *io, const struct target_options *options, struct target *target, struct error *err)
 {
     struct stat st;
@@ -47,38 +157,69 @@ static int open_file(struct io *io, const struct target_options *options, struct
     if (there && !options->existing && !options->force)
         return error_set(err, EEXIST, "target '%.300s' exists already: it is overwritten with 'force' only",
                          target->where);
-    if (there)
-        return image_open(io, target->where, false, &target->node, err);
-    int status = image_create(io, target->where, options->size_bytes, &target->node, err);
-    if (status < 0)
-        return status;
-    target->created = target->is_zero = true;
-    if (stat(target->where, &st) == 0) {
-        target->device = st.st_dev;
-        target->inode = st.st_ino;
-    }
-    return 0;
+    if (!there)
+        return make_file(io, options, target, err);
+    int status = image_open(io, target->where, false, &target->node, err);
+    if (status == 0 && (status = identify(target->where, &target->note->is)) < 0)
+        return error_set(err, -status, "target '%.300s': %s", target->where, error_name(status));
+    if (status == 0)
+        atomic_store(&target->note->stage, TARGET_KNOWN);
+    return status;
+}
+
+int target_take_over(const char *where, struct target_note *note, struct target *target)
+{
+    *target = (struct target){.where = strdup(where), .note = note, .is_nbd = is_uri(where)};
+    target->is_zero = note->created;
+    return target->where ? 0 : -ENOMEM;
 }
 
 int target_open(struct io *io, const struct target_options *options, struct target *target, struct error *err)
 {
-    memset(target, 0, sizeof *target);
-    target->where = strdup(options->where);
-    if (!target->where)
+    if (target_take_over(options->where, options->note, target) < 0)
         return error_set(err, ENOMEM, "no memory for a target");
-    target->is_nbd = is_uri(options->where);
     int status = target->is_nbd ? nbd_node_open_until(io, target->where, false, options->stop, &target->node, err)
                                 : open_file(io, options, target, err);
-    if (status == 0 && target->node->size_bytes < options->size_bytes)
-        status = error_set(err, ENOSPC, "target '%.300s' has %llu bytes, but the disk has %llu", target->where,
-                           (unsigned long long)target->node->size_bytes, (unsigned long long)options->size_bytes);
+    return status < 0 ? status : check_size(target, options, err);
+}
+
+/* Somebody else may have the file's lock for a while: the dead daemon's writes, which still land. */
+static int open_file_again(struct io *io, const struct target_options *options, struct target *target,
+                           struct error *err)
+{
+    int status;
+    for (uint64_t waited_ns = 0;; waited_ns += LOCK_POLL_NS) {
+        if (!leads_to(target->where, &target->note->is))
+            return error_set(err, ESTALE, "target '%.300s' is not there any more, or another file than before",
+                             target->where);
+        status = image_open(io, target->where, false, &target->node, err);
+        if ((status != -EAGAIN && status != -EBUSY) || waited_ns >= LOCK_WAIT_DEFAULT_NS || atomic_load(options->stop))
+            break;
+        io_sleep(io, LOCK_POLL_NS);
+    }
+    if (status == 0 && !leads_to(target->where, &target->note->is)) /* what was opened may have been another one */
+        return error_set(err, ESTALE, "target '%.300s' has become another file", target->where);
     return status;
 }
+
+int target_open_again(struct io *io, const struct target_options *options, struct target *target, struct error *err)
+{
+    int status;
+    if (target->is_nbd)
+        status = nbd_node_open_until(io, target->where, false, options->stop, &target->node, err);
+    else if (atomic_load(&target->note->stage) != TARGET_KNOWN)
+        return error_set(err, ESTALE, "target '%.300s' had not been opened", target->where);
+    else
+        status = open_file_again(io, options, target, err);
+    return status < 0 ? status : check_size(target, options, err);
+}
+
+/* ---- the end ---- */
 
 int target_keep(const struct target *target, struct error *err)
 {
     char folder[PATH_MAX];
-    if (!target->created || strlen(target->where) >= sizeof folder)
+    if (!target->note->created || strlen(target->where) >= sizeof folder)
         return 0;
     strcpy(folder, target->where);
     char *slash = strrchr(folder, '/');
@@ -95,10 +236,15 @@ int target_keep(const struct target *target, struct error *err)
 
 void target_remove(struct target *target)
 {
-    struct stat st;
-    if (target->created && stat(target->where, &st) == 0 && st.st_dev == target->device && st.st_ino == target->inode)
+    char path[PATH_MAX];
+    const struct target_note *note = target->note;
+    const unsigned stage = note ? atomic_load(&note->stage) : TARGET_UNTOUCHED;
+    if (stage == TARGET_UNTOUCHED || !note->created)
+        return;
+    if (stage == TARGET_KNOWN && leads_to(target->where, &note->is))
         unlink(target->where);
-    target->created = false;
+    if (temporary_path(target->where, note->nonce, path) == 0 && (stage == TARGET_NAMING || leads_to(path, &note->is)))
+        unlink(path);
 }
 
 void target_fini(struct target *target)

@@ -7,26 +7,45 @@
 #define FLEECE_JOB_TARGET_H
 
 #include <stdatomic.h>
-#include <sys/types.h>
 
 #include "block/node.h"
+#include "io/uuid.h"
+
+enum target_stage {
+    TARGET_UNTOUCHED,
+    TARGET_NAMING, /* a file with the nonce in its name may be there: it is ours */
+    TARGET_KNOWN,  /* it is the file that `is` tells, under the nonce's name or its own */
+};
+
+struct target_identity { /* zeroes: not known */
+    uint64_t device, inode;
+    uint64_t made_ns;  /* when the file was made: an inode's number may be given again */
+    uint64_t instance; /* of a block device: another one, in a boot, when it is made or gets a medium */
+};
+
+/* What of a target the next daemon must know; zeroes at first. It may lie in shared memory, and is right at every moment. */
+struct target_note {
+    atomic_uint stage; /* enum target_stage */
+    uint32_t created;  /* by us: the file is removed when the copy fails, and read as zeroes at first */
+    char nonce[UUID_TEXT_BYTES];
+    struct target_identity is;
+};
 
 struct target_options {
     const char *where;
-    uint64_t size_bytes;     /* of the source */
-    bool existing;           /* it must be there, for what it holds is kept where nothing is written */
-    bool force;              /* a file that is there may be overwritten */
-    const atomic_bool *stop; /* true: nobody wants it any more */
+    uint64_t size_bytes;      /* of the source */
+    bool existing;            /* it must be there, for what it holds is kept where nothing is written */
+    bool force;               /* a file that is there may be overwritten */
+    const atomic_bool *stop;  /* true: nobody wants it any more */
+    struct target_note *note; /* must stay until target_fini() */
 };
 
 struct target {
     char *where;
     struct node *node; /* NULL: not open */
     bool is_nbd;
-    bool created; /* by us: the file is removed when the copy fails */
-    bool is_zero; /* all of it reads as zeroes */
-    dev_t device; /* of a file that we created */
-    ino_t inode;
+    bool is_zero; /* what was not written by the copy reads as zeroes */
+    struct target_note *note;
 };
 
 /* EINVAL for a place that names nothing, before anything is tried. */
@@ -34,6 +53,13 @@ int target_check(const char *where, struct error *err);
 /* `io` is the node's thread from then on. A new file is sparse. 0, or -errno with a sentence; in both cases target_fini(),
  * and before it whoever owns the node closes it if there is one. */
 int target_open(struct io *io, const struct target_options *options, struct target *target, struct error *err);
+/* A target of a killed daemon, not open yet, for target_open_again() or target_remove(). 0 or -ENOMEM. */
+int target_take_over(const char *where, struct target_note *note, struct target *target);
+/*
+ * Opens what was taken over, if it is the very same; waits for the dead daemon's lock, LOCK_WAIT_DEFAULT_NS at most.
+ * 0, or -errno with a sentence: -ESTALE: it is another file or device. An NBD export can't say whether it is the same.
+ */
+int target_open_again(struct io *io, const struct target_options *options, struct target *target, struct error *err);
 /* The copy is whole: the name of a new file is made durable, too. */
 int target_keep(const struct target *target, struct error *err);
 /* The copy failed: removes the file if we made it and it is still the same one. The node is closed. */

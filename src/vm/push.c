@@ -16,7 +16,12 @@
  * does not answer is hung up on, at once when the cancelling is by force, else after TRANSFER_PATIENCE. The guest never
  * waits for a target here, in no step (R2).
  *
- * A crash ends the job with its snapshot; the file that it was writing stays, and nobody was told that it is whole.
+ * A record of it outlives the daemon, and so does its snapshot (push_record.h): the next daemon goes on with the job, or
+ * ends it, in push_restart.c. A record says what was done last, so it is stored
+ *
+ *     before the first target is touched; when the snapshot is there, in the step in which that is committed; before the
+ *     snapshot goes (COPIED: the targets have flushed all of it; FAILED: why); before files are removed; and, when the job
+ *     is no more, it goes.
  */
 #include "vm/push.h"
 
@@ -26,57 +31,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "io/uuid.h"
-#include "vm/push_disk.h"
-#include "vm/vm_private.h"
-
-enum push_step {
-    PUSH_OPENING,
-    PUSH_CUTTING,
-    PUSH_COPYING,
-    PUSH_VERDICT,
-    PUSH_ENDING,
-    PUSH_CLOSING,
-    PUSH_KEEPING,
-    PUSH_OVER
-};
-
-struct push {
-    struct job job; /* first: what the table knows */
-    struct vm *vm;
-    struct push_options options; /* without targets and texts */
-    char *bitmap;
-    enum push_step step;
-    bool started; /* the job is running, and whoever asked knows */
-    void (*begun)(void *argument, const struct job *job, const struct error *err);
-    void *argument;
-    struct snapshot *snapshot; /* held */
-    struct push_cut cut;       /* of it, also when it has gone */
-    char consistency_reason[LIMIT_ERROR_BYTES];
-    int status; /* the first failure */
-    struct error err;
-    struct io_op work; /* on a helper thread */
-    atomic_bool stop;  /* tells it */
-    struct io_timer timer, retry;
-    bool removed; /* what the targets got is gone */
-    bool forced;  /* nobody waits for a target any more */
-    unsigned out; /* disks whose answer is awaited */
-    struct node *through[LIMIT_DISKS];
-    char snapshot_uuid[UUID_TEXT_BYTES];
-    unsigned disk_count;
-    struct push_disk disks[];
-};
+#include "base/log.h"
+#include "vm/push_internal.h"
 
 static struct push *push_of(const struct job *job)
 {
     return container_of((struct job *)(uintptr_t)job, struct push, job);
 }
 
-static void push_move(struct push *push, enum push_step to)
+void push_move(struct push *push, enum push_step to)
 {
     static const unsigned allowed[] = {
         [PUSH_OPENING] = 1 << PUSH_CUTTING | 1 << PUSH_CLOSING,
         [PUSH_CUTTING] = 1 << PUSH_COPYING | 1 << PUSH_ENDING | 1 << PUSH_CLOSING,
+        [PUSH_TAKEN_OVER] = 1 << PUSH_OPENING_AGAIN | 1 << PUSH_ENDING | 1 << PUSH_OVER,
+        [PUSH_OPENING_AGAIN] = 1 << PUSH_COPYING | 1 << PUSH_ENDING,
         [PUSH_COPYING] = 1 << PUSH_VERDICT | 1 << PUSH_ENDING,
         [PUSH_VERDICT] = 1 << PUSH_ENDING,
         [PUSH_ENDING] = 1 << PUSH_CLOSING,
@@ -88,8 +57,7 @@ static void push_move(struct push *push, enum push_step to)
     push->step = to;
 }
 
-/* Keeps the first failure. */
-static void push_fail(struct push *push, const struct error *err)
+void push_fail(struct push *push, const struct error *err)
 {
     if (push->status == 0) {
         push->status = -err->code;
@@ -97,7 +65,7 @@ static void push_fail(struct push *push, const struct error *err)
     }
 }
 
-static void push_fail_cancelled(struct push *push)
+void push_fail_cancelled(struct push *push)
 {
     struct error err;
     error_set(&err, ECANCELED, "job '%s' was cancelled", push->job.id);
@@ -106,9 +74,11 @@ static void push_fail_cancelled(struct push *push)
 
 /* ---- OVER, KEEPING, CLOSING ---- */
 
-static void push_free(struct job *job)
+void push_free(struct job *job)
 {
     struct push *push = push_of(job);
+    io_timer_cancel(push->vm->io, &push->timer);
+    push_record_destroy(&push->record);
     for (unsigned i = 0; i < push->disk_count; i++) {
         free(push->disks[i].where);
         target_fini(&push->disks[i].target);
@@ -126,19 +96,40 @@ static int64_t remove_targets(void *argument)
     return 0;
 }
 
+static void push_dismiss(struct io_timer *timer)
+{
+    job_verb(&container_of(timer, struct push, timer)->job, JOB_VERB_DISMISS, NULL);
+}
+
+/* Who watched it has lost the connection to the daemon that was killed, and may come to see how it ended. */
+static void push_settled(struct push *push)
+{
+    const bool lingers = push->taken_over && !push->options.keep_concluded && !push->job.table->ending;
+    struct vm *vm = push->vm;
+    push_record_conclude(&push->record, push->job.status, push->job.status < 0 ? push->job.err.text : "");
+    if (lingers) {
+        push->timer.fire = push_dismiss;
+        io_timer_set(vm->io, &push->timer, io_now_ns(vm->io) + PUSH_LINGER_NS);
+    }
+    job_settled(&push->job);
+}
+
 static void targets_removed(struct io_op *op, int64_t result)
 {
     (void)result;
-    job_settled(&container_of(op, struct push, work)->job);
+    push_settled(container_of(op, struct push, work));
 }
 
 static void push_settle(struct job *job)
 {
     struct push *push = push_of(job);
     if (job->status == 0 || push->removed) {
-        job_settled(job);
+        push_settled(push);
         return;
     }
+    if (push->record.layout)
+        atomic_store(&push->record.layout->cancelled, job->cancelled);
+    push_record_fail(&push->record, job->status, job->err.text);
     push->work.done = targets_removed;
     io_work(push->vm->io, &push->work, remove_targets, push);
 }
@@ -259,13 +250,19 @@ static void push_be_patient(struct push *push)
         io_timer_set(push->vm->io, &push->timer, io_now_ns(push->vm->io) + TRANSFER_PATIENCE_NS);
 }
 
-/* What old data is on its way to a target straight from the guest's writes comes back, or is hung up on, like all else. */
-static void push_end(struct push *push)
+/* What old data is on its way to a target straight from the guest's writes comes back, or is hung up on, like all else.
+ * Before the snapshot goes, the record says why. */
+void push_end(struct push *push)
 {
     push_move(push, PUSH_ENDING);
+    if (push->status < 0)
+        push_record_fail(&push->record, push->status, push->err.text);
+    else
+        push_record_copied(&push->record);
     io_timer_cancel(push->vm->io, &push->timer);
     push_be_patient(push);
-    snapshot_let_go(push->snapshot);
+    if (push->snapshot)
+        snapshot_let_go(push->snapshot);
     push->snapshot = NULL;
     push->retry.fire = push_delete_again;
     push_delete_snapshot(push);
@@ -328,7 +325,7 @@ static void push_share_speed(struct push *push)
 {
     unsigned running = 0;
     for (unsigned i = 0; i < push->disk_count; i++)
-        running += push->disks[i].running && push->disks[i].where;
+        running += push->disks[i].where && (push->disks[i].running || !push->disks[i].begun);
     for (unsigned i = 0; i < push->disk_count; i++) {
         uint64_t share = running ? push->job.speed / running : push->job.speed;
         atomic_store(&push->disks[i].wishes.speed, push->job.speed && share == 0 ? 1 : share);
@@ -364,7 +361,8 @@ static void push_disk_news(struct push_disk *disk)
     push->job.done_bytes = 0;
     for (unsigned i = 0; i < push->disk_count; i++) {
         struct push_disk *each = &push->disks[i];
-        push->job.done_bytes += atomic_load(&each->done_bytes);
+        push->job.done_bytes += push_disk_done(each);
+        push_disk_note(each);
         if (atomic_exchange(&each->wishes.hurry, hurry) != hurry)
             push_disk_nudge(each);
         if (each->running && atomic_exchange(&each->failing, false))
@@ -402,22 +400,32 @@ static void push_disk_ended(struct push_disk *disk)
         push_share_speed(push);
 }
 
+void push_copy(struct push *push)
+{
+    push_move(push, PUSH_COPYING);
+    push->out = push->disk_count;
+    push_share_speed(push); /* before an engine could begin without a limit */
+    for (unsigned i = 0; i < push->disk_count; i++)
+        push_disk_begin(&push->disks[i]);
+    push->retry.fire = push_look;
+    io_timer_set(push->vm->io, &push->retry, io_now_ns(push->vm->io) + PUSH_LOOK_NS);
+}
+
 /* From the job's verbs. */
 static void push_begin(struct job *job)
 {
     struct push *push = push_of(job);
-    push_move(push, PUSH_COPYING);
-    push->out = push->disk_count;
-    for (unsigned i = 0; i < push->disk_count; i++)
-        push_disk_begin(&push->disks[i]);
-    push_share_speed(push);
-    push->retry.fire = push_look;
-    io_timer_set(push->vm->io, &push->retry, io_now_ns(push->vm->io) + PUSH_LOOK_NS);
+    if (push->taken_over)
+        push_go_on(push);
+    else
+        push_copy(push);
 }
 
 static void push_cancel(struct job *job, bool force)
 {
     struct push *push = push_of(job);
+    if (push->record.layout)
+        atomic_store(&push->record.layout->cancelled, 1);
     atomic_store(&push->stop, true);
     push->forced |= force;
     push_fail_cancelled(push);
@@ -429,9 +437,16 @@ static void push_cancel(struct job *job, bool force)
         push_be_patient(push);
 }
 
+static void push_note_paused(struct push *push, bool paused)
+{
+    if (push->record.layout)
+        atomic_store(&push->record.layout->paused, paused);
+}
+
 static void push_pause(struct job *job)
 {
     struct push *push = push_of(job);
+    push_note_paused(push, true);
     for (unsigned i = 0; i < push->disk_count; i++) {
         atomic_fetch_add(&push->disks[i].wishes.pause_number, 1);
         atomic_store(&push->disks[i].wishes.pause, true);
@@ -442,6 +457,7 @@ static void push_pause(struct job *job)
 static void push_resume(struct job *job)
 {
     struct push *push = push_of(job);
+    push_note_paused(push, false);
     for (unsigned i = 0; i < push->disk_count; i++) {
         atomic_store(&push->disks[i].wishes.pause, false);
         push_disk_nudge(&push->disks[i]);
@@ -450,8 +466,10 @@ static void push_resume(struct job *job)
 
 static void push_set_speed(struct job *job, uint64_t speed)
 {
-    (void)speed; /* job->speed */
-    push_share_speed(push_of(job));
+    struct push *push = push_of(job);
+    if (push->record.layout)
+        atomic_store(&push->record.layout->speed, speed);
+    push_share_speed(push);
 }
 
 static const struct job_ops push_ops = {
@@ -477,15 +495,9 @@ static void push_note_cut(struct push *push, const struct snapshot_info *info)
     }
 }
 
-static void push_has_snapshot(void *argument, struct snapshot *snapshot, const struct error *err)
+void push_hold_snapshot(struct push *push, struct snapshot *snapshot)
 {
-    struct push *push = argument;
     struct snapshot_info info;
-    if (!snapshot) {
-        push_fail(push, err);
-        push_close(push);
-        return;
-    }
     bool held = snapshot_hold(snapshot);
     assert(held);
     (void)held;
@@ -493,14 +505,26 @@ static void push_has_snapshot(void *argument, struct snapshot *snapshot, const s
     push->snapshot = snapshot;
     push_note_cut(push, &info);
     memcpy(push->snapshot_uuid, info.uuid, sizeof push->snapshot_uuid);
+    for (unsigned i = 0; i < push->disk_count; i++)
+        push->disks[i].view = snapshot_view(snapshot, i);
+}
+
+static void push_has_snapshot(void *argument, struct snapshot *snapshot, const struct error *err)
+{
+    struct push *push = argument;
+    if (!snapshot) {
+        push_fail(push, err);
+        push_close(push);
+        return;
+    }
+    push_hold_snapshot(push, snapshot);
     if (push->job.cancelled) {
         push_end(push);
         return;
     }
     for (unsigned i = 0; i < push->disk_count; i++) {
-        struct push_disk *disk = &push->disks[i];
+        const struct push_disk *disk = &push->disks[i];
         struct error grown;
-        disk->view = snapshot_view(snapshot, i);
         if (!disk->where || disk->view->size_bytes == disk->size_bytes)
             continue;
         error_set(&grown, EAGAIN, "disk %s has grown while the job began: start it again", disk->disk->name);
@@ -511,6 +535,7 @@ static void push_has_snapshot(void *argument, struct snapshot *snapshot, const s
         return;
     }
     push->started = true;
+    push_record_begin(&push->record, push->snapshot_uuid, &push->cut);
     job_start(&push->job);
     push->begun(push->argument, &push->job, NULL);
 }
@@ -528,7 +553,8 @@ static int64_t open_targets(void *argument)
                                                .size_bytes = disk->size_bytes,
                                                .existing = push->bitmap != NULL,
                                                .force = push->options.force,
-                                               .stop = &push->stop};
+                                               .stop = &push->stop,
+                                               .note = disk->progress ? &disk->progress->note : &disk->note};
         status = atomic_load(&push->stop) ? error_set(&disk->err, ECANCELED, "job '%s' was cancelled", push->job.id)
                                           : target_open(disk->disk->node.io, &options, &disk->target, &disk->err);
         disk->status = status;
@@ -556,7 +582,8 @@ static void targets_opened(struct io_op *op, int64_t result)
                                              .through = push->options.mode == PUSH_BOTH ? NULL : push->through,
                                              .through_always = push->options.mode == PUSH_PLAIN,
                                              .no_export = true,
-                                             .consistency = push->options.consistency};
+                                             .consistency = push->options.consistency,
+                                             .ephemeral = !push->record.layout};
     vm_snapshot_create(push->vm, &options, push_has_snapshot, push);
 }
 
@@ -592,7 +619,7 @@ static int push_check_mode(const struct vm *vm, const struct push_options *optio
     return 0;
 }
 
-static struct push *push_make(struct vm *vm, const struct push_options *options)
+struct push *push_make(struct vm *vm, const struct push_options *options)
 {
     struct push *push = calloc(1, sizeof *push + vm->disk_count * sizeof push->disks[0]);
     if (!push)
@@ -622,6 +649,50 @@ static struct push *push_make(struct vm *vm, const struct push_options *options)
     return push;
 }
 
+/* A number that no other push has. */
+static unsigned free_number(const struct job_table *jobs, const struct push *without)
+{
+    uint64_t taken = 0;
+    unsigned number = 0;
+    list_each (link, &jobs->jobs) {
+        const struct push *push = push_of(container_of(link, struct job, link));
+        taken |= push == without ? 0 : UINT64_C(1) << push->number;
+    }
+    while (taken >> number & 1)
+        number++;
+    assert(number < LIMIT_JOBS);
+    return number;
+}
+
+/* Before anything of it is made. Where there can be no record, the job ends with the daemon. */
+static void push_make_record(struct push *push, const struct push_options *options)
+{
+    const struct vm *vm = push->vm;
+    const struct vm_hooks *hooks = &vm->options.hooks;
+    struct push_record_target targets[LIMIT_DISKS] = {0};
+    struct push_disk *disks[LIMIT_DISKS];
+    struct error err;
+    unsigned count = 0;
+    if (!vm->memory_folder[0])
+        return;
+    for (unsigned i = 0; i < push->disk_count; i++) {
+        struct push_disk *disk = &push->disks[i];
+        if (!disk->where)
+            continue;
+        targets[count] = (struct push_record_target){disk->disk->name, disk->where, disk->size_bytes, {0}};
+        if (hooks->disk_identity)
+            targets[count].identity = hooks->disk_identity(hooks->context, disk->disk);
+        disks[count++] = disk;
+    }
+    if (push_record_create(&push->record, vm->io, vm->memory_folder, push->number, options, push->job.id, targets,
+                           count, &err) < 0) {
+        log_warning("job %s will end with the daemon: %s", push->job.id, err.text);
+        return;
+    }
+    for (unsigned i = 0; i < count; i++)
+        disks[i]->progress = &push->record.layout->progress[i];
+}
+
 void push_start(struct vm *vm, struct job_table *jobs, const struct push_options *options,
                 void (*begun)(void *argument, const struct job *job, const struct error *err), void *argument)
 {
@@ -642,6 +713,8 @@ void push_start(struct vm *vm, struct job_table *jobs, const struct push_options
     }
     push->begun = begun;
     push->argument = argument;
+    push->number = free_number(jobs, push);
+    push_make_record(push, options);
     push->work.done = targets_opened;
     io_work(vm->io, &push->work, open_targets, push);
 }
@@ -655,9 +728,9 @@ bool push_disk_info(const struct job *job, unsigned index, struct push_disk_info
             continue;
         *info = (struct push_disk_info){.disk = disk->disk->name,
                                         .target = disk->where,
-                                        .done_bytes = atomic_load(&disk->done_bytes),
+                                        .done_bytes = push_disk_done(disk),
                                         .total_bytes = disk->size_bytes,
-                                        .data_bytes = atomic_load(&disk->data_bytes)};
+                                        .data_bytes = push_disk_data(disk)};
         return true;
     }
     return false;

@@ -41,6 +41,12 @@ struct push_options {
 void push_start(struct vm *vm, struct job_table *jobs, const struct push_options *options,
                 void (*begun)(void *argument, const struct job *job, const struct error *err), void *argument);
 
+/*
+ * Before jobs are made, when the snapshots of a killed daemon can be used (vm_publish_adopted()): takes over its pushes,
+ * which go on or end with the reason, and ends snapshots that were its pushes'. May block for files that are removed.
+ */
+void pushes_take_over(struct vm *vm, struct job_table *jobs);
+
 struct push_disk_info {
     const char *disk, *target;
     uint64_t done_bytes, total_bytes, data_bytes;

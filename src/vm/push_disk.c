@@ -62,6 +62,16 @@ static void copy_has_paused(void *context)
     nudge_send(&disk->news, disk->control);
 }
 
+/* On a helper thread, before anything of it is released at the snapshot. */
+static int copy_is_safe(void *context, const struct copy_run *runs, uint64_t count)
+{
+    const struct push_disk *disk = context;
+    (void)runs;
+    (void)count;
+    atomic_store(&disk->progress->released, 1);
+    return 0;
+}
+
 static void copy_io_error(void *context, bool reading)
 {
     struct push_disk *disk = context;
@@ -139,6 +149,12 @@ static void release_piece(struct push_disk *disk)
     node_submit(disk->view, &disk->release);
 }
 
+/* A file can be told from another one, an export can't. */
+static bool notes_releases(const struct push_disk *disk)
+{
+    return disk->target.is_nbd && disk->options.release && disk->progress;
+}
+
 static void disk_begin(struct io_message *message)
 {
     struct push_disk *disk = container_of(message, struct push_disk, life);
@@ -159,6 +175,7 @@ static void disk_begin(struct io_message *message)
                                          .speed = disk->speed_obeyed = atomic_load(&disk->wishes.speed),
                                          .progress = copy_progress,
                                          .paused = copy_has_paused,
+                                         .record = notes_releases(disk) ? copy_is_safe : NULL,
                                          .io_error = copy_io_error,
                                          .done = copy_has_ended,
                                          .context = disk};
@@ -202,6 +219,27 @@ void push_disk_nudge(struct push_disk *disk)
 {
     if (disk->begun && !disk->closing)
         nudge_send(&disk->order, disk->disk->node.io);
+}
+
+uint64_t push_disk_done(const struct push_disk *disk)
+{
+    const uint64_t done_bytes = atomic_load(&disk->done_bytes);
+    return done_bytes > disk->before_done_bytes ? done_bytes : disk->before_done_bytes;
+}
+
+/* What was on its way when the daemon was killed is copied twice, and counted once more. */
+uint64_t push_disk_data(const struct push_disk *disk)
+{
+    const uint64_t data_bytes = disk->before_data_bytes + atomic_load(&disk->data_bytes);
+    return data_bytes < disk->size_bytes ? data_bytes : disk->size_bytes;
+}
+
+void push_disk_note(struct push_disk *disk)
+{
+    if (!disk->progress)
+        return;
+    atomic_store(&disk->progress->done_bytes, push_disk_done(disk));
+    atomic_store(&disk->progress->data_bytes, push_disk_data(disk));
 }
 
 void push_disk_close(struct push_disk *disk)

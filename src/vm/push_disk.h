@@ -9,7 +9,7 @@
 #include <stdatomic.h>
 
 #include "job/copy.h"
-#include "job/target.h"
+#include "vm/push_record.h"
 #include "vm/room.h"
 
 struct push_disk;
@@ -40,6 +40,9 @@ struct push_disk {
     uint64_t size_bytes; /* when the job was made: its snapshot must have it, for the target does */
     char *where;         /* NULL: not pushed; what the snapshot keeps of this disk is released at once */
     struct target target;
+    struct target_note note;                       /* of it, if there is no record */
+    struct push_record_progress *progress;         /* in the record; NULL: there is none, or it is not pushed */
+    uint64_t before_done_bytes, before_data_bytes; /* how far a killed daemon had come */
     struct node *view;
     struct push_disk_options options;
     struct push_wishes wishes;
@@ -68,6 +71,10 @@ struct push_disk {
 void push_disk_begin(struct push_disk *disk);
 /* The wishes have changed. */
 void push_disk_nudge(struct push_disk *disk);
+/* How far it is: never less than was said before. And: notes that in the record. */
+uint64_t push_disk_done(const struct push_disk *disk);
+uint64_t push_disk_data(const struct push_disk *disk);
+void push_disk_note(struct push_disk *disk);
 /* Not running. Closes the target, if it is open. */
 void push_disk_close(struct push_disk *disk);
 

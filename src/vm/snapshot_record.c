@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * What of a snapshot outlives the daemon: its record in the table (snapshot_table.h), kept in step with its life. A snapshot
- * whose old data goes straight to a target, or that has no export, is its maker's, which ends with the daemon: it has none.
+ * whose old data goes straight to a target ends with the daemon: it has none.
  *
  * The table comes with the filters and goes with them; meanwhile it knows whether somebody else can have changed a disk
  * (track/disk_watch.h). Where none can be made, snapshots end with the daemon, and say so.
@@ -69,6 +69,7 @@ void snapshot_record_commit(struct snapshot *snapshot)
     record->cut_attempts = snapshot->attempts;
     record->leased = snapshot->lease != NULL;
     record->read_once = snapshot->read_once;
+    record->no_export = snapshot->no_export;
     record->created_wall_ns = snapshot->created_wall_ns;
     record->hold_ns = snapshot->hold_ns;
     record->consistency = snapshot->consistency;

@@ -21,7 +21,7 @@
 
 #define TABLE_MAGIC "FLEECEST"
 
-enum { TABLE_VERSION = 4 };
+enum { TABLE_VERSION = 5 };
 
 struct snapshot_table_layout {
     char magic[8]; /* last: without it nothing else counts */

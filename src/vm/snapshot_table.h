@@ -24,7 +24,7 @@ struct snapshot_record {
     atomic_uint state;  /* enum record_state */
     atomic_uint broken; /* a block of it was lost, or it ran out of room; set before a write relies on it (C12) */
     uint32_t epoch, cut_attempts;
-    uint32_t leased, read_once, consistency; /* enum read_once, enum consistency */
+    uint32_t leased, no_export, read_once, consistency; /* enum read_once, enum consistency */
     uint64_t created_wall_ns, hold_ns, frozen_ns, grace_ns;
     uint64_t incremental; /* a bit for each disk, in the order of the table: limited to what changed since `since` */
     struct checkpoint_id since, checkpoint; /* that it is limited to, that was made with it; names "": none */

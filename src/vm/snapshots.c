@@ -93,7 +93,7 @@ static struct snapshot *snapshot_make(struct vm *vm, const struct snapshot_optio
         memccpy(snapshot->bitmap, options->bitmap, 0, sizeof snapshot->bitmap - 1);
     snapshot->no_export = options->no_export;
     snapshot->consistency_wish = options->consistency;
-    snapshot->ephemeral = options->ephemeral || options->through || options->no_export;
+    snapshot->ephemeral = options->ephemeral || options->through;
     snapshot->grace_ns = options->grace_ns;
     snapshot->grace.fire = snapshot_grace_over;
     snapshot->drain_ns = options->drain_ns ? options->drain_ns : CUT_ATTEMPT_NS;
@@ -123,7 +123,8 @@ static void snapshot_not_adopted(void *argument, struct snapshot *snapshot, cons
 struct snapshot *snapshot_adopt(struct vm *vm, unsigned number)
 {
     struct snapshot_record *record = &vm->table.records[number];
-    const struct snapshot_options options = {.bitmap = record->bitmap, .read_once = (enum read_once)record->read_once};
+    const struct snapshot_options options = {
+        .bitmap = record->bitmap, .read_once = (enum read_once)record->read_once, .no_export = record->no_export};
     struct snapshot *snapshot = snapshot_make(vm, &options, record->name);
     if (!snapshot)
         return NULL;

@@ -198,7 +198,7 @@ struct snapshot_options {
     bool through_always; /* else only when the cache has no room */
     bool no_export;      /* its views are its maker's alone */
     enum consistency_wish consistency;
-    bool ephemeral; /* it ends with the daemon, however that ends; so do those with `through` or no_export */
+    bool ephemeral; /* it ends with the daemon, however that ends; so do those with `through` */
 };
 
 /*

@@ -1,0 +1,312 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Pushes that outlive kill -9 of the daemon: they go on, or they end with the reason and leave nothing."""
+import os
+import random
+import signal
+import subprocess
+
+import harness
+from tracking_kit import nbd_client
+
+MIB = 1 << 20
+SLOW = MIB  # so that no machine is done with a push before it is killed often enough
+
+
+def memory(t):
+    return f"/dev/shm/fleece-{os.getuid()}/{t.vm}"
+
+
+def again(t, d, images, *options):
+    """The daemon is killed, and another one has its place."""
+    d.kill()
+    t.daemons.clear()
+    return t.daemon(images, *options)
+
+
+def job(d):
+    """The only job."""
+    with d.qmp() as q:
+        shown = q.execute("query-block-jobs")
+    assert len(shown) == 1, shown
+    return shown[0]
+
+
+def status_of(d):
+    with d.qmp() as q:
+        return [(j["id"], j["status"], j.get("error")) for j in q.execute("query-jobs")]
+
+
+def wait_offset(d, more_than):
+    harness.wait_for(f"more than {more_than} bytes are copied", lambda: job(d)["offset"] > more_than, 40)
+
+
+def wait_concluded(d):
+    harness.wait_for("the job has concluded", lambda: job(d)["status"] == "concluded", 40)
+    return job(d)
+
+
+def write(d, chance, disk="vda", size=24 * MIB, count=60):
+    """The guest writes somewhere."""
+    guest = nbd_client(d.uri(disk))
+    for _ in range(count):
+        guest.pwrite(chance.randbytes(4096), chance.randrange(size // 4096) * 4096)
+    guest.shutdown()
+
+
+def nothing_left(t, d):
+    """No snapshot, no memory in use; after an orderly end no memory and no file but those that belong to the test."""
+    status = d.status()
+    assert status["snapshots"] == [] and status["cache"]["bytes"] == 0, status
+    d.stop()
+    assert not os.path.exists(memory(t)), os.listdir(memory(t))
+    assert not list(t.dir.glob(".fleece-push-*")) and not list(t.dir.glob("*.fleece-cache"))
+
+
+def test_a_full_push_survives_kills(t):
+    """A new file and one that is overwritten, of two disks, one of which is written all the time; three deaths."""
+    chance = random.Random(1)
+    images = {"vda": t.disk("a.raw", 24 * MIB, 1), "vdb": t.disk("b.raw", 6 * MIB + 512, harness.pattern(9000, 2))}
+    a, b = t.path("a.copy"), t.disk("b.copy", 6 * MIB + 512, 3)
+    d = t.daemon(images, "--fleece", "ram=4M,max=256M")
+    right = [image.read_bytes() for image in images.values()]
+    with d.qmp() as q:
+        q.execute("fleece-push", targets=[{"disk": "vda", "target": str(a)}, {"disk": "vdb", "target": str(b)}],
+                  job_id="j", speed=SLOW, force=True)
+    assert [s["durability"] for s in d.status()["snapshots"]] == ["restartable"]
+    offset, inode = 0, b.stat().st_ino
+    for _ in range(3):
+        wait_offset(d, offset + MIB)
+        write(d, chance)
+        before = job(d)["offset"]
+        d = again(t, d, images, "--fleece", "ram=4M,max=256M")
+        shown = job(d)
+        assert shown["device"] == "j" and shown["len"] == 30 * MIB + 512 and shown["speed"] == SLOW, shown
+        assert shown["status"] == "running" and shown["offset"] >= before, (shown, before)
+        assert "job j has survived" in d.log()
+        write(d, chance)
+        offset = max(before, job(d)["offset"])
+    with d.qmp() as q:
+        q.execute("block-job-set-speed", device="j", speed=0)
+    shown = wait_concluded(d)
+    assert shown["offset"] == shown["len"] and "error" not in shown, shown
+    assert a.read_bytes() == right[0] and b.read_bytes() == right[1] and b.stat().st_ino == inode
+    with d.qmp() as q:
+        q.execute("job-dismiss", id="j")
+    nothing_left(t, d)
+
+
+def test_what_was_released_is_not_copied_again(t):
+    """Nor preserved any more (C24): what the target has for good is the target's alone, before and after the kill."""
+    disk, image = t.disk("a.raw", 32 * MIB, 1), t.path("o.raw")
+    d = t.daemon({"vda": disk})
+    right = disk.read_bytes()
+    with d.qmp() as q:
+        q.execute("fleece-push", targets=[{"disk": "vda", "target": str(image)}], job_id="j", speed=8 * MIB)
+    harness.wait_for("something is released", lambda: d.status()["disks"][0]["blocks-released"] >= 8 * MIB // 4096, 40)
+    with d.qmp() as q:
+        q.execute("job-pause", id="j")
+        harness.wait_for("it pauses", lambda: q.execute("query-jobs")[0]["status"] == "paused")
+        released = d.status()["disks"][0]["blocks-released"] * 4096
+        q.execute("block-job-set-speed", device="j", speed=9 * MIB)
+    d = again(t, d, {"vda": disk})
+    harness.wait_for("it is paused again", lambda: job(d)["status"] == "paused", 20)
+    assert job(d)["paused"] and job(d)["speed"] == 9 * MIB, job(d)
+    guest = nbd_client(d.uri("vda"))
+    for number in range(8):
+        guest.pwrite(b"x" * 4096, number * MIB)
+    assert d.status()["disks"][0]["blocks-preserved"] == 0
+    guest.shutdown()
+    data = job(d)["disks"][0]["data"]
+    with d.qmp() as q:
+        q.execute("job-resume", id="j")
+    copied = wait_concluded(d)["disks"][0]["data"] - data
+    assert copied <= 32 * MIB - released, (copied, released)
+    assert image.read_bytes() == right
+    with d.qmp() as q:
+        q.execute("job-dismiss", id="j")
+    nothing_left(t, d)
+
+
+def test_an_incremental_push_survives_kills(t):
+    """Only what is set in the bitmap at the cut is written, whatever the bitmap and the disk become afterwards."""
+    chance = random.Random(3)
+    disk, image = t.disk("a.raw", 32 * MIB, 1), t.path("o.raw")
+    d = t.daemon({"vda": disk})
+    with d.qmp() as q:
+        q.execute("block-dirty-bitmap-add", node="vda", name="b", granularity=4096)
+    d.fleece("push", "--to", f"vda={image}")
+    write(d, chance, size=32 * MIB, count=3000)
+    right = bytearray(disk.read_bytes())
+    clean = next(at for at in range(0, 32 * MIB, 4096) if right[at:at + 4096] == image.read_bytes()[at:at + 4096])
+    with open(image, "r+b") as f:  # where nothing changed the target keeps what it has
+        f.seek(clean)
+        f.write(b"kept")
+    right[clean:clean + 4] = b"kept"
+    with d.qmp() as q:
+        q.execute("blockdev-backup", job_id="i", device="vda", target=str(image), sync="bitmap", bitmap="b",
+                  bitmap_mode="never", speed=SLOW)
+    offset = 0
+    for _ in range(2):
+        wait_offset(d, offset + MIB)
+        write(d, chance, size=32 * MIB, count=50)
+        d = again(t, d, {"vda": disk})
+        write(d, chance, size=32 * MIB, count=50)
+        offset = job(d)["offset"]
+    with d.qmp() as q:
+        q.execute("block-job-set-speed", device="i", speed=0)
+    assert "error" not in wait_concluded(d)
+    assert image.read_bytes() == right
+    with d.qmp() as q:
+        q.execute("job-dismiss", id="i")
+    nothing_left(t, d)
+
+
+def test_what_cannot_go_on_ends_with_the_reason(t):
+    """Another file, no file, a mode without a cache: the job fails, strangers' files stay as they are."""
+    disk = t.disk("a.raw", 16 * MIB, 1)
+
+    def moved(image):
+        image.rename(t.path("moved"))
+        image.write_bytes(b"mine" * 4 * MIB)
+
+    cases = [("both", moved, "not there any more, or another file"), ("both", os.unlink, "not there any more"),
+             ("both", lambda image: t.path("a.raw").touch(), None),
+             ("ram", lambda image: None, "in mode 'ram' old data went straight"),
+             ("plain", lambda image: None, "in mode 'plain' old data went straight")]
+    for mode, act, reason in cases:
+        image = t.path("o.raw")
+        d = t.daemon({"vda": disk})
+        with d.qmp() as q:
+            q.execute("fleece-push", targets=[{"disk": "vda", "target": str(image)}], job_id="j", mode=mode, speed=MIB)
+        wait_offset(d, 0)
+        d.kill()
+        act(image)
+        t.daemons.clear()
+        d = t.daemon({"vda": disk})
+        if reason:
+            shown = wait_concluded(d)
+            assert reason in shown["error"], shown
+            assert status_of(d) == [("j", "concluded", shown["error"])]
+        with d.qmp() as q:
+            q.execute("job-dismiss" if reason else "job-cancel", id="j")
+        if not reason:
+            wait_concluded(d)
+        if act is moved:
+            assert image.read_bytes() == b"mine" * 4 * MIB
+            image.unlink()
+        assert not image.exists(), (mode, reason)
+        nothing_left(t, d)
+        t.daemons.clear()
+
+
+def test_ends_survive(t):
+    """Cancelled; waiting to be finalized; concluded and not dismissed: so they are again."""
+    disk, image = t.disk("a.raw", 8 * MIB, 1), t.path("o.raw")
+    d = t.daemon({"vda": disk})
+    with d.qmp() as q:
+        q.execute("fleece-push", targets=[{"disk": "vda", "target": str(image)}], job_id="j", auto_finalize=False,
+                  auto_dismiss=False)
+    for _ in range(2):
+        harness.wait_for("it waits for its user", lambda: job(d)["status"] == "pending", 20)
+        assert job(d)["offset"] == 8 * MIB
+        d = again(t, d, {"vda": disk})
+    harness.wait_for("it waits for its user", lambda: job(d)["status"] == "pending", 20)
+    with d.qmp() as q:
+        q.execute("job-finalize", id="j")
+    wait_concluded(d)
+    d = again(t, d, {"vda": disk})
+    assert wait_concluded(d)["offset"] == 8 * MIB and image.read_bytes() == disk.read_bytes()
+    with d.qmp() as q:
+        q.execute("job-dismiss", id="j")
+        q.execute("fleece-push", targets=[{"disk": "vda", "target": str(t.path("p.raw"))}], job_id="k", speed=MIB,
+                  auto_dismiss=False)
+        q.execute("job-cancel", id="k")
+    wait_concluded(d)
+    d = again(t, d, {"vda": disk})
+    shown = wait_concluded(d)
+    assert "cancelled" in shown["error"] and not t.path("p.raw").exists(), shown
+    with d.qmp() as q:
+        q.execute("job-dismiss", id="k")
+    nothing_left(t, d)
+
+
+def client(t, d, *arguments):
+    process = t.spawn(t.program("fleece"), "--control", d.control, "push", "--job", "j", *arguments,
+                      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    harness.wait_for("the job runs", lambda: [j[1] for j in status_of(d)] == ["running"], 20)
+    return process
+
+
+def test_the_client_waits_for_the_daemon(t):
+    """It watches on after the daemon has come back: to a good end, to a bad one, to one that came before it was there."""
+    disk, image = t.disk("a.raw", 16 * MIB, 1), t.path("o.raw")
+    d = t.daemon({"vda": disk})
+    push = client(t, d, "--to", f"vda={image}", "--speed", "512K")
+    for _ in range(2):
+        wait_offset(d, job(d)["offset"])
+        d = again(t, d, {"vda": disk})
+    with d.qmp() as q:
+        q.execute("block-job-set-speed", device="j", speed=0)
+    out, said = push.communicate(timeout=60 * harness.FACTOR)
+    assert push.returncode == 0 and b"pushed vda: 16" in out and b"waiting until it is back" in said, (out, said)
+    assert image.read_bytes() == disk.read_bytes()
+    harness.wait_for("the client has dismissed it", lambda: not status_of(d))
+    push = client(t, d, "--to", f"vda={t.path('p.raw')}", "--speed", "512K")
+    push.send_signal(signal.SIGSTOP)
+    d.kill()
+    t.path("p.raw").unlink()
+    t.daemons.clear()
+    d = t.daemon({"vda": disk})
+    wait_concluded(d)
+    push.send_signal(signal.SIGCONT)
+    said = push.communicate(timeout=60 * harness.FACTOR)[1].decode()
+    assert push.returncode == 1 and "not there any more" in said, said
+    harness.wait_for("the client has dismissed it", lambda: not status_of(d))
+    push = client(t, d, "--to", f"vda={t.path('p.raw')}", "--speed", "512K")
+    d.kill()
+    harness.wait_for("the client waits", lambda: b"waiting" in os.read(push.stderr.fileno(), 4096), 20)
+    push.send_signal(signal.SIGINT)
+    said = push.communicate(timeout=60 * harness.FACTOR)[1].decode()
+    assert push.returncode == 130 and "goes on with job 'j'" in said, said
+    t.daemons.clear()
+    d = t.daemon({"vda": disk})
+    with d.qmp() as q:
+        q.execute("job-cancel", id="j")
+    wait_concluded(d)
+    nothing_left(t, d)
+
+
+def test_an_export_as_the_target(t):
+    """What of it nobody has released yet is copied again; else it can't be known whether it is still there."""
+    harness.need("nbdkit")
+    disk, socket = t.disk("a.raw", 16 * MIB, 1), t.path("target.sock")
+    server = t.spawn_server("nbdkit", "-f", "-U", socket, "memory", "16M", stderr=subprocess.DEVNULL)
+    uri = f"nbd+unix:///?socket={socket}"
+    for release in (False, True):
+        d = t.daemon({"vda": disk})
+        with d.qmp() as q:
+            q.execute("fleece-push", targets=[{"disk": "vda", "target": uri}], job_id="j", speed=MIB, release=release)
+        wait_offset(d, MIB)
+        if release:
+            harness.wait_for("something is released", lambda: d.status()["disks"][0]["blocks-released"] > 0, 20)
+        d = again(t, d, {"vda": disk})
+        if not release:
+            wait_offset(d, MIB)
+            with d.qmp() as q:
+                q.execute("block-job-set-speed", device="j", speed=0)
+        shown = wait_concluded(d)
+        if release:
+            assert "can't be known whether" in shown["error"], shown
+        else:
+            t.run("nbdcopy", uri, t.path("o.raw"))
+            assert "error" not in shown and t.path("o.raw").read_bytes() == disk.read_bytes(), shown
+        with d.qmp() as q:
+            q.execute("job-dismiss", id="j")
+        nothing_left(t, d)
+        t.daemons.clear()
+    server.kill()
+    server.wait()
+
+
+harness.main()
