@@ -14,6 +14,7 @@ import time
 
 import nbd
 
+import frozen_kit
 import harness
 
 MIB = 1 << 20
@@ -415,31 +416,15 @@ def test_an_agent_that_has_moved(t):
         assert new.frozen == 0
 
 
-@contextlib.contextmanager
-def frozen_file_system(t):
-    """An ext4 of the host's that can be frozen: what then writes to it sleeps in the kernel, and can't be killed."""
-    harness.need("mkfs.ext4", "fsfreeze")
-    backing, folder = t.disk("fs", 64 * MIB), t.path("mounted")
-    t.run("mkfs.ext4", "-q", backing)
-    folder.mkdir()
-    if t.run("mount", "-o", "loop", backing, folder, status=None).returncode != 0:
-        raise harness.Skip("nothing can be mounted here")
-    try:
-        yield folder
-    finally:
-        t.run("fsfreeze", "-u", folder, status=None)
-        t.run("umount", folder, status=None)
-
-
 def test_a_hook_that_can_not_be_killed(t):
     """It sleeps in the kernel: nobody waits for it, not at SIGTERM; its thaw comes when it has ended, by the next daemon."""
     log, hooks = t.path("log"), t.path("hooks")
-    with frozen_file_system(t) as folder:
+    with frozen_kit.file_system(t) as host:
         hook(hooks, "1", f"echo 1 $1 >>{log}")
-        hook(hooks, "2", f"echo 2 $1 >>{log}; [ $1 = thaw ] || echo >{folder}/file")
+        hook(hooks, "2", f"echo 2 $1 >>{log}; [ $1 = thaw ] || echo >{host.folder}/file")
         image, options = t.disk("a.raw", 8 * MIB), ["--hook-dir", hooks, "--freeze-timeout", "0.5"]
         d = t.daemon({"vda": image}, *options)
-        t.run("fsfreeze", "-f", folder)
+        host.freeze()
         s = create(d, "s")
         assert s["consistent"] == "crash", s
         harness.wait_for("it is told", lambda: "sleeps in the kernel" in d.status()["guest"].get("reason", ""), 20)
@@ -451,7 +436,7 @@ def test_a_hook_that_can_not_be_killed(t):
         d = t.daemon({"vda": image}, *options)
         harness.wait_for("it waits for it", lambda: "sleeps in the kernel" in d.status()["guest"].get("reason", ""), 20)
         assert "2 thaw" not in log.read_text(), log.read_text()
-        t.run("fsfreeze", "-u", folder)
+        host.thaw()
         harness.wait_for("it has thawed", lambda: d.status()["guest"]["state"] == "idle", 20)
         assert log.read_text().count("2 thaw") == 1, log.read_text()
         assert create(d, "t")["consistent"] == "hooks"
@@ -460,8 +445,8 @@ def test_a_hook_that_can_not_be_killed(t):
 def test_a_cut_that_is_stuck(t):
     """A write hangs in the disk, so no cut can be made. The watchdog thaws, and so does the death of the client, or of the
     daemon, whose next start does it."""
-    with frozen_file_system(t) as folder, Agent(t.path("agent.sock")) as agent:
-        image = folder / "a.raw"
+    with frozen_kit.file_system(t) as host, Agent(t.path("agent.sock")) as agent:
+        image = host.folder / "a.raw"
         image.write_bytes(bytes(8 * MIB))
         os.sync()
 
@@ -470,7 +455,7 @@ def test_a_cut_that_is_stuck(t):
             d = t.daemon({"vda": image}, "--guest-agent", agent.path, "--freeze-timeout", timeout)
             client = nbd.NBD()
             client.connect_uri(d.uri("vda"))
-            t.run("fsfreeze", "-f", folder)
+            host.freeze()
             client.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(b"x" * 4096)), 0)
             client.poll(100)
             agent.heard["freeze"].clear()
@@ -482,7 +467,7 @@ def test_a_cut_that_is_stuck(t):
             harness.wait_for("the watchdog has thawed it", lambda: agent.frozen_for, 20)
             assert agent.frozen == 0 and agent.frozen_for[0] > 0.5, agent.frozen_for
             other.send("fleece-snapshot-create", name="r", consistency="required", **{"drain-timeout-ms": 100})
-            t.run("fsfreeze", "-u", folder)
+            host.thaw()
             s = qmp.receive()
             assert s["consistent"] == "crash" and "thawed before the cut" in s["consistent-reason"], s
             assert other.receive()["consistent"] == "guest-agent"  # its turn came when nothing was stuck any more
@@ -494,7 +479,7 @@ def test_a_cut_that_is_stuck(t):
             qmp.send("fleece-snapshot-create", name="s", lease=True)
             harness.wait_for("it is frozen", lambda: d.status()["guest"]["state"] == "frozen")
         harness.wait_for("it has thawed", lambda: agent.frozen == 0, 20)
-        t.run("fsfreeze", "-u", folder)
+        host.thaw()
         client.shutdown()
         d.stop()
 
@@ -503,7 +488,7 @@ def test_a_cut_that_is_stuck(t):
             qmp.send("fleece-snapshot-create", name="s")
             harness.wait_for("it is frozen", lambda: d.status()["guest"]["state"] == "frozen")
             d.process.kill()
-            t.run("fsfreeze", "-u", folder)
+            host.thaw()
             d.kill()
         assert agent.frozen == 3
         d = t.daemon({"vda": image})

@@ -1,8 +1,10 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Real file systems and a database under load while they are backed up, in full and by increments; the guest is reset and
-loses its power between two of them. What is restored holds all that was durable when its backup began, starts as a guest
-of its own, and checks clean."""
+"""Real file systems and a database under load while they are backed up, in full and by increments; QEMU is killed in the
+middle of the full backup, and the guest is reset and loses its power between two others. What is restored holds all that
+was durable when its backup began, starts as a guest of its own, and checks clean."""
+import json
+
 import harness
 import vm
 from vm import MIB
@@ -52,6 +54,25 @@ def more(guest, count):
     known = guest.durable()
     guest.wait_durable({name: known.get(name, 0) + count for name in (*FOLDERS, "sqlite", "ordered")})
     return guest.durable()
+
+
+def check_disks(d, guest):
+    """Two processors have two queues of each disk, which says its name."""
+    assert guest.run("ls /sys/block/vd[abcde]/mq | grep -c '^[01]$'") == "10\n", guest.run("ls /sys/block/vd[abcde]/mq")
+    assert guest.run("cat /sys/block/vd[abcde]/serial") == "".join(SIZES), guest.run("cat /sys/block/vd?/serial")
+    queues = {export["disk"]: export["queues"] for export in d.status()["vhost-user"]}
+    assert queues == dict.fromkeys(SIZES, 2), queues
+
+
+def backup_through_a_crash(t, d, where, guest):
+    """QEMU is killed in the middle of a backup, which goes on."""
+    backup = t.spawn(t.program("fleece"), "--json", "--control", d.control, "backup", where, stdout=-1, text=True)
+    harness.wait_for("its snapshot is there", lambda: d.status()["snapshots"] or backup.poll() is not None, vm.WAIT)
+    guest.crash()
+    said = backup.communicate(timeout=vm.WAIT * harness.FACTOR)[0]
+    assert backup.returncode == 0, said
+    line = json.loads(said.splitlines()[-1])
+    return line["point"], {disk["name"]: disk for disk in line["disks"]}
 
 
 def check_guest(guest, folders, durable, label):
@@ -113,12 +134,20 @@ def file_systems(t, kind):
     images.update({name: t.disk(f"{name}.raw", SIZES[name]) for name in ("vdd", "vde")})
     where, points = t.path("set"), []
     d = vm.serve(t, kind, images)
-    guest = vm.Vm(t, kind, images, d, modules=("xfs", "btrfs"))
+    guest = vm.Vm(t, kind, images, d, modules=("xfs", "btrfs"), cpus=2)
+    if kind == vm.VHOST_USER:
+        check_disks(d, guest)
     start_load(guest)
 
-    for count in (12, 6):  # a full backup, then an incremental one, both under load
-        durable = more(guest, count)
-        points.append((*vm.backup(d, where), durable))
+    durable = more(guest, 12)
+    points.append((*backup_through_a_crash(t, d, where, guest), durable))
+    durable = guest.known
+    guest = vm.Vm(t, kind, images, d, modules=("xfs", "btrfs"), cpus=2)
+    guest.known = dict(durable)
+    start_load(guest)
+    check_guest(guest, FOLDERS, durable, "after the crash")
+    durable = more(guest, 6)
+    points.append((*vm.backup(d, where), durable))  # under load
     more(guest, 2)
     guest.check_calm()
     guest.reset()  # in the middle of it
@@ -141,10 +170,11 @@ def file_systems(t, kind):
         t.run("cmp", image, folders[3] / f"{name}.raw")
     for folder, (_, _, durable) in zip(folders, points):
         check_ordered(folder, durable)
-    chosen = (1, 3)  # in the middle of a life, and at its end
-    look_at(t, [(folders[n], points[n][2]) for n in chosen])
-    for n in chosen:
-        check_clean(t, folders[n])
+    both = 1 if harness.LONG else 2  # points that one guest looks at
+    for n in range(0, len(points), both):
+        look_at(t, [(folders[k], points[k][2]) for k in range(n, min(n + both, len(points)))])
+    for folder in folders:
+        check_clean(t, folder)
 
 
 if harness.LONG:

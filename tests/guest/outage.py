@@ -182,6 +182,7 @@ def deaths(t, kind):
     guest.wait_durable({"blocks": 1})  # everything acknowledged is there
     durable = guest.durable()
     points = [vm.backup(d, where)]
+    print("ext4", guest.run(f"echo 3 >/proc/sys/vm/drop_caches; guest_load check /data {durable['ext4']}").strip())
     guest.check_calm()
     guest.quit()
     points.append(vm.backup(d, where))  # nobody writes now

@@ -170,7 +170,7 @@ class Vm:
     count = 0
 
     def __init__(self, t, kind, disks, daemon=None, modules=(), memory=192, launch=None, agent=None, incoming=None,
-                 suffix="vhost"):
+                 suffix="vhost", cpus=1):
         """incoming: a socket on which it waits for the state of another one; suffix: of the vhost-user sockets."""
         harness.need("qemu-system-x86_64")
         self.t, self.kind, self.daemon, self.known = t, kind, daemon, {}
@@ -189,7 +189,8 @@ class Vm:
             arguments += ["-chardev", f"socket,id=agent,path={agent},server=on,wait=off",
                           "-device", "virtserialport,nr=3,chardev=agent,name=org.qemu.guest_agent.0"]
         if not launch:
-            arguments = ["qemu-system-x86_64", "-accel", "tcg,tb-size=128", *memory_arguments(kind, memory), *arguments]
+            arguments = ["qemu-system-x86_64", "-accel", "tcg,tb-size=128", *memory_arguments(kind, memory),
+                         "-smp", str(cpus), *arguments]
             for name in self.names:
                 arguments += disk_arguments(t, kind, name, daemon, disks[name] if kind == FILE else None, suffix)
         arguments += ["-incoming", f"unix:{incoming}"] if incoming else []
@@ -248,6 +249,9 @@ class Vm:
         """{name: number}: all that the guest has said until now to be durable."""
         while self.events.receive(0.001):
             pass
+        return self.note_durable()
+
+    def note_durable(self):
         whole, _, self.events.buffer = self.events.buffer.rpartition(b"\n")
         for line in whole.decode(errors="replace").splitlines():
             if found := re.fullmatch(r"(\w+) (\d+)", line):
@@ -283,6 +287,16 @@ class Vm:
         self.durable()
         self.qmp.execute("quit")
         self.gone()
+
+    def crash(self):
+        """QEMU is killed, as by a crash of its own."""
+        self.process.kill()
+        self.process.wait(WAIT * harness.FACTOR)
+        with contextlib.suppress(AssertionError, ConnectionError):  # all that the guest has said
+            while True:
+                self.events.receive(1)
+        self.note_durable()
+        self.close()
 
     def power_off(self):
         """The guest ends in good order."""

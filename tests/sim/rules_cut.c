@@ -49,6 +49,32 @@ static void c2_no_disk_is_cut_unless_all_drain(void **state)
     assert_int_equal(stage_value(stage, next, 1, 3), 200);
 }
 
+/* The same with the limits that hold by default: tried again for 30 s, and no write is held for longer than one attempt. */
+static void a_disk_that_does_not_drain_is_refused_after_30_s(void **state)
+{
+    struct stage *stage = *state;
+    struct stage_request stuck = {0};
+    stage_write_held(stage, WORLD_WRITE, &stuck, 1, 3, 1, 200);
+    const uint64_t began_ns = world_now(stage->world);
+    struct stage_snapshot *snapshot = stage_create(stage, "s", 0);
+    unsigned written = 0;
+    for (; !snapshot->answered; written++) {
+        struct stage_request request = {0};
+        const uint64_t at_ns = world_now(stage->world);
+        assert_true(at_ns < began_ns + CUT_TOTAL_MAX_NS + NS_PER_S);
+        stage_write(stage, &request, 0, 5, 1, 201);
+        while (!request.done)
+            assert_true(world_step(stage->world));
+        assert_true(stage_succeeded(&request));
+        assert_true(world_now(stage->world) - at_ns <= CUT_ATTEMPT_NS + 10 * NS_PER_MS);
+    }
+    assert_true(!snapshot->created && snapshot->code == ETIMEDOUT && strstr(snapshot->text, "vdb"));
+    assert_true(world_now(stage->world) >= began_ns + CUT_TOTAL_MAX_NS - CUT_ATTEMPT_NS && written > 30);
+    stage_let_go(stage);
+    stage_settle(stage);
+    assert_true(stage_succeeded(&stuck));
+}
+
 /* vda is cut and goes on; vdb, whose thread hangs, is still held: a write that depends on vda's is in neither. */
 static void c2_a_slow_disk_is_cut_at_the_same_instant(void **state)
 {
@@ -192,6 +218,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         STAGE_TEST(c2_no_disk_is_cut_unless_all_drain, .disk_count = 2),
+        STAGE_TEST(a_disk_that_does_not_drain_is_refused_after_30_s, .disk_count = 2),
         STAGE_TEST(c2_a_slow_disk_is_cut_at_the_same_instant, .disk_count = 2),
         STAGE_TEST(c2_a_snapshot_breaks_on_all_disks, .disk_count = 2),
         STAGE_TEST(c3_reactors_abort_without_the_control_thread, .disk_count = 2),

@@ -280,6 +280,8 @@ static void queue_fini(struct queue *q)
 static double percentile_us(const uint64_t *histogram, uint64_t total, double part)
 {
     uint64_t wanted = (uint64_t)((double)total * part), seen = 0;
+    if (wanted == total && total > 0)
+        wanted--;
     for (unsigned i = 0; i < BUCKETS; i++) {
         seen += histogram[i];
         if (seen > wanted)
@@ -301,12 +303,12 @@ static void report(const struct load_options *options, const struct queue *queue
     double rate = (double)done / seconds;
     printf("{\"rw\": \"%s\", \"bs\": %u, \"depth\": %u, \"queues\": %u, \"ring\": \"%s\", \"wait\": \"%s\", "
            "\"seconds\": %.2f, \"requests\": %llu, \"iops\": %.0f, \"mb_s\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, "
-           "\"p999_us\": %.1f, \"kicks\": %llu, \"interrupts\": %llu}\n",
+           "\"p999_us\": %.1f, \"max_us\": %.1f, \"kicks\": %llu, \"interrupts\": %llu}\n",
            options->rw, options->block_bytes, options->depth, options->front.queues,
            options->front.packed ? "packed" : "split", options->poll ? "poll" : "interrupt", seconds,
            (unsigned long long)done, rate, rate * options->block_bytes / 1e6, percentile_us(histogram, done, 0.5),
-           percentile_us(histogram, done, 0.99), percentile_us(histogram, done, 0.999), (unsigned long long)kicks,
-           (unsigned long long)interrupts);
+           percentile_us(histogram, done, 0.99), percentile_us(histogram, done, 0.999),
+           percentile_us(histogram, done, 1), (unsigned long long)kicks, (unsigned long long)interrupts);
 }
 
 static int run_queues(const struct load_options *options, struct queue *queues)
