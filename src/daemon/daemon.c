@@ -18,6 +18,10 @@
  *   HANG_UP  control clients get what is queued for them; the space of cache files is given back
  *   ENDED    reactors stop, the folder and its sockets are removed
  *
+ * Where the signal is SIGUSR2 the daemon ends for the next one, such as a new version of it: THAW, then the front-ends of
+ * vhost-user as in UNEXPORT, and then it leaves all else as a kill would: snapshots, jobs, what is tracked. The next one
+ * adopts that (C10: it waits for the locks, which go when all I/O has landed), and the guests' VMMs connect again.
+ *
  * Everything that ends must have ended on its reactor before the reactor stops, so each step starts in the completion of
  * the one before. The first signal asks for this orderly end; a second one gives up waiting: files of our own are removed
  * and the process ends at once. While disks are being opened there is nothing to end in order, so the first signal
@@ -54,7 +58,7 @@ static void daemon_move(struct daemon *daemon, enum daemon_state to)
         [DAEMON_RECOVER] = {[DAEMON_EXPORT] = 1, [DAEMON_THAW] = 1},
         [DAEMON_EXPORT] = {[DAEMON_SERVE] = 1, [DAEMON_THAW] = 1},
         [DAEMON_SERVE] = {[DAEMON_THAW] = 1},
-        [DAEMON_THAW] = {[DAEMON_END_JOBS] = 1},
+        [DAEMON_THAW] = {[DAEMON_END_JOBS] = 1, [DAEMON_UNEXPORT] = 1},
         [DAEMON_END_JOBS] = {[DAEMON_UNEXPORT] = 1},
         [DAEMON_UNEXPORT] = {[DAEMON_CLOSE] = 1},
         [DAEMON_CLOSE] = {[DAEMON_HANG_UP] = 1},
@@ -82,10 +86,19 @@ static void daemon_end(struct daemon *daemon, const char *reason)
     guest_stop(&daemon->guest, daemon_end_next, daemon);
 }
 
+/* To the next daemon. */
+_Noreturn static void daemon_leave(struct daemon *daemon)
+{
+    runtime_release(&daemon->runtime);
+    _exit(EXIT_HANDED_OVER);
+}
+
 /* The guests' requests are answered; now those who read. */
 static void daemon_guests_left(void *argument)
 {
     struct daemon *daemon = argument;
+    if (daemon->hand_over)
+        daemon_leave(daemon);
     if (daemon->exports)
         exports_stop(daemon->exports, daemon_end_next, daemon);
     else
@@ -96,12 +109,12 @@ static void daemon_guests_left(void *argument)
 static void daemon_end_next(void *argument)
 {
     struct daemon *daemon = argument;
-    if (daemon->state == DAEMON_THAW) {
+    if (daemon->state == DAEMON_THAW && !daemon->hand_over) {
         daemon_move(daemon, DAEMON_END_JOBS);
         job_table_end(&daemon->jobs, daemon_end_next, daemon);
         return;
     }
-    if (daemon->state == DAEMON_END_JOBS) {
+    if (daemon->state == DAEMON_END_JOBS || daemon->state == DAEMON_THAW) {
         daemon_move(daemon, DAEMON_UNEXPORT);
         vhost_exports_stop(&daemon->vhost_exports, daemon_guests_left, daemon);
         return;
@@ -174,9 +187,18 @@ static void signal_arrived(struct io_op *op, int64_t result)
         signals_wait(daemon);
         return;
     }
+    const bool hand_over = daemon->signal.ssi_signo == SIGUSR2;
+    if (hand_over && (daemon->state == DAEMON_OPEN || daemon->hand_over))
+        daemon_leave(daemon);
+    if (hand_over && (daemon->state >= DAEMON_THAW || daemon->end_wanted)) { /* it ends for good */
+        signals_wait(daemon);
+        return;
+    }
     if (daemon->state == DAEMON_OPEN || daemon->state >= DAEMON_THAW || daemon->end_wanted)
         daemon_give_up(daemon);
-    log_info("ending: signal %s", strsignal((int)daemon->signal.ssi_signo));
+    daemon->hand_over = hand_over && !daemon->vhost_exports.away;
+    log_info(daemon->hand_over ? "ending for the next daemon: signal %s" : "ending: signal %s",
+             strsignal((int)daemon->signal.ssi_signo));
     if (is_starting(daemon) && !daemon->awaiting) {
         daemon->exit_code = EXIT_INTERRUPTED;
         daemon->end_wanted = true;
@@ -192,6 +214,7 @@ static int signals_start(struct daemon *daemon, struct error *err)
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGHUP);
+    sigaddset(&set, SIGUSR2);
     daemon->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     if (daemon->signal_fd < 0)
         return error_set(err, errno, "no descriptor for signals: %s", error_name(errno));

@@ -37,6 +37,7 @@ struct daemon {
     bool awaiting;   /* a VMM: nothing of ours is under way */
     bool wanted;     /* by a VMM that came before that */
     bool end_wanted; /* asked for while a step of the start was under way */
+    bool hand_over;  /* it ends for the next daemon, which takes over all that a killed one would leave */
     struct runtime runtime;
     struct io *control_io;
     struct io *reactors[LIMIT_REACTORS];

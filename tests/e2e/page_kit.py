@@ -31,13 +31,14 @@ class Page:
         return found
 
 
-def start_daemon(t, command, log="fleeced.log"):
-    """Starts `fleeced …` of a page in the case's folder and waits until it is ready. Its control socket is web1.sock."""
+def start_daemon(t, command, log="fleeced.log", program=None):
+    """Starts `fleeced …` of a page in the case's folder, or another program in its place, and waits until it is ready. Its
+    control socket is web1.sock."""
     words = shlex.split(command)
     assert words.pop(0) == "fleeced", command
     nbd = words[words.index("--nbd") + 1]
     assert nbd.startswith("unix:") and words[words.index("--control") + 1] == "web1.sock", command
-    daemon = harness.Daemon(t, [t.program("fleeced"), *words], t.path("web1.sock"), f"unix:{t.path(nbd[5:])}",
+    daemon = harness.Daemon(t, [program or t.program("fleeced"), *words], t.path("web1.sock"), f"unix:{t.path(nbd[5:])}",
                             t.environment, log, cwd=t.dir)
     t.daemons.append(daemon)
     daemon.wait_ready()

@@ -4,6 +4,7 @@
 import os
 import random
 import shutil
+import signal
 import time
 
 import harness
@@ -11,6 +12,7 @@ from tracking_kit import dirty_blocks, nbd_client
 
 MIB = 1 << 20
 STAMP = "tests/tools/stamp"
+HANDED_OVER = 4  # the exit status
 
 
 def disks(t):
@@ -114,7 +116,7 @@ def test_the_kinds(t):
     assert not os.path.exists(memory(t))
 
 
-def test_an_incremental_goes_on(t):
+def an_incremental_goes_on(t, end):
     """A client of what has changed comes back to a new daemon: it takes its lease again, sees all that had changed, also
     what it has released, and commits the checkpoint that was made with the snapshot."""
     images = disks(t)
@@ -128,7 +130,7 @@ def test_an_incremental_goes_on(t):
     h = nbd_client(d.uri("vda@inc"))
     h.trim(32768, 0)  # these are safe
     h.shutdown()
-    d.kill()
+    end(d)
     again = t.daemon(images)
     assert dirty_blocks(again, "vda@inc", "base") == set(range(16)) | {256}
     assert dirty_blocks(again, "vdb@inc", "base") == set()
@@ -148,6 +150,19 @@ def test_an_incremental_goes_on(t):
         assert left["name"] == "next" and left["disks"][0]["changed"] == 2 * MIB, left
     again.stop()
     assert not os.path.exists(memory(t))
+
+
+def test_an_incremental_goes_on(t):
+    an_incremental_goes_on(t, harness.Daemon.kill)
+
+
+def test_a_daemon_that_hands_over(t):
+    """SIGUSR2: what a kill leaves is left to the next daemon, and no socket."""
+    def hand_over(d):
+        d.process.send_signal(signal.SIGUSR2)
+        d.wait(HANDED_OVER)
+        assert not os.path.exists(d.control) and "ending for the next daemon" in d.log()
+    an_incremental_goes_on(t, hand_over)
 
 
 def test_a_qcow2_disk(t):

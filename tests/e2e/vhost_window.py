@@ -115,8 +115,8 @@ def test_a_disk_that_does_not_drain(t):
 
 
 def test_a_cache_that_is_full(t):
-    """Nobody reads the snapshot, whose cache is too small: a write waits cbw-timeout at most, then the snapshot pays, and the
-    guest goes on at its speed."""
+    """Nobody reads the snapshot, whose cache is too small: a write waits cbw-timeout at most, then the snapshot pays, and
+    the guest goes on at its speed."""
     socket = t.path("vda.sock")
     d = t.daemon({"vda": t.disk("a.raw", 32 * MIB, fill=1)}, "--vhost-user", f"vda={socket}", "--fleece",
                  "ram=4M,cbw-timeout=1")

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 from xml.sax.saxutils import quoteattr
 
 import harness
@@ -16,6 +17,7 @@ import vm
 from vm import MIB
 
 NOBODY = 65534
+HANDED_OVER = 4  # fleeced's exit status
 
 
 def go_on(guest):
@@ -39,6 +41,35 @@ def check_restored(t, durable):
     assert {str(n) for n in range(1, durable["ext4"] + 1)} <= files, (durable, files)
 
 
+def new_version(t):
+    """Another fleeced, at another place, which says that it is one."""
+    path, old = t.path("new/fleeced"), t.program("fleeced")
+    version = t.run(old, "--version").stdout.split()[1]
+    newer = f"{version[:-1]}{(int(version[-1]) + 1) % 10}"
+    path.parent.mkdir()
+    path.write_bytes(old.read_bytes().replace(f"fleeced {version}".encode(), f"fleeced {newer}".encode())
+                     .replace(f"fleece {version}".encode(), f"fleece {newer}".encode()))
+    path.chmod(0o755)
+    assert newer in t.run(path, "--version").stdout
+    return path, newer
+
+
+def upgrade(t, serve, guest):
+    """A new version of the daemon takes over, under a guest that writes: with its sockets and its snapshots."""
+    path, newer = new_version(t)
+    t.daemons[-1].fleece("snapshot", "create", "kept")
+    kept = t.daemons[-1].status()["snapshots"]
+    old = t.daemons.pop()
+    old.process.send_signal(signal.SIGUSR2)
+    old.wait(HANDED_OVER)
+    d = serve(program=path)
+    go_on(guest)
+    with d.qmp() as qmp:
+        assert newer in json.dumps(qmp.execute("query-version")), qmp.execute("query-version")
+    assert [(s["uuid"], s["state"]) for s in d.status()["snapshots"]] == [(kept[0]["uuid"], "live")]
+    d.fleece("snapshot", "delete", "kept")
+
+
 def manifest(t):
     """Of the latest point: {disk: kind}."""
     point = sorted(p for p in t.path("web1-backups").iterdir() if (p / "manifest.json").exists())[-1]
@@ -46,7 +77,8 @@ def manifest(t):
 
 
 def live(t, serve, page, launch, power_off=vm.Vm.power_off, reboots=False):
-    """The life that a page tells, and a backup after the guest has powered itself off. serve(): starts its daemon."""
+    """The life that a page tells, and a backup after the guest has powered itself off. serve(): starts its daemon, or
+    serve(program=) another program as such."""
     vm.root_disk(t, "web1.raw", 48 * MIB)
     backup, listed = (page_kit.Page(page).pick("fleece"))[:2]
     serve()
@@ -56,9 +88,7 @@ def live(t, serve, page, launch, power_off=vm.Vm.power_off, reboots=False):
     page_kit.run(t, backup)
     assert manifest(t) == {"vda": "full"}
     go_on(guest)
-    t.daemons.pop().stop()  # a new version
-    serve()
-    go_on(guest)
+    upgrade(t, serve, guest)
     t.daemons.pop().kill()
     serve()
     go_on(guest)
@@ -89,7 +119,7 @@ def live(t, serve, page, launch, power_off=vm.Vm.power_off, reboots=False):
 def qemu_page(t, number, **more):
     page = page_kit.Page("docs/vmm/qemu.md")
     t.borrow_vm("web1")
-    live(t, lambda: page_kit.start_daemon(t, page.pick("fleeced")[number]), page.name,
+    live(t, lambda **more: page_kit.start_daemon(t, page.pick("fleeced")[number], **more), page.name,
          qemu(t, page.pick("qemu-system-x86_64")[number]), **more)
 
 
@@ -152,9 +182,10 @@ class Libvirt:
             pass
         guest.close()
 
-    def serve(self, command):
-        page_kit.start_daemon(self.t, command)
+    def serve(self, command, **more):
+        daemon = page_kit.start_daemon(self.t, command, **more)
         os.chown(self.t.path("web1-vda.sock"), self.user, -1)  # who is the user of the page's unit
+        return daemon
 
 
 def test_libvirt(t):
@@ -164,7 +195,7 @@ def test_libvirt(t):
     libvirt = Libvirt(t)
     t.path("page.xml").write_text(domain)
     t.run("virt-xml-validate", t.path("page.xml"), "domain")
-    live(t, lambda: libvirt.serve(*page.pick("fleeced")), page.name, libvirt.launch(domain),
+    live(t, lambda **more: libvirt.serve(*page.pick("fleeced"), **more), page.name, libvirt.launch(domain),
          libvirt.power_off)
 
 
