@@ -3,7 +3,7 @@
 """Live migration, as docs/moving.md has it: from one QEMU and its daemon to another QEMU and its daemon, over the same
 images, while the guest writes. One that is cancelled leaves snapshots alone. One that succeeds fails the backup that is
 under way, with its reason; the guest notices nothing, and the next backup, from the daemon of the new place, is
-incremental and right."""
+incremental and right. One whose destination dies when the guest has stopped already goes on at the source."""
 import signal
 
 import harness
@@ -50,6 +50,25 @@ def backup_in_the_middle(t, d, where):
     return process
 
 
+def fails_in_the_end(t, d, guest, images):
+    """The destination dies when the guest has stopped and its disks are said to be elsewhere: it goes on at the source."""
+    capability = {"capability": "pause-before-switchover"}
+    guest.qmp.execute("migrate-set-capabilities", capabilities=[{**capability, "state": True}])
+    new = vm.Vm(t, vm.VHOST_USER, images, memory=MEMORY, incoming=t.path("dies.sock"), suffix="arrival")
+    guest.qmp.execute("migrate-set-parameters", max_bandwidth=1 << 40)
+    guest.qmp.execute("migrate", uri=f"unix:{t.path('dies.sock')}")
+    reached(guest, "pre-switchover")
+    assert REASON in d.fleece("snapshot", "create", "late", status=1).stderr
+    new.process.kill()
+    new.process.wait()
+    new.close()
+    guest.qmp.execute("migrate-continue", state="pre-switchover")
+    reached(guest, "failed")
+    guest.qmp.execute("cont")
+    guest.qmp.execute("migrate-set-capabilities", capabilities=[{**capability, "state": False}])
+    go_on(guest)
+
+
 def test_the_vm_goes_on_elsewhere(t):
     images = {"vda": vm.root_disk(t, "vda.raw", 48 * MIB), "vdb": t.disk("vdb.raw", 16 * MIB)}
     d, where = vm.serve(t, vm.VHOST_USER, images), t.path("set")
@@ -74,7 +93,11 @@ def test_the_vm_goes_on_elsewhere(t):
     guest.qmp.execute("cont")
     go_on(guest)
     assert "kept" in d.fleece("snapshot", "list").stdout and "broken" not in d.fleece("snapshot", "list").stdout
+    fails_in_the_end(t, d, guest, images)
+    assert "broken" in d.fleece("snapshot", "list").stdout
     d.fleece("snapshot", "delete", "kept")
+    points.append(vm.backup(d, where))
+    assert all(disk["kind"] == "incremental" for disk in points[1][1].values()), points[1]
 
     under_way = backup_in_the_middle(t, d, where)
     new = vm.Vm(t, vm.VHOST_USER, images, memory=MEMORY, incoming=t.path("second.sock"), suffix="arrival")
@@ -96,7 +119,7 @@ def test_the_vm_goes_on_elsewhere(t):
     go_on(new)
     durable = new.durable()
     points.append(vm.backup(there, where))
-    changed = points[1][1]
+    changed = points[2][1]
     assert all(disk["kind"] == "incremental" for disk in changed.values()), changed
     go_on(new)
     new.stop("blocks")
@@ -110,7 +133,7 @@ def test_the_vm_goes_on_elsewhere(t):
     there.stop()
 
     folders = vm.restore(t, where, points)
-    for folder, number in zip(folders[1:], (durable["ext4"], last)):
+    for folder, number in zip(folders[2:], (durable["ext4"], last)):
         t.run("/sbin/e2fsck", "-fy", "-E", "journal_only", folder / "vda.raw", status=None)
         t.run("/sbin/e2fsck", "-fn", folder / "vda.raw")
         t.run("/sbin/debugfs", "-R", f"stat /data/{number}", folder / "vda.raw")

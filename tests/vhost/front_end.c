@@ -94,10 +94,44 @@ int front_tell_state(struct front_end *front, uint32_t request, uint32_t index, 
 int front_tell_addr(struct front_end *front, const struct ring *ring)
 {
     struct wire_addr addr = {.index = ring->index,
+                             .flags = front->log.on ? WIRE_LOG_USED : 0,
+                             .log = front->log.on ? ring->device_area : 0,
                              .descriptor = guest_user(ring->memory, ring->descriptors),
                              .used = guest_user(ring->memory, ring->device_area),
                              .available = guest_user(ring->memory, ring->driver_area)};
     return front_tell(front, MSG_SET_VRING_ADDR, &addr, sizeof(addr), NULL, 0);
+}
+
+static int tell_features(struct front_end *front)
+{
+    const uint64_t log_all = UINT64_C(1) << FEATURE_LOG_ALL;
+    return front_tell_u64(front, MSG_SET_FEATURES, front->log.on ? front->features | log_all : front->features);
+}
+
+/* It is answered with what it says itself, acknowledgements or not. */
+static int tell_log_base(struct front_end *front)
+{
+    struct wire_log log = {front->log.bytes, 0};
+    struct channel_reply reply;
+    if (!front->log.on)
+        return 0;
+    int status = channel_send(front->socket, MSG_SET_LOG_BASE, WIRE_VERSION, &log, sizeof(log), &front->log.fd, 1);
+    if (status == 0)
+        status = channel_receive(front->socket, &reply, FRONT_TIMEOUT_MS);
+    if (status == 0 &&
+        (reply.header.request != MSG_SET_LOG_BASE || memcmp(reply.payload.bytes, &log, sizeof(log)) != 0))
+        status = -EPROTO;
+    return status == 0 ? 0 : front_fail(front, status, "SET_LOG_BASE: %s", reason_of(status));
+}
+
+int front_tell_log(struct front_end *front)
+{
+    int status = tell_log_base(front);
+    if (status == 0)
+        status = tell_features(front);
+    for (unsigned i = 0; status == 0 && i < front->ring_count; i++)
+        status = front_tell_addr(front, &front->rings[i]);
+    return status;
 }
 
 int front_ask(struct front_end *front, uint32_t request, const void *payload, uint32_t size,
@@ -402,10 +436,12 @@ int front_start(struct front_end *front)
     if (front->options.by_slots && !front_has_protocol(front, PROTOCOL_CONFIGURE_MEM_SLOTS))
         return front_fail(front, -EOPNOTSUPP, "memory slots are not offered");
     if (!vmm->features_once || front->features_told != front->features)
-        status = front_tell_u64(front, MSG_SET_FEATURES, front->features);
+        status = tell_features(front);
     front->features_told = front->features;
     if (status == 0)
         status = front_share_memory(front);
+    if (status == 0)
+        status = tell_log_base(front);
     for (unsigned i = 0; status == 0 && vmm->sizes_first && i < front->ring_count; i++)
         status = tell_size(front, &front->rings[i]);
     if (status == 0)

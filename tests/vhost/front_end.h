@@ -25,6 +25,12 @@ struct front_options {
     bool by_slots;                        /* ADD_MEM_REG rather than SET_MEM_TABLE; fails when it isn't offered */
 };
 
+struct front_log { /* of a migration */
+    bool on;
+    int fd;
+    uint64_t bytes;
+};
+
 struct front_end {
     const char *path;
     struct front_options options;
@@ -38,6 +44,7 @@ struct front_end {
     unsigned ring_count;
     int inflight_fd; /* -1: none yet */
     struct wire_inflight inflight;
+    struct front_log log;         /* told with everything else while it is on */
     uint64_t features_told;       /* with SET_FEATURES on this connection */
     uint64_t protocol_remembered; /* of the last connection that had come so far */
     char error[256];
@@ -72,6 +79,8 @@ int front_tell(struct front_end *front, uint32_t request, const void *payload, u
                unsigned fd_count);
 int front_tell_u64(struct front_end *front, uint32_t request, uint64_t value);
 int front_tell_state(struct front_end *front, uint32_t request, uint32_t index, uint32_t num);
+/* What is in front->log, to a back-end whose rings run. */
+int front_tell_log(struct front_end *front);
 int front_tell_addr(struct front_end *front, const struct ring *ring);
 /* A message with a reply of its own. reply->fd is the caller's. */
 int front_ask(struct front_end *front, uint32_t request, const void *payload, uint32_t size,

@@ -35,6 +35,9 @@ static void usage(FILE *to)
           "       vhost_client model SOCKET [options]\n"
           "         --requests N (2000)   --depth N (16)   --size SIZE of the disk to use (16m)\n"
           "         --reconnect: the back-end may go away and come back\n"
+          "         --migrate: the VM migrates meanwhile, but stays; its memory is copied by the back-end's marks\n"
+          "         --part: when a line on stdin asks for it; says \"parted\", goes on at the next line, ends at the "
+          "end\n"
           "         --across: also fragments that lie in two regions (more regions than queues)\n"
           "         --mixed: also indirect tables behind direct descriptors (split rings)\n"
           "       vhost_client conform SOCKET [--only CASE] [--list]\n"
@@ -93,6 +96,8 @@ enum option_value {
     OPTION_DIRECT,
     OPTION_REQUESTS,
     OPTION_RECONNECT,
+    OPTION_MIGRATE,
+    OPTION_PART,
     OPTION_MIXED,
     OPTION_ACROSS,
     OPTION_ONLY,
@@ -123,6 +128,8 @@ static const struct option option_table[] = {
     {"direct", 0, NULL, OPTION_DIRECT},
     {"requests", 1, NULL, OPTION_REQUESTS},
     {"reconnect", 0, NULL, OPTION_RECONNECT},
+    {"migrate", 0, NULL, OPTION_MIGRATE},
+    {"part", 0, NULL, OPTION_PART},
     {"mixed", 0, NULL, OPTION_MIXED},
     {"across", 0, NULL, OPTION_ACROSS},
     {"only", 1, NULL, OPTION_ONLY},
@@ -198,6 +205,10 @@ static void take(struct arguments *a, int option)
         a->model.requests = size_of(optarg);
     else if (option == OPTION_RECONNECT)
         a->model.reconnect = true;
+    else if (option == OPTION_MIGRATE)
+        a->model.migrate = true;
+    else if (option == OPTION_PART)
+        a->model.migrate = a->model.part = true;
     else if (option == OPTION_MIXED)
         a->model.mixed = true;
     else if (option == OPTION_ACROSS)

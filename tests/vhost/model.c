@@ -7,6 +7,9 @@
  * With `reconnect` a back-end that hangs up is awaited, and gets the in-flight region back. Nothing is submitted again:
  * whatever was in flight must be completed by the new back-end, once, with the right data. A ring notices a buffer that
  * comes back twice; one that never comes is a hang. At the end all is read again, through the same rings.
+ *
+ * With `migrate` a log is switched on and off, memory is copied by its marks, and the rings are stopped with requests in
+ * flight: then the copy must be whole, and the guest goes on (migration.h).
  */
 #include <errno.h>
 #include <poll.h>
@@ -14,7 +17,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
+#include "migration.h"
 #include "model.h"
 
 enum { REQUEST_BYTES = 256 << 10, SEGMENTS = 4, HANG_MS = 30000, RETURN_MS = 30000 };
@@ -44,6 +49,8 @@ struct model {
     uint8_t *maybe_zero, *writing, *reading; /* by sector */
     uint64_t submitted, completed, reconnects, counts[16];
     uint64_t next_sector; /* of a pass over all */
+    struct migration migration;
+    bool gone; /* the VM is elsewhere */
 };
 
 static int64_t now_ms(void)
@@ -163,6 +170,8 @@ static bool submit(struct model *m, struct work *work, struct ring *ring)
     enum tables tables = !front_has(m->front, FEATURE_INDIRECT) ? TABLES_NONE
                          : m->options->mixed && !ring->packed   ? TABLES_MIXED
                                                                 : TABLES_WHOLE;
+    if (migration_is_on(&m->migration)) /* before the device can see it: it may be answered at once */
+        migration_wrote_request(&m->migration, &work->request, ring);
     blk_lay_out_randomly(&work->request, &command, &m->rng, m->pieces, tables);
     if (blk_submit(&work->request, ring) != 0)
         return false;
@@ -288,6 +297,8 @@ static bool wait_for_any(struct model *m)
     for (unsigned i = 0; i < count; i++) {
         wait[i] = (struct pollfd){m->front->rings[i].call_fd, POLLIN, 0};
         used |= ring_arm(&m->front->rings[i]);
+        if (migration_is_on(&m->migration))
+            migration_wrote_wish(&m->migration, &m->front->rings[i]);
     }
     wait[count] = (struct pollfd){m->front->socket, POLLIN, 0};
     if (used)
@@ -373,6 +384,84 @@ static bool read_all(struct model *m, bool learning)
     return settle(m, 0);
 }
 
+/* --- a migration */
+
+static bool migration_fails(struct model *m, int status)
+{
+    if (status == -ECONNRESET || status == -EPIPE)
+        return come_back(m);
+    fprintf(stderr, "vhost_client: migration: %s\n", m->front->error);
+    return false;
+}
+
+/* What the caller says, when there is one to ask: false: the VM is elsewhere. */
+static bool stays(struct model *m)
+{
+    char line[64];
+    if (!m->options->part)
+        return true;
+    puts("parted");
+    fflush(stdout);
+    m->gone = !fgets(line, sizeof(line), stdin);
+    return !m->gone;
+}
+
+/* The guest stops in the midst of its requests, and goes on where it was. */
+static bool switch_over(struct model *m)
+{
+    struct front_end *front = m->front;
+    uint32_t base[FRONT_QUEUES];
+    int status = 0;
+    for (unsigned i = 0; status == 0 && i < front->ring_count; i++)
+        status = front_stop_ring(front, &front->rings[i], &base[i]);
+    if (status != 0)
+        return migration_fails(m, status);
+    const uint64_t missing = migration_missing(&m->migration);
+    if (missing != UINT64_MAX) {
+        fprintf(stderr, "vhost_client: the page at 0x%llx was written by the device and not marked\n",
+                (unsigned long long)missing);
+        return false;
+    }
+    if (!stays(m))
+        return true;
+    for (unsigned i = 0; status == 0 && i < front->ring_count; i++)
+        status = front_set_up_ring(front, &front->rings[i], base[i]);
+    return status == 0 || migration_fails(m, status);
+}
+
+/* A line of the standard input, or its end. */
+static bool is_asked_to_part(const struct model *m)
+{
+    char line[64];
+    struct pollfd wait = {STDIN_FILENO, POLLIN, 0};
+    return m->options->part && poll(&wait, 1, 0) == 1 && fgets(line, sizeof(line), stdin);
+}
+
+static bool migrate(struct model *m)
+{
+    const bool asked = is_asked_to_part(m);
+    const uint64_t dice = rng_below(&m->rng, 100);
+    int status = asked && !migration_is_on(&m->migration) ? migration_log(&m->migration, true) : 0;
+    if (status == 0 && asked)
+        return switch_over(m);
+    if (!migration_is_on(&m->migration))
+        status = status == 0 && dice < 30 ? migration_log(&m->migration, true) : status;
+    else if (dice < 60)
+        migration_copy(&m->migration);
+    else if (dice < 70)
+        status = migration_log(&m->migration, dice < 65); /* anew, or no more */
+    else if (dice < 85 && !m->options->part)
+        return switch_over(m);
+    return status == 0 || migration_fails(m, status);
+}
+
+/* Once more, with whatever is in flight. */
+static bool migrate_at_last(struct model *m)
+{
+    const int status = migration_is_on(&m->migration) ? 0 : migration_log(&m->migration, true);
+    return status == 0 ? switch_over(m) : migration_fails(m, status);
+}
+
 static bool run(struct model *m)
 {
     if (!read_all(m, true))
@@ -382,9 +471,18 @@ static bool run(struct model *m)
         while (batch-- > 0 && m->submitted < end && submit_random(m))
             if (rng_below(&m->rng, 4) == 0)
                 kick_all(m);
+        if (m->options->migrate) {
+            kick_all(m);
+            if (!migrate(m))
+                return false;
+            if (m->gone)
+                return true;
+        }
         if (!settle(m, (unsigned)rng_below(&m->rng, m->options->depth)))
             return false;
     }
+    if (m->options->migrate && !m->options->part && !migrate_at_last(m))
+        return false;
     return settle(m, 0) && read_all(m, false);
 }
 
@@ -427,12 +525,14 @@ static void report(const struct model *m)
 {
     printf("{\"requests\": %llu, \"reads\": %llu, \"writes\": %llu, \"discards\": %llu, \"zeroes\": %llu, \"flushes\": "
            "%llu, "
-           "\"reconnects\": %llu, \"queues\": %u, \"ring\": \"%s\", \"seed\": %llu}\n",
+           "\"reconnects\": %llu, \"switches\": %llu, \"pages_copied\": %llu, \"queues\": %u, \"ring\": \"%s\", "
+           "\"seed\": %llu}\n",
            (unsigned long long)m->completed, (unsigned long long)m->counts[BLK_READ],
            (unsigned long long)m->counts[BLK_WRITE], (unsigned long long)m->counts[BLK_DISCARD],
            (unsigned long long)m->counts[BLK_WRITE_ZEROES], (unsigned long long)m->counts[BLK_FLUSH],
-           (unsigned long long)m->reconnects, m->front->ring_count, m->options->front.packed ? "packed" : "split",
-           (unsigned long long)m->options->seed);
+           (unsigned long long)m->reconnects, (unsigned long long)m->migration.checks,
+           (unsigned long long)m->migration.pages_copied, m->front->ring_count,
+           m->options->front.packed ? "packed" : "split", (unsigned long long)m->options->seed);
 }
 
 int model_run(const char *path, const struct model_options *given)
@@ -450,12 +550,13 @@ int model_run(const char *path, const struct model_options *given)
     } else {
         struct model m;
         model_init(&m, &options, front);
-        status = run(&m) ? 0 : -EIO;
+        status = migration_init(&m.migration, front) == 0 && run(&m) ? 0 : -EIO;
         if (status == 0)
             report(&m);
         else
             fprintf(stderr, "vhost_client: seed %llu, %llu requests were completed\n", (unsigned long long)options.seed,
                     (unsigned long long)m.completed);
+        migration_fini(&m.migration);
         model_fini(&m);
     }
     front_close(front);

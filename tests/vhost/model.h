@@ -9,8 +9,10 @@ struct model_options {
     uint64_t requests, size, seed; /* size: bytes of the disk to use; 0: 16 MiB, or all of a smaller one */
     unsigned depth;                /* requests in flight, over all queues */
     bool reconnect;
-    bool across; /* also fragments that begin in one region of memory and end in the next */
-    bool mixed;  /* also tables behind direct descriptors, which VIRTIO allows and not every device knows */
+    bool migrate; /* the VM does, again and again, and goes on where it was */
+    bool part;    /* ... when a line of the standard input says so, and waits there for the next one, or its end */
+    bool across;  /* also fragments that begin in one region of memory and end in the next */
+    bool mixed;   /* also tables behind direct descriptors, which VIRTIO allows and not every device knows */
     struct front_options front;
 };
 
