@@ -190,6 +190,35 @@ static bool covers(const struct job *job, uint64_t at)
            job->status != -EOPNOTSUPP;
 }
 
+/* Up to there the same jobs cover each byte from `at` on. */
+static uint64_t next_edge(const struct run *run, uint64_t at)
+{
+    uint64_t next = run->size;
+    for (unsigned i = 0; i < JOBS; i++) {
+        const uint64_t edges[] = {run->jobs[i].req.range.start, range_end(run->jobs[i].req.range)};
+        for (unsigned k = 0; k < 2; k++)
+            if (edges[k] > at && edges[k] < next)
+                next = edges[k];
+    }
+    return next;
+}
+
+static void check_piece(const struct run *run, const unsigned char *after, uint64_t at, uint64_t end)
+{
+    bool covered = false, anything = false, allowed[256] = {false};
+    for (unsigned i = 0; i < JOBS; i++) {
+        const struct job *job = &run->jobs[i];
+        if (!covers(job, at))
+            continue;
+        covered |= job->status == 0 && job->req.kind != REQUEST_DISCARD;
+        allowed[job->req.kind == REQUEST_WRITE ? job->value : 0] = true;
+        anything |= job->req.kind == REQUEST_DISCARD && run->block_device; /* which may leave anything */
+    }
+    for (; at < end && !anything; at++)
+        if (!allowed[after[at]] && (covered || after[at] != run->before[at]))
+            fail(run, "byte %llu is %u, was %u", (unsigned long long)at, after[at], run->before[at]);
+}
+
 static void check_bytes(struct run *run)
 {
     const unsigned char *after = bytes_of(run);
@@ -197,18 +226,9 @@ static void check_bytes(struct run *run)
     if (!run->growable && world_file_size(run->file) != size)
         fail(run, "the file has %llu bytes now, not %llu", (unsigned long long)world_file_size(run->file),
              (unsigned long long)size);
-    for (uint64_t at = 0; at < size; at++) {
-        bool covered = false, allowed = false;
-        for (unsigned i = 0; i < JOBS; i++) {
-            const struct job *job = &run->jobs[i];
-            if (!covers(job, at))
-                continue;
-            covered |= job->status == 0 && job->req.kind != REQUEST_DISCARD;
-            allowed |= after[at] == (job->req.kind == REQUEST_WRITE ? job->value : 0) ||
-                       (job->req.kind == REQUEST_DISCARD && run->block_device); /* which may leave anything */
-        }
-        if (!allowed && (covered || after[at] != run->before[at]))
-            fail(run, "byte %llu is %u, was %u", (unsigned long long)at, after[at], run->before[at]);
+    for (uint64_t at = 0, end; at < size; at = end) {
+        end = next_edge(run, at);
+        check_piece(run, after, at, end);
     }
 }
 

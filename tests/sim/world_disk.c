@@ -25,14 +25,32 @@
 
 /* Files. */
 
-/* Large files are mostly holes: memory that is never touched costs nothing. */
+/* Large files are mostly holes: what nobody touches costs neither memory nor time. Nobody may touch the page behind. */
+static uint8_t *grow_holes(uint8_t *bytes, uint64_t had, uint64_t room)
+{
+    uint8_t *grown = mmap(NULL, room + WORLD_EXTENT_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+                          0);
+    if (grown == MAP_FAILED || mprotect(grown, room, PROT_READ | PROT_WRITE) < 0)
+        abort();
+    if (had > 0 && mremap(bytes, had, had, MREMAP_MAYMOVE | MREMAP_FIXED, grown) != grown)
+        abort();
+    if (had > 0)
+        munmap(bytes + had, WORLD_EXTENT_BYTES);
+    return grown;
+}
+
+static void free_holes(uint8_t *bytes, uint64_t room)
+{
+    if (bytes != NULL)
+        munmap(bytes, room + WORLD_EXTENT_BYTES);
+}
+
 static uint8_t *grow_zeroed(uint8_t *bytes, uint64_t had, uint64_t room)
 {
-    uint8_t *grown = bytes == NULL ? calloc(1, room) : realloc(bytes, room);
+    uint8_t *grown = realloc(bytes, room);
     if (grown == NULL)
         abort();
-    if (bytes != NULL)
-        memset(grown + had, 0, room - had);
+    memset(grown + had, 0, room - had);
     return grown;
 }
 
@@ -41,10 +59,10 @@ static void file_reserve(struct world *world, struct world_file *file, uint64_t 
     if (size <= file->room)
         return;
     uint64_t room = file->room == 0 ? round_up(size, 64 * KIB) : round_up(size + size / 4, 64 * KIB);
-    file->bytes = grow_zeroed(file->bytes, file->room, room);
+    file->bytes = grow_holes(file->bytes, file->room, room);
     file->allocated = grow_zeroed(file->allocated, file->room / WORLD_EXTENT_BYTES, room / WORLD_EXTENT_BYTES);
     if (world->options.power) {
-        file->stable = grow_zeroed(file->stable, file->room, room);
+        file->stable = grow_holes(file->stable, file->room, room);
         file->changed = grow_zeroed(file->changed, file->room / WORLD_EXTENT_BYTES, room / WORLD_EXTENT_BYTES);
     }
     file->room = room;
@@ -85,9 +103,9 @@ void file_free(struct world_file *file)
         free(entry);
     }
     free(file->path);
-    free(file->bytes);
+    free_holes(file->bytes, file->room);
     free(file->allocated);
-    free(file->stable);
+    free_holes(file->stable, file->room);
     free(file->changed);
     free(file);
 }
