@@ -304,6 +304,7 @@ void cbw_grow(struct copy_before_write *cbw)
     cache_memory_grow(cbw->cache.memory, cbw->node.size_bytes);
     if (old_bytes == (last + 1) << cbw->block_shift)
         return;
+    PROBE(old_end_within_a_block);
     cbw_abandon_copy(cbw, last);
     cbw_date_kept(cbw, (struct range){last << cbw->block_shift, old_bytes - (last << cbw->block_shift)});
 }

@@ -76,7 +76,8 @@ void dirty_bitmaps_grow(struct dirty_bitmaps *bitmaps)
         bitmap->size_bytes = size_bytes;
         if (bitmap->inconsistent)
             continue;
-        if (bitmap_assign(&bitmap->bits, last, 1, true) == 0 && bitmap_grow(&bitmap->bits, granules) == 0)
+        if ((MUTANT(old_end_stays_clean) || bitmap_assign(&bitmap->bits, last, 1, true) == 0) &&
+            bitmap_grow(&bitmap->bits, granules) == 0)
             continue;
         bitmap->inconsistent = true;
         bitmap_fini(&bitmap->bits);
@@ -214,8 +215,8 @@ int dirty_bitmap_merge(struct dirty_bitmaps *bitmaps, const char *name, const st
     struct dirty_bitmap *bitmap;
     int status = bitmap_to_change(bitmaps, name, &bitmap, err);
     if (status == 0 && bitmap->bits.bit_count != bits->bit_count)
-        status = error_set(err, EINVAL, "dirty bitmap '%s' of disk %s was made anew during the merge", name,
-                           bitmaps->disk->name);
+        status = error_set(err, EINVAL, "dirty bitmap '%s' of disk %s has grown or was made anew during the merge",
+                           name, bitmaps->disk->name);
     if (status == 0 && bitmap_merge_range(&bitmap->bits, bits, first, count) < 0)
         status = error_set(err, ENOMEM,
                            "no memory to merge into dirty bitmap '%s' of disk %s: a part may have been added", name,

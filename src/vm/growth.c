@@ -28,6 +28,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/probe.h"
 #include "fleece/copy_before_write.h"
 #include "vm/vm_private.h"
 
@@ -103,6 +104,8 @@ static void growth_fail(struct growth *growth, const struct error *err)
 {
     growth->error = *err;
     if (growth->extending)
+        PROBE(growth_taken_back);
+    if (growth->extending && !MUTANT(growth_stays_below))
         growth_extend(growth, growth->old_bytes, growth_returned);
     else
         growth_failed(growth);
@@ -142,6 +145,7 @@ static void growth_give_up(struct growth *growth, bool in_use)
     struct error err;
     disk_release(growth->vd->disk);
     if (io_now_ns(io) < growth->give_up_ns) {
+        PROBE(growth_held_again);
         growth->timer.fire = growth_hold_again;
         io_timer_set(io, &growth->timer, io_now_ns(io) + CUT_RETRY_PAUSE_NS);
         return;

@@ -20,7 +20,7 @@ static const char *const names[SIM_BITMAPS] = {"b0", "b1", "b2"};
 
 static uint64_t block_count(const struct sim_disk *disk)
 {
-    return disk->size / disk->sim->block_bytes + 1;
+    return disk->max_size / disk->sim->block_bytes + 1;
 }
 
 static void set_new(const struct sim_disk *disk, uint8_t **set)
@@ -105,6 +105,21 @@ void bitmaps_written(struct sim_disk *disk, struct range range, uint64_t issued_
     for (unsigned i = 0; i < SIM_BITMAPS; i++)
         if (disk->bitmaps[i].records_since_ns != 0 && disk->bitmaps[i].records_since_ns < issued_ns)
             mark(disk, disk->bitmaps[i].must, range, 1);
+}
+
+/* What was added is dirty in all of them, with the granule of the old end. */
+void bitmaps_grown(struct sim_disk *disk, uint64_t old_size)
+{
+    const struct sim *sim = disk->sim;
+    for (unsigned i = 0; i < SIM_BITMAPS; i++) {
+        struct sim_bitmap *bitmap = &disk->bitmaps[i];
+        const struct range added = {old_size - 1, disk->size - old_size + 1};
+        mark(disk, bitmap->may, added, bitmap->granularity);
+        if (bitmap->fresh != NULL)
+            mark(disk, bitmap->fresh, added, bitmap->granularity);
+        if (bitmap->exists && !(sim->bitmaps_out > 0 && sim->bitmap_of_act == i)) /* else it may come before or after */
+            mark(disk, bitmap->must, (struct range){old_size, disk->size - old_size}, 1);
+    }
 }
 
 /* ---- operations ---- */
@@ -198,7 +213,9 @@ static void act_done(void *argument, const struct error *err)
     struct sim_bitmap *bitmap = argument;
     struct sim *sim = bitmap->disk->sim;
     bool busy = sim->limited_meanwhile && err != NULL && err->code == EBUSY;
-    if (err != NULL && !busy && !(err->code == ESHUTDOWN && sim->stopping))
+    bool grown = sim->bitmap_act == BITMAP_MERGE && bitmap->growths != bitmap->disk->growths && err != NULL &&
+                 err->code == EINVAL;
+    if (err != NULL && !busy && !grown && !(err->code == ESHUTDOWN && sim->stopping))
         sim_fail(sim, "%s: operation %d on dirty bitmap %s was refused: %s", bitmap->disk->name, (int)sim->bitmap_act,
                  names[bitmap->index], err->text);
     settle(sim, bitmap, err == NULL);
@@ -234,6 +251,7 @@ static void act(struct sim *sim, struct sim_bitmap *bitmap)
     const struct vm_bitmap which = {bitmap->disk->name, names[bitmap->index]};
     const struct vm_bitmap source = {bitmap->disk->name, names[sim->bitmap_source]};
     prepare(sim, bitmap);
+    bitmap->growths = bitmap->disk->growths;
     switch (sim->bitmap_act) {
     case BITMAP_ADD:
         vm_bitmap_add(sim->vm, which, sim->bitmap_granularity, sim->bitmap_enable, act_done, bitmap);

@@ -259,6 +259,8 @@ static void director_act(struct sim *sim)
     } else if (dice < 58) {
         if (sim->stalls)
             stall_somebody(sim);
+    } else if (dice < 60) {
+        growth_act(sim);
     }
 }
 

@@ -40,12 +40,12 @@ struct range sim_random_range(struct sim *sim, uint64_t size, uint64_t longest)
     return (struct range){start, length};
 }
 
-struct range sim_random_place(struct sim *sim, const struct sim_disk *disk, uint64_t longest)
+struct range sim_random_place(struct sim *sim, const struct sim_disk *disk, uint64_t size, uint64_t longest)
 {
     struct range stuck = sim->stuck_range;
     if (sim->stuck == 0 || sim->stuck_file != disk->file || stuck.start < SIM_RESERVED || stuck.length > longest ||
-        !sim_chance(sim, 128))
-        return sim_random_range(sim, disk->size, longest);
+        range_end(stuck) > size || !sim_chance(sim, 128))
+        return sim_random_range(sim, size, longest);
     return stuck;
 }
 
@@ -134,7 +134,7 @@ static void guest_issue(struct guest *guest)
     enum request_kind kind = random_kind(sim);
     *req = (struct request){.kind = kind, .flags = random_flags(sim, kind), .done = guest_done};
     if (kind != REQUEST_FLUSH)
-        req->range = sim_random_place(sim, disk, sim->longest);
+        req->range = sim_random_place(sim, disk, disk->size, sim->longest);
     if (kind == REQUEST_READ || kind == REQUEST_WRITE) {
         sim_slice(sim, guest->iov, &req->iov_count, guest->buffer, req->range.length);
         req->iov = guest->iov;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "sim.h"
+#include "vm/vm_private.h"
 
 /* A hold ends at its deadline, whatever the control thread does (C3); a reactor itself may be late by a message or by
  * what keeps its thread. */
@@ -15,6 +16,8 @@
 
 void __real_cut_start(struct cut *cut);
 void __wrap_cut_start(struct cut *cut);
+void __real_disk_grow(struct disk *disk, uint64_t size_bytes);
+void __wrap_disk_grow(struct disk *disk, uint64_t size_bytes);
 void __real_disk_release(struct disk *disk);
 void __wrap_disk_release(struct disk *disk);
 
@@ -26,7 +29,8 @@ static bool somebody_needs(const struct sim_disk *disk, uint64_t block)
     list_each (link, &disk->sim->snapshots) {
         const struct sim_snapshot *snapshot = container_of(link, struct sim_snapshot, link);
         const struct sim_part *part = &snapshot->parts[disk->index];
-        if (snapshot->images_taken && part->released_ns[block] == 0 && part->needs[block] != SIM_OUTSIDE)
+        if (snapshot->images_taken && block * disk->sim->block_bytes < part->size && part->released_ns[block] == 0 &&
+            part->needs[block] != SIM_OUTSIDE)
             return true;
     }
     return false;
@@ -84,7 +88,7 @@ static void touch_again(struct sim_disk *disk)
 void __wrap_disk_release(struct disk *disk)
 {
     struct sim *sim = world_context(world_of(disk->node.io));
-    if (sim == NULL || sim->cut == NULL) {
+    if (sim == NULL || sim->cut == NULL || sim->vm->growing) { /* a growth takes turns with cuts */
         __real_disk_release(disk);
         return;
     }
@@ -97,14 +101,32 @@ void __wrap_disk_release(struct disk *disk)
     if (!done)
         sim->slow_until = world_now(sim->world) + CUT_RETRY_PAUSE_NS + 10 * NS_PER_MS;
     if (done) {
-        if (mine->captured == NULL && (mine->captured = malloc(mine->size)) == NULL)
+        if (mine->captured == NULL && (mine->captured = malloc(mine->max_size)) == NULL)
             abort();
+        mine->captured_size = mine->size;
         memcpy(mine->captured, world_file_bytes(mine->file), mine->size);
         mine->cuts++;
         touch_again(mine);
         bitmaps_at_cut(mine);
     }
     __real_disk_release(disk);
+}
+
+void __wrap_disk_grow(struct disk *disk, uint64_t size_bytes)
+{
+    struct sim *sim = world_context(world_of(disk->node.io));
+    struct sim_disk *mine = find_disk(sim, disk);
+    const uint64_t old = mine->size;
+    if (size_bytes != mine->grow_to)
+        sim_fail(sim, "%s grows, and nobody asked for that", mine->name);
+    __real_disk_grow(disk, size_bytes);
+    sim_trace(sim, "%s grows from %llu to %llu bytes", mine->name, (unsigned long long)old,
+              (unsigned long long)size_bytes);
+    mine->size = size_bytes;
+    mine->growths++;
+    if (old % sim->block_bytes != 0) /* there is more of it now than what was read of it */
+        mine->touched[old / sim->block_bytes] = mine->cuts + 1;
+    bitmaps_grown(mine, old);
 }
 
 void oracle_take_images(struct sim *sim, struct sim_snapshot *snapshot)
@@ -118,9 +140,10 @@ void oracle_take_images(struct sim *sim, struct sim_snapshot *snapshot)
         if (disk->captured == NULL || disk->cuts != sim->disks[0].cuts)
             sim_fail(sim, "snapshot %s is published, and %s has not been cut for it (C2)", snapshot->name, disk->name);
         part->image = disk->captured;
+        part->size = disk->captured_size;
         part->cut = disk->cuts;
-        part->asked_ns = calloc(disk->size / sim->block_bytes + 2, sizeof(uint64_t));
-        part->released_ns = calloc(disk->size / sim->block_bytes + 2, sizeof(uint64_t));
+        part->asked_ns = calloc(disk->max_size / sim->block_bytes + 2, sizeof(uint64_t));
+        part->released_ns = calloc(disk->max_size / sim->block_bytes + 2, sizeof(uint64_t));
         if (part->asked_ns == NULL || part->released_ns == NULL)
             abort();
         disk->captured = NULL;

@@ -165,8 +165,8 @@ static const char *residence_fault(const struct reader *reader, uint64_t block, 
     const struct sim_part *part = part_of(reader);
     uint64_t start = block * reader->sim->block_bytes, length = reader->sim->block_bytes;
     uint32_t places = flags & (RESIDENCE_RAM | RESIDENCE_CACHE | RESIDENCE_ZERO);
-    if (start + length > disk->size)
-        length = disk->size - start;
+    if (start + length > part->size)
+        length = part->size - start;
     if ((flags & RESIDENCE_RELEASED) != 0)
         return flags != RESIDENCE_RELEASED  ? "is released and somewhere"
                : may_be_gone(reader, block) ? NULL
@@ -209,8 +209,8 @@ static struct block_range released_blocks(const struct reader *reader)
     const uint64_t block_bytes = reader->sim->block_bytes;
     struct range range = reader->req.range;
     uint64_t first = round_up(range.start, block_bytes) / block_bytes;
-    uint64_t end = range_end(range) == reader->disk->size ? round_up(range_end(range), block_bytes) / block_bytes
-                                                          : range_end(range) / block_bytes;
+    uint64_t end = range_end(range) == reader->node->size_bytes ? round_up(range_end(range), block_bytes) / block_bytes
+                                                                : range_end(range) / block_bytes;
     return (struct block_range){first, end > first ? end - first : 0};
 }
 
@@ -270,7 +270,7 @@ static void reader_done(struct request *req, int status)
 /* The next piece of a backup. False: it has come to the end. */
 static bool next_piece(struct reader *reader)
 {
-    uint64_t rest = reader->disk->size - reader->at, longest = reader->longest;
+    uint64_t rest = reader->node->size_bytes - reader->at, longest = reader->longest;
     if (rest == 0)
         return false;
     uint64_t length = sim_chance(reader->sim, 512) ? longest : round_up(1 + sim_below(reader->sim, longest), 512);
@@ -291,7 +291,7 @@ static void choose_status(struct reader *reader)
     req->flags = (sim_chance(sim, 256) ? REQUEST_ONE : 0) |
                  (sim->residence && reader->node->can_release && sim_chance(sim, 512) ? REQUEST_RESIDENCE : 0);
     if (sim_chance(sim, 64))
-        req->range = (struct range){0, reader->disk->size};
+        req->range = (struct range){0, reader->node->size_bytes};
 }
 
 static void reader_choose(struct reader *reader)
@@ -307,7 +307,7 @@ static void reader_choose(struct reader *reader)
     }
     if (reader->consumes && next_piece(reader))
         return;
-    req->range = sim_random_place(sim, reader->disk, reader->longest);
+    req->range = sim_random_place(sim, reader->disk, reader->node->size_bytes, reader->longest);
     if (sim_chance(sim, 128)) { /* the chains' place, too */
         req->range.start = 0;
         req->range.length = 1 + sim_below(sim, reader->longest);
@@ -352,7 +352,7 @@ struct readers *readers_create(struct sim *sim, struct sim_snapshot *snapshot, s
     for (unsigned i = 0; i < count; i++) {
         struct reader *reader = &readers->each[i];
         *reader = (struct reader){.sim = sim, .snapshot = snapshot, .disk = disk, .node = node, .all = readers};
-        reader->longest = sim->longest < disk->size ? sim->longest : disk->size;
+        reader->longest = sim->longest < node->size_bytes ? sim->longest : node->size_bytes;
         reader->releases = sim->releases && node->can_release;
         reader->consumes = i == 0 && reader->releases && sim_chance(sim, 512);
         reader->buffer = sim_buffer(sim, reader->longest, &reader->memory);

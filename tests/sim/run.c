@@ -95,7 +95,7 @@ static uint64_t delay(void *context, struct io *from, struct io *to)
 static void disk_create_content(struct sim_disk *disk)
 {
     struct sim *sim = disk->sim;
-    if ((disk->model = calloc(1, disk->size)) == NULL || (disk->loose = calloc(1, disk->size)) == NULL)
+    if ((disk->model = calloc(1, disk->max_size)) == NULL || (disk->loose = calloc(1, disk->max_size)) == NULL)
         abort();
     for (uint64_t at = SIM_RESERVED; at < disk->size; at += 16 * KIB) {
         uint64_t length = disk->size - at < 16 * KIB ? disk->size - at : 16 * KIB;
@@ -125,13 +125,14 @@ static void disk_create_one(struct sim *sim, unsigned index, uint64_t size)
     disk->sim = sim;
     disk->index = index;
     disk->size = size;
+    disk->max_size = round_up(size + (size < MIB ? size : 256 * KIB), 512);
     snprintf(disk->name, sizeof(disk->name), "vd%c", 'a' + index);
     disk->io = sim->reactors[sim_below(sim, sim->reactor_count)];
     disk->block_device = size % 512 == 0 && sim_chance(sim, 256);
     disk->file = world_file_create(sim->world, disk->name, size, 512, disk->block_device);
     disk_create_content(disk);
-    disk->touched = calloc(size / sim->block_bytes + 2, sizeof(uint32_t));
-    disk->preserved = calloc(size / sim->block_bytes + 2, sizeof(uint32_t));
+    disk->touched = calloc(disk->max_size / sim->block_bytes + 2, sizeof(uint32_t));
+    disk->preserved = calloc(disk->max_size / sim->block_bytes + 2, sizeof(uint32_t));
     if (disk->touched == NULL || disk->preserved == NULL)
         abort();
     disk_open_leaf(disk);

@@ -14,6 +14,8 @@
  *    covered and not before they asked, and is gone for nobody else; what nobody needs must not be preserved.
  *  - a discard of the guest may be done at once, later, or never: until it writes there again its bytes are `loose`, old
  *    or zero, and what it writes then stays.
+ *  - a disk grows in the step in which disk_grow() is called (wrapped, too): from then on what was added is zero, and dirty.
+ *    Snapshots keep the size of their cut. A growth that fails leaves the disk, and what it lies on, as they were.
  *  - the cache files are files of the world with faults of their own: none of them may reach the guest.
  */
 #ifndef TESTS_SIM_SIM_H
@@ -62,6 +64,7 @@ struct sim_bitmap { /* a dirty bitmap of one disk, as the model has it; see bitm
     uint64_t granularity;
     uint64_t records_since_ns; /* for certain; 0: it does not, or may not */
     uint8_t *must, *may;       /* by block */
+    unsigned growths;          /* of the disk, when the operation that is under way began */
     uint8_t *fresh;            /* `may` after the clear that is under way */
     uint8_t *pending, *merged; /* of the operation that is under way */
 };
@@ -79,7 +82,9 @@ struct sim_disk {
     struct world_file *file;
     struct node *leaf;
     struct disk *disk;
-    uint64_t size;
+    uint64_t size, max_size;
+    unsigned growths;
+    uint64_t grow_to; /* a growth to that size was asked for and is not answered; 0: none was */
     bool block_device;
     uint8_t *model;
     uint8_t *loose; /* by byte: discarded, perhaps later */
@@ -87,6 +92,7 @@ struct sim_disk {
     unsigned guest_count, guests_busy; /* busy: under way or pausing */
     uint64_t read_faults;              /* injected so far */
     /* the oracle's view of the cut */
+    uint64_t captured_size;
     uint8_t *captured;   /* content at the last successful cut; taken by the snapshot that is published */
     uint32_t cuts;       /* successful ones */
     uint32_t *touched;   /* by block: 1 + number of cuts before its last guest write; deferred discards count */
@@ -99,7 +105,8 @@ struct sim_disk {
 
 struct sim_part { /* of a snapshot, on one disk */
     uint8_t *image;
-    uint32_t cut; /* the disk's number of cuts, its own included */
+    uint64_t size; /* of the disk at the cut */
+    uint32_t cut;  /* the disk's number of cuts, its own included */
     /* By block, 0: never. From the moment when its release is asked for it may be gone; when that is done it is gone. */
     uint64_t *asked_ns, *released_ns;
     struct sim_target *target; /* that takes old data; NULL: the cache does */
@@ -235,7 +242,7 @@ void guests_create(struct sim_disk *disk);
 void guests_start(struct sim_disk *disk); /* on the disk's reactor */
 void guests_destroy(struct sim_disk *disk);
 /* Of requests to the disk; now and then the place of what is stuck there. */
-struct range sim_random_place(struct sim *sim, const struct sim_disk *disk, uint64_t longest);
+struct range sim_random_place(struct sim *sim, const struct sim_disk *disk, uint64_t size, uint64_t longest);
 struct range sim_random_range(struct sim *sim, uint64_t size, uint64_t longest);
 void sim_slice(struct sim *sim, struct iovec *iov, unsigned *iov_count, uint8_t *buffer, uint64_t length);
 /* Memory whose alignment is the seed's choice: what direct I/O does depends on it. Frees with free(*memory). */
@@ -287,6 +294,7 @@ void bitmaps_written(struct sim_disk *disk, struct range range, uint64_t issued_
 const char *bitmaps_limit(struct sim *sim, struct sim_snapshot *snapshot);
 void bitmaps_limited(struct sim *sim, struct sim_snapshot *snapshot);
 void bitmaps_at_cut(struct sim_disk *disk);
+void bitmaps_grown(struct sim_disk *disk, uint64_t old_size);
 void bitmaps_take_needs(struct sim_snapshot *snapshot, struct sim_disk *disk);
 
 /* director.c */
@@ -296,6 +304,9 @@ void director_stick_no_more(struct sim *sim); /* what is stuck in a disk comes b
 void director_delete_all(struct sim *sim);
 struct sim_snapshot *sim_snapshot_find(struct sim *sim, const char *name);
 void sim_snapshot_ended(struct sim_snapshot *snapshot);
+
+/* growths.c: on the control reactor */
+void growth_act(struct sim *sim);
 
 /* target.c */
 struct node *target_create(struct sim_snapshot *snapshot, struct sim_disk *disk);

@@ -12,6 +12,8 @@ struct sim_leaf {
     struct node node;
     int fd;
     bool block_device;
+    bool extended;    /* further than the node says */
+    int growth_fails; /* the next one, so: -EIO: its flush does */
     struct list under_way;
 };
 
@@ -135,6 +137,11 @@ static void leaf_submit(struct node *node, struct request *req)
         leaf_discard(leaf, req);
         break;
     case REQUEST_FLUSH:
+        if (leaf->growth_fails == -EIO && leaf->extended) {
+            leaf->growth_fails = 0;
+            leaf_complete(req, -EIO);
+            break;
+        }
         io_datasync(node->io, &req->op, leaf->fd);
         break;
     case REQUEST_BLOCK_STATUS:
@@ -143,6 +150,43 @@ static void leaf_submit(struct node *node, struct request *req)
         io_extent(node->io, &req->op, leaf->fd, req->range.start, &scratch_of(req)->extent);
         break;
     }
+}
+
+static int64_t extend_work(void *argument)
+{
+    struct node_extension *extension = argument;
+    struct sim_leaf *leaf = container_of(extension->node, struct sim_leaf, node);
+    if (leaf->growth_fails == -ENOSPC && extension->size_bytes > leaf->node.size_bytes) {
+        leaf->growth_fails = 0;
+        return error_set(&extension->error, ENOSPC, "can't be made larger: no space left");
+    }
+    leaf->extended = extension->size_bytes > leaf->node.size_bytes;
+    return io_truncate(leaf->node.io, leaf->fd, extension->size_bytes);
+}
+
+static void extended(struct io_op *op, int64_t result)
+{
+    struct node_extension *extension = container_of(op, struct node_extension, work);
+    extension->done(extension, (int)result);
+}
+
+static void leaf_extend(struct node *node, struct node_extension *extension)
+{
+    assert(extension->size_bytes > 0); /* nobody asks how long it is */
+    extension->node = node;
+    extension->work.done = extended;
+    io_work(node->io, &extension->work, extend_work, extension);
+}
+
+static void leaf_grow(struct node *node, uint64_t size_bytes)
+{
+    container_of(node, struct sim_leaf, node)->extended = false;
+    node_set_size(node, size_bytes);
+}
+
+void sim_leaf_fail_growth(struct node *node, int status)
+{
+    container_of(node, struct sim_leaf, node)->growth_fails = status;
 }
 
 static void leaf_destroy(struct node *node)
@@ -157,6 +201,8 @@ static const struct node_ops leaf_ops = {
     .driver = "sim-leaf",
     .submit = leaf_submit,
     .destroy = leaf_destroy,
+    .extend = leaf_extend,
+    .grow = leaf_grow,
 };
 
 int sim_leaf_open(struct io *io, const char *path, struct node **node)

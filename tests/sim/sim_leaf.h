@@ -10,6 +10,8 @@
 
 /* Acting as `io`. 0 or -errno. */
 int sim_leaf_open(struct io *io, const char *path, struct node **node);
+/* Its next growth fails: -ENOSPC: at once; -EIO: when it is flushed. */
+void sim_leaf_fail_growth(struct node *node, int status);
 /* The request of an operation of such a leaf. */
 struct request *sim_leaf_request(const struct io_op *op);
 

@@ -80,9 +80,11 @@ static const struct node_ops target_ops = {.driver = "target", .submit = target_
 struct node *target_create(struct sim_snapshot *snapshot, struct sim_disk *disk)
 {
     struct sim_target *target = calloc(1, sizeof(*target));
-    if (target == NULL || (target->here = calloc(disk->size / snapshot->sim->block_bytes + 2, sizeof(bool))) == NULL)
+    if (target == NULL ||
+        (target->here = calloc(disk->max_size / snapshot->sim->block_bytes + 2, sizeof(bool))) == NULL)
         abort();
-    target->node = (struct node){.ops = &target_ops, .io = disk->io, .size_bytes = disk->size, .alignment_bytes = 1};
+    target->node = (struct node){
+        .ops = &target_ops, .io = disk->io, .size_bytes = disk->max_size, .alignment_bytes = 1};
     target->sim = snapshot->sim;
     target->snapshot = snapshot;
     target->disk = disk;
