@@ -46,6 +46,20 @@ def test_bad_behaviour_hurts_no_neighbour(t):
     d.stop()
 
 
+def test_growth(t):
+    """The disk grows under a front-end that listens, answers, does neither, has closed the channel, or gave none."""
+    d = daemon(t, vda=t.disk("a.raw", 4 * MIB))
+    grow = f"'{t.program('fleece')}' --control '{d.control}' resize vda"
+    cases = [name for name in client(t, "conform", "vda", "--list").stdout.split() if name.startswith("growth-")]
+    assert len(cases) == 7, cases
+    for number, name in enumerate(cases):
+        packed = ["--packed"] if number % 2 else []
+        done = client(t, "conform", "vda", "--only", name, "--grow", grow, *packed, status=None)
+        assert done.returncode == 0 and f"PASS {name}" in done.stdout, f"{done.stdout}{done.stderr}{d.log()}"
+    assert "SKIP growth-told" in client(t, "conform", "vda", "--only", "growth-told").stdout
+    d.stop()
+
+
 def test_shapes(t):
     """Small rings, sizes that are no power of two, tables behind direct descriptors, buffers in two regions."""
     d = daemon(t, vda=t.disk("a.raw", 16 * MIB))

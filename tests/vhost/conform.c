@@ -206,7 +206,7 @@ static bool run_case(struct scene *scene, const struct conform_case *one, struct
 int conform_run(const char *path, const struct conform_options *options)
 {
     const struct conform_case *lists[] = {conform_messages, conform_memory, conform_queues, conform_requests,
-                                          conform_rings,    conform_vmms,   conform_log};
+                                          conform_rings,    conform_vmms,   conform_log,    conform_growth};
     struct scene *scene = calloc(1, sizeof(*scene));
     *scene = (struct scene){
         .path = path, .options = options, .rng = {options->seed}, .front = calloc(1, sizeof(struct front_end))};

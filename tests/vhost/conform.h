@@ -10,6 +10,7 @@
 
 struct conform_options {
     const char *only;
+    const char *grow; /* a command that, with a size in bytes behind it, has the disk grow; NULL: there is none */
     bool list;
     uint64_t seed;
     struct front_options front; /* what the cases build on */
@@ -37,7 +38,7 @@ struct conform_case {
 };
 
 extern const struct conform_case conform_messages[], conform_memory[], conform_queues[], conform_requests[],
-    conform_rings[], conform_vmms[], conform_log[];
+    conform_rings[], conform_vmms[], conform_log[], conform_growth[];
 
 bool scene_fail(struct scene *scene, const char *format, ...) __attribute__((format(printf, 2, 3)));
 bool scene_skip(struct scene *scene, const char *format, ...) __attribute__((format(printf, 2, 3)));

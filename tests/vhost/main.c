@@ -41,6 +41,7 @@ static void usage(FILE *to)
           "         --across: also fragments that lie in two regions (more regions than queues)\n"
           "         --mixed: also indirect tables behind direct descriptors (split rings)\n"
           "       vhost_client conform SOCKET [--only CASE] [--list]\n"
+          "         --grow COMMAND: with a size in bytes behind it, it has the disk grow\n"
           "       all: --like VMM (qemu): its manners   --queues N (qemu: 1)   --queue-size N (128)   --packed\n"
           "            --seed N (1)   --regions N (1)   --no-event-idx   --no-indirect   --no-inflight   --no-ack   "
           "--mem-slots\n",
@@ -102,6 +103,7 @@ enum option_value {
     OPTION_ACROSS,
     OPTION_ONLY,
     OPTION_LIST,
+    OPTION_GROW,
     OPTION_QUEUES,
     OPTION_QUEUE_SIZE,
     OPTION_PACKED,
@@ -134,6 +136,7 @@ static const struct option option_table[] = {
     {"across", 0, NULL, OPTION_ACROSS},
     {"only", 1, NULL, OPTION_ONLY},
     {"list", 0, NULL, OPTION_LIST},
+    {"grow", 1, NULL, OPTION_GROW},
     {"queues", 1, NULL, OPTION_QUEUES},
     {"queue-size", 1, NULL, OPTION_QUEUE_SIZE},
     {"packed", 0, NULL, OPTION_PACKED},
@@ -217,6 +220,8 @@ static void take(struct arguments *a, int option)
         a->conform.only = optarg;
     else if (option == OPTION_LIST)
         a->conform.list = true;
+    else if (option == OPTION_GROW)
+        a->conform.grow = optarg;
     else
         take_common(a, option);
 }
