@@ -291,7 +291,8 @@ uint64_t cbw_room_bytes(const struct copy_before_write *cbw)
 void cbw_announce_growth(struct copy_before_write *cbw, uint64_t size_bytes)
 {
     assert(size_bytes <= cbw->room_bytes && list_empty(&cbw->prepared));
-    cache_memory_announce_growth(cbw->cache.memory, size_bytes);
+    if (!MUTANT(restart_growth_unannounced))
+        cache_memory_announce_growth(cbw->cache.memory, size_bytes);
 }
 
 /* The last block may have been a part of one, and what was read or is being read of it goes no further. To points that

@@ -14,6 +14,8 @@
  *  - the chain of a backup and of those that it lies over equals the image of its snapshot, always. An incremental one
  *    copies no block that nobody has touched since its base, but for what a power loss costs. Checkpoints that the client
  *    was told of are there as it knows them, whatever has died since (lives_backup.c).
+ *  - a disk grows in the step of disk_grow() (wrapped, too), or the daemon has died meanwhile, and it has either size. What
+ *    was added is zero, and is in the next incremental backup; a snapshot has the size that its disks had at its cut.
  *  - no request of the guest fails, and every one ends in time.
  */
 #ifndef TESTS_SIM_LIVES_H
@@ -30,6 +32,7 @@ enum {
     LIVES_MAY = 12,  /* writes of a block that a power loss may undo */
     LIVES_POINTS = 24,
     LIVES_REGION = 1024, /* blocks: an extent of the activity log */
+    LIVES_ADDED = 48,    /* blocks that a disk may gain */
     LIVES_CHECKPOINTS = 16,
     LIVES_ZERO = 0,  /* numbers: a sector of zeroes */
     LIVES_FIRST = 1, /* what the stage has put there */
@@ -52,12 +55,15 @@ struct lives_block {
 struct lives_disk {
     struct lives_block *blocks;
     uint32_t *seen, *stable; /* by sector: numbers */
+    struct lives *lives;
+    uint64_t size;    /* blocks */
+    uint64_t grow_to; /* a growth to that size was asked for and is not answered; 0: none was */
 };
 
 struct lives_image { /* of all disks, at a cut */
     uint32_t *sectors[STAGE_DISKS];
     bool *recorded[STAGE_DISKS]; /* by block: a snapshot that is limited to the dirty bitmap needs it for certain */
-    uint64_t stamp[STAGE_DISKS];
+    uint64_t stamp[STAGE_DISKS], size[STAGE_DISKS]; /* size: blocks */
 };
 
 enum lives_release { NOT_RELEASED, RELEASE_ASKED, RELEASED };
@@ -144,7 +150,7 @@ struct lives {
     struct lives_options options;
     struct lives_result result;
     struct stage *stage;
-    uint64_t blocks;
+    uint64_t blocks; /* that a disk has in the end, at most */
     /* the character of the seed */
     bool tracked, discards, faults, tight, copy_on_read, bitmaps, releases;
     unsigned regions; /* places where the guest writes, 4 MiB apart */
@@ -193,6 +199,12 @@ void guest_look(const struct lives *lives, unsigned disk, uint32_t *sectors);
 /* A cut of this disk: what is under way is of the time after it. */
 void guest_cut(struct lives *lives, unsigned disk);
 uint64_t guest_place(struct lives *lives, uint64_t count);
+
+/* lives_growth.c: now and then a disk grows. */
+void growth_act(struct lives *lives);
+void growths_died(struct lives *lives);
+/* Blocks that were added since the beginning; 0: there are fewer than `count`. */
+uint64_t growth_place(struct lives *lives, uint64_t size, uint64_t count);
 
 /* lives_snapshots.c */
 void snapshots_act(struct lives *lives);

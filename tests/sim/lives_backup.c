@@ -85,7 +85,7 @@ static const struct node_ops target_ops = {.driver = "target", .submit = target_
 static void target_begin(struct lives *lives, unsigned disk, bool incremental)
 {
     struct lives_target *target = &lives->client.targets[disk];
-    const uint64_t extents = copy_extent_count(lives->stage->disk_bytes);
+    const uint64_t extents = copy_extent_count(lives->blocks * STAGE_BLOCK);
     *target = (struct lives_target){.lives = lives, .disk = disk, .incremental = incremental, .over = true};
     target->already = calloc(extents, sizeof(bool));
     target->masks = calloc(extents, COPY_MASK_BYTES);
@@ -126,7 +126,7 @@ static void copy_begin(void *argument)
     struct stage *stage = target->lives->stage;
     target->node = (struct node){.ops = &target_ops,
                                  .io = stage->io[target->disk],
-                                 .size_bytes = stage->disk_bytes,
+                                 .size_bytes = target->lives->blocks * STAGE_BLOCK,
                                  .alignment_bytes = 1,
                                  .can_discard = true,
                                  .can_fast_zero = true};
@@ -159,7 +159,7 @@ static void reset_extents(struct lives *lives, unsigned disk)
     for (uint64_t i = 0; i < lives->blocks * LIVES_SECTORS; i++)
         if (!target->already[i / per_extent])
             content[i] = base ? base[i] : NOT_COPIED;
-    for (uint64_t i = 0; i < copy_extent_count(lives->stage->disk_bytes); i++)
+    for (uint64_t i = 0; i < copy_extent_count(lives->blocks * STAGE_BLOCK); i++)
         if (!target->already[i])
             memset(target->masks + i * COPY_MASK_BYTES, 0, COPY_MASK_BYTES);
 }
@@ -205,7 +205,7 @@ static void check_superset(const struct lives *lives, const struct lives_target 
 static void check_chain(const struct lives *lives, const struct lives_point *point)
 {
     for (unsigned disk = 0; disk < STAGE_DISKS; disk++)
-        for (uint64_t i = 0; i < lives->blocks * LIVES_SECTORS; i++)
+        for (uint64_t i = 0; i < lives->client.image.size[disk] * LIVES_SECTORS; i++)
             if (point->content[disk][i] != lives->client.image.sectors[disk][i])
                 lives_fail(lives, "the backup has %u in sector %llu of disk %u, and %u was there at the cut (R5)",
                            point->content[disk][i], (unsigned long long)i, disk, lives->client.image.sectors[disk][i]);

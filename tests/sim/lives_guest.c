@@ -173,7 +173,8 @@ static bool is_free(const struct lives *lives, const struct lives_writer *writer
 uint64_t guest_place(struct lives *lives, uint64_t count)
 {
     const uint64_t region = lives_below(lives, lives->regions) * LIVES_REGION;
-    const uint64_t room = lives->blocks - region < 256 ? lives->blocks - region : 256;
+    const uint64_t first = lives->stage->disk_bytes / STAGE_BLOCK;
+    const uint64_t room = first - region < 256 ? first - region : 256;
     return region + lives_below(lives, room - count + 1);
 }
 
@@ -242,7 +243,9 @@ void guest_act(struct lives *lives)
                                     .disk = (unsigned)lives_below(lives, STAGE_DISKS),
                                     .count = 1 + lives_below(lives, large && lives_chance(lives, 200) ? 60 : 4),
                                     .issued_ns = world_now(lives->stage->world)};
-    writer->block = guest_place(lives, writer->count);
+    writer->block = growth_place(lives, lives->disks[writer->disk].size, writer->count);
+    if (writer->block == 0)
+        writer->block = guest_place(lives, writer->count);
     if (kind != REQUEST_FLUSH && !is_free(lives, writer)) {
         writer->count = 0;
         return;
@@ -321,6 +324,8 @@ void guest_begin(struct lives *lives)
     lives->numbers = LIVES_FIRST;
     for (unsigned d = 0; d < STAGE_DISKS; d++) {
         struct lives_disk *disk = &lives->disks[d];
+        disk->lives = lives;
+        disk->size = lives->stage->disk_bytes / STAGE_BLOCK;
         disk->blocks = allocate(lives->blocks, sizeof *disk->blocks);
         disk->seen = allocate(lives->blocks * LIVES_SECTORS, sizeof *disk->seen);
         disk->stable = allocate(lives->blocks * LIVES_SECTORS, sizeof *disk->stable);

@@ -83,7 +83,9 @@ static void live(struct lives *lives, unsigned steps)
     for (unsigned i = 0; i < steps && !stage->dead; i++) {
         const uint64_t what = lives_below(lives, 100);
         snapshots_settle(lives);
-        if (what < 50)
+        if (what < 1)
+            growth_act(lives);
+        else if (what < 50)
             guest_act(lives);
         else if (what < 80)
             snapshots_act(lives);
@@ -142,6 +144,7 @@ static bool die(struct lives *lives)
 
 static void check_everything(struct lives *lives, bool power_lost)
 {
+    growths_died(lives);
     guest_after_death(lives, power_lost);
     snapshots_died(lives, power_lost);
     backup_check_checkpoints(lives);
@@ -176,7 +179,7 @@ struct lives_result lives_run(const struct lives_options *options)
     assert_int_equal(stage_set_up(&state), 0);
     lives->stage = state;
     lives->stage->owner = lives;
-    lives->blocks = lives->stage->disk_bytes / STAGE_BLOCK;
+    lives->blocks = lives->stage->disk_bytes / STAGE_BLOCK + LIVES_ADDED;
     for (unsigned i = 0; i < STAGE_DISKS; i++) {
         lives->captured.sectors[i] = calloc(lives->blocks * LIVES_SECTORS, sizeof(uint32_t));
         lives->captured.recorded[i] = calloc(lives->blocks, sizeof(bool));

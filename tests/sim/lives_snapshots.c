@@ -11,6 +11,7 @@
 #include "base/probe.h"
 #include "lives.h"
 #include "vm/bitmaps.h"
+#include "vm/vm_private.h"
 
 void __real_cut_start(struct cut *cut);
 void __wrap_cut_start(struct cut *cut);
@@ -43,13 +44,14 @@ static void capture(struct lives *lives, unsigned disk)
     for (uint64_t i = 0; i < lives->blocks; i++)
         image->recorded[disk][i] = lives->disks[disk].blocks[i].recorded;
     image->stamp[disk] = lives->stamps;
+    image->size[disk] = lives->disks[disk].size;
     guest_cut(lives, disk);
 }
 
 void __wrap_disk_release(struct disk *disk)
 {
     struct lives *lives = lives_of(disk->node.io);
-    if (lives->cut && atomic_load(&lives->cut->state) == CUT_DONE)
+    if (lives->cut && !lives->stage->vm->growing && atomic_load(&lives->cut->state) == CUT_DONE)
         capture(lives, (unsigned)(disk->name[2] - 'a'));
     __real_disk_release(disk);
 }
@@ -65,6 +67,7 @@ void image_take(struct lives *lives, struct lives_image *image)
         memcpy(image->sectors[i], lives->captured.sectors[i], lives->blocks * LIVES_SECTORS * sizeof(uint32_t));
         memcpy(image->recorded[i], lives->captured.recorded[i], lives->blocks * sizeof(bool));
         image->stamp[i] = lives->captured.stamp[i];
+        image->size[i] = lives->captured.size[i];
     }
     lives->captured_disks = 0;
     lives->cut = NULL;
@@ -189,7 +192,7 @@ static void release(struct lives *lives)
         return;
     const unsigned disk = (unsigned)lives_below(lives, STAGE_DISKS);
     const bool all = lives_chance(lives, 20);
-    const uint64_t count = all ? lives->blocks : lives_chance(lives, 100) ? 60 : 1 + lives_below(lives, 6);
+    const uint64_t count = all ? taken->image.size[disk] : lives_chance(lives, 100) ? 60 : 1 + lives_below(lives, 6);
     const uint64_t first = all ? 0 : guest_place(lives, count);
     struct stage_request request = {.node = taken->snapshot->views[disk]};
     for (uint64_t i = first; i < first + count; i++)
@@ -260,8 +263,11 @@ static void check_one(struct lives *lives)
 {
     struct lives_taken *taken = any_taken(lives);
     const uint64_t count = 1 + lives_below(lives, 4);
-    if (taken)
-        check(lives, taken, (unsigned)lives_below(lives, STAGE_DISKS), guest_place(lives, count), count);
+    if (!taken)
+        return;
+    const unsigned disk = (unsigned)lives_below(lives, STAGE_DISKS);
+    const uint64_t added = growth_place(lives, taken->image.size[disk], count);
+    check(lives, taken, disk, added ? added : guest_place(lives, count), count);
 }
 
 void snapshots_act(struct lives *lives)
@@ -321,11 +327,15 @@ void snapshots_check_all(struct lives *lives)
             continue;
         if (taken->limited)
             PROBE(restart_limited_snapshot_survives);
-        for (unsigned disk = 0; disk < STAGE_DISKS; disk++)
+        for (unsigned disk = 0; disk < STAGE_DISKS; disk++) {
+            if (taken->snapshot->views[disk]->size_bytes != taken->image.size[disk] * STAGE_BLOCK)
+                lives_fail(lives, "%s has another size than disk %u had at its cut", taken->snapshot->name, disk);
+            for (uint64_t at = lives->stage->disk_bytes / STAGE_BLOCK; at < taken->image.size[disk]; at++)
+                check(lives, taken, disk, at, 1);
             for (uint64_t region = 0; region < lives->regions * LIVES_REGION; region += LIVES_REGION)
-                for (uint64_t at = lives_below(lives, 8); at < 256 && region + at < lives->blocks;
-                     at += 1 + lives_below(lives, 8))
+                for (uint64_t at = lives_below(lives, 8); at < 256; at += 1 + lives_below(lives, 8))
                     check(lives, taken, disk, region + at, 1);
+        }
     }
 }
 
