@@ -304,6 +304,9 @@ enum {
     /* Mappings of strangers' files that are guarded against truncation at once: those of all disks. 1.3 MiB of address
      * space, touched only as far as used. */
     LIMIT_SHARED_MAPS = LIMIT_DISKS * LIMIT_GUEST_REGIONS,
+    /* Tables of guest memory that requests under way still hold, the present one among them: hotplug waits before there
+     * are more, or a guest could take the mappings of all disks. */
+    LIMIT_GUEST_TABLES = 8,
     /* Segments of one request that a virtio-blk device offers to take (seg_max): what its peers offer. */
     VIRTIO_BLK_SEGMENTS = 126,
     /* Descriptors of one chain, and fragments that they become: those, the header, the status byte, and a few for segments
@@ -321,11 +324,18 @@ enum {
      * enough to keep a disk busy, not so many that short requests wait for long. 3 KiB each. */
     LIMIT_VHOST_TRANSFER_PIECES = 4,
     LIMIT_VHOST_PIECES = 16,
+    /* ... and with so much data: more makes no disk faster (10 ms of 1.6 GB/s), but a backup's and a neighbour's requests
+     * wait in the disk's queue for all that came before. One request counts as what it has under way at most. */
+    LIMIT_VHOST_BYTES = 16 * (int)MIB,
     /* Requests taken from a ring before the first of them is submitted. */
     LIMIT_VHOST_BATCH = 32,
     /* ... when the disk is at rest; then as many as are under way. Each batch costs a system call, about what one request
      * does; but with all 32 of a full queue in one, a disk that has done the last 32 stands still for 0.1 ms. */
     VHOST_BATCH_MIN = 2,
+    /* Kicks in a row that found nothing: then its ring is deaf until the slow clock has looked (VHOST_NO_KICK_NS). */
+    VHOST_VAIN_KICKS = 8,
+    /* Lines in the log about what one disk's front-ends and guests do wrong, within VHOST_COMPLAINTS_NS. */
+    LIMIT_VHOST_COMPLAINTS = 10,
     /* The configuration space in one message: the protocol's bound. */
     LIMIT_VHOST_CONFIG_BYTES = 256,
     /* Ranges of one DISCARD or WRITE_ZEROES. Linux gathers what it can; a few of them fill a request's time. */
@@ -391,6 +401,10 @@ enum {
 /* How often buffers of connections that became idle are looked for. */
 #define NBD_SWEEP_NS (1 * NS_PER_S)
 
+/* Memory of one guest. A process has 128 TiB of addresses for that of all disks. */
+#define LIMIT_GUEST_MEMORY_BYTES (8 * TIB)
+/* A mapping of a guest's memory is undone in steps of so much, beside the reactor: 80 ms a GiB that was touched. */
+#define SHARED_MAP_STEP_BYTES (64 * MIB)
 /* Data of one chain of descriptors: VIRTIO's bound; their lengths have 32 bits. */
 #define LIMIT_VIRTQUEUE_BYTES (4 * GIB)
 /* Log of written pages while a VM migrates: a bit for each 4 KiB of 48 bits of guest addresses. Mapped, not filled. */
@@ -398,6 +412,9 @@ enum {
 /* Longest range of a guest's DISCARD or WRITE_ZEROES, and the pieces in which it goes to the disk (as NBD's). */
 #define VIRTIO_BLK_RANGE_BYTES (1 * GIB)
 #define LIMIT_VHOST_RANGE_BYTES (32 * MIB)
+/* How long a tick of the reactor takes from one guest's rings: a hundred requests that cost no disk anything, or fewer of
+ * the longest chains that there may be. Others on the reactor wait for it, a few times in each of their requests. */
+#define VHOST_TURN_NS (50 * NS_PER_US)
 /* After work has come, a guest's rings are looked at without waiting for kicks for at most this long: what QEMU does. */
 #define VHOST_POLL_MAX_NS (32 * NS_PER_US)
 #define VHOST_POLL_MIN_NS (4 * NS_PER_US)
@@ -409,6 +426,7 @@ enum {
 #define VHOST_SHORT_SLEEP_NS (10 * NS_PER_US)
 #define VHOST_SHORT_SLEEPS 8
 #define VHOST_REST_NS (20 * NS_PER_MS)
+#define VHOST_COMPLAINTS_NS (10 * NS_PER_S)
 /* A ring whose front-end has no eventfd to kick with is looked at this often. */
 #define VHOST_NO_KICK_NS (1 * NS_PER_MS)
 

@@ -69,7 +69,11 @@ static void regions_are_checked(void **state)
     refused(memory, (struct guest_region){0x0, 0x1000, 0x100000, 0}, 0x100000, "overlaps");
     refused(memory, (struct guest_region){0x1000, 0x1000, 0x1000, 1}, PAGE, "of a file that has 4096");
     refused(memory, (struct guest_region){0x1000, 0x1000, 0x1000, UINT64_MAX}, PAGE, "of a file that has");
-    refused(memory, (struct guest_region){0x100000, 0x1000, INT64_MAX, 0}, PAGE, "of a file that has");
+    refused(memory, (struct guest_region){0x100000, 0x1000, INT64_MAX, 0}, PAGE,
+            "all together have 0x80000000000 at most");
+    const uint64_t rest = LIMIT_GUEST_MEMORY_BYTES - 0x10000;
+    refused(memory, (struct guest_region){0x100000, 0x1000, rest + 1, 0}, PAGE, "all together have");
+    refused(memory, (struct guest_region){0x100000, 0x1000, rest, 0}, PAGE, "of a file that has");
     struct error err = {0};
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     assert_null(guest_memory_with(NULL, &(struct guest_region){0, 0, PAGE, 0}, null, &err));

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * A session of vhost-user over a node that answers when the test says so: what waits for requests under way (C14), and what
- * is left of them in the rings. The guest is in this file, with the rings of ring_driver.c.
+ * is left of them in the rings.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,212 +15,10 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "export/vhost_user/message.h"
-#include "export/vhost_user/server.h"
-#include "export/vhost_user/virtqueue.h"
-#include "io/ring.h"
-#include "ring_driver.h"
-
-enum {
-    MEMORY_BYTES = 1 << 20,
-    QUEUE_SIZE = 2048,
-    DATA_AT = 0x40000,
-    OTHER_DATA_AT = 0x50000,
-    OTHER_SECTOR = 8,
-    INFLIGHT_BYTES = 1 << 17
-};
-#define USER_ADDRESS UINT64_C(0x7f0000000000)
-
-struct scene {
-    struct io *io;
-    struct node node;
-    struct list held; /* requests that the node keeps */
-    unsigned held_count;
-    struct vhost_export *export;
-    bool started, ended;
-    char folder[32], socket[64];
-    int fd, memory_fd, inflight_fd, kick, call, new_call; /* inflight_fd: -1: there is none */
-    char *memory;
-    struct driver driver;
-    struct io_timer timer, tick;
-    uint64_t until_ns;
-    uint64_t seen, most; /* requests: up to the last tick; in one of them */
-    bool (*reached)(struct scene *scene);
-};
-
-/* --- the node */
-
-static void hold(struct node *node, struct request *req)
-{
-    struct scene *scene = container_of(node, struct scene, node);
-    list_append(&scene->held, &req->link);
-    scene->held_count++;
-}
-
-static void let_go(struct scene *scene)
-{
-    while (!list_empty(&scene->held)) {
-        struct request *req = container_of(list_take_first(&scene->held), struct request, link);
-        scene->held_count--;
-        request_complete(req, 0);
-    }
-}
-
-static const struct node_ops holding_ops = {.driver = "holding", .submit = hold};
-
-/* --- the loop */
-
-static void look(struct io_timer *timer)
-{
-    struct scene *scene = container_of(timer, struct scene, timer);
-    if ((scene->reached && scene->reached(scene)) || io_now_ns(scene->io) >= scene->until_ns)
-        ring_quit(scene->io);
-    else
-        io_timer_set(scene->io, timer, io_now_ns(scene->io) + 100 * NS_PER_US);
-}
-
-static void run(struct scene *scene, bool (*reached)(struct scene *scene), uint64_t for_ns)
-{
-    scene->reached = reached;
-    scene->until_ns = io_now_ns(scene->io) + for_ns;
-    io_timer_set(scene->io, &scene->timer, 0);
-    ring_run(scene->io);
-}
-
-static void run_until(struct scene *scene, bool (*reached)(struct scene *scene))
-{
-    run(scene, reached, 10 * NS_PER_S);
-    assert_true(reached(scene));
-}
-
-/* Long enough for whatever would come. */
-static void run_on(struct scene *scene)
-{
-    run(scene, NULL, 20 * NS_PER_MS);
-}
-
-static bool has_answer(struct scene *scene)
-{
-    struct pollfd ready = {.fd = scene->fd, .events = POLLIN};
-    return poll(&ready, 1, 0) > 0;
-}
-
-static bool holds_one(struct scene *scene)
-{
-    return scene->held_count == 1;
-}
-
-static bool holds_all(struct scene *scene)
-{
-    return scene->held_count == LIMIT_VHOST_REQUESTS;
-}
-
-static bool is_started(struct scene *scene)
-{
-    return scene->started;
-}
-
-static bool is_ended(struct scene *scene)
-{
-    return scene->ended;
-}
-
-/* --- the front-end */
-
-static void tell(struct scene *scene, enum vhost_request_id id, const void *payload, uint32_t size, int fd)
-{
-    struct vhost_header header = {id, VHOST_VERSION | VHOST_NEED_REPLY, size};
-    union {
-        char bytes[CMSG_SPACE(sizeof(int))];
-        struct cmsghdr align;
-    } control = {{0}};
-    struct iovec iov[2] = {{&header, sizeof header}, {(void *)(uintptr_t)payload, size}};
-    struct msghdr message = {.msg_iov = iov, .msg_iovlen = 2};
-    if (fd >= 0) {
-        message.msg_control = control.bytes;
-        message.msg_controllen = sizeof control.bytes;
-        struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
-        *rights = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof fd), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
-        memcpy(CMSG_DATA(rights), &fd, sizeof fd);
-    }
-    assert_int_equal(sendmsg(scene->fd, &message, MSG_NOSIGNAL), sizeof header + size);
-}
-
-static void answer(struct scene *scene, enum vhost_request_id id, void *payload, uint32_t size)
-{
-    struct vhost_header header;
-    run_until(scene, has_answer);
-    assert_int_equal(recv(scene->fd, &header, sizeof header, MSG_WAITALL), sizeof header);
-    assert_int_equal(header.request, id);
-    assert_int_equal(header.flags, VHOST_VERSION | VHOST_REPLY);
-    assert_int_equal(header.size, size);
-    assert_int_equal(recv(scene->fd, payload, size, MSG_WAITALL), size);
-}
-
-static void ask(struct scene *scene, enum vhost_request_id id, const void *payload, uint32_t size, int fd)
-{
-    uint64_t result = 99;
-    tell(scene, id, payload, size, fd);
-    answer(scene, id, &result, sizeof result);
-    assert_int_equal(result, 0);
-}
-
-static void connect_front_end(struct scene *scene)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    strcpy(address.sun_path, scene->socket);
-    scene->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    assert_int_equal(connect(scene->fd, (struct sockaddr *)&address, sizeof address), 0);
-}
-
-static const struct driver_place ring_place = {0, 0x10000, 0x20000};
-
-static void start_ring(struct scene *scene)
-{
-    uint64_t features = VHOST_BIT(VIRTIO_F_VERSION_1) | VHOST_BIT(VIRTIO_BLK_F_FLUSH) |
-                        VHOST_BIT(VIRTIO_BLK_F_WRITE_ZEROES) | VHOST_BIT(VHOST_F_PROTOCOL_FEATURES);
-    uint64_t protocol = VHOST_BIT(VHOST_PROTOCOL_REPLY_ACK) | VHOST_BIT(VHOST_PROTOCOL_RESET_DEVICE) |
-                        VHOST_BIT(VHOST_PROTOCOL_INFLIGHT) | VHOST_BIT(VHOST_PROTOCOL_STATUS);
-    struct {
-        struct vhost_memory head;
-        struct vhost_region region;
-    } table = {{1, 0}, {0, MEMORY_BYTES, USER_ADDRESS, 0}};
-    struct vhost_inflight inflight = {.size = INFLIGHT_BYTES, .queues = 1, .queue_size = QUEUE_SIZE};
-    struct vhost_vring_state size = {0, QUEUE_SIZE}, base = {0, 0}, enable = {0, 1};
-    struct vhost_vring_addr addr = {.descriptors = USER_ADDRESS + ring_place.descriptors,
-                                    .available = USER_ADDRESS + ring_place.available,
-                                    .used = USER_ADDRESS + ring_place.used};
-    uint64_t index = 0;
-    ask(scene, VHOST_SET_PROTOCOL_FEATURES, &protocol, sizeof protocol, -1);
-    ask(scene, VHOST_SET_FEATURES, &features, sizeof features, -1);
-    ask(scene, VHOST_SET_MEM_TABLE, &table, sizeof table, scene->memory_fd);
-    if (scene->inflight_fd >= 0)
-        ask(scene, VHOST_SET_INFLIGHT_FD, &inflight, sizeof inflight, scene->inflight_fd);
-    ask(scene, VHOST_SET_VRING_NUM, &size, sizeof size, -1);
-    ask(scene, VHOST_SET_VRING_BASE, &base, sizeof base, -1);
-    ask(scene, VHOST_SET_VRING_ADDR, &addr, sizeof addr, -1);
-    ask(scene, VHOST_SET_VRING_CALL, &index, sizeof index, scene->call);
-    ask(scene, VHOST_SET_VRING_KICK, &index, sizeof index, scene->kick);
-    ask(scene, VHOST_SET_VRING_ENABLE, &enable, sizeof enable, -1);
-}
-
-static void add_write(struct scene *scene)
-{
-    struct virtio_blk_header *header = (void *)(scene->memory + DATA_AT);
-    *header = (struct virtio_blk_header){.type = VIRTIO_BLK_T_OUT, .sector = 3};
-    const struct part parts[] = {
-        {DATA_AT, sizeof *header, false}, {DATA_AT + 512, 512, false}, {DATA_AT + 1024, 1, true}};
-    scene->memory[DATA_AT + 1024] = 77;
-    assert_true(driver_add(&scene->driver, parts, 3, 0, 5));
-    driver_show(&scene->driver);
-    if (driver_must_kick(&scene->driver))
-        assert_int_equal(eventfd_write(scene->kick, 1), 0);
-}
+#include "vhost_scene.h"
 
 static void add_zeroes_of_two_ranges(struct scene *scene)
 {
@@ -255,90 +53,11 @@ static void start_other_ring(struct scene *scene, struct driver *other)
     driver_init(other, scene->memory, &place, 64, false, false);
     assert_true(driver_add(other, parts, 3, 0, 6));
     driver_show(other);
-    ask(scene, VHOST_SET_VRING_NUM, &size, sizeof size, -1);
-    ask(scene, VHOST_SET_VRING_BASE, &base, sizeof base, -1);
-    ask(scene, VHOST_SET_VRING_ADDR, &addr, sizeof addr, -1);
-    ask(scene, VHOST_SET_VRING_KICK, &word, sizeof word, -1);
-    ask(scene, VHOST_SET_VRING_ENABLE, &enable, sizeof enable, -1);
-}
-
-/* A write of a sector, which arrives at the node and stays there. */
-static void write_sector(struct scene *scene)
-{
-    add_write(scene);
-    run_until(scene, holds_one);
-}
-
-static bool request_is_returned(struct scene *scene)
-{
-    uint32_t cookie, written;
-    if (!driver_get(&scene->driver, &cookie, &written))
-        return false;
-    assert_int_equal(cookie, 5);
-    assert_int_equal(written, 1);
-    assert_int_equal(scene->memory[DATA_AT + 1024], VIRTIO_BLK_S_OK);
-    return true;
-}
-
-static void started(void *argument, const struct error *err)
-{
-    struct scene *scene = argument;
-    if (err)
-        fail_msg("%s", err->text);
-    scene->started = true;
-}
-
-static void ended(void *argument)
-{
-    ((struct scene *)argument)->ended = true;
-}
-
-static int begin(void **state)
-{
-    struct scene *scene = calloc(1, sizeof *scene);
-    struct error err;
-    *state = scene;
-    strcpy(scene->folder, "/tmp/fleece-vhost-XXXXXX");
-    if (!mkdtemp(scene->folder) || ring_create(&scene->io, &err) < 0)
-        return -1;
-    snprintf(scene->socket, sizeof scene->socket, "%s/s", scene->folder);
-    scene->node = (struct node){.ops = &holding_ops, .io = scene->io, .size_bytes = 1 << 20, .alignment_bytes = 512};
-    list_init(&scene->held);
-    scene->timer.fire = look;
-    scene->memory_fd = memfd_create("guest", MFD_CLOEXEC);
-    if (ftruncate(scene->memory_fd, MEMORY_BYTES) != 0)
-        return -1;
-    scene->memory = mmap(NULL, MEMORY_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, scene->memory_fd, 0);
-    scene->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    scene->call = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    const struct vhost_export_hooks nobody = {0}; /* migrates */
-    scene->export = vhost_export_create(scene->io, &scene->node, true, "vda", scene->socket, &nobody);
-    vhost_export_start(scene->export, started, scene);
-    run_until(scene, is_started);
-    connect_front_end(scene);
-    scene->inflight_fd = -1;
-    driver_init(&scene->driver, scene->memory, &ring_place, QUEUE_SIZE, false, false);
-    start_ring(scene);
-    return 0;
-}
-
-static int end(void **state)
-{
-    struct scene *scene = *state;
-    let_go(scene);
-    if (!scene->ended) {
-        vhost_export_end(scene->export, ended, scene);
-        run_until(scene, is_ended);
-    }
-    ring_destroy(scene->io);
-    close(scene->fd);
-    close(scene->memory_fd);
-    close(scene->kick);
-    close(scene->call);
-    munmap(scene->memory, MEMORY_BYTES);
-    rmdir(scene->folder);
-    free(scene);
-    return 0;
+    scene_ask(scene, VHOST_SET_VRING_NUM, &size, sizeof size, -1);
+    scene_ask(scene, VHOST_SET_VRING_BASE, &base, sizeof base, -1);
+    scene_ask(scene, VHOST_SET_VRING_ADDR, &addr, sizeof addr, -1);
+    scene_ask(scene, VHOST_SET_VRING_KICK, &word, sizeof word, -1);
+    scene_ask(scene, VHOST_SET_VRING_ENABLE, &enable, sizeof enable, -1);
 }
 
 /* --- tests */
@@ -347,56 +66,56 @@ static void a_ring_stops_when_its_requests_are_returned(void **state)
 {
     struct scene *scene = *state;
     struct vhost_vring_state base = {0, 0};
-    write_sector(scene);
-    tell(scene, VHOST_GET_VRING_BASE, &base, sizeof base, -1);
-    run_on(scene);
-    assert_false(has_answer(scene));
-    let_go(scene);
-    answer(scene, VHOST_GET_VRING_BASE, &base, sizeof base);
+    scene_write_sector(scene);
+    scene_tell(scene, VHOST_GET_VRING_BASE, &base, sizeof base, -1);
+    scene_run_on(scene);
+    assert_false(scene_has_answer(scene));
+    scene_let_go(scene);
+    scene_answer(scene, VHOST_GET_VRING_BASE, &base, sizeof base);
     assert_int_equal(base.num, 1);
-    assert_true(request_is_returned(scene));
+    assert_true(scene_request_is_returned(scene));
 }
 
 static void a_reset_waits_for_requests(void **state)
 {
     struct scene *scene = *state;
     uint64_t result;
-    write_sector(scene);
-    tell(scene, VHOST_RESET_DEVICE, NULL, 0, -1);
-    run_on(scene);
-    assert_false(has_answer(scene));
-    let_go(scene);
-    answer(scene, VHOST_RESET_DEVICE, &result, sizeof result);
-    assert_true(request_is_returned(scene));
+    scene_write_sector(scene);
+    scene_tell(scene, VHOST_RESET_DEVICE, NULL, 0, -1);
+    scene_run_on(scene);
+    assert_false(scene_has_answer(scene));
+    scene_let_go(scene);
+    scene_answer(scene, VHOST_RESET_DEVICE, &result, sizeof result);
+    assert_true(scene_request_is_returned(scene));
 }
 
 static void the_next_connection_waits_for_requests(void **state)
 {
     struct scene *scene = *state;
     uint64_t features;
-    write_sector(scene);
+    scene_write_sector(scene);
     close(scene->fd);
-    run_on(scene);
-    connect_front_end(scene);
-    tell(scene, VHOST_GET_FEATURES, NULL, 0, -1);
-    run_on(scene);
-    assert_false(has_answer(scene));
-    let_go(scene);
-    answer(scene, VHOST_GET_FEATURES, &features, sizeof features);
-    assert_false(request_is_returned(scene));            /* the ring was the front-end's own since it hung up, */
+    scene_run_on(scene);
+    scene_connect(scene);
+    scene_tell(scene, VHOST_GET_FEATURES, NULL, 0, -1);
+    scene_run_on(scene);
+    assert_false(scene_has_answer(scene));
+    scene_let_go(scene);
+    scene_answer(scene, VHOST_GET_FEATURES, &features, sizeof features);
+    assert_false(scene_request_is_returned(scene));      /* the ring was the front-end's own since it hung up, */
     assert_int_equal(scene->memory[DATA_AT + 1024], 77); /* and so was the status */
 }
 
 static void an_orderly_end_answers_requests(void **state)
 {
     struct scene *scene = *state;
-    write_sector(scene);
-    vhost_export_end(scene->export, ended, scene);
-    run_on(scene);
+    scene_write_sector(scene);
+    vhost_export_end(scene->export, scene_ended, scene);
+    scene_run_on(scene);
     assert_false(scene->ended);
-    let_go(scene);
-    run_until(scene, is_ended);
-    assert_true(request_is_returned(scene));
+    scene_let_go(scene);
+    scene_run_until(scene, scene_is_ended);
+    assert_true(scene_request_is_returned(scene));
     uint64_t calls;
     assert_int_equal(eventfd_read(scene->call, &calls), 0);
 }
@@ -406,12 +125,12 @@ static void a_lost_connection_submits_nothing_more(void **state)
 {
     struct scene *scene = *state;
     add_zeroes_of_two_ranges(scene);
-    run_until(scene, holds_one);
+    scene_run_until(scene, scene_holds_one);
     close(scene->fd);
     scene->fd = -1;
-    run_on(scene);
-    let_go(scene);
-    run_on(scene);
+    scene_run_on(scene);
+    scene_let_go(scene);
+    scene_run_on(scene);
     assert_int_equal(scene->held_count, 0);
 }
 
@@ -422,13 +141,13 @@ static void a_full_eventfd_keeps_nothing_from_ending(void **state)
     uint64_t index = 0;
     int full = eventfd(0, EFD_CLOEXEC);
     assert_int_equal(eventfd_write(full, UINT64_MAX - 1), 0);
-    ask(scene, VHOST_SET_VRING_CALL, &index, sizeof index, full);
-    write_sector(scene);
-    let_go(scene);
-    run_on(scene);
-    vhost_export_end(scene->export, ended, scene);
-    run_until(scene, is_ended);
-    assert_true(request_is_returned(scene));
+    scene_ask(scene, VHOST_SET_VRING_CALL, &index, sizeof index, full);
+    scene_write_sector(scene);
+    scene_let_go(scene);
+    scene_run_on(scene);
+    vhost_export_end(scene->export, scene_ended, scene);
+    scene_run_until(scene, scene_is_ended);
+    assert_true(scene_request_is_returned(scene));
     close(full);
 }
 
@@ -443,13 +162,13 @@ static void a_new_eventfd_hears_of_what_went_to_the_old_one(void **state)
 {
     struct scene *scene = *state;
     uint64_t index = 0, calls;
-    write_sector(scene);
-    let_go(scene);
-    run_on(scene);
+    scene_write_sector(scene);
+    scene_let_go(scene);
+    scene_run_on(scene);
     assert_int_equal(eventfd_read(scene->call, &calls), 0);
     scene->new_call = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    ask(scene, VHOST_SET_VRING_CALL, &index, sizeof index, scene->new_call);
-    run_until(scene, new_call_came);
+    scene_ask(scene, VHOST_SET_VRING_CALL, &index, sizeof index, scene->new_call);
+    scene_run_until(scene, new_call_came);
     close(scene->new_call);
 }
 
@@ -458,14 +177,14 @@ static void all_requests_at_once(void **state)
 {
     struct scene *scene = *state;
     for (unsigned i = 0; i < LIMIT_VHOST_REQUESTS; i++)
-        add_write(scene);
-    run_until(scene, holds_all);
-    run_on(scene);
-    let_go(scene);
-    run_on(scene);
+        scene_add_write(scene);
+    scene_run_until(scene, scene_holds_all);
+    scene_run_on(scene);
+    scene_let_go(scene);
+    scene_run_on(scene);
     for (unsigned i = 0; i < LIMIT_VHOST_REQUESTS; i++)
-        assert_true(request_is_returned(scene));
-    write_sector(scene);
+        assert_true(scene_request_is_returned(scene));
+    scene_write_sector(scene);
 }
 
 static void let_one_go(struct scene *scene)
@@ -482,18 +201,18 @@ static void no_queue_takes_all_requests(void **state)
     struct driver other;
     bool taken = false;
     for (unsigned i = 0; i < LIMIT_VHOST_REQUESTS + 100; i++)
-        add_write(scene);
-    run_until(scene, holds_all);
+        scene_add_write(scene);
+    scene_run_until(scene, scene_holds_all);
     start_other_ring(scene, &other);
     for (unsigned i = 0; i < 4 && !taken; i++) {
         let_one_go(scene);
-        run_until(scene, holds_all);
+        scene_run_until(scene, scene_holds_all);
         taken = container_of(scene->held.head.prev, struct request, link)->range.start == OTHER_SECTOR * 512;
     }
     assert_true(taken);
     while (scene->held_count > 0) {
-        let_go(scene);
-        run_on(scene);
+        scene_let_go(scene);
+        scene_run_on(scene);
     }
 }
 
@@ -510,17 +229,17 @@ static unsigned inflight_version(const struct scene *scene)
 static void stop_ring(struct scene *scene)
 {
     struct vhost_vring_state base = {0, 0};
-    tell(scene, VHOST_GET_VRING_BASE, &base, sizeof base, -1);
-    answer(scene, VHOST_GET_VRING_BASE, &base, sizeof base);
+    scene_tell(scene, VHOST_GET_VRING_BASE, &base, sizeof base, -1);
+    scene_answer(scene, VHOST_GET_VRING_BASE, &base, sizeof base);
 }
 
 static void connect_again(struct scene *scene)
 {
     close(scene->fd);
-    run_on(scene);
-    let_go(scene);
-    connect_front_end(scene);
-    start_ring(scene);
+    scene_run_on(scene);
+    scene_let_go(scene);
+    scene_connect(scene);
+    scene_start_ring(scene);
 }
 
 static void use_inflight(struct scene *scene)
@@ -528,7 +247,7 @@ static void use_inflight(struct scene *scene)
     scene->inflight_fd = memfd_create("inflight", MFD_CLOEXEC);
     assert_int_equal(ftruncate(scene->inflight_fd, INFLIGHT_BYTES), 0);
     connect_again(scene);
-    run_on(scene);
+    scene_run_on(scene);
     assert_int_equal(inflight_version(scene), 1);
 }
 
@@ -536,10 +255,10 @@ static void use_inflight(struct scene *scene)
 static void leave_a_broken_chain(struct scene *scene)
 {
     use_inflight(scene);
-    write_sector(scene);
+    scene_write_sector(scene);
     driver_descriptor(&scene->driver, 0)->address = UINT64_MAX / 2;
     connect_again(scene);
-    run_on(scene);
+    scene_run_on(scene);
     assert_int_equal(scene->held_count, 0);
     stop_ring(scene);
     assert_int_equal(inflight_version(scene), 1);
@@ -549,11 +268,11 @@ static void a_reset_forgets_what_broke_the_ring(void **state)
 {
     struct scene *scene = *state;
     leave_a_broken_chain(scene);
-    ask(scene, VHOST_RESET_DEVICE, NULL, 0, -1);
+    scene_ask(scene, VHOST_RESET_DEVICE, NULL, 0, -1);
     assert_int_equal(inflight_version(scene), 0);
-    driver_init(&scene->driver, scene->memory, &ring_place, QUEUE_SIZE, false, false);
-    start_ring(scene);
-    write_sector(scene);
+    driver_init(&scene->driver, scene->memory, &scene_ring_place, QUEUE_SIZE, false, false);
+    scene_start_ring(scene);
+    scene_write_sector(scene);
     close(scene->inflight_fd);
 }
 
@@ -563,7 +282,7 @@ static void a_status_of_zero_forgets_nothing(void **state)
     struct scene *scene = *state;
     uint64_t status = 0;
     leave_a_broken_chain(scene);
-    ask(scene, VHOST_SET_STATUS, &status, sizeof status, -1);
+    scene_ask(scene, VHOST_SET_STATUS, &status, sizeof status, -1);
     assert_int_equal(inflight_version(scene), 1);
     close(scene->inflight_fd);
 }
@@ -576,8 +295,8 @@ static void a_ring_without_a_request_leaves_nothing(void **state)
     uint64_t index = 0;
     use_inflight(scene);
     stop_ring(scene);
-    ask(scene, VHOST_SET_VRING_ENABLE, &disable, sizeof disable, -1);
-    ask(scene, VHOST_SET_VRING_KICK, &index, sizeof index, scene->kick);
+    scene_ask(scene, VHOST_SET_VRING_ENABLE, &disable, sizeof disable, -1);
+    scene_ask(scene, VHOST_SET_VRING_KICK, &index, sizeof index, scene->kick);
     assert_int_equal(inflight_version(scene), 1);
     stop_ring(scene);
     assert_int_equal(inflight_version(scene), 0);
@@ -594,10 +313,10 @@ static void a_failed_kick_is_made_up_for_by_the_clock(void **state)
     int pipes[2];
     assert_int_equal(pipe(pipes), 0);
     close(pipes[1]);
-    ask(scene, VHOST_SET_VRING_KICK, &index, sizeof index, pipes[0]);
+    scene_ask(scene, VHOST_SET_VRING_KICK, &index, sizeof index, pipes[0]);
     close(pipes[0]);
-    run_on(scene);
-    write_sector(scene);
+    scene_run_on(scene);
+    scene_write_sector(scene);
 }
 
 static void count_requests(struct io_timer *timer)
@@ -626,17 +345,18 @@ static void requests_answered_at_once_end_a_tick(void **state)
     assert_int_equal(eventfd_write(scene->kick, 1), 0);
     scene->tick.fire = count_requests;
     io_timer_set(scene->io, &scene->tick, io_now_ns(scene->io));
-    run_on(scene);
+    scene_run_on(scene);
     io_timer_cancel(scene->io, &scene->tick);
     for (unsigned i = 0; i < count; i++)
         assert_true(driver_get(&scene->driver, &cookie, &written));
     assert_in_range(scene->most, 1, LIMIT_VHOST_REQUESTS + LIMIT_VHOST_BATCH);
 }
 
-/* A processor that is gone for a while whenever it is offered; and a guest that kicks as soon as kicks are asked for. */
+/* A processor that is gone for a while whenever it is offered; and a guest that kicks as soon as kicks are asked for, now
+ * and then with a request. */
 enum { AWAY_NS = 300 * 1000 };
-static int eager_kick = -1;
-static unsigned yields;
+static struct scene *eager;
+static unsigned yields, sleeps;
 static uint64_t yield_ended_ns, least_rest_ns;
 
 int __wrap_sched_yield(void);
@@ -670,11 +390,26 @@ static void a_wanted_processor_is_not_watched_from(void **state)
     struct scene *scene = *state;
     yields = 0;
     least_rest_ns = UINT64_MAX;
-    eager_kick = scene->kick;
+    eager = scene;
     assert_int_equal(eventfd_write(scene->kick, 1), 0);
-    run_until(scene, has_yielded_often);
-    eager_kick = -1;
+    scene_run_until(scene, has_yielded_often);
+    eager = NULL;
+    eager = NULL;
     assert_true(least_rest_ns >= (VHOST_CONTENDED_TIMES - 1) * (uint64_t)AWAY_NS);
+}
+
+/* A request that is answered at once. */
+static void send_unknown(struct scene *scene)
+{
+    struct virtio_blk_header *header = (void *)(scene->memory + DATA_AT);
+    const struct part parts[] = {{DATA_AT, sizeof *header, false}, {DATA_AT + 1024, 1, true}};
+    uint32_t cookie, written;
+    while (driver_get(&scene->driver, &cookie, &written))
+        ;
+    *header = (struct virtio_blk_header){.type = 99};
+    assert_true(driver_add(&scene->driver, parts, 2, 0, 7));
+    driver_show(&scene->driver);
+    assert_int_equal(eventfd_write(scene->kick, 1), 0);
 }
 
 bool __real_virtqueue_want_kicks(struct virtqueue *queue);
@@ -685,9 +420,12 @@ bool __wrap_virtqueue_want_kicks(struct virtqueue *queue)
 {
     if (spoil_available)
         ((uint16_t *)(void *)spoil_available)[1] = QUEUE_SIZE + 99;
-    if (eager_kick >= 0)
-        assert_int_equal(eventfd_write(eager_kick, 1), 0);
-    return __real_virtqueue_want_kicks(queue);
+    const bool more = __real_virtqueue_want_kicks(queue);
+    if (eager && ++sleeps % (VHOST_VAIN_KICKS / 2) == 0)
+        send_unknown(eager);
+    else if (eager)
+        assert_int_equal(eventfd_write(eager->kick, 1), 0);
+    return more;
 }
 
 static bool error_came(struct scene *scene)
@@ -702,11 +440,11 @@ static void a_ring_that_breaks_at_the_end_says_so(void **state)
     struct scene *scene = *state;
     uint64_t index = 0;
     scene->new_call = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    ask(scene, VHOST_SET_VRING_ERR, &index, sizeof index, scene->new_call);
-    write_sector(scene);
-    spoil_available = scene->memory + ring_place.available;
-    let_go(scene);
-    run_until(scene, error_came);
+    scene_ask(scene, VHOST_SET_VRING_ERR, &index, sizeof index, scene->new_call);
+    scene_write_sector(scene);
+    spoil_available = scene->memory + scene_ring_place.available;
+    scene_let_go(scene);
+    scene_run_until(scene, error_came);
     spoil_available = NULL;
     close(scene->new_call);
 }
@@ -718,16 +456,16 @@ static void replaced_eventfds_are_closed(void **state)
     uint64_t index = 0;
     char byte;
     assert_int_equal(pipe(pipes), 0);
-    ask(scene, VHOST_SET_VRING_KICK, &index, sizeof index, pipes[1]);
+    scene_ask(scene, VHOST_SET_VRING_KICK, &index, sizeof index, pipes[1]);
     close(pipes[1]);
-    ask(scene, VHOST_SET_VRING_KICK, &index, sizeof index, scene->kick);
-    run_on(scene);
+    scene_ask(scene, VHOST_SET_VRING_KICK, &index, sizeof index, scene->kick);
+    scene_run_on(scene);
     assert_int_equal(read(pipes[0], &byte, 1), 0); /* nobody has the other end any more */
     close(pipes[0]);
-    write_sector(scene);
-    let_go(scene);
-    run_on(scene);
-    assert_true(request_is_returned(scene));
+    scene_write_sector(scene);
+    scene_let_go(scene);
+    scene_run_on(scene);
+    assert_true(scene_request_is_returned(scene));
 }
 
 static void wrong_messages_are_told_apart(void **state)
@@ -770,23 +508,23 @@ static void wrong_messages_are_told_apart(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(a_ring_stops_when_its_requests_are_returned, begin, end),
-        cmocka_unit_test_setup_teardown(a_reset_waits_for_requests, begin, end),
-        cmocka_unit_test_setup_teardown(the_next_connection_waits_for_requests, begin, end),
-        cmocka_unit_test_setup_teardown(an_orderly_end_answers_requests, begin, end),
-        cmocka_unit_test_setup_teardown(a_lost_connection_submits_nothing_more, begin, end),
-        cmocka_unit_test_setup_teardown(a_full_eventfd_keeps_nothing_from_ending, begin, end),
-        cmocka_unit_test_setup_teardown(a_new_eventfd_hears_of_what_went_to_the_old_one, begin, end),
-        cmocka_unit_test_setup_teardown(all_requests_at_once, begin, end),
-        cmocka_unit_test_setup_teardown(no_queue_takes_all_requests, begin, end),
-        cmocka_unit_test_setup_teardown(a_reset_forgets_what_broke_the_ring, begin, end),
-        cmocka_unit_test_setup_teardown(a_status_of_zero_forgets_nothing, begin, end),
-        cmocka_unit_test_setup_teardown(a_ring_without_a_request_leaves_nothing, begin, end),
-        cmocka_unit_test_setup_teardown(a_failed_kick_is_made_up_for_by_the_clock, begin, end),
-        cmocka_unit_test_setup_teardown(requests_answered_at_once_end_a_tick, begin, end),
-        cmocka_unit_test_setup_teardown(a_wanted_processor_is_not_watched_from, begin, end),
-        cmocka_unit_test_setup_teardown(a_ring_that_breaks_at_the_end_says_so, begin, end),
-        cmocka_unit_test_setup_teardown(replaced_eventfds_are_closed, begin, end),
+        cmocka_unit_test_setup_teardown(a_ring_stops_when_its_requests_are_returned, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(a_reset_waits_for_requests, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(the_next_connection_waits_for_requests, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(an_orderly_end_answers_requests, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(a_lost_connection_submits_nothing_more, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(a_full_eventfd_keeps_nothing_from_ending, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(a_new_eventfd_hears_of_what_went_to_the_old_one, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(all_requests_at_once, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(no_queue_takes_all_requests, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(a_reset_forgets_what_broke_the_ring, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(a_status_of_zero_forgets_nothing, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(a_ring_without_a_request_leaves_nothing, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(a_failed_kick_is_made_up_for_by_the_clock, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(requests_answered_at_once_end_a_tick, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(a_wanted_processor_is_not_watched_from, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(a_ring_that_breaks_at_the_end_says_so, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(replaced_eventfds_are_closed, scene_begin, scene_end),
         cmocka_unit_test(wrong_messages_are_told_apart),
     };
     return cmocka_run_group_tests_name("vhost session", tests, NULL, NULL);

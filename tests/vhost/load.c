@@ -126,6 +126,8 @@ static bool submit_one(struct queue *q)
             stamp_block(q, slot, ++q->sequences[slot->block - q->first_block]);
     }
     struct blk_header header = {slot->write ? BLK_WRITE : BLK_READ, 0, slot->block * (bytes / SECTOR)};
+    if (strcmp(q->options->rw, "id") == 0)
+        header.type = BLK_GET_ID;
     memcpy(guest_at(q->ring->memory, slot->header), &header, sizeof(header));
     *(uint8_t *)guest_at(q->ring->memory, slot->status) = BLK_NO_STATUS;
     struct fragment fragments[] = {

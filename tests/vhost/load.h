@@ -6,7 +6,7 @@
 #include "blk.h"
 
 struct load_options {
-    const char *rw; /* randread, randwrite, randrw, read, write */
+    const char *rw; /* randread, randwrite, randrw, read, write; id: the disk's name, which costs no disk anything */
     uint32_t block_bytes, depth, buffers;
     double seconds, ramp;
     uint64_t size; /* bytes of the disk to use; 0: all */

@@ -27,7 +27,7 @@ struct arguments {
 static void usage(FILE *to)
 {
     fputs("usage: vhost_client run SOCKET [options]\n"
-          "         --rw randread|randwrite|randrw|read|write  (randread)    --bs SIZE (4k)    --depth N (1)\n"
+          "         --rw randread|randwrite|randrw|read|write|id  (randread)    --bs SIZE (4k)    --depth N (1)\n"
           "         --seconds S (2)   --ramp S (0)   --size SIZE of the disk to use (all)\n"
           "         --poll: looks at the ring instead of sleeping for an interrupt\n"
           "         --verify: blocks that were written are read back as written\n"
@@ -228,7 +228,7 @@ static void take(struct arguments *a, int option)
 
 static bool load_sound(const struct load_options *load)
 {
-    const char *kinds[] = {"randread", "randwrite", "randrw", "read", "write"};
+    const char *kinds[] = {"randread", "randwrite", "randrw", "read", "write", "id"};
     bool known = false;
     for (unsigned i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
         known |= strcmp(load->rw, kinds[i]) == 0;

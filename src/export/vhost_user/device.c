@@ -7,6 +7,9 @@
  * When the last ring of a guest that migrates is stopped it may go on elsewhere. Who owns the disk hears of that before the
  * front-end does (struct vhost_home), and is asked before a ring is started again.
  *
+ * Memory changes at once, under requests that go on in what they hold of the old; only when they hold LIMIT_GUEST_TABLES
+ * does the next change wait for the oldest.
+ *
  * What was said of a running ring (size, addresses, base, features) can't be changed, only said again; but for the logging
  * of a migration, which comes and goes as the front-end wants. Where we write is marked when there is a log and LOG_ALL is
  * negotiated; in the used ring, when its flag says so, too. What is in flight when that changes is marked, or not, as it
@@ -130,6 +133,12 @@ static enum vhost_done set_protocol_features(struct vhost_session *session, stru
 
 /* --- memory */
 
+/* False: requests under way hold the tables of so many changes before that there may be no other one. */
+static bool may_change_memory(const struct vhost_session *session)
+{
+    return session->table_users[(session->table + 1) % LIMIT_GUEST_TABLES] == 0;
+}
+
 /* Takes over the reference. */
 static enum vhost_done use_memory(struct vhost_session *session, struct guest_memory *memory, struct error *err)
 {
@@ -147,6 +156,7 @@ static enum vhost_done use_memory(struct vhost_session *session, struct guest_me
     }
     guest_memory_unref(session->memory);
     session->memory = memory;
+    session->table = (session->table + 1) % LIMIT_GUEST_TABLES;
     if (result == 0 && update_log(session, err) == VHOST_WRONG)
         result = error_prefix(err, "%s", session->message.name);
     return result < 0 ? VHOST_WRONG : VHOST_DONE;
@@ -163,6 +173,8 @@ static struct guest_region region_of(const struct vhost_region *region)
 static enum vhost_done set_mem_table(struct vhost_session *session, struct error *err)
 {
     struct guest_memory *memory = NULL;
+    if (!may_change_memory(session))
+        return VHOST_WAITS;
     for (uint32_t i = 0; i < session->message.memory.count; i++) {
         struct guest_region region = region_of(&session->message.regions[i]);
         struct guest_memory *next = guest_memory_with(memory, &region, session->fds[i], err);
@@ -180,6 +192,8 @@ static enum vhost_done change_memory(struct vhost_session *session, struct error
 {
     struct guest_region region = region_of(&session->message.region.region);
     struct guest_memory *next = NULL;
+    if (!may_change_memory(session))
+        return VHOST_WAITS;
     if (session->message.id == VHOST_ADD_MEM_REG)
         next = guest_memory_with(session->memory, &region, session->fds[0], err);
     else if (session->memory)

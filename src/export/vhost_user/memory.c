@@ -24,6 +24,14 @@ static int check_region(const struct guest_memory *from, const struct guest_regi
                          (unsigned long long)region->size_bytes);
     if (from && from->count == LIMIT_GUEST_REGIONS)
         return error_set(err, EINVAL, "guest memory has %d regions already, which is the most", LIMIT_GUEST_REGIONS);
+    uint64_t all_bytes = 0;
+    for (unsigned i = 0; from && i < from->count; i++)
+        all_bytes += from->entries[i].size_bytes;
+    if (region->size_bytes > LIMIT_GUEST_MEMORY_BYTES - all_bytes)
+        return error_set(err, EINVAL,
+                         "the region of guest memory at 0x%llx has 0x%llx bytes; all together have 0x%llx at most",
+                         (unsigned long long)region->guest_address, (unsigned long long)region->size_bytes,
+                         (unsigned long long)LIMIT_GUEST_MEMORY_BYTES);
     const struct range range = {region->guest_address, region->size_bytes};
     for (unsigned i = 0; from && i < from->count; i++) {
         const struct guest_memory_entry *entry = &from->entries[i];

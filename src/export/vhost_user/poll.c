@@ -20,10 +20,14 @@
  * With a priority or a control group of our own the offer may not reach that worker. But then each sleep is ended by a
  * request's end, and at once; VHOST_SHORT_SLEEPS of these in a row, and rings are not watched for VHOST_REST_NS.
  *
- * A ring without a kick eventfd is looked at by a slow clock as well.
+ * A ring without a kick eventfd is looked at by a slow clock as well. What was sent as one may be signalled all the time (a
+ * timer, somebody who writes it in a loop), which costs its owner little and us a look at each tick. So after
+ * VHOST_VAIN_KICKS that found nothing its ring is deaf until the slow clock has looked, and after one more again, until
+ * there is something in it.
  *
- * While work comes the timer fires in each tick. Between two of its times at most LIMIT_VHOST_REQUESTS chains are taken: no
- * more can be under way, but those that are answered at once (GET_ID, what is refused) would go on and on.
+ * While work comes the timer fires in each tick. Between two of its times at most LIMIT_VHOST_REQUESTS chains are taken, for
+ * VHOST_TURN_NS: no more can be under way, but those that are answered at once (GET_ID, what is refused) would go on and on,
+ * while other disks of this reactor wait.
  */
 #include "base/probe.h"
 #include "export/vhost_user/session.h"
@@ -69,6 +73,7 @@ static void poll_fired(struct io_timer *timer)
 {
     struct vhost_session *session = container_of(timer, struct vhost_session, poll);
     session->taken = 0;
+    session->turn_began_ns = 0;
     bool found = look_at_all(session);
     if (session->state != VHOST_SESSION_SERVING)
         return;
@@ -83,9 +88,11 @@ static void poll_fired(struct io_timer *timer)
 
 static bool has_ring_without_kick(const struct vhost_session *session)
 {
-    for (unsigned i = 0; i < session->queue_end; i++)
-        if (session->queues[i].ring && session->queues[i].taking && !vhost_event_is_set(&session->queues[i].kick))
+    for (unsigned i = 0; i < session->queue_end; i++) {
+        const struct vhost_queue *queue = &session->queues[i];
+        if (queue->ring && queue->taking && (queue->deaf || !vhost_event_is_set(&queue->kick)))
             return true;
+    }
     return false;
 }
 
@@ -96,6 +103,8 @@ static void no_kick_fired(struct io_timer *timer)
         return;
     if (look_at_all(session))
         PROBE(vhost_slow_clock_found);
+    for (unsigned i = 0; i < session->queue_end; i++)
+        vhost_queue_listen(&session->queues[i]);
     if (session->state == VHOST_SESSION_SERVING)
         io_timer_set(session->io, timer, io_now_ns(session->io) + VHOST_NO_KICK_NS);
 }

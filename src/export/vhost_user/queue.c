@@ -15,7 +15,6 @@
 #include <assert.h>
 #include <errno.h>
 
-#include "base/log.h"
 #include "base/probe.h"
 #include "export/vhost_user/session.h"
 
@@ -25,8 +24,8 @@ static void queue_break(struct vhost_queue *queue)
         return;
     PROBE(vhost_ring_is_broken);
     queue->broken = true;
-    log_warning("vhost-user disk %s: queue %u takes nothing more until the guest resets it: %s", queue->session->name,
-                queue->index, virtqueue_broken(queue->ring));
+    vhost_session_complain(queue->session, "queue %u takes nothing more until the guest resets it: %s", queue->index,
+                           virtqueue_broken(queue->ring));
     vhost_event_signal(&queue->error);
 }
 
@@ -50,6 +49,11 @@ static struct vhost_request *queue_take(struct vhost_queue *queue)
     }
     if (result > 0) {
         request->queue = queue;
+        request->table = session->table;
+        session->table_users[request->table]++;
+        const uint64_t bytes = request->chain.read_bytes + request->chain.write_bytes;
+        const uint64_t most = LIMIT_VHOST_TRANSFER_PIECES * LIMIT_REQUEST_BYTES;
+        vhost_session_charge(request, bytes < most ? bytes : most);
         return request;
     }
     vhost_session_put_request(session, request);
@@ -94,6 +98,16 @@ static unsigned batch_limit(const struct vhost_queue *queue)
     return limit < LIMIT_VHOST_BATCH ? limit : LIMIT_VHOST_BATCH;
 }
 
+/* A batch or more was taken in this tick: it may be enough for it. */
+static void watch_turn(struct vhost_session *session)
+{
+    const uint64_t now_ns = io_now_ns(session->io);
+    if (session->turn_began_ns == 0)
+        session->turn_began_ns = now_ns;
+    else if (now_ns - session->turn_began_ns >= VHOST_TURN_NS)
+        session->taken = LIMIT_VHOST_REQUESTS;
+}
+
 bool vhost_queue_serve(struct vhost_queue *queue)
 {
     struct vhost_session *session = queue->session;
@@ -115,8 +129,10 @@ bool vhost_queue_serve(struct vhost_queue *queue)
     queue->in_flight += count;
     session->in_flight += count;
     session->taken += count;
-    if (count > 0)
+    if (count > 0) {
+        queue->vain_kicks = 0;
         session->turn = (queue->index + 1) % session->queue_end;
+    }
     atomic_fetch_add_explicit(&session->counters->requests, count, memory_order_relaxed);
     if (vhost_session_is_torn(session)) {
         struct error err;
@@ -130,6 +146,8 @@ bool vhost_queue_serve(struct vhost_queue *queue)
         else
             vhost_request_begin(request);
     }
+    if (session->taken >= LIMIT_VHOST_BATCH)
+        watch_turn(session);
     queue->batch = count == limit ? count : 0;
     if (count == limit && queue->resubmitting) /* all of it now, lest we leave before the next tick */
         vhost_queue_look(queue);
@@ -142,6 +160,8 @@ static void look(struct io_task *task)
 {
     struct vhost_queue *queue = container_of(task, struct vhost_queue, look);
     bool starved = queue->starved; /* no kicks were asked for then */
+    if (queue->session->state == VHOST_SESSION_CLOSED)
+        vhost_session_wake(queue->session); /* it may have waited for nothing else */
     if (vhost_queue_serve(queue) || starved)
         vhost_poll_extend(queue->session, false);
 }
@@ -160,6 +180,10 @@ static void kick_came(struct vhost_event *event)
 {
     struct vhost_queue *queue = container_of(event, struct vhost_queue, kick);
     atomic_fetch_add_explicit(&queue->session->counters->kicks, 1, memory_order_relaxed);
+    if (++queue->vain_kicks > VHOST_VAIN_KICKS) {
+        queue->deaf = true;
+        vhost_event_stop(event);
+    }
     vhost_poll_extend(queue->session, true);
     vhost_queue_look(queue);
 }
@@ -250,12 +274,22 @@ int vhost_queue_update(struct vhost_queue *queue, struct error *err)
     queue->taking = queue->enabled || !(session->features & VHOST_BIT(VHOST_F_PROTOCOL_FEATURES));
     if (!queue->taking)
         return 0;
-    vhost_event_wait(&queue->kick);
+    if (!queue->deaf)
+        vhost_event_wait(&queue->kick);
     if (MUTANT(vhost_new_ring_is_not_looked_at))
         return 0;
     vhost_poll_extend(queue->session, false);
     vhost_queue_look(queue);
     return 0;
+}
+
+void vhost_queue_listen(struct vhost_queue *queue)
+{
+    if (!queue->deaf)
+        return;
+    queue->deaf = false;
+    if (queue->taking)
+        vhost_event_wait(&queue->kick);
 }
 
 bool vhost_queue_sleep(struct vhost_queue *queue)
@@ -307,7 +341,8 @@ void vhost_queue_stop(struct vhost_queue *queue)
         queue->ring = NULL;
         atomic_fetch_sub(&queue->session->counters->queues, 1);
     }
-    queue->kicked = false;
+    queue->kicked = queue->deaf = false;
+    queue->vain_kicks = 0;
     vhost_event_set(&queue->kick, -1);
 }
 

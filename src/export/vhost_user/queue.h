@@ -28,7 +28,9 @@ struct vhost_queue {
     bool resubmitting;      /* what a predecessor had taken comes first */
     bool taking;            /* the front-end wants it to be served */
     bool broken;            /* and that has been said */
-    bool starved;           /* chains wait for request objects */
+    bool deaf;              /* to kicks, which came too often in vain, until the slow clock has looked */
+    unsigned vain_kicks;    /* since something was taken last */
+    bool starved;           /* chains wait for request objects, or for the data of others */
     unsigned in_flight;     /* chains that are out */
     unsigned batch;         /* as many were taken the last time, and there may be more; 0: that was all */
     struct io_task look, publish;
@@ -52,6 +54,8 @@ void vhost_queue_look(struct vhost_queue *queue);
 /* Takes what is there, at most LIMIT_VHOST_BATCH. True: there was something, or there may be in the next tick. May close the
  * session. */
 bool vhost_queue_serve(struct vhost_queue *queue);
+/* Hears kicks again, if it does not. */
+void vhost_queue_listen(struct vhost_queue *queue);
 /* Asks for kicks. True: there is something to look at already. The other: none are wanted. */
 bool vhost_queue_sleep(struct vhost_queue *queue);
 void vhost_queue_wake(struct vhost_queue *queue);

@@ -224,6 +224,7 @@ static void begin_ranges(struct vhost_request *request, enum request_kind kind, 
     begin_block(request, kind);
     request->range_at = 0;
     range_begin(request);
+    vhost_session_charge(request, LIMIT_REQUEST_BYTES); /* whatever it is to the disk, not less */
     request_go_on(request);
 }
 

@@ -22,6 +22,8 @@ struct vhost_request {
     uint64_t offset, left_bytes; /* on the disk; of the range that is under way; of a transfer: not submitted yet */
     struct virtio_blk_range ranges[VIRTIO_BLK_RANGES];
     unsigned range_at, range_count;
+    uint64_t charged_bytes;
+    unsigned table;       /* of guest memory, that the chain holds */
     uint64_t moved_bytes; /* read into the guest's memory */
     bool reads;
     unsigned pieces;    /* of a long transfer: under way */

@@ -20,6 +20,8 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,6 +31,30 @@
 void vhost_session_wake(struct vhost_session *session)
 {
     io_task_queue(session->io, &session->work);
+}
+
+void vhost_session_complain(struct vhost_session *session, const char *format, ...)
+{
+    struct vhost_counters *counters = session->counters;
+    const uint64_t now_ns = io_now_ns(session->io);
+    char text[sizeof((struct error *)0)->text + 100];
+    if (counters->complaints.since_ns == 0 || now_ns - counters->complaints.since_ns >= VHOST_COMPLAINTS_NS) {
+        if (counters->complaints.unsaid > 0)
+            log_warning("vhost-user disk %s: %u more lines like the last were left out", session->name,
+                        counters->complaints.unsaid);
+        counters->complaints.since_ns = now_ns;
+        counters->complaints.said = counters->complaints.unsaid = 0;
+    }
+    if (counters->complaints.said == LIMIT_VHOST_COMPLAINTS) {
+        counters->complaints.unsaid++;
+        return;
+    }
+    counters->complaints.said++;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    log_warning("vhost-user disk %s: %s", session->name, text);
 }
 
 /* --- messages */
@@ -202,8 +228,18 @@ static struct vhost_request *request_create(struct vhost_session *session)
     return request;
 }
 
+void vhost_session_charge(struct vhost_request *request, uint64_t bytes)
+{
+    struct vhost_session *session = request->queue->session;
+    assert(session->charged_bytes >= request->charged_bytes);
+    session->charged_bytes += bytes - request->charged_bytes;
+    request->charged_bytes = bytes;
+}
+
 struct vhost_request *vhost_session_take_request(struct vhost_session *session)
 {
+    if (session->charged_bytes >= LIMIT_VHOST_BYTES)
+        return NULL;
     if (!list_empty(&session->spare))
         return container_of(list_take_first(&session->spare), struct vhost_request, link);
     return session->request_count < LIMIT_VHOST_REQUESTS ? request_create(session) : NULL;
@@ -228,6 +264,8 @@ void vhost_session_finish(struct vhost_request *request, uint32_t written)
     }
     queue->in_flight--;
     session->in_flight--;
+    vhost_session_charge(request, 0);
+    session->table_users[request->table]--;
     vhost_session_put_request(session, request);
     for (unsigned i = 0; i < session->queue_end; i++)
         if (vhost_session_queue(session, i)->starved)
@@ -311,7 +349,7 @@ void vhost_session_close(struct vhost_session *session, const struct error *err)
     if (session->state == VHOST_SESSION_CLOSED)
         return;
     if (err)
-        log_warning("vhost-user disk %s: the connection is ended: %s", session->name, err->text);
+        vhost_session_complain(session, "the connection is ended: %s", err->text);
     if (session->in_flight > 0)
         PROBE(vhost_closed_with_requests); /* C14 */
     session->state = VHOST_SESSION_CLOSED;

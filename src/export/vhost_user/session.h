@@ -22,6 +22,10 @@
 struct vhost_counters { /* of an export, over all its sessions; written by its reactor, read by any thread */
     atomic_ullong connections, requests, kicks, calls, polled;
     atomic_uint connected, queues;
+    struct { /* lines in the log; the reactor's own */
+        uint64_t since_ns;
+        unsigned said, unsaid;
+    } complaints;
 };
 
 /*
@@ -70,6 +74,8 @@ struct vhost_session {
     /* The device. */
     uint64_t features, protocol_features, status;
     struct guest_memory *memory;
+    /* Requests in flight that hold it, and those before it; they are numbered modulo LIMIT_GUEST_TABLES. */
+    unsigned table, table_users[LIMIT_GUEST_TABLES];
     struct inflight_region inflight;
     struct dirty_log log;
     struct vhost_event logged; /* signalled when there may be something new in the log */
@@ -81,9 +87,11 @@ struct vhost_session {
     /* Requests. */
     struct list spare;
     unsigned request_count, in_flight;
+    uint64_t charged_bytes; /* of data, of requests in flight */
     struct vhost_transfers transfers;
-    unsigned taken; /* in this tick */
-    unsigned turn;  /* the queue that comes first: the one behind that which took something last */
+    unsigned taken;         /* in this tick; LIMIT_VHOST_REQUESTS when it has had its time, too */
+    uint64_t turn_began_ns; /* in this tick, when a batch had been taken; 0: none was */
+    unsigned turn;          /* the queue that comes first: the one behind that which took something last */
     struct io_timer poll, no_kick;
     uint64_t poll_until_ns, poll_window_ns, slept_ns, contended_until_ns;
     unsigned short_sleeps; /* in a row, ended by a request's end */
@@ -101,6 +109,9 @@ void vhost_session_leave(struct vhost_session *session);
 
 /* For the files of a session: */
 
+/* A line in the log about what a guest or its VMM does wrong: few of many, for both may go on for ever. */
+void vhost_session_complain(struct vhost_session *session, const char *format, ...)
+    __attribute__((format(printf, 2, 3), cold));
 /* Ends the connection; `err` (NULL: nothing to say) is logged. */
 void vhost_session_close(struct vhost_session *session, const struct error *err);
 void vhost_session_wake(struct vhost_session *session);
@@ -109,7 +120,9 @@ static inline struct vhost_queue *vhost_session_queue(struct vhost_session *sess
 {
     return &session->queues[(session->turn + index) % session->queue_end];
 }
-/* NULL: there are as many as may be. */
+/* Notes how much data the request has under way at most; not what it was before. */
+void vhost_session_charge(struct vhost_request *request, uint64_t bytes);
+/* NULL: there are as many as may be, or with as much data. */
 struct vhost_request *vhost_session_take_request(struct vhost_session *session);
 void vhost_session_put_request(struct vhost_session *session, struct vhost_request *request);
 /* The request is done; `written` bytes of its chain. */

@@ -9,6 +9,8 @@
  * Every other SIGBUS (a bug, a file of somebody else, kill -BUS) goes to the action that was there before us: that is put
  * back, and the access is done again, or the signal is sent again.
  *
+ * Large mappings are undone by a thread that ends when there are none: a reactor would stand still for 80 ms with each GiB.
+ *
  * A handler can know nothing but what is at file scope, so the mappings are listed there. A slot of the list is changed
  * under a lock and read by a handler without: it has a sequence number that is odd while it changes. The slot of the mapping
  * that has faulted cannot change, because who accesses it holds it; one that changes meanwhile is somebody else's.
@@ -40,6 +42,8 @@ static struct {
     atomic_uint slots_end; /* those behind were never used */
     atomic_uint tears;
     struct sigaction before;
+    struct shared_map *unmapping; /* a list, under the lock */
+    bool unmapper;                /* a thread sees to it, until it is empty */
 } guard = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 /* In the handler. Zeroes take the place of the page at that address; of the whole mapping when it cannot be split more. */
@@ -222,6 +226,66 @@ struct shared_map *shared_map_create(int fd, uint64_t offset, uint64_t size_byte
     return map;
 }
 
+/* In steps: what is being unmapped keeps others from mapping. */
+static void unmap_now(struct shared_map *map)
+{
+    const uint64_t step = round_up(SHARED_MAP_STEP_BYTES, map->page_bytes);
+    while (map->mapped_bytes > 0) {
+        const uint64_t bytes = map->mapped_bytes < step ? map->mapped_bytes : step;
+        map->mapped_bytes -= bytes;
+        munmap(map->mapped + map->mapped_bytes, bytes);
+    }
+    free(map);
+}
+
+static void *unmapper(void *unused)
+{
+    (void)unused;
+    pthread_mutex_lock(&guard.lock);
+    for (struct shared_map *map; (map = guard.unmapping);) {
+        guard.unmapping = map->next;
+        pthread_mutex_unlock(&guard.lock);
+        unmap_now(map);
+        pthread_mutex_lock(&guard.lock);
+    }
+    guard.unmapper = false;
+    pthread_mutex_unlock(&guard.lock);
+    return NULL;
+}
+
+static bool start_unmapper(void)
+{
+    pthread_attr_t detached;
+    pthread_t thread;
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_attr_init(&detached);
+    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the main thread */
+    const bool started = pthread_create(&thread, &detached, unmapper, NULL) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&detached);
+    return started;
+}
+
+/* A guest's memory takes seconds to unmap when much of it was touched: another thread's, not the reactor's. */
+static void unmap(struct shared_map *map)
+{
+    bool handed_over = false;
+    if (map->mapped_bytes > SHARED_MAP_STEP_BYTES) {
+        pthread_mutex_lock(&guard.lock);
+        guard.unmapper = guard.unmapper || start_unmapper();
+        handed_over = guard.unmapper;
+        if (handed_over) {
+            map->next = guard.unmapping;
+            guard.unmapping = map;
+        }
+        pthread_mutex_unlock(&guard.lock);
+    }
+    if (!handed_over)
+        unmap_now(map);
+}
+
 struct shared_map *shared_map_ref(struct shared_map *map)
 {
     assert(map->references > 0);
@@ -237,8 +301,7 @@ void shared_map_unref(struct shared_map *map)
     if (--map->references > 0)
         return;
     delist(map);
-    munmap(map->mapped, map->mapped_bytes);
-    free(map);
+    unmap(map);
 }
 
 bool shared_map_any_torn(void)

@@ -23,6 +23,7 @@ struct shared_map {
     uint64_t mapped_bytes, page_bytes;
     unsigned references, slot;
     atomic_bool torn;
+    struct shared_map *next; /* that is unmapped */
 };
 
 /* Maps [offset, offset + size_bytes) of a regular file, to read and to write; the descriptor may be closed afterwards. The
@@ -30,7 +31,7 @@ struct shared_map {
  * file of FUSE or of a network, no address space, or LIMIT_SHARED_MAPS are there. */
 struct shared_map *shared_map_create(int fd, uint64_t offset, uint64_t size_bytes, struct error *err);
 struct shared_map *shared_map_ref(struct shared_map *map);
-void shared_map_unref(struct shared_map *map); /* NULL is allowed; the last one unmaps */
+void shared_map_unref(struct shared_map *map); /* NULL is allowed; the last one unmaps, soon */
 
 /* Whether a page was missing. Any thread; costs a load while nothing in the process was ever torn. */
 bool shared_map_is_torn(const struct shared_map *map);
