@@ -264,7 +264,7 @@ static void after_done(struct io_op *op, int64_t result)
     struct hook_list *left = &freezer->record.hooks;
     const unsigned index = freezer->run.index;
     freezer->helper_busy = false;
-    if (result < 0)
+    if (result < 0 && strcmp(freezer->run.error.text, freezer->after_error.text) != 0) /* once is enough */
         log_warning("%s", freezer->run.error.text);
     if (result < 0 && !freezer->run.is_gone)
         freezer->after_error = freezer->run.error;
@@ -300,7 +300,7 @@ static void after_over(struct freezer *freezer)
     struct error err;
     if (!freezer->agent_lost)
         end_trouble(freezer);
-    freezer->trouble = (struct error){0};
+    freezer->trouble = freezer->after_error = (struct error){0};
     if (!freezer->agent_lost)
         freeze_record_remove(freezer->options.record_path);
     else if (freeze_record_store(freezer->options.record_path, &freezer->record, &err) < 0)

@@ -365,7 +365,9 @@ def test_hooks(t):
     log, hooks, bin_ = t.path("log"), t.path("hooks"), t.path("bin")
     bin_.mkdir()
     hooks.mkdir(mode=0o755)
-    hook(bin_, "virsh", f'echo "virsh $*" >>{log}')
+    hook(bin_, "virsh", f"[ $2 != domstate ] || exec cat {t.path('domstate')}\n"
+                        f'echo "virsh $*" >>{log}; [ ! -e {t.path("off")} ]')
+    t.path("domstate").write_text("running\n\n")
     shutil.copy(harness.ROOT / "data/hooks/libvirt", hooks / "50-libvirt")
     d = t.daemon({"vda": t.disk("a.raw", 8 * MIB)}, "--hook-dir", hooks, "--freeze-timeout", "2",
                  env={"PATH": f"{bin_}:{t.environment['PATH']}"})
@@ -380,6 +382,16 @@ def test_hooks(t):
     assert log.read_text().splitlines()[2:] == [f"virsh --quiet domfsfreeze {t.vm}", "hangs freeze", "hangs thaw",
                                                 f"virsh --quiet domfsthaw {t.vm}"], log.read_text()
     assert "hook 60-hangs: i hang" in d.log()
+    (hooks / "60-hangs").unlink()
+    log.unlink()
+    t.path("domstate").write_text("shut off\n\n")
+    t.path("off").touch()
+    s = create(d, "off")
+    assert s["consistent"] == "crash" and "hook 50-libvirt freeze failed" in s["consistent-reason"], s
+    harness.wait_for("all is undone", lambda: d.status()["guest"]["state"] == "idle")
+    assert log.read_text() == f"virsh --quiet domfsfreeze {t.vm}\n", log.read_text()
+    t.path("off").unlink()
+    hook(hooks, "60-hangs", "true")
     (hooks / "60-hangs").chmod(0o777)
     s = create(d, "q")
     assert s["consistent"] == "crash" and "others than its owner can write to it" in s["consistent-reason"], s
