@@ -586,6 +586,8 @@ enum {
 /* A daemon that has no agent any more tries the one that a killed daemon has frozen through for as long as a guest may take
  * to start its agent again. */
 #define THAW_GIVE_UP_NS (300 * NS_PER_S)
+/* A guest that has come from another host answers in a second, if its agent runs; else nobody can have frozen it. */
+#define ARRIVAL_ASK_NS (60 * NS_PER_S)
 /* A daemon that ends waits no longer than this for a thaw, whatever --freeze-timeout says: fleeced@.service has 60 s. */
 #define THAW_STOP_MAX_NS (30 * NS_PER_S)
 /* A hook whose thaw has failed is run again after a pause in which an administrator can read what it says. */

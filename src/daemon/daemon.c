@@ -289,8 +289,10 @@ static void daemon_served(void *argument, const struct error *failure)
     daemon_move(daemon, DAEMON_SERVE);
     caches_free_left_overs(&daemon->caches);
     notify_ready(daemon->options, daemon->nbd, daemon->nbd_count, daemon->control_path);
-    if (daemon->options->incoming)
-        vhost_exports_open(&daemon->vhost_exports, daemon->vm);
+    if (!daemon->options->incoming)
+        return;
+    vhost_exports_open(&daemon->vhost_exports, daemon->vm);
+    guest_arrived(&daemon->guest, daemon->control_io, daemon->options);
 }
 
 static void daemon_published(void *argument)

@@ -32,6 +32,14 @@ int guest_start(struct guest *guest, struct io *io, const struct options *option
     return 0;
 }
 
+void guest_arrived(struct guest *guest, struct io *io, const struct options *options)
+{
+    if (options->guest_agent)
+        guest->arrival = arrival_create(io, options->guest_agent);
+    if (options->guest_agent && !guest->arrival)
+        log_warning("no memory to ask whether the guest has arrived frozen");
+}
+
 bool guest_can_freeze(const struct guest *guest)
 {
     return guest->consistency != CONSISTENT_CRASH;
@@ -60,14 +68,24 @@ static void freezer_stopped(void *argument, bool thawed)
     guest->stopped(guest->stopped_argument);
 }
 
+static void arrival_is_over(void *argument)
+{
+    struct guest *guest = argument;
+    guest->arrival = NULL;
+    if (guest->freezer)
+        freezer_stop(guest->freezer, freezer_stopped, guest);
+    else
+        guest->stopped(guest->stopped_argument);
+}
+
 void guest_stop(struct guest *guest, void (*stopped)(void *argument), void *argument)
 {
     guest->stopped = stopped;
     guest->stopped_argument = argument;
-    if (guest->freezer)
-        freezer_stop(guest->freezer, freezer_stopped, guest);
+    if (guest->arrival)
+        arrival_end(guest->arrival, arrival_is_over, guest);
     else
-        stopped(argument);
+        arrival_is_over(guest);
 }
 
 void guest_fini(struct guest *guest)

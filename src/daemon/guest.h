@@ -5,11 +5,13 @@
 
 #include "daemon/options.h"
 #include "daemon/runtime.h"
+#include "guest/arrival.h"
 #include "guest/freezer.h"
 #include "vm/vm.h"
 
 struct guest {
     struct freezer *freezer; /* NULL: there is none */
+    struct arrival *arrival; /* NULL: the guest has not come from another host, or no agent is named */
     enum consistency consistency;
     char record_path[RUNTIME_PATH_BYTES];
     void (*settled)(void *argument, enum consistency consistency, const char *reason, uint64_t frozen_ns);
@@ -22,6 +24,8 @@ struct guest {
  * thawed from now on. -ENOMEM. */
 int guest_start(struct guest *guest, struct io *io, const struct options *options, const struct runtime *runtime,
                 struct error *err);
+/* The guest has come from another host, where it may have been frozen in the moment in which it stopped. */
+void guest_arrived(struct guest *guest, struct io *io, const struct options *options);
 /* Whether the options name an agent or hooks. */
 bool guest_can_freeze(const struct guest *guest);
 /* As vm_hooks.thaw. */

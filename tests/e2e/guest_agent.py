@@ -530,4 +530,37 @@ def test_options(t):
     assert "already served by process" in t.run(t.program("fleeced"), "--thaw", "--name", t.vm, status=1).stderr
 
 
+def arrives(t, agent, d):
+    """The VMM of the new host starts the rings of the disk."""
+    harness.wait_for("the daemon awaits the VM", lambda: "is awaited" in d.log())
+    assert agent.said == [], agent.said
+    t.run(t.program("tests/vhost/vhost_client"), "model", t.path("vda.v"), "--size", "1m", "--requests", "20")
+    d.wait_ready()
+
+
+def test_a_guest_that_arrives_frozen(t):
+    """It stopped on another host while it was frozen for a cut there: nobody but the daemon of its new host can thaw it."""
+    for frozen in (3, 0):
+        with served(t, "--vhost-user", f"vda={t.path('vda.v')}", "--incoming", "on", wait=False) as (d, agent):
+            agent.frozen = frozen
+            arrives(t, agent, d)
+            last = "thaw" if frozen else "status"
+            harness.wait_for("the guest was asked", lambda: agent.said and agent.said[-1] == last and agent.frozen == 0)
+            assert ("the guest has arrived frozen" in d.log()) == bool(frozen)
+            assert create(d, "s")["consistent"] == "guest-agent"
+            d.fleece("snapshot", "delete", "s")
+            d.stop()
+        t.path("agent.sock").unlink()
+
+
+def test_a_guest_that_arrives_and_says_nothing(t):
+    """An agent that does not answer keeps no daemon from ending."""
+    with served(t, "--vhost-user", f"vda={t.path('vda.v')}", "--incoming", "on", wait=False) as (d, agent):
+        agent.deaf.set()
+        arrives(t, agent, d)
+        harness.wait_for("the guest is asked", lambda: agent.said)
+        d.stop()
+        agent.deaf.clear()
+
+
 harness.main()

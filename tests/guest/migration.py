@@ -140,4 +140,60 @@ def test_the_vm_goes_on_elsewhere(t):
     t.fleece("verify", where)
 
 
+def one_more_move(t, images, source, guest, number, host):
+    """While backups are made one after the other at the source, until one says that the VM has left. (daemon, guest)."""
+    where, suffix = t.path("set"), f"move{number}"
+    vhost = [word for name in images for word in ("--vhost-user", f"{name}={vm.vhost_socket(t, name, suffix)}")]
+    there = t.daemon(images, *vhost, "--incoming", "on", wait=False, **host)
+    with open(t.path("backups.said"), "wb") as said:
+        backups = t.spawn("sh", "-c", 'while "$0" --control "$1" backup "$2"; do :; done', t.program("fleece"),
+                          source.control, where, stdout=said, stderr=said)
+    harness.wait_for("the daemon awaits the VM", lambda: "is awaited" in there.log())
+    new = vm.Vm(t, vm.VHOST_USER, images, memory=MEMORY, incoming=t.path(f"{suffix}.sock"), suffix=suffix)
+    guest.qmp.execute("migrate-set-parameters", max_bandwidth=1 << 40)
+    guest.qmp.execute("migrate", uri=f"unix:{t.path(f'{suffix}.sock')}")
+    reached(guest, "completed")
+    backups.wait(120)
+    assert REASON in t.path("backups.said").read_text(), t.path("backups.said").read_text()
+    new.known = guest.durable()
+    guest.quit()
+    source.stop()
+    there.wait_ready()
+    return there, new
+
+
+def three_moves_under_backups(t):
+    """There, back, and there once more; on one disk of two a writer whose writes depend on one another."""
+    images = {"vda": vm.root_disk(t, "vda.raw", 48 * MIB), "vdb": t.disk("vdb.raw", 16 * MIB)}
+    d, where, hosts = vm.serve(t, vm.VHOST_USER, images), t.path("set"), [t.other_host(), {}]
+    guest = vm.Vm(t, vm.VHOST_USER, images, d, memory=MEMORY)
+    guest.start("ext4", "exec guest_load files /data ext4 40")
+    guest.start("blocks", "exec guest_load blocks blocks /dev/vdb 8")
+    go_on(guest)
+    for number in range(3):
+        d, guest = one_more_move(t, images, d, guest, number, hosts[number % 2])
+        go_on(guest)
+        point, disks = vm.backup(d, where)
+        assert all(disk["kind"] == "incremental" for disk in disks.values()), (number, disks)
+    guest.stop("blocks")
+    guest.stop("ext4")
+    last = guest.durable()["ext4"]
+    guest.run("echo 3 >/proc/sys/vm/drop_caches")
+    guest.run(f"guest_load check /data {last}")
+    guest.check_calm()
+    points = [vm.backup(d, where)]
+    guest.power_off()
+    d.stop()
+    folder, = vm.restore(t, where, points)
+    t.run("/sbin/e2fsck", "-fy", "-E", "journal_only", folder / "vda.raw", status=None)
+    t.run("/sbin/e2fsck", "-fn", folder / "vda.raw")
+    t.run("/sbin/debugfs", "-R", f"stat /data/{last}", folder / "vda.raw")
+    t.fleece("verify", where)
+    assert point
+
+
+if harness.LONG:
+    test_three_moves_under_backups = three_moves_under_backups
+
+
 harness.main()
