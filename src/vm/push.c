@@ -166,7 +166,8 @@ static int64_t keep_targets(void *argument)
 {
     struct push *push = argument;
     for (unsigned i = 0; i < push->disk_count; i++)
-        push->disks[i].status = target_keep(&push->disks[i].target, &push->disks[i].err);
+        if (push->disks[i].where)
+            push->disks[i].status = target_keep(&push->disks[i].target, &push->disks[i].err);
     return 0;
 }
 

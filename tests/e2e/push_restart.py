@@ -96,6 +96,25 @@ def test_a_full_push_survives_kills(t):
     nothing_left(t, d)
 
 
+def test_disks_that_are_not_pushed(t):
+    """They have no target, neither at the end of a job nor at that of one that was taken over."""
+    images = {"vda": t.disk("a.raw", 4 * MIB, 1), "vdb": t.disk("b.raw", 4 * MIB, 2), "vdc": t.disk("c.raw", 4 * MIB, 3)}
+    d = t.daemon(images)
+    d.fleece("push", "--to", f"vda={t.path('a.copy')}")
+    with d.qmp() as q:
+        q.execute("fleece-push", targets=[{"disk": "vdb", "target": str(t.path("b.copy"))}], job_id="j", speed=MIB)
+    wait_offset(d, 0)
+    d = again(t, d, images)
+    with d.qmp() as q:
+        q.execute("block-job-set-speed", device="j", speed=0)
+    assert "error" not in wait_concluded(d)
+    assert t.path("a.copy").read_bytes() == images["vda"].read_bytes()
+    assert t.path("b.copy").read_bytes() == images["vdb"].read_bytes()
+    with d.qmp() as q:
+        q.execute("job-dismiss", id="j")
+    nothing_left(t, d)
+
+
 def test_what_was_released_is_not_copied_again(t):
     """Nor preserved any more (C24): what the target has for good is the target's alone, before and after the kill."""
     disk, image = t.disk("a.raw", 32 * MIB, 1), t.path("o.raw")
