@@ -431,6 +431,8 @@ struct qcow2_write {
     bool hides;           /* something else than zeroes was there */
     bool side;            /* of data in place: image->under_way */
     bool written;         /* written through: the page's write is waited for */
+    bool beside;          /* data and table are written side by side, and neither is over */
+    int half_status;      /* of the one that is */
     struct range part;    /* of the guest's bytes: under way */
     struct range locked;  /* whole clusters that are being mapped; empty: none. Nobody else may change their mapping. */
     struct range kept;    /* what will be there of them then: the part and what is filled */

@@ -13,9 +13,9 @@
  *
  *   - all clusters that a mapping may name were counted, and in the file, and zero, on stable storage before (pool.c)
  *   - a new L2 table is zeroes in the file: its L1 entry may land without it, and then the table maps nothing
- *   - a new data cluster is zeroes in the file. Where zeroes were mapped before that is the old content, and right. Where
- *     the mapping hides something else (the backing file's data, a compressed cluster) the data is synced first
- *     (WRITE_SOLID); one sync serves all who wait at that time
+ *   - a new data cluster is zeroes in the file. Where zeroes were mapped before that is the old content, and right: the
+ *     data is written at the same time (write.c). Where the mapping hides something else (the backing file's data, a
+ *     compressed cluster) the data is synced first (WRITE_SOLID); one sync serves all who wait at that time
  *   - what a mapping no longer names is neither given back nor used before a sync (commit.c)
  *
  * So each sector of a table is an old or a new one, and leads to old or new data. At worst clusters leak.

@@ -4,6 +4,7 @@
  *
  *     decide -> in place                                                     where the clusters are ours already
  *            -> (fill read -> fill write)* -> data (-> solid) -> link (-> through)   new clusters, all in one run
+ *            -> data and (link -> through), side by side                            ... over zeroes, written through
  *            -> pack -> place -> pack data -> link                           new clusters, compressed
  *            (-> through)                                                    mappings that zeroing has changed
  *     decide -> (commit) -> idle                                             at the end; the commit for FUA
@@ -13,11 +14,16 @@
  * of commit.c; or, for who writes through, of through.c: then a sync comes before mappings that hide something (`solid`),
  * and the write is over when the kernel has the table (`through`).
  *
+ * Where zeroes were mapped a new cluster, which is zero on stable storage (pool.c), says the same before its data is there.
+ * So the table need not wait for the data: whoever reads meanwhile, or after kill -9 between the two, finds zeroes or data
+ * in each sector of the part, as of any write that is under way, and zeroes around it. The write is over when both are. If
+ * the data fails the cluster stays mapped, to zeroes or to as much of the data as came.
+ *
  * While clusters are being mapped they are locked: whoever else wants to change their mapping, or to write into them,
  * waits; so what is in place is also on its way. Writes to distinct clusters run side by side. Decisions are made afresh
  * after each wait.
  *
- * When a write fails, its new clusters stay counted and unused: a leak, which qemu-img check finds and repairs.
+ * When another write fails, its new clusters stay counted and unused: a leak, which qemu-img check finds and repairs.
  */
 #include <assert.h>
 #include <errno.h>
@@ -48,6 +54,7 @@ static void decide(struct qcow2_write *w);
 static void place_packed(struct qcow2_write *w);
 static void link_clusters(struct qcow2_write *w);
 static int part_through(struct qcow2_write *w);
+static void half_end(struct qcow2_write *w, int status);
 static void child_done(struct request *child, int status);
 
 static void write_move(struct qcow2_write *w, enum write_step step)
@@ -94,6 +101,7 @@ static void part_end(struct qcow2_write *w, int status)
 {
     struct qcow2 *image = w->image;
     write_move(w, WRITE_DECIDE);
+    w->half_status = 0;
     if (status < 0)
         w->status = status;
     else
@@ -115,7 +123,7 @@ static void wake(struct qcow2_waiter *waiter, int status)
         w->status = status;
         slot_end(w);
     } else if (status < 0 && w->step != WRITE_DECIDE) {
-        part_end(w, status);
+        half_end(w, status);
     } else if (w->step == WRITE_SOLID) {
         write_move(w, WRITE_LINK);
         link_clusters(w);
@@ -124,7 +132,7 @@ static void wake(struct qcow2_waiter *waiter, int status)
     } else if (w->step == WRITE_THROUGH) {
         status = w->written ? 0 : part_through(w);
         if (status != -EAGAIN)
-            part_end(w, status);
+            half_end(w, status);
     } else if (w->step == WRITE_PACK_PLACE) {
         place_packed(w);
     } else {
@@ -208,7 +216,13 @@ static void begin_data(struct qcow2_write *w)
         return;
     }
     write_move(w, WRITE_DATA);
+    w->beside = (!w->hides || MUTANT(qcow2_hides_beside)) && !w->image->write_back;
     write_data(w, w->part.start, w->part.length, w->host + (w->part.start - w->locked.start));
+    if (w->beside) {
+        PROBE(qcow2_data_beside_table);
+        write_move(w, WRITE_LINK);
+        link_clusters(w);
+    }
 }
 
 /* Compressing. */
@@ -346,7 +360,19 @@ static void link_clusters(struct qcow2_write *w)
         status = MUTANT(qcow2_not_through) ? 0 : page_through(page, &w->waiter);
     }
     if (status != -EAGAIN)
-        part_end(w, status == -ENOENT ? -EIO : status);
+        half_end(w, status == -ENOENT ? -EIO : status);
+}
+
+/* Data or table: the part is over when both are, if they are written side by side. */
+static void half_end(struct qcow2_write *w, int status)
+{
+    if (status < 0)
+        w->half_status = status;
+    if (w->beside) {
+        w->beside = false;
+        return;
+    }
+    part_end(w, w->half_status);
 }
 
 /* What this part relies on is with the kernel. */
@@ -384,6 +410,10 @@ static void child_done(struct request *child, int status)
     struct range piece;
     if (w->step == WRITE_IN_PLACE)
         mapped_leave(w->image, w->side);
+    if (w->step == WRITE_LINK || w->step == WRITE_THROUGH) {
+        half_end(w, status);
+        return;
+    }
     if (status < 0) {
         part_end(w, status);
         return;
@@ -690,7 +720,7 @@ static void slot_start(struct qcow2 *image, struct request *req)
     w->req = req;
     w->waiter.wake = wake;
     w->task.run = decide_later;
-    w->status = 0;
+    w->status = w->half_status = 0;
     w->at = req->range.start;
     w->zeroes = req->kind != REQUEST_WRITE;
     decide(w);
