@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A disk grows under a guest that writes to it: over vhost-user its kernel hears of it, uses what was added, and the next
-incremental backup has it."""
+"""Disks grow under a guest that writes to them, a raw one and one in a qcow2 image: over vhost-user its kernel hears of it,
+uses what was added, and the next incremental backup has it."""
 import harness
 import vm
 from vm import MIB
@@ -12,9 +12,11 @@ def sectors(guest, disk):
 
 
 def test_a_guest_sees_its_disk_grow(t):
-    images = {"vda": vm.root_disk(t, "vda.raw", 24 * MIB), "vdb": t.disk("vdb.raw", 8 * MIB),
-              "vdc": t.disk("vdc.raw", 8 * MIB)}
-    d = vm.serve(t, vm.VHOST_USER, images)
+    harness.need("qemu-img")
+    qcow2 = t.path("vdc.qcow2")
+    t.run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", qcow2, "8M")
+    images = {"vda": vm.root_disk(t, "vda.raw", 24 * MIB), "vdb": t.disk("vdb.raw", 8 * MIB), "vdc": qcow2}
+    d = vm.serve(t, vm.VHOST_USER, images | {"vdc": f"{qcow2},format=qcow2"})
     guest = vm.Vm(t, vm.VHOST_USER, images, d)
     guest.start("first", "exec guest_load blocks first /dev/vdb 4")
     guest.start("second", "exec guest_load blocks second /dev/vdc 4")
@@ -34,8 +36,11 @@ def test_a_guest_sees_its_disk_grow(t):
     assert all(disk["kind"] == "incremental" for disk in points[1][1].values()), points
     d.stop()
     folder = vm.restore(t, where, points)[1]
-    for name, image in images.items():
-        t.run("cmp", image, folder / f"{name}.raw")
+    t.run("qemu-img", "check", "-q", "-f", "qcow2", qcow2)
+    t.run("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", qcow2, folder / "vdc.raw")
+    for name in "vda", "vdb":
+        t.run("cmp", images[name], folder / f"{name}.raw")
+    assert (folder / "vdc.raw").stat().st_size == 20 * MIB
 
 
 harness.main()
