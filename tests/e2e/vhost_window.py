@@ -13,7 +13,7 @@ from loop_kit import asked_of, loop_device
 CLIENT = BUILD / "tests/vhost/vhost_client"
 KIB, MIB = 1 << 10, 1 << 20
 BLOCK = 4 * KIB
-USED = 1 * MIB  # of the disk, by a guest that overwrites it again and again
+USED = 256 * KIB  # of the disk, by a guest that overwrites it again and again
 
 
 class Counted:
@@ -34,7 +34,7 @@ class Counted:
         """The guest writes its part of the disk from end to end, many times; what that added to the counters."""
         before = self.now()
         self.t.run(CLIENT, "run", self.socket, "--rw", "write", "--size", str(USED), "--depth", "4", "--queues", "2",
-                   "--seconds", "0.3")
+                   "--seconds", str(0.5 * harness.FACTOR))
         now = self.now()
         found = {name: now[name] - before[name] for name in now}
         assert found["writes"] > 3 * USED // BLOCK, f"the guest was to write each block several times: {found}"
@@ -108,7 +108,7 @@ def test_a_disk_that_does_not_drain(t):
             host.thaw()
             if not harness.LONG:
                 assert qmp.receive()["attempts"] > 3
-        ended(first)
+        first.communicate(timeout=120 * harness.FACTOR)  # it may have lost its patience
         most = ended(second)["max_us"] / 1e6
         assert 0 < most < 1 + 3 * harness.FACTOR, f"vdb's guest waited {most:.1f} s for vda's disk"
         d.stop()
@@ -121,11 +121,11 @@ def test_a_cache_that_is_full(t):
     d = t.daemon({"vda": t.disk("a.raw", 32 * MIB, fill=1)}, "--vhost-user", f"vda={socket}", "--fleece",
                  "ram=4M,cbw-timeout=1")
     d.fleece("snapshot", "create", "s")
-    result = ended(guest(t, socket, 3, "--rw", "write", "--depth", "4", "--queues", "2"))
+    result = ended(guest(t, socket, 3 * harness.FACTOR, "--rw", "write", "--depth", "4", "--queues", "2"))
     assert d.status()["snapshots"][0]["state"] == "broken", d.status()["snapshots"]
     assert d.status()["disks"][0]["errors"] == 0 and 0 < result["max_us"] / 1e6 < 1 + 3 * harness.FACTOR, result
     broken = json.loads(t.run(CLIENT, "run", socket, "--rw", "write", "--size", str(USED), "--seconds", "0.3").stdout)
-    assert broken["max_us"] / 1e6 < 0.5 + harness.FACTOR, broken
+    assert broken["max_us"] / 1e6 < 1 + 3 * harness.FACTOR, broken
     d.stop()
 
 
