@@ -2,7 +2,8 @@
 /*
  * How the front-ends of a VM say where it is: two disks that stop one after the other with a migration's log on, a guest
  * that comes back too soon, a VMM that dies in between, and a second daemon that awaits the VM while requests of the first
- * are in flight (C10, C14). The exports and their sessions are the real ones.
+ * are in flight (C10, C14). And what any writer is bound by, C2 and C10 to C14, through rings. The exports and their
+ * sessions are the real ones.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -249,6 +250,12 @@ static bool front_has_written(const struct front *front)
     return ((const uint16_t *)(const void *)(front->memory + 0x2000))[1] == front->next && front->memory[0x3100] == 0;
 }
 
+/* The guest begins anew, and waits for nothing that it had asked for. */
+static void front_forget(struct front *front)
+{
+    ((uint16_t *)(void *)(front->memory + 0x2000))[1] = front->next;
+}
+
 static void site_fronts(struct site *site, unsigned process)
 {
     for (unsigned i = 0; i < STAGE_DISKS; i++) {
@@ -274,6 +281,29 @@ static void site_begin(struct site *site, struct stage *stage)
     STAGE_STEP_UNTIL(stage, site->started);
     site_fronts(site, VMM);
     for (unsigned i = 0; i < STAGE_DISKS; i++) {
+        front_set_up(site, i, true);
+        front_start(site, i);
+    }
+    stage_settle(stage);
+}
+
+/* The daemon is killed; another one serves its disks to the same VMM. */
+static void site_restart(struct site *site)
+{
+    struct stage *stage = site->stage;
+    stage_kill(stage);
+    for (unsigned i = 0; i < STAGE_DISKS; i++)
+        front_hang_up(site, &site->fronts[i]);
+    stage_restart(stage);
+    site->exports = (struct vhost_exports){0};
+    site->started = false;
+    world_act_as(stage->world, stage->control);
+    vhost_exports_start(&site->exports, stage->control, stage->vm, NULL, &site->options, NULL, started, site);
+    world_act_as(stage->world, NULL);
+    STAGE_STEP_UNTIL(stage, site->started);
+    for (unsigned i = 0; i < STAGE_DISKS; i++) {
+        front_forget(&site->fronts[i]);
+        front_connect(site, i);
         front_set_up(site, i, true);
         front_start(site, i);
     }
@@ -557,6 +587,117 @@ static void two_daemons_are_never_two_writers(void **state)
     }
 }
 
+/* ---- what the rings are bound by, as everything that writes is ---- */
+
+/* Half a VM is never cut: a write in the ring of one disk waits until the other one's, which is in flight, has ended. */
+static void c2_a_ring_waits_for_the_cut_of_all_disks(void **state)
+{
+    struct stage *stage = *state;
+    struct site site;
+    site_begin(&site, stage);
+    stage_hold(stage, WORLD_WRITE, 0);
+    front_write(&site, 0, 1, 200);
+    STAGE_STEP_UNTIL(stage, stage->held_count == 1);
+    struct stage_snapshot *snapshot = stage_create(stage, "s", 0);
+    STAGE_STEP_UNTIL(stage, stage->disks[0]->holding && stage->disks[1]->holding);
+    front_write(&site, 1, 2, 201);
+    world_run_for(stage->world, 5 * NS_PER_MS);
+    assert_true(stage->disks[1]->holding);
+    assert_int_equal(world_file_bytes(stage->files[1])[2 * STAGE_BLOCK], stage_first_value(1, 2));
+    front_stop(&site, 1); /* what the cut holds is of the time before, too (C14) */
+    world_run_for(stage->world, 5 * NS_PER_MS);
+    assert_true(stage->disks[1]->holding && !site.fronts[1].answered);
+    stage_let_go(stage);
+    STAGE_STEP_UNTIL(stage, site.fronts[1].answered);
+    stage_settle(stage);
+    assert_true(snapshot->created && front_has_written(&site.fronts[0]) && front_has_written(&site.fronts[1]));
+    assert_int_equal(stage_value(stage, snapshot, 0, 1), 200);
+    assert_int_equal(stage_value(stage, snapshot, 1, 2), stage_first_value(1, 2));
+    assert_int_equal(world_file_bytes(stage->files[1])[2 * STAGE_BLOCK], 201);
+    site_end(&site);
+}
+
+/* A daemon is killed with a write in flight: it has landed before the next one serves a ring, and not on top of what the
+ * guest writes then. The snapshot is the next daemon's (C11), with what was preserved, and without what was released
+ * (C12). */
+static void c10_c11_c12_rings_of_the_next_daemon(void **state)
+{
+    struct stage *stage = *state;
+    struct site site;
+    site_begin(&site, stage);
+    struct stage_snapshot *snapshot = stage_snapshot(stage, "s");
+    front_write(&site, 0, 3, 50);
+    STAGE_STEP_UNTIL(stage, front_has_written(&site.fronts[0]));
+    assert_int_equal(stage_release(stage, snapshot, 0, 4, 1), 0);
+    front_write(&site, 0, 4, 51); /* nothing preserves it */
+    STAGE_STEP_UNTIL(stage, front_has_written(&site.fronts[0]));
+    front_write(&site, 0, 5, 52);
+    STAGE_STEP_UNTIL(stage, front_has_written(&site.fronts[0]));
+    stage_hold(stage, WORLD_WRITE, 0);
+    front_write(&site, 0, 5, 53); /* in flight for ever, as far as this daemon knows */
+    STAGE_STEP_UNTIL(stage, stage->held_count == 1);
+    site_restart(&site);
+    front_write(&site, 0, 5, 54);
+    STAGE_STEP_UNTIL(stage, front_has_written(&site.fronts[0]));
+    world_run_for(stage->world, 10 * NS_PER_S);
+    assert_int_equal(world_file_bytes(stage->files[0])[5 * STAGE_BLOCK], 54);
+    assert_int_equal(stage_value(stage, snapshot, 0, 3), stage_first_value(0, 3));
+    assert_int_equal(stage_value(stage, snapshot, 0, 4), -ENODATA);
+    assert_int_equal(stage_value(stage, snapshot, 0, 5), stage_first_value(0, 5));
+    front_write(&site, 1, 6,
+                55); /* the other disk's blocks are preserved by the next daemon as they were by the first */
+    STAGE_STEP_UNTIL(stage, front_has_written(&site.fronts[1]));
+    assert_int_equal(stage_value(stage, snapshot, 1, 6), stage_first_value(1, 6));
+    site_end(&site);
+}
+
+/* Without room for old data the snapshot goes; the guest has every write done. */
+static void c13_a_full_tmpfs_costs_a_ring_nothing(void **state)
+{
+    struct stage *stage = *state;
+    struct site site;
+    site_begin(&site, stage);
+    struct stage_snapshot *snapshot = stage_snapshot(stage, "s");
+    for (uint64_t block = 0; block < 130; block++) {
+        front_write(&site, 0, block, 200);
+        STAGE_STEP_UNTIL(stage, front_has_written(&site.fronts[0]));
+    }
+    assert_true(snapshot->broken);
+    assert_int_equal(stage_value(stage, snapshot, 0, 3), -EIO);
+    site_end(&site);
+}
+
+/* A VMM is gone while its write waits for the old data of a snapshot. The next one's first message is answered when that has
+ * settled, so its writes come after it. */
+static void c14_a_parked_write_is_settled_before_the_next_vmm(void **state)
+{
+    struct stage *stage = *state;
+    struct site site;
+    site_begin(&site, stage);
+    struct stage_snapshot *snapshot = stage_snapshot(stage, "s");
+    stage_hold(stage, WORLD_READ, 0);
+    front_write(&site, 0, 7, 70);
+    STAGE_STEP_UNTIL(stage, stage->held_count == 1);
+    front_hang_up(&site, &site.fronts[0]);
+    front_connect(&site, 0);
+    front_send(&site, &site.fronts[0], VHOST_GET_FEATURES, NULL, 0, -1, true);
+    world_run_for(stage->world, 5 * NS_PER_MS);
+    assert_false(site.fronts[0].answered);
+    stage_let_go(stage);
+    stage_hold_no_more(stage);
+    STAGE_STEP_UNTIL(stage, site.fronts[0].answered);
+    const uint8_t settled = world_file_bytes(stage->files[0])[7 * STAGE_BLOCK];
+    front_forget(&site.fronts[0]);
+    front_set_up(&site, 0, false);
+    front_start(&site, 0);
+    front_write(&site, 0, 8, 71);
+    STAGE_STEP_UNTIL(stage, front_has_written(&site.fronts[0]));
+    world_run_for(stage->world, NS_PER_S);
+    assert_int_equal(world_file_bytes(stage->files[0])[7 * STAGE_BLOCK], settled);
+    assert_int_equal(stage_value(stage, snapshot, 0, 7), stage_first_value(0, 7));
+    site_end(&site);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -565,6 +706,10 @@ int main(void)
         STAGE_TEST(a_vmm_that_dies_while_it_asks, .disk_count = 2),
         STAGE_TEST(only_a_log_tells, .disk_count = 2),
         STAGE_TEST(an_end_in_the_leaving, .disk_count = 2),
+        STAGE_TEST(c2_a_ring_waits_for_the_cut_of_all_disks, .disk_count = 2),
+        STAGE_TEST(c10_c11_c12_rings_of_the_next_daemon, .disk_count = 2, .restartable = true),
+        STAGE_TEST(c13_a_full_tmpfs_costs_a_ring_nothing, .disk_count = 2, .tmpfs_bytes = 64 * STAGE_BLOCK),
+        STAGE_TEST(c14_a_parked_write_is_settled_before_the_next_vmm, .disk_count = 2),
         STAGE_TEST(two_daemons_are_never_two_writers, .disk_count = 2, .restartable = true),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
