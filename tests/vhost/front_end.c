@@ -124,14 +124,13 @@ static int tell_log_base(struct front_end *front)
     return status == 0 ? 0 : front_fail(front, status, "SET_LOG_BASE: %s", reason_of(status));
 }
 
+/* The log comes last, since that message is answered in any case: then all of it is so. */
 int front_tell_log(struct front_end *front)
 {
-    int status = tell_log_base(front);
-    if (status == 0)
-        status = tell_features(front);
+    int status = tell_features(front);
     for (unsigned i = 0; status == 0 && i < front->ring_count; i++)
         status = front_tell_addr(front, &front->rings[i]);
-    return status;
+    return status == 0 ? tell_log_base(front) : status;
 }
 
 int front_ask(struct front_end *front, uint32_t request, const void *payload, uint32_t size,
