@@ -219,8 +219,13 @@ static bool mutant_select(const char *name)
     return found;
 }
 
+struct fault {
+    char name[64];
+    unsigned long long seed; /* the one that is tried before all others; 0: none */
+};
+
 /* A line that begins with '~' is a fault that takes a minute or more to show itself: it is tried in long runs only. */
-static unsigned mutants_read(const struct arguments *arguments, bool rare, char names[][64])
+static unsigned mutants_read(const struct arguments *arguments, bool rare, struct fault *faults)
 {
     FILE *file = fopen(arguments->mutants, "r");
     if (file == NULL) {
@@ -228,22 +233,24 @@ static unsigned mutants_read(const struct arguments *arguments, bool rare, char 
         exit(2);
     }
     unsigned count = 0;
-    for (char line[512]; fgets(line, sizeof line, file) != NULL;)
-        if (line[0] != '#' && (line[0] != '~' || rare) && count < MUTANTS_MAX &&
-            sscanf(line + (line[0] == '~'), "%63s", names[count]) == 1)
+    for (char line[512]; fgets(line, sizeof line, file) != NULL && count < MUTANTS_MAX;) {
+        faults[count].seed = 0;
+        if (line[0] != '#' && (line[0] != '~' || rare) &&
+            sscanf(line + (line[0] == '~'), "%63[^@ \n]@%llu", faults[count].name, &faults[count].seed) >= 1)
             count++;
+    }
     fclose(file);
     return count;
 }
 
 /* Every mutant of the code is in the list. */
-static unsigned count_unlisted(const struct arguments *arguments, char names[][64], unsigned count)
+static unsigned count_unlisted(const struct arguments *arguments, const struct fault *faults, unsigned count)
 {
     unsigned unlisted = 0;
     for (const struct mutant *mutant = __start_fleece_mutants; mutant < __stop_fleece_mutants; mutant++) {
         bool listed = !arguments->runner->is_mine(mutant->name);
         for (unsigned i = 0; i < count; i++)
-            listed = listed || strcmp(names[i], mutant->name) == 0;
+            listed = listed || strcmp(faults[i].name, mutant->name) == 0;
         if (!listed) {
             fprintf(stderr, "%s: the mutant %s is not in the list\n", arguments->runner->name, mutant->name);
             unlisted++;
@@ -252,16 +259,17 @@ static unsigned count_unlisted(const struct arguments *arguments, char names[][6
     return unlisted;
 }
 
-/* In a child: a batch of seeds with the fault switched on, until one shows it. */
-static pid_t start_mutant(const struct arguments *arguments, const char *name, struct job *job, uint64_t from)
+/* In a child: seeds with the fault switched on, until one shows it. from 0: the one that the list names; else a batch. */
+static pid_t start_mutant(const struct arguments *arguments, const struct fault *fault, struct job *job, uint64_t from)
 {
     fflush(stdout);
     pid_t child = fork();
     if (child != 0)
         return child;
-    if (!freopen("/dev/null", "w", stderr) || !mutant_select(name))
+    if (!freopen("/dev/null", "w", stderr) || !mutant_select(fault->name))
         _exit(NOT_IN_THE_CODE);
-    for (uint64_t seed = from; seed < from + arguments->runner->batch; seed++) {
+    uint64_t first = from > 0 ? from : fault->seed, last = from > 0 ? from + arguments->runner->batch - 1 : first;
+    for (uint64_t seed = first; seed <= last; seed++) {
         setitimer(ITIMER_PROF, &(struct itimerval){.it_value.tv_sec = arguments->runner->mutant_seconds}, NULL);
         run_batch(arguments, job, seed, seed, arguments->runner->mutant_requests);
     }
@@ -284,11 +292,11 @@ static bool mutant_caught(const char *name, const struct job *job, int status)
 
 static int run_mutants(const struct arguments *arguments)
 {
-    static char names[MUTANTS_MAX][64];
+    static struct fault faults[MUTANTS_MAX];
     const struct runner *runner = arguments->runner;
     const char *mode = getenv("FLEECE_CHECK");
-    unsigned unlisted = count_unlisted(arguments, names, mutants_read(arguments, true, names));
-    unsigned count = mutants_read(arguments, mode && strcmp(mode, "long") == 0, names);
+    unsigned unlisted = count_unlisted(arguments, faults, mutants_read(arguments, true, faults));
+    unsigned count = mutants_read(arguments, mode && strcmp(mode, "long") == 0, faults);
     unsigned next = 0, running = 0, caught = 0, whose[JOBS_MAX];
     struct job *jobs = jobs_create(runner);
     pid_t children[JOBS_MAX] = {0};
@@ -299,8 +307,8 @@ static int run_mutants(const struct arguments *arguments)
             if (children[i])
                 continue;
             whose[i] = next++;
-            from[i] = arguments->from;
-            children[i] = start_mutant(arguments, names[whose[i]], &jobs[i], from[i]);
+            from[i] = faults[whose[i]].seed ? 0 : arguments->from;
+            children[i] = start_mutant(arguments, &faults[whose[i]], &jobs[i], from[i]);
             running++;
         }
         int status = 0;
@@ -308,14 +316,14 @@ static int run_mutants(const struct arguments *arguments)
         for (unsigned i = 0; i < arguments->jobs; i++) {
             if (children[i] != child)
                 continue;
-            from[i] += runner->batch;
+            from[i] = from[i] > 0 ? from[i] + runner->batch : arguments->from;
             if (WIFEXITED(status) && WEXITSTATUS(status) == 0 && from[i] < arguments->from + runner->mutant_seeds) {
-                children[i] = start_mutant(arguments, names[whose[i]], &jobs[i], from[i]); /* it goes on */
+                children[i] = start_mutant(arguments, &faults[whose[i]], &jobs[i], from[i]); /* it goes on */
                 continue;
             }
             children[i] = 0;
             running--;
-            caught += mutant_caught(names[whose[i]], &jobs[i], status);
+            caught += mutant_caught(faults[whose[i]].name, &jobs[i], status);
         }
     }
     printf("%s: %u of %u mutants caught in %.1f s\n", runner->name, caught, count, seconds_now() - start);

@@ -5,7 +5,8 @@
  *   NAME --seeds FROM-TO [--jobs N]    all of them must pass, and every probe that is the simulation's must be reached
  *   NAME --enough N [--jobs N]         seeds from 1 on, until sums[0] of their results has reached N; the same
  *   NAME --seed N [--trace]            one of them, twice: both runs must be the same
- *   NAME --mutants FILE [--jobs N]     each deliberate fault named in FILE must be caught by some seed
+ *   NAME --mutants FILE [--jobs N]     each deliberate fault named in FILE must be caught by some seed; with NAME@SEED
+ *                                      this one is tried first
  *   --mutant NAME                      with this fault on; --no-probes: probes that were not reached are no failure
  *   --requests N                       of one seed, if the simulation counts such
  *

@@ -112,6 +112,19 @@ static void try_accept(struct world *world, struct event *event, struct socket *
     }
 }
 
+static void inbox_take(struct socket *socket, uint8_t *to, uint64_t length)
+{
+    uint64_t whole = WORLD_SOCKET_BYTES - socket->inbox_start;
+    if (length <= whole) {
+        memcpy(to, socket->inbox + socket->inbox_start, length);
+    } else {
+        memcpy(to, socket->inbox + socket->inbox_start, whole);
+        memcpy(to + whole, socket->inbox, length - whole);
+    }
+    socket->inbox_start = (uint32_t)((socket->inbox_start + length) % WORLD_SOCKET_BYTES);
+    socket->inbox_used -= (uint32_t)length;
+}
+
 void try_recv(struct world *world, struct event *event, struct socket *socket)
 {
     if (socket->reset) {
@@ -126,16 +139,28 @@ void try_recv(struct world *world, struct event *event, struct socket *socket)
         if (length > 1 && world_chance(world, world->options.short_per_1024))
             length = 1 + world_below(world, length);
         length = packet_bound(socket, length);
-        for (uint64_t i = 0; i < length; i++)
-            ((uint8_t *)event->argument)[i] = socket->inbox[(socket->inbox_start + i) % WORLD_SOCKET_BYTES];
-        socket->inbox_start = (uint32_t)((socket->inbox_start + length) % WORLD_SOCKET_BYTES);
-        socket->inbox_used -= (uint32_t)length;
+        if (length > 0)
+            inbox_take(socket, event->argument, length);
         socket->received += length;
         packet_drop(world, socket, socket->received);
         if (socket->peer != NULL)
             socket_wake(world, socket->peer);
         event_finish(world, event, (int64_t)length);
     }
+}
+
+/* Adds what the peer has room for. */
+static void inbox_add(struct socket *peer, const uint8_t *from, uint64_t length)
+{
+    uint64_t end = (peer->inbox_start + peer->inbox_used) % WORLD_SOCKET_BYTES;
+    uint64_t whole = WORLD_SOCKET_BYTES - end;
+    if (length <= whole) {
+        memcpy(peer->inbox + end, from, length);
+    } else {
+        memcpy(peer->inbox + end, from, whole);
+        memcpy(peer->inbox, from + whole, length - whole);
+    }
+    peer->inbox_used += (uint32_t)length;
 }
 
 void try_send(struct world *world, struct event *event, struct socket *socket)
@@ -153,11 +178,11 @@ void try_send(struct world *world, struct event *event, struct socket *socket)
         if (length > 64 && world_chance(world, world->options.short_per_1024))
             length = 1 + world_below(world, length);
         for (unsigned i = 0; i < event->iov_count && sent < length; i++) {
-            const uint8_t *from = event->iov[i].iov_base;
-            for (uint64_t at = 0; at < event->iov[i].iov_len && sent < length; at++, sent++)
-                peer->inbox[(peer->inbox_start + peer->inbox_used + sent) % WORLD_SOCKET_BYTES] = from[at];
+            uint64_t part = event->iov[i].iov_len < length - sent ? event->iov[i].iov_len : length - sent;
+            if (part > 0)
+                inbox_add(peer, event->iov[i].iov_base, part);
+            sent += part;
         }
-        peer->inbox_used += (uint32_t)sent;
         socket_wake(world, peer);
         event_finish(world, event, (int64_t)sent);
     }
