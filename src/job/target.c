@@ -219,6 +219,9 @@ int target_open_again(struct io *io, const struct target_options *options, struc
 int target_keep(const struct target *target, struct error *err)
 {
     char folder[PATH_MAX];
+    if (!target->is_nbd && !leads_to(target->where, &target->note->is))
+        return error_set(err, ESTALE, "target '%.300s' is not there any more, or another file than was written",
+                         target->where);
     if (!target->note->created || strlen(target->where) >= sizeof folder)
         return 0;
     strcpy(folder, target->where);

@@ -60,7 +60,8 @@ int target_take_over(const char *where, struct target_note *note, struct target 
  * 0, or -errno with a sentence: -ESTALE: it is another file or device. An NBD export can't say whether it is the same.
  */
 int target_open_again(struct io *io, const struct target_options *options, struct target *target, struct error *err);
-/* The copy is whole: the name of a new file is made durable, too. */
+/* The copy is whole: its name still leads to what was written (-ESTALE: it does not), and that of a new file is made
+ * durable, too. */
 int target_keep(const struct target *target, struct error *err);
 /* The copy failed: removes the file if we made it and it is still the same one. The node is closed. */
 void target_remove(struct target *target);
