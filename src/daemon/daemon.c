@@ -149,8 +149,9 @@ static void daemon_end_next(void *argument)
 static void daemon_fail(struct daemon *daemon, const struct error *err)
 {
     log_error("%s", err->text);
-    if (is_starting(daemon) && daemon->vm && vm_snapshot_next(daemon->vm, NULL)) {
-        runtime_release(&daemon->runtime); /* an orderly end would delete them: the next start adopts them again */
+    if (is_starting(daemon) && daemon->vm && (vm_snapshot_next(daemon->vm, NULL) || daemon->jobs.count > 0)) {
+        /* An orderly end would delete the snapshots and cancel the jobs: the next start takes them over again. */
+        runtime_release(&daemon->runtime);
         _exit(EXIT_FAILED);
     }
     daemon->exit_code = EXIT_FAILED;

@@ -127,12 +127,18 @@ static void hold_snapshot(struct push *push)
 
 /* ---- taking over ---- */
 
-/* Nobody waits for it, or nobody could: what it made is removed. */
+/* Nobody waits for it, or nobody could: what it made is removed, but for a copy that is whole and was not cancelled, and for
+ * what is nobody's business any more. */
 static void forget_record(struct push_record *record)
 {
-    for (unsigned i = 0; i < record->layout->sealed.disk_count; i++) {
+    const struct push_record_layout *layout = record->layout;
+    const unsigned state = atomic_load(&layout->state);
+    const bool keep = state == PUSH_RECORD_CONCLUDED ||
+                      (state == PUSH_RECORD_COPIED && !atomic_load(&layout->cancelled));
+    for (unsigned i = 0; i < layout->sealed.disk_count && !keep; i++) {
         struct target target;
-        if (target_take_over(push_record_where(record, i), &record->layout->progress[i].note, &target) == 0)
+        struct target_note *note = &record->layout->progress[i].note;
+        if (target_take_over(push_record_where(record, i), note, &target) == 0)
             target_remove(&target);
         target_fini(&target);
     }
