@@ -3,8 +3,9 @@
  * fleece push: a job of the daemon's that copies disks to files or NBD exports, started, watched and, on an interruption,
  * cancelled from here. The job is the daemon's: it goes on when this process is killed, and its end shows in events.
  *
- * It also goes on when the daemon is killed and started again. So a connection that is lost without a word of the daemon's
- * end is made anew when the daemon is back, and the job is watched on; it stays there for a while when it is over by then.
+ * It also goes on when the daemon is killed and started again, or ends for the next one. So a connection that is lost
+ * without a word of the job's end, which comes before an orderly end of the daemon, too, is made anew when the daemon is
+ * back, and the job is watched on; it stays there for a while when it is over by then.
  *
  * The job gets its name here, so that it can be cancelled even when the answer to the command that starts it has not come.
  */
@@ -34,7 +35,6 @@ struct push {
     json_t *arguments, *disks; /* disks: as query-block-jobs showed them last */
     char job[LIMIT_NAME_BYTES + 1], label[LIMIT_NAME_BYTES + 1];
     bool cancelling, over, cancelled, warned;
-    bool shutting_down;            /* the daemon has said that it ends */
     bool came_back;                /* after its death: then we dismiss the job */
     bool left;                     /* interrupted while the daemon was gone */
     char consistent[16];           /* how its snapshot is */
@@ -122,7 +122,6 @@ static void take_event(struct push *push, const json_t *event)
     const json_t *data = json_object_get(event, "data");
     const char *name = cli_text(event, "event");
     bool completed = strcmp(name, "BLOCK_JOB_COMPLETED") == 0, cancelled = strcmp(name, "BLOCK_JOB_CANCELLED") == 0;
-    push->shutting_down |= strcmp(name, "SHUTDOWN") == 0;
     if ((!completed && !cancelled) || strcmp(cli_text(data, "device"), push->job) != 0)
         return;
     push->over = true;
@@ -164,7 +163,8 @@ static bool connection_is_lost(struct push *push)
     return !text;
 }
 
-/* Connects again when there is a daemon; false: not in time, or interrupted. */
+/* Connects again when there is a daemon; false: not in time, or interrupted. One interruption cancels the job, when there is
+ * somebody who does; a second one ends this process. */
 static bool connect_again(struct push *push)
 {
     struct pollfd fd = {.fd = push->transfer.signal_fd, .events = POLLIN};
@@ -173,7 +173,7 @@ static bool connect_again(struct push *push)
     push->fleece = NULL;
     while (!push->fleece && io_now_ns(push->transfer.io) < end_ns) {
         poll(&fd, 1, PUSH_POLL_MS);
-        if (transfer_interrupted(&push->transfer)) {
+        if (!push->cancelling && transfer_interrupted(&push->transfer)) {
             push->left = true;
             return false;
         }
@@ -189,10 +189,6 @@ static void come_back(struct push *push)
     (void)drain_events(push, error);
     if (push->over)
         return;
-    if (push->shutting_down) {
-        end_with(push, error);
-        return;
-    }
     cli_note("the daemon is gone: waiting until it is back");
     json_t *job = NULL;
     while (!job && connect_again(push)) {
@@ -407,7 +403,7 @@ static int push_go(struct push *push)
         code = start(push);
         if (code == CLI_DONE && !push->over)
             watch(push);
-        if (code == CLI_DONE && push->came_back)
+        if (code == CLI_DONE && push->came_back && push->fleece)
             json_decref(execute(push, "job-dismiss", json_pack("{s:s}", "id", push->job)));
         if (code == CLI_DONE)
             code = report(push);

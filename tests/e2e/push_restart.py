@@ -250,6 +250,61 @@ def test_ends_survive(t):
     nothing_left(t, d)
 
 
+def test_a_whole_copy_is_kept(t):
+    """Also when the next daemon does not have its disk, and when a start fails: it may be the user's already."""
+    disk, other, image = t.disk("a.raw", 4 * MIB, 1), t.disk("b.raw", 4 * MIB, 2), t.path("o.raw")
+    for finalize in (False, True):
+        d = t.daemon({"vda": disk})
+        with d.qmp() as q:
+            q.execute("fleece-push", targets=[{"disk": "vda", "target": str(image)}], job_id="j", auto_dismiss=False,
+                      auto_finalize=finalize)
+        state = "concluded" if finalize else "pending"
+        harness.wait_for(f"the job is {state}", lambda: job(d)["status"] == state, 20)
+        d.kill()
+        failing = t.daemon({"vda": disk}, "--vhost-user", f"vda={t.path('no-folder')}/v.sock", wait=False)
+        failing.wait(status=1)
+        assert image.read_bytes() == disk.read_bytes(), failing.log()
+        t.daemons.clear()
+        d = t.daemon({"vda": disk})
+        harness.wait_for(f"the job is {state} again", lambda: job(d)["status"] == state, 20)
+        d = again(t, d, {"vdb": other})
+        assert status_of(d) == [] and image.read_bytes() == disk.read_bytes()
+        assert "job j of the daemon that was killed is lost: disk vda is not there any more" in d.log()
+        nothing_left(t, d)
+        t.daemons.clear()
+        image.unlink()
+
+
+def test_a_target_that_is_replaced(t):
+    """While it is written, and between its last byte and the end of the job: what is there is not the copy."""
+    disk, image = t.disk("a.raw", 4 * MIB, 1), t.path("o.raw")
+    for late in (False, True):
+        d = t.daemon({"vda": disk})
+        with d.qmp() as q:
+            q.execute("fleece-push", targets=[{"disk": "vda", "target": str(image)}], job_id="j", auto_dismiss=False,
+                      auto_finalize=False, **({} if late else {"speed": MIB}))
+        if late:
+            harness.wait_for("it waits for its user", lambda: job(d)["status"] == "pending", 20)
+            d.kill()
+        else:
+            wait_offset(d, 0)
+        image.rename(t.path("moved"))
+        image.write_bytes(b"mine")
+        if late:
+            t.daemons.clear()
+            d = t.daemon({"vda": disk})
+        else:
+            with d.qmp() as q:
+                q.execute("block-job-set-speed", device="j", speed=0)
+        assert "another file than was written" in wait_concluded(d)["error"]
+        assert image.read_bytes() == b"mine"
+        with d.qmp() as q:
+            q.execute("job-dismiss", id="j")
+        nothing_left(t, d)
+        t.daemons.clear()
+        image.unlink()
+
+
 def client(t, d, *arguments):
     process = t.spawn(t.program("fleece"), "--control", d.control, "push", "--job", "j", *arguments,
                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -294,6 +349,40 @@ def test_the_client_waits_for_the_daemon(t):
         q.execute("job-cancel", id="j")
     wait_concluded(d)
     nothing_left(t, d)
+
+
+def watched(d):
+    """Whether anybody is connected to the daemon."""
+    with open("/proc/net/unix", encoding="utf-8") as lines:
+        return any(line.split()[5] == "03" and line.split()[-1] == str(d.control) for line in lines)
+
+
+def test_the_client_and_a_daemon_that_goes_twice(t):
+    """One that hands over is waited for, too; an interruption is heard in the second wait. One that ends is the end."""
+    disk, image = t.disk("a.raw", 16 * MIB, 1), t.path("o.raw")
+    d = t.daemon({"vda": disk})
+    push = client(t, d, "--to", f"vda={image}", "--speed", "512K")
+    d.process.send_signal(signal.SIGUSR2)
+    d.wait(status=4)
+    t.daemons.clear()
+    d = t.daemon({"vda": disk})
+    harness.wait_for("the client has come back", lambda: watched(d), 20)
+    os.read(push.stderr.fileno(), 4096)
+    d.kill()
+    harness.wait_for("the client waits", lambda: b"waiting" in os.read(push.stderr.fileno(), 4096), 20)
+    push.send_signal(signal.SIGINT)
+    said = push.communicate(timeout=60 * harness.FACTOR)[1].decode()
+    assert push.returncode == 130 and "goes on with job 'j'" in said, (push.returncode, said)
+    t.daemons.clear()
+    d = t.daemon({"vda": disk})
+    with d.qmp() as q:
+        q.execute("job-cancel", id="j")
+        wait_concluded(d)
+        q.execute("job-dismiss", id="j")
+    push = client(t, d, "--to", f"vda={image}", "--speed", "512K")
+    d.stop()
+    said = push.communicate(timeout=20 * harness.FACTOR)[1].decode()
+    assert push.returncode == 1 and "was cancelled" in said and not image.exists(), (push.returncode, said)
 
 
 def test_an_export_as_the_target(t):
