@@ -9,6 +9,10 @@
  * Chains are taken in batches, of which each goes to the kernel before the next is taken. They are begun only when it is
  * sure that the guest's memory was there to be read: what is found in a page that the VMM has taken away is zeroes, not
  * requests.
+ *
+ * A ring that breaks while a predecessor's chains are resubmitted keeps them in the in-flight region when it is stopped, and
+ * breaks again when it is started: they were the guest's requests and were not answered, so nobody but the guest may give
+ * them up. Its reset does (RESET_DEVICE here; QEMU has another region made).
  */
 #include "export/vhost_user/queue.h"
 
