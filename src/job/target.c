@@ -16,6 +16,7 @@
  */
 #include "job/target.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -28,6 +29,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "base/probe.h"
 #include "driver/nbd.h"
 #include "job/image.h"
 
@@ -169,8 +171,9 @@ static int open_file(struct io *io, const struct target_options *options, struct
 
 int target_take_over(const char *where, struct target_note *note, struct target *target)
 {
+    assert(note);
     *target = (struct target){.where = strdup(where), .note = note, .is_nbd = is_uri(where)};
-    target->is_zero = note->created;
+    target->is_zero = note->created || MUTANT(push_zeroes_believed);
     return target->where ? 0 : -ENOMEM;
 }
 

@@ -44,8 +44,8 @@ struct target {
     char *where;
     struct node *node; /* NULL: not open */
     bool is_nbd;
-    bool is_zero; /* what was not written by the copy reads as zeroes */
-    struct target_note *note;
+    bool is_zero;             /* what was not written by the copy reads as zeroes */
+    struct target_note *note; /* NULL: there is no such target */
 };
 
 /* EINVAL for a place that names nothing, before anything is tried. */

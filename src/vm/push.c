@@ -32,6 +32,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/probe.h"
 #include "vm/push_internal.h"
 
 static struct push *push_of(const struct job *job)
@@ -78,7 +79,8 @@ void push_free(struct job *job)
 {
     struct push *push = push_of(job);
     io_timer_cancel(push->vm->io, &push->timer);
-    push_record_destroy(&push->record);
+    if (!MUTANT(push_record_stays))
+        push_record_destroy(&push->record);
     for (unsigned i = 0; i < push->disk_count; i++) {
         free(push->disks[i].where);
         target_fini(&push->disks[i].target);
@@ -258,7 +260,7 @@ void push_end(struct push *push)
     push_move(push, PUSH_ENDING);
     if (push->status < 0)
         push_record_fail(&push->record, push->status, push->err.text);
-    else
+    else if (!MUTANT(push_copied_not_recorded))
         push_record_copied(&push->record);
     io_timer_cancel(push->vm->io, &push->timer);
     push_be_patient(push);
@@ -404,6 +406,8 @@ static void push_disk_ended(struct push_disk *disk)
 void push_copy(struct push *push)
 {
     push_move(push, PUSH_COPYING);
+    if (MUTANT(push_copied_too_early))
+        push_record_copied(&push->record);
     push->out = push->disk_count;
     push_share_speed(push); /* before an engine could begin without a limit */
     for (unsigned i = 0; i < push->disk_count; i++)
@@ -536,7 +540,8 @@ static void push_has_snapshot(void *argument, struct snapshot *snapshot, const s
         return;
     }
     push->started = true;
-    push_record_begin(&push->record, push->snapshot_uuid, &push->cut);
+    if (!MUTANT(push_begin_not_recorded))
+        push_record_begin(&push->record, push->snapshot_uuid, &push->cut);
     job_start(&push->job);
     push->begun(push->argument, &push->job, NULL);
 }
@@ -584,7 +589,7 @@ static void targets_opened(struct io_op *op, int64_t result)
                                              .through_always = push->options.mode == PUSH_PLAIN,
                                              .no_export = true,
                                              .consistency = push->options.consistency,
-                                             .ephemeral = !push->record.layout};
+                                             .ephemeral = !push->record.layout || MUTANT(push_snapshot_ephemeral)};
     vm_snapshot_create(push->vm, &options, push_has_snapshot, push);
 }
 

@@ -31,6 +31,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/probe.h"
 #include "vm/push_internal.h"
 #include "vm/snapshot_internal.h"
 
@@ -138,7 +139,7 @@ static void forget_record(struct push_record *record)
     for (unsigned i = 0; i < layout->sealed.disk_count && !keep; i++) {
         struct target target;
         struct target_note *note = &record->layout->progress[i].note;
-        if (target_take_over(push_record_where(record, i), note, &target) == 0)
+        if (target_take_over(push_record_where(record, i), note, &target) == 0 && !MUTANT(push_file_stays))
             target_remove(&target);
         target_fini(&target);
     }
@@ -169,7 +170,7 @@ static int take_disk(struct push *push, const struct push_record *record, unsign
     disk->before_done_bytes = atomic_load(&progress->done_bytes);
     disk->before_done_bytes = disk->before_done_bytes < disk->size_bytes ? disk->before_done_bytes : disk->size_bytes;
     disk->before_data_bytes = atomic_load(&progress->data_bytes);
-    disk->options.needed_only = true;
+    disk->options.needed_only = !MUTANT(push_released_is_read);
     push->job.total_bytes += disk->size_bytes;
     push->job.done_bytes += disk->before_done_bytes;
     return 0;
@@ -212,7 +213,7 @@ static struct push *push_take_over(struct vm *vm, struct job_table *jobs, struct
     push->step = PUSH_TAKEN_OVER;
     push->started = push->taken_over = true;
     push->job.auto_dismiss = false; /* see push_settled() */
-    push->job.cancelled = atomic_load(&layout->cancelled);
+    push->job.cancelled = atomic_load(&layout->cancelled) && !MUTANT(push_cancelling_forgotten);
     memcpy(push->snapshot_uuid, layout->snapshot, sizeof push->snapshot_uuid);
     memcpy(push->consistency_reason, layout->consistency_reason, sizeof push->consistency_reason);
     push->cut = (struct push_cut){.hold_ns = layout->hold_ns,
@@ -299,6 +300,6 @@ void pushes_take_over(struct vm *vm, struct job_table *jobs)
     const struct snapshot *snapshot;
     for (unsigned i = 0; i < LIMIT_JOBS && vm->memory_folder[0]; i++)
         record_take_over(vm, jobs, i);
-    while ((snapshot = find_unclaimed(vm)))
+    while (!MUTANT(push_unclaimed_snapshot_stays) && (snapshot = find_unclaimed(vm)))
         vm_snapshot_delete(vm, snapshot->name, unclaimed_gone, NULL);
 }

@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The daemon is killed (SIGKILL) again and again under a guest that writes, and started again: the guest sees a pause, no
 I/O error, and every write that was acknowledged to it. Snapshots of two disks are one instant, before a death and after
-it. A client that pulls a snapshot through all of it reads on after each death; backups that are interrupted go on. A VM
-that is paused goes on, too."""
+it. A client that pulls a snapshot through all of it reads on after each death; so does a push; backups that are interrupted
+go on. A VM that is paused goes on, too."""
 import json
 import random
 import signal
+import subprocess
 import threading
 import time
 
@@ -150,6 +151,34 @@ def stalled_target(t, d, guest):
     guest.check_calm()
 
 
+class Push:
+    """A push of the pulled disk and the two ordered ones that goes on through all deaths, as does its client."""
+
+    def __init__(self, t, d, guest):
+        self.t, self.images = t, {name: t.path(f"{name}.pushed") for name in (PULLED, "vdc", "vdd")}
+        guest.qmp.execute("stop")  # so that it is known what the cut holds
+        targets = [word for name, image in self.images.items() for word in ("--to", f"{name}={image}")]
+        self.client = t.spawn(t.program("fleece"), "--control", d.control, "push", "--job", "through", *targets,
+                              "--speed", "100000", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        harness.wait_for("the push runs", lambda: self.job(d).get("status") == "running", vm.WAIT)
+        for name in self.images:
+            t.run("nbdcopy", d.uri(name), t.path(f"{name}.cut"))
+        guest.qmp.execute("cont")
+
+    def job(self, d):
+        with d.qmp() as q:
+            return next((job for job in q.execute("query-block-jobs") if job["device"] == "through"), {})
+
+    def finish(self, d):
+        with d.qmp() as q:
+            if self.job(d).get("status") == "running":
+                q.execute("block-job-set-speed", device="through", speed=0)
+        said = self.client.communicate(timeout=vm.WAIT * harness.FACTOR)[1].decode()
+        assert self.client.returncode == 0 and "waiting until it is back" in said, said
+        for name, image in self.images.items():
+            self.t.run("cmp", image, self.t.path(f"{name}.cut"))
+
+
 def deaths(t, kind):
     harness.need("qemu-io", "nbdcopy")
     chance, where = random.Random(5), t.path("set")
@@ -171,9 +200,11 @@ def deaths(t, kind):
     t.run("nbdcopy", d.uri(f"{PULLED}@pulled"), t.path("before.raw"))
     pull = Pull(t, d.uri(f"{PULLED}@pulled"))
     pull.start()
+    push = Push(t, d, guest)
     resumed = sum(death(t, guest, images, chance, n, pull) for n in range(DEATHS[kind]))
     d = t.daemons[-1]
     assert pull.finish() == t.path("before.raw").read_bytes(), "what was pulled through the deaths is not the snapshot"
+    push.finish(d)
     print(f"{pull.connections} connections for one pull, {resumed} backups resumed")
     assert pull.connections > 2, pull.connections
     d.fleece("snapshot", "delete", "pulled")

@@ -9,7 +9,7 @@
  * qcow2_sim.c, track_crash.c, restart_sim.c); here the world's disks are served by sim_leaf.c. */
 static bool is_mine(const char *name)
 {
-    static const char *const elsewhere[] = {"file_", "qcow2_", "track_", "restart_", "vhost_"};
+    static const char *const elsewhere[] = {"file_", "qcow2_", "track_", "restart_", "vhost_", "push_"};
     for (unsigned i = 0; i < sizeof elsewhere / sizeof elsewhere[0]; i++)
         if (strncmp(name, elsewhere[i], strlen(elsewhere[i])) == 0)
             return false;
