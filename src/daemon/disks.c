@@ -12,19 +12,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
-#include <linux/magic.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "driver/file.h"
 #include "driver/null.h"
 #include "job/image_chain.h"
-
-#define ZFS_MAGIC 0x2fc12fc1 /* which the kernel's headers lack */
 
 static void say_waiting(void *context, const char *path)
 {
@@ -74,21 +70,6 @@ static int open_disk(struct disks *disks, const struct disk_options *disk, struc
     int status = file_open(io, &options, leaf, &disks->err);
     *file_node = *leaf;
     return status < 0 ? error_prefix(&disks->err, "--disk %s", disk->name) : 0;
-}
-
-/* File systems of this machine alone. On others a server or another machine sets the times, by its own clock. */
-static bool has_local_times(const char *path)
-{
-    static const long types[] = {BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC,
-                                 TMPFS_MAGIC,       XFS_SUPER_MAGIC,  ZFS_MAGIC};
-    struct statfs fs;
-    struct stat st;
-    if (!path || stat(path, &st) < 0 || !S_ISREG(st.st_mode) || statfs(path, &fs) < 0)
-        return false;
-    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
-        if ((unsigned long)fs.f_type == (unsigned long)types[i])
-            return true;
-    return false;
 }
 
 /* The kernel's count of all block devices that ever were in this boot, as it was for this one. It stays while it is open. */
@@ -189,7 +170,7 @@ int64_t disks_open(void *argument)
                                &disks->leaves[i], &disks->files[i]);
         if (status < 0)
             return status;
-        disks->local[i] = has_local_times(disks->options->disks[i].path);
+        disks->local[i] = file_has_local_times(disks->options->disks[i].path);
         disks->instances[i] = device_instance(disks->options->disks[i].path);
         disks->opened++;
     }

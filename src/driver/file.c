@@ -26,11 +26,16 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include "base/probe.h"
 #include "driver/file_internal.h"
+
+#define ZFS_MAGIC 0x2fc12fc1 /* which the kernel's headers lack */
 
 #define PAGE_BYTES 4096u
 
@@ -357,4 +362,18 @@ int file_stat(const struct node *node, struct io_stat *stat)
 {
     const struct file_node *file = container_of(node, struct file_node, node);
     return io_stat(node->io, file->fd, stat);
+}
+
+bool file_has_local_times(const char *path)
+{
+    static const long types[] = {BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC,
+                                 TMPFS_MAGIC,       XFS_SUPER_MAGIC,  ZFS_MAGIC};
+    struct statfs fs;
+    struct stat st;
+    if (!path || stat(path, &st) < 0 || !S_ISREG(st.st_mode) || statfs(path, &fs) < 0)
+        return false;
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
+        if ((unsigned long)fs.f_type == (unsigned long)types[i])
+            return true;
+    return false;
 }

@@ -30,6 +30,10 @@ struct file_options {
  */
 int file_open(struct io *io, const struct file_options *options, struct node **node, struct error *err);
 
+/* Whether it is a regular file on a file system of this machine alone: elsewhere a server or another machine sets the times,
+ * by its own clock. */
+bool file_has_local_times(const char *path);
+
 /* What the kernel says of the file of a node of this driver. Any thread. 0 or -errno. */
 int file_stat(const struct node *node, struct io_stat *stat);
 

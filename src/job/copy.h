@@ -55,6 +55,7 @@ struct copy_options {
     void (*paused)(void *context);
     /* The target has flushed these extents: before they are released. On a helper thread; blocks. May be NULL. */
     int (*record)(void *context, const struct copy_run *runs, uint64_t count);
+    void (*writing)(void *context); /* before each write of the target; may be NULL */
     /* When an I/O fails it, once, before `done`: at the source (reading) or at the target. May be NULL. */
     void (*io_error)(void *context, bool reading);
     /* At the end, after a flush of the target: 0, or -errno with the sentence. The engine is freed afterwards. */

@@ -155,6 +155,8 @@ static void worker_write(struct worker *worker)
     bool data = cell_get(&worker->data, first);
     unsigned end = data ? data_end(worker, first) : zeroes_end(worker, first);
     worker->next_cell = end;
+    if (copy->options.writing)
+        copy->options.writing(copy->options.context);
     worker_submit(worker, copy->options.target, data ? REQUEST_WRITE : REQUEST_WRITE_ZEROES,
                   worker_cells_range(worker, first, end), worker_written);
 }

@@ -11,8 +11,11 @@
  * is ours, and so is the noted one, by whichever name.
  *
  * What is opened again is written again, so it must not be a stranger's: its lock is taken first (when we have it, whatever
- * the dead daemon had under way has landed, C10), then device, inode and the time of its making are compared. That somebody
- * has written into the very file while no daemon had it locked can't be seen: it is the job's until that ends.
+ * the dead daemon had under way has landed, C10), then device, inode and the time of its making are compared. Somebody
+ * may have written into the very file while no daemon had it locked. What was released at the snapshot would be gone, so
+ * the time of each write is noted, and a file that was changed later than a dead daemon's writes may land is not
+ * believed. What goes unseen: changes within PUSH_LANDING_NS of its last write, those to devices, and those on file
+ * systems whose times are another machine's (as with disks, track/disk_watch.h).
  */
 #include "job/target.h"
 
@@ -30,6 +33,7 @@
 #include <unistd.h>
 
 #include "base/probe.h"
+#include "driver/file.h"
 #include "driver/nbd.h"
 #include "job/image.h"
 
@@ -79,6 +83,32 @@ static int identify(const char *path, struct target_identity *is)
     is->inode = stat.stx_ino;
     if (stat.stx_mask & STATX_BTIME)
         is->made_ns = (uint64_t)stat.stx_btime.tv_sec * NS_PER_S + stat.stx_btime.tv_nsec;
+    return 0;
+}
+
+/* Whether somebody else has changed it since a dead daemon wrote it last; its lock is ours. 0, or -ESTALE. */
+static int check_written(struct io *io, const struct target *target, const struct target_written *written,
+                         struct error *err)
+{
+    struct statx stat;
+    const uint64_t wall_ns = written ? atomic_load(&written->wall_ns) : 0;
+    if (wall_ns == 0 || !file_has_local_times(target->where))
+        return 0;
+    if (statx(AT_FDCWD, target->where, 0, STATX_BASIC_STATS, &stat) < 0)
+        return error_set(err, errno, "target '%.300s': %s", target->where, error_name(errno));
+    const uint64_t ctime_ns = (uint64_t)stat.stx_ctime.tv_sec * NS_PER_S + stat.stx_ctime.tv_nsec,
+                   mtime_ns = (uint64_t)stat.stx_mtime.tv_sec * NS_PER_S + stat.stx_mtime.tv_nsec;
+    if ((ctime_ns > mtime_ns ? ctime_ns : mtime_ns) > wall_ns + PUSH_LANDING_NS)
+        return error_set(err, ESTALE, "somebody has changed target '%.300s' since the daemon was killed",
+                         target->where);
+    const int64_t ahead_then = (int64_t)(wall_ns - atomic_load(&written->clock_ns)),
+                  ahead_now = (int64_t)(io_wall_ns(io) - io_now_ns(io));
+    if (ahead_now + (int64_t)WATCH_CLOCK_SLACK_NS < ahead_then)
+        return error_set(
+            err, ESTALE,
+            "the machine's clock was set back since the daemon was killed, so that it can't be told whether "
+            "somebody has changed target '%.200s'",
+            target->where);
     return 0;
 }
 
@@ -202,7 +232,7 @@ static int open_file_again(struct io *io, const struct target_options *options, 
     }
     if (status == 0 && !leads_to(target->where, &target->note->is)) /* what was opened may have been another one */
         return error_set(err, ESTALE, "target '%.300s' has become another file", target->where);
-    return status;
+    return status < 0 ? status : check_written(io, target, options->written, err);
 }
 
 int target_open_again(struct io *io, const struct target_options *options, struct target *target, struct error *err)

@@ -31,13 +31,19 @@ struct target_note {
     struct target_identity is;
 };
 
+/* When it was written last, on both clocks; zeroes: not known. As a note. */
+struct target_written {
+    atomic_ullong clock_ns, wall_ns;
+};
+
 struct target_options {
     const char *where;
-    uint64_t size_bytes;      /* of the source */
-    bool existing;            /* it must be there, for what it holds is kept where nothing is written */
-    bool force;               /* a file that is there may be overwritten */
-    const atomic_bool *stop;  /* true: nobody wants it any more */
-    struct target_note *note; /* must stay until target_fini() */
+    uint64_t size_bytes;                  /* of the source */
+    bool existing;                        /* it must be there, for what it holds is kept where nothing is written */
+    bool force;                           /* a file that is there may be overwritten */
+    const atomic_bool *stop;              /* true: nobody wants it any more */
+    struct target_note *note;             /* must stay until target_fini() */
+    const struct target_written *written; /* target_open_again(): when a killed daemon did; NULL: not known */
 };
 
 struct target {
@@ -48,6 +54,13 @@ struct target {
     struct target_note *note; /* NULL: there is no such target */
 };
 
+/* Before each write. */
+static inline void target_writing(struct target_written *written, struct io *io)
+{
+    atomic_store(&written->clock_ns, io_now_ns(io)); /* first: half a note must not pass for a clock that was right */
+    atomic_store(&written->wall_ns, io_wall_ns(io));
+}
+
 /* EINVAL for a place that names nothing, before anything is tried. */
 int target_check(const char *where, struct error *err);
 /* `io` is the node's thread from then on. A new file is sparse. 0, or -errno with a sentence; in both cases target_fini(),
@@ -57,7 +70,8 @@ int target_open(struct io *io, const struct target_options *options, struct targ
 int target_take_over(const char *where, struct target_note *note, struct target *target);
 /*
  * Opens what was taken over, if it is the very same; waits for the dead daemon's lock, LOCK_WAIT_DEFAULT_NS at most.
- * 0, or -errno with a sentence: -ESTALE: it is another file or device. An NBD export can't say whether it is the same.
+ * 0, or -errno with a sentence: -ESTALE: it is another file or device, or somebody has changed it since. An NBD export can't
+ * say whether it is the same.
  */
 int target_open_again(struct io *io, const struct target_options *options, struct target *target, struct error *err);
 /* The copy is whole: its name still leads to what was written (-ESTALE: it does not), and that of a new file is made

@@ -72,6 +72,12 @@ static int copy_is_safe(void *context, const struct copy_run *runs, uint64_t cou
     return 0;
 }
 
+static void copy_writing(void *context)
+{
+    struct push_disk *disk = context;
+    target_writing(&disk->progress->written, disk->disk->node.io);
+}
+
 static void copy_io_error(void *context, bool reading)
 {
     struct push_disk *disk = context;
@@ -176,6 +182,7 @@ static void disk_begin(struct io_message *message)
                                          .progress = copy_progress,
                                          .paused = copy_has_paused,
                                          .record = notes_releases(disk) ? copy_is_safe : NULL,
+                                         .writing = disk->progress ? copy_writing : NULL,
                                          .io_error = copy_io_error,
                                          .done = copy_has_ended,
                                          .context = disk};

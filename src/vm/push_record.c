@@ -26,7 +26,7 @@
 
 #define RECORD_MAGIC "FLEECEPJ"
 
-enum { RECORD_VERSION = 1 };
+enum { RECORD_VERSION = 2 };
 
 _Static_assert(offsetof(struct push_record_layout, sealed) + sizeof(struct push_record_sealed) <= MEMORY_HEAD_BYTES,
                "whose it is stands in its head");

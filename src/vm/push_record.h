@@ -2,7 +2,8 @@
 /*
  * What of a push outlives its daemon: shared memory beside the table of snapshots, "push.N" for each job. What is asked for
  * is sealed with a sum when it is made; what changes is right at every moment, word by word. Control thread, but for the
- * notes of targets, which are the helper's that opens them, and `released`, which a helper of the copy sets.
+ * notes of targets, which are the helper's that opens them, and `released`, which a helper of the copy sets, and
+ * `written`, which is the reactor's that writes the target.
  */
 #ifndef FLEECE_VM_PUSH_RECORD_H
 #define FLEECE_VM_PUSH_RECORD_H
@@ -43,6 +44,7 @@ struct push_record_sealed {
 
 struct push_record_progress { /* of one of the disks, in their order */
     struct target_note note;
+    struct target_written written;
     atomic_ullong done_bytes, data_bytes;
     atomic_uint released; /* something of it may have been: the target alone has that */
 };

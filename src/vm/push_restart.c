@@ -17,7 +17,7 @@
  * It does not go on, but fails with the reason, when
  *
  *  - its snapshot is gone, or broken (R4);
- *  - a target is another file or device than before, or not to be had;
+ *  - a target is another file or device than before, was changed by somebody else, or is not to be had;
  *  - a target is an NBD export, and something had been released: nobody can say whether what answers now is what was
  *    written then (a server may have been started anew, and hold nothing), and the snapshot has it no more;
  *  - old data went straight to the targets (modes ram and plain): until they are open again, which may take long or never
@@ -44,7 +44,8 @@ static int64_t open_again(void *argument)
     int status = 0;
     for (unsigned i = 0; i < push->disk_count && status == 0; i++) {
         struct push_disk *disk = &push->disks[i];
-        const struct target_options options = {.size_bytes = disk->size_bytes, .stop = &push->stop};
+        const struct target_options options = {
+            .size_bytes = disk->size_bytes, .stop = &push->stop, .written = &disk->progress->written};
         if (!disk->where)
             continue;
         status = atomic_load(&push->stop) ? error_set(&disk->err, ECANCELED, "job '%s' was cancelled", push->job.id)

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import time
 
 import harness
 from tracking_kit import nbd_client
@@ -278,6 +279,41 @@ def test_a_whole_copy_is_kept(t):
         nothing_left(t, d)
         t.daemons.clear()
         image.unlink()
+
+
+def test_a_target_that_somebody_changed(t):
+    """The very file, while no daemon had it: the snapshot has no more of what was released, so nobody can put it right."""
+    disk, image = t.disk("a.raw", 4 * MIB, 1), t.path("o.raw")
+    for changed in (False, True):
+        d = t.daemon({"vda": disk})
+        with d.qmp() as q:
+            q.execute("fleece-push", targets=[{"disk": "vda", "target": str(image)}], job_id="j", speed=MIB)
+        harness.wait_for("something is released", lambda: d.status()["disks"][0]["blocks-released"] > 0, 40)
+        with d.qmp() as q:
+            q.execute("job-pause", id="j")
+            harness.wait_for("it pauses", lambda: q.execute("query-jobs")[0]["status"] == "paused")
+        d.kill()
+        t.daemons.clear()
+        if changed:
+            with open(image, "r+b") as f:
+                f.write(b"mine")
+            later = time.time() + 11  # what comes sooner may be what the daemon had on its way
+            os.utime(image, (later, later))
+        d = t.daemon({"vda": disk})
+        with d.qmp() as q:
+            if not changed:
+                q.execute("job-resume", id="j")
+                q.execute("block-job-set-speed", device="j", speed=0)
+        shown = wait_concluded(d)
+        if changed:
+            assert "somebody has changed target" in shown["error"], shown
+        else:
+            assert "error" not in shown and image.read_bytes() == disk.read_bytes(), shown
+        with d.qmp() as q:
+            q.execute("job-dismiss", id="j")
+        nothing_left(t, d)
+        t.daemons.clear()
+        image.unlink(missing_ok=True)
 
 
 def test_a_target_that_is_replaced(t):

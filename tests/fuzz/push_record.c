@@ -55,7 +55,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length)
     take(&input, &disk_count, 1);
     take(&input, &text_bytes, 1);
     memcpy(layout->magic, "FLEECEPJ", 8);
-    layout->version = 1;
+    layout->version = 2;
     layout->sealed.disk_count = disk_count;
     layout->sealed.text_bytes = disk_count == 255 ? UINT32_MAX : text_bytes;
     take(&input, layout->texts, text_bytes);
