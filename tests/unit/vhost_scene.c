@@ -156,6 +156,10 @@ void scene_start_ring(struct scene *scene)
     } table = {{1, 0}, {0, MEMORY_BYTES, USER_ADDRESS, 0}};
     struct vhost_inflight inflight = {.size = INFLIGHT_BYTES, .queues = 1, .queue_size = QUEUE_SIZE};
     struct vhost_vring_state size = {0, QUEUE_SIZE}, base = {0, 0}, enable = {0, 1};
+    if (scene->driver.packed) {
+        features |= VHOST_BIT(VIRTIO_F_RING_PACKED);
+        base.num = 0x80008000; /* both wrap bits */
+    }
     struct vhost_vring_addr addr = {.descriptors = USER_ADDRESS + scene_ring_place.descriptors,
                                     .available = USER_ADDRESS + scene_ring_place.available,
                                     .used = USER_ADDRESS + scene_ring_place.used};

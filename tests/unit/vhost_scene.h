@@ -59,7 +59,7 @@ void scene_tell(struct scene *scene, enum vhost_request_id id, const void *paylo
 void scene_answer(struct scene *scene, enum vhost_request_id id, void *payload, uint32_t size);
 void scene_ask(struct scene *scene, enum vhost_request_id id, const void *payload, uint32_t size, int fd);
 void scene_connect(struct scene *scene);
-void scene_start_ring(struct scene *scene);
+void scene_start_ring(struct scene *scene); /* as scene->driver has it: split or packed */
 /* A write of a sector in ring 0; and until it has arrived at the node, where it stays. */
 void scene_add_write(struct scene *scene);
 void scene_write_sector(struct scene *scene);
