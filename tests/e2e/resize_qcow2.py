@@ -3,6 +3,7 @@
 """Disks in qcow2 images grow while they are served; qemu-img is the judge of the images."""
 import json
 import random
+import threading
 import time
 
 import harness
@@ -101,6 +102,33 @@ def test_an_overlay_grows(t):
     base = t.disk("base.raw", 5 * MIB + 3000, fill=4)
     image = create(t, "a.qcow2", 3 * MIB + 512, "extended_l2=on,cluster_size=16k", backing=base)
     grow_image(t, image, (4 * MIB, 9 * MIB))
+
+
+def test_old_data_in_the_last_subcluster(t):
+    """Its zero bit hides what the cluster has there, until the guest writes to it; which it does while the disk grows."""
+    harness.need("qemu-img", "qemu-io")
+    unit, size = 64 << 10, 4 * MIB - (64 << 10) + 512  # subclusters of 64 KiB, of which the last one begins
+    image = create(t, "a.qcow2", 4 * MIB, "extended_l2=on,cluster_size=2M")
+    t.run("qemu-io", "-f", "qcow2", "-c", f"write -q -P 0xaa 0 {4 * MIB}", image)
+    t.run("qemu-io", "-f", "qcow2", "-c", f"write -q -z {4 * MIB - unit} {unit}", image)
+    t.run("qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", image, str(size))
+    d = t.daemon({"vda": f"{image},format=qcow2"})
+    for size in range(size, size + 40 * 512, 512):
+        start = 4 * MIB - unit
+        h, growing = nbd_client(d.uri("vda")), threading.Thread(target=d.fleece, args=("resize", "vda", str(size + 512)))
+        h.zero(size - start, start)
+        growing.start()
+        while growing.is_alive():
+            h.pwrite(b"n" * 100, start)
+            h.zero(size - start, start)
+        h.pwrite(b"n" * 100, start)
+        growing.join()
+        h.shutdown()
+        h = nbd_client(d.uri("vda"))
+        assert h.pread(512, size) == bytes(512), f"{size}: old data has appeared"
+        h.shutdown()
+    d.stop()
+    judge(t, image, size + 512)
 
 
 def test_a_compressed_image_grows(t):

@@ -206,13 +206,32 @@ static struct range fill_piece(const struct qcow2_write *w)
     return (struct range){fill.start + skipped, left < QCOW2_FILL_BYTES ? left : QCOW2_FILL_BYTES};
 }
 
+static void fill_write(struct qcow2_write *w)
+{
+    const struct range piece = fill_piece(w);
+    write_move(w, WRITE_FILL_WRITE);
+    transfer_buffer(w, w->image->file, REQUEST_WRITE, w->host + (piece.start - w->locked.start), piece.length);
+}
+
+/* Behind the disk's end it is filled with zeroes: the disk may grow. */
+static void fill_read(struct qcow2_write *w)
+{
+    const struct range piece = fill_piece(w);
+    const uint64_t size = w->image->node.size_bytes, left = piece.start < size ? size - piece.start : 0;
+    const uint64_t length = left < piece.length ? left : piece.length;
+    PROBE(qcow2_edge_filled);
+    write_move(w, WRITE_FILL_READ);
+    memset(w->buffer + length, 0, piece.length - length);
+    if (length > 0)
+        transfer_buffer(w, &w->image->node, REQUEST_READ, piece.start, length);
+    else
+        fill_write(w);
+}
+
 static void begin_data(struct qcow2_write *w)
 {
     if (w->filled < w->fill[0].length + w->fill[1].length && !MUTANT(qcow2_edges_forgotten)) {
-        struct range piece = fill_piece(w);
-        PROBE(qcow2_edge_filled);
-        write_move(w, WRITE_FILL_READ);
-        transfer_buffer(w, &w->image->node, REQUEST_READ, piece.start, piece.length);
+        fill_read(w);
         return;
     }
     write_move(w, WRITE_DATA);
@@ -407,7 +426,6 @@ static int zeroes_through(struct qcow2_write *w, uint64_t from)
 static void child_done(struct request *child, int status)
 {
     struct qcow2_write *w = container_of(child, struct qcow2_write, child);
-    struct range piece;
     if (w->step == WRITE_IN_PLACE)
         mapped_leave(w->image, w->side);
     if (w->step == WRITE_LINK || w->step == WRITE_THROUGH) {
@@ -420,9 +438,7 @@ static void child_done(struct request *child, int status)
     }
     switch (w->step) {
     case WRITE_FILL_READ:
-        piece = fill_piece(w);
-        write_move(w, WRITE_FILL_WRITE);
-        transfer_buffer(w, w->image->file, REQUEST_WRITE, w->host + (piece.start - w->locked.start), piece.length);
+        fill_write(w);
         break;
     case WRITE_FILL_WRITE:
         w->filled += fill_piece(w).length;
@@ -515,7 +531,7 @@ static bool is_open(const struct qcow2 *image, const struct cluster *cluster)
 }
 
 /* What has to be copied around [from, to), the part of a cluster that is written: whole granules; of a cluster that
- * moves, all. */
+ * moves, all. A new cluster is zero behind the disk's end; one that is open may have anything there. */
 static void plan_edges(struct qcow2_write *w, const struct cluster *cluster, uint64_t from, uint64_t to)
 {
     const struct qcow2 *image = w->image;
@@ -532,7 +548,7 @@ static void plan_edges(struct qcow2_write *w, const struct cluster *cluster, uin
     }
     if (to == range_end(w->part)) {
         w->kept.length = end - w->kept.start;
-        w->fill[1] = (struct range){to, tail && to < size ? (end < size ? end : size) - to : 0};
+        w->fill[1] = (struct range){to, tail && (open || to < size) ? (open || end < size ? end : size) - to : 0};
     }
 }
 
