@@ -146,11 +146,12 @@ static int leave_tombstone(const struct sidecar *sidecar, const char *reason)
 /* On a helper thread: the sidecar takes no writes any more, so it goes. */
 static int condemn(void *context, const char *reason)
 {
-    const struct sidecar *sidecar = context;
+    struct sidecar *sidecar = context;
     if (sidecar->fd >= 0)
         return 0; /* it has no name yet: nobody will find it */
     if ((unlink(sidecar->path) == 0 || errno == ENOENT) && sync_folder_of(sidecar->path) == 0)
         return 0;
+    atomic_store(&sidecar->condemned, true); /* before it is there: remove_left_tombstone() */
     return leave_tombstone(sidecar, reason);
 }
 
@@ -167,9 +168,11 @@ static int heed_tombstone(struct sidecar *sidecar)
     for (unsigned i = 0; i < 2; i++) {
         if (!places[i][0] || (unlink(places[i]) < 0 && errno == ENOENT))
             continue;
-        if (access(places[i], F_OK) == 0 || sync_folder_of(places[i]) < 0)
+        if (access(places[i], F_OK) == 0 || sync_folder_of(places[i]) < 0) {
+            atomic_store(&sidecar->condemned, true);
             return error_set(&sidecar->err, ENOTSUP, "'%.200s' is void, as '%.200s' says, and can't be removed: %s",
                              places[i], tombstone, error_name(errno));
+        }
     }
     log_warning("the checkpoints of disk %s are gone, as '%s' says", sidecar->disk->name, tombstone);
     (void)unlink(tombstone);
@@ -305,9 +308,10 @@ static bool stays_here(const struct sidecar *sidecar)
            !(sidecar->beside[0] && access(sidecar->beside, F_OK) == 0);
 }
 
-static void mark_as_left(const struct sidecar *sidecar)
+static void mark_as_left(struct sidecar *sidecar)
 {
-    int status = stays_here(sidecar) ? leave_tombstone(sidecar, left_reason) : 0;
+    const bool lacks_one = stays_here(sidecar) && !atomic_load(&sidecar->condemned);
+    int status = lacks_one ? leave_tombstone(sidecar, left_reason) : 0;
     if (status < 0)
         log_error("it could not be noted that the checkpoints of disk %s are void when the VM migrates: %s",
                   sidecar->disk->name, error_name(status));
@@ -366,6 +370,7 @@ static int64_t remove_blocking(void *argument)
     }
     if (tombstone[0])
         (void)unlink(tombstone);
+    atomic_store(&sidecar->condemned, false);
     return 0;
 }
 
@@ -377,23 +382,27 @@ void sidecars_remove(void *context, const struct disk *disk, void (*done)(void *
 
 /* --- a VM that goes on elsewhere */
 
-static void remove_tombstone(const struct sidecar *sidecar)
+/* What was condemned meanwhile stays so. */
+static void remove_left_tombstone(struct sidecar *sidecar)
 {
     char path[PATH_MAX];
     tombstone_path(sidecar, path);
-    if (path[0])
-        (void)unlink(path);
+    if (!path[0] || atomic_load(&sidecar->condemned))
+        return;
+    (void)unlink(path);
+    if (atomic_load(&sidecar->condemned) && leave_tombstone(sidecar, "it takes no writes any more") < 0)
+        log_error("it could not be noted anywhere that the checkpoints of disk %s are void", sidecar->disk->name);
 }
 
 static int64_t away_blocking(void *argument)
 {
-    const struct sidecars *sidecars = argument;
+    struct sidecars *sidecars = argument;
     const bool away = atomic_load(&sidecars->away);
     for (unsigned i = 0; i < sidecars->options->disk_count; i++) {
         if (away)
             mark_as_left(&sidecars->all[i]);
         else
-            remove_tombstone(&sidecars->all[i]);
+            remove_left_tombstone(&sidecars->all[i]);
     }
     return 0;
 }
@@ -428,6 +437,6 @@ void sidecars_leave(struct sidecars *sidecars)
         else
             log_info("the checkpoints of disk %s end here: %s", sidecar->disk->name, left_reason);
         if (access(sidecar->path, F_OK) < 0)
-            remove_tombstone(sidecar);
+            remove_left_tombstone(sidecar);
     }
 }

@@ -20,6 +20,7 @@ struct sidecar { /* of one disk */
     char beside[PATH_MAX], in_state[PATH_MAX]; /* where it may lie; "": nowhere there */
     char path[PATH_MAX];                       /* where it lies, or will */
     int fd;                                    /* of a new one without a name, the node's own; -1: it has its name */
+    atomic_bool condemned; /* a tombstone tells of more than that the VM is away: it stays when the VM comes back */
     /* One operation at a time, on a helper thread: */
     struct io_op op;
     struct sidecars *sidecars;

@@ -243,6 +243,25 @@ def test_killed_when_the_vm_has_gone(t):
         check_restored(t, where, point, {"vda": t.path("a.raw"), "vdc": device})
 
 
+def test_back_beside_a_void_sidecar(t):
+    """A sidecar that is void for another reason, and can't be removed, is void still when the VM has come back."""
+    disk, state = t.disk("a.raw", 16 * MIB), t.path("state-here")
+    state.mkdir()
+    void = state / f"{t.vm}@vda.fleece-void"
+    void.write_text("it takes no writes any more\n")
+    t.path("a.raw.fleece").mkdir()  # no unlink() removes it
+    d = t.daemon({"vda": disk}, *options(t, ["vda"]), "--state-dir", state)
+    assert "can't be removed" in json.dumps(d.status()), d.status()
+    guest = Guest(t, t.path("vda.v"), "--part")
+    writes_more(d)
+    guest.part()
+    guest.stay()
+    writes_more(d)
+    guest.end()
+    d.stop()
+    assert void.read_text() == "it takes no writes any more\n"
+
+
 def test_back_and_forth(t):
     """Three moves between two daemons, with backups at each: every one after the first is incremental, and right."""
     disk, where, other = t.disk("a.raw", 16 * MIB), t.path("set"), t.other_host()
