@@ -93,6 +93,18 @@ static bool job_is_there(struct push *push)
     return job != NULL;
 }
 
+/* What the daemon says of the cut, once. */
+static void note_cut(struct push *push, const json_t *said)
+{
+    if (push->consistent[0] || !json_object_get(said, "consistent"))
+        return;
+    snprintf(push->consistent, sizeof push->consistent, "%s", cli_text(said, "consistent"));
+    if (!json_object_get(said, "consistent-reason"))
+        return;
+    push->warned = true;
+    cli_warn("what is pushed is crash-consistent: %s", cli_text(said, "consistent-reason"));
+}
+
 /* How far the job is. */
 static void look(struct push *push)
 {
@@ -105,9 +117,7 @@ static void look(struct push *push)
         push->disks = json_incref(json_object_get(job, "disks"));
         push->done_bytes = (uint64_t)json_integer_value(json_object_get(job, "offset"));
         push->total_bytes = (uint64_t)json_integer_value(json_object_get(job, "len"));
-        if (!push->consistent[0] &&
-            json_object_get(job, "consistent")) /* the answer to the command that started it was lost */
-            snprintf(push->consistent, sizeof push->consistent, "%s", cli_text(job, "consistent"));
+        note_cut(push, job); /* if the answer to the command that started it was lost */
         push->data_bytes = 0;
         json_array_foreach (push->disks, k, disk)
             push->data_bytes += (uint64_t)json_integer_value(json_object_get(disk, "data"));
@@ -206,6 +216,7 @@ static void come_back(struct push *push)
     }
     push->came_back = true;
     push->done_bytes = (uint64_t)json_integer_value(json_object_get(job, "current-progress"));
+    look(push);
     if (strcmp(cli_text(job, "status"), "concluded") == 0)
         end_with(push, json_object_get(job, "error") ? cli_text(job, "error") : "");
     else if (push->cancelling)
@@ -233,18 +244,6 @@ static void watch(struct push *push)
     progress_end(&push->progress);
 }
 
-/* What the answer to that command says of the cut. */
-static void note_cut(struct push *push, const char *reply)
-{
-    json_t *cut = json_loads(reply, 0, NULL);
-    snprintf(push->consistent, sizeof push->consistent, "%s", cli_text(cut, "consistent"));
-    if (json_object_get(cut, "consistent-reason")) {
-        push->warned = true;
-        cli_warn("what is pushed is crash-consistent: %s", cli_text(cut, "consistent-reason"));
-    }
-    json_decref(cut);
-}
-
 /* The command that starts the job; on an interruption it is cancelled by its name, on a connection of its own. */
 static int start(struct push *push)
 {
@@ -252,8 +251,9 @@ static int start(struct push *push)
     transfer_block(&push->transfer, start_blocking, &execution, fleece_descriptor(push->fleece));
     free(execution.arguments);
     bool began = execution.reply != NULL;
-    if (began)
-        note_cut(push, execution.reply);
+    json_t *reply = began ? json_loads(execution.reply, 0, NULL) : NULL;
+    note_cut(push, reply);
+    json_decref(reply);
     free(execution.reply);
     if (!began && !transfer_interrupted(&push->transfer) && connection_is_lost(push)) {
         come_back(push);

@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Pushes that outlive kill -9 of the daemon: they go on, or they end with the reason and leave nothing."""
 import contextlib
+import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import time
 
@@ -423,6 +425,39 @@ def test_the_client_and_a_daemon_that_goes_twice(t):
     d.stop()
     said = push.communicate(timeout=20 * harness.FACTOR)[1].decode()
     assert push.returncode == 1 and "was cancelled" in said and not image.exists(), (push.returncode, said)
+
+
+def lose_the_answer(listener, greeting):
+    """A daemon that is killed when it has made a job, and has not said so."""
+    client = listener.accept()[0]
+    listener.close()  # nobody else gets in
+    client.sendall(json.dumps({"QMP": greeting}).encode() + b"\n")
+    with client, client.makefile("r") as lines:
+        for line in lines:
+            asked = json.loads(line)
+            if asked["execute"] == "fleece-push":
+                return
+            client.sendall(json.dumps({"return": {}, "id": asked.get("id")}).encode() + b"\n")
+
+
+def test_the_client_has_lost_the_answer(t):
+    """It hears of the job from the next daemon, and that the guest should have been frozen and was not: status 3."""
+    disk, control = t.disk("a.raw", 4 * MIB, 1), t.path("c.sock")
+    d = t.daemon({"vda": disk}, "--guest-agent", t.path("nobody.sock"))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(control))
+        listener.listen()
+        with d.qmp() as q:
+            q.execute("fleece-push", targets=[{"disk": "vda", "target": str(t.path("o.raw"))}], job_id="j",
+                      auto_dismiss=False)
+        push = t.spawn(t.program("fleece"), "--control", control, "push", "--job", "j", "--to", f"vda={t.path('o.raw')}",
+                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        lose_the_answer(listener, q.greeting)
+    control.unlink()
+    control.symlink_to(d.control)
+    said = push.communicate(timeout=60 * harness.FACTOR)[1].decode()
+    assert push.returncode == 3 and "what is pushed is crash-consistent: the guest agent can't" in said, said
+    nothing_left(t, d)
 
 
 def test_an_export_as_the_target(t):
