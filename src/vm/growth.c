@@ -297,6 +297,11 @@ bool growth_begin(struct vm *vm)
     struct growth *growth = container_of(first, struct growth, link);
     struct tracking *tracking = &growth->vd->tracking;
     vm->growing = growth;
+    if (vm->away) { /* since it was asked for */
+        error_set(&growth->error, EBUSY, "disk %s does not grow: %s", growth->vd->disk->name, vm->away);
+        growth_back(growth);
+        return true;
+    }
     if (tracking->state == TRACKING_RESETTING) {
         error_set(&growth->error, EBUSY, "disk %s does not grow: its tracking is being reset: try again later",
                   growth->vd->disk->name);

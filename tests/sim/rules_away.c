@@ -197,6 +197,29 @@ static void no_disk_grows_that_is_away(void **state)
     come_back(stage);
 }
 
+/* One that waited for its turn when the VM went does not begin either. */
+static void no_disk_that_waits_grows_when_away(void **state)
+{
+    struct stage *stage = *state;
+    struct stage_request stuck = {0};
+    struct error err = {0};
+    stage_write_held(stage, WORLD_WRITE, &stuck, 1, 3, 1, 200);
+    struct stage_snapshot *snapshot = stage_create(stage, "s", 0);
+    STAGE_STEP_UNTIL(stage, stage->disks[0]->holding && stage->disks[1]->holding);
+    world_act_as(stage->world, stage->control);
+    vm_disk_grow(stage->vm, "vda", 2 * STAGE_DISK_BYTES, grown, &err);
+    world_act_as(stage->world, NULL);
+    assert_int_equal(err.code, 0);
+    leave(stage);
+    stage_let_go(stage);
+    stage_settle(stage);
+    assert_true(snapshot->answered && !snapshot->created);
+    assert_int_equal(err.code, EBUSY);
+    assert_non_null(strstr(err.text, reason));
+    assert_int_equal(stage->disks[0]->leaf->size_bytes, STAGE_DISK_BYTES);
+    come_back(stage);
+}
+
 /* What is noted for the next daemon. */
 static struct {
     struct io_message message;
@@ -297,6 +320,7 @@ int main(void)
         STAGE_TEST(those_that_wait_are_not_taken, .disk_count = 2),
         STAGE_TEST(a_freeze_in_progress_is_taken_back, .disk_count = 2),
         STAGE_TEST(no_disk_grows_that_is_away, .disk_count = 2),
+        STAGE_TEST(no_disk_that_waits_grows_when_away, .disk_count = 2),
         STAGE_TEST(nobody_leaves_before_that_is_noted, .disk_count = 2),
         STAGE_TEST(broken_for_the_next_daemon_as_well, .disk_count = 2, .restartable = true),
     };
