@@ -78,7 +78,7 @@ struct freezer {
     unsigned after_left;        /* hooks that this round of AFTER comes to */
     uint64_t hooks_due_ns;      /* the next round of those that failed */
     uint64_t agent_give_up_ns;  /* where the options name none */
-    bool agent_lost;            /* it is not tried any more */
+    bool agent_lost;            /* it is not tried any more: the options name none, or we are stopping */
     struct error agent_problem; /* why it is not thawed, or, of hooks, the last one that failed: */
     struct error after_error;
     struct error reason;
@@ -294,18 +294,19 @@ static void after_pause(struct freezer *freezer)
         end_stop(freezer);
 }
 
-/* An agent that was given up may have frozen the guest still: that stays noted. */
+/* An agent that was given up may have frozen the guest still: that stays noted, whatever hooks freeze later. */
 static void after_over(struct freezer *freezer)
 {
     struct error err;
     if (!freezer->agent_lost)
         end_trouble(freezer);
     freezer->trouble = freezer->after_error = (struct error){0};
-    if (!freezer->agent_lost)
+    if (!freezer->agent_lost) {
         freeze_record_remove(freezer->options.record_path);
-    else if (freeze_record_store(freezer->options.record_path, &freezer->record, &err) < 0)
+        freezer->record = (struct freeze_record){0};
+    } else if (freeze_record_store(freezer->options.record_path, &freezer->record, &err) < 0) {
         log_warning("%s", err.text);
-    freezer->record = (struct freeze_record){0};
+    }
     step_move(freezer, IDLE);
     io_task_queue(freezer->io, &freezer->tell);
 }
@@ -335,7 +336,8 @@ static void thawed(struct freezer *freezer)
 {
     hang_up(freezer);
     end_trouble(freezer);
-    freezer->record.agent[0] = 0;
+    if (!freezer->agent_lost)
+        freezer->record.agent[0] = 0;
     settle(freezer);
     after_begin(freezer);
 }
@@ -428,7 +430,7 @@ static void thaw_begin(struct freezer *freezer)
         freezer->frozen_ns = io_now_ns(freezer->io) - freezer->frozen_at_ns;
     step_move(freezer, THAWING);
     freezer->hooks_due_ns = 0;
-    if (freezer->record.agent[0])
+    if (agent_is_left(freezer))
         thaw_try(freezer);
     else
         thawed(freezer);
@@ -583,7 +585,6 @@ static void hooks_found(struct io_op *op, int64_t result)
 static void begin(struct freezer *freezer)
 {
     freezer->begun = true;
-    freezer->agent_lost = false;
     freezer->given_up = freezer->is_settled = freezer->held = false;
     freezer->reason = (struct error){0};
     freezer->frozen_ns = 0;

@@ -271,7 +271,7 @@ static void an_agent_that_is_gone_is_given_up(void **state)
     write_hook(&scene, "1", "", 0755);
     leave_frozen(&scene);
     move_agent(&scene, "unix:/moved.sock");
-    scene.use_agent = scene.use_hooks = false;
+    scene.use_agent = false;
     daemon_begin(&scene);
     world_run_for(scene.world, THAW_GIVE_UP_NS - 2 * NS_PER_S);
     freezer_status(scene.freezer, &status);
@@ -285,11 +285,17 @@ static void an_agent_that_is_gone_is_given_up(void **state)
     assert_null(status.trouble);
     assert_int_equal(freeze_record_load(scene.record, &record, &err), 0); /* for whoever knows better */
     assert_true(record.hooks.count == 0 && strcmp(record.agent, GUEST_ADDRESS) == 0);
+    world_call(scene.io, wish, &scene); /* hooks freeze and thaw, which is another thing */
+    world_run_for(scene.world, 5 * NS_PER_S);
+    assert_true(scene.settled_count == 1 && scene.outcome.held);
+    assert_int_equal(freeze_record_load(scene.record, &record, &err), 0);
+    assert_true(record.hooks.count == 0 && strcmp(record.agent, GUEST_ADDRESS) == 0);
     world_call(scene.io, stop, &scene);
     assert_true(world_run_until(scene.world, has_stopped, &scene, NS_PER_S));
     assert_false(scene.thawed_at_stop);
     freezer_destroy(scene.freezer);
-    scene.stopped = false;
+    scene.stopped = scene.use_hooks = false;
+    scene.asked = scene.frozen_count = scene.settled_count = 0;
     scene.use_agent = true;
     scene.agent = "unix:/moved.sock";
     daemon_begin(&scene);
