@@ -8,7 +8,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import threading
 import time
 
@@ -16,54 +15,39 @@ import nbd
 
 import frozen_kit
 import harness
+import listener
 
 MIB = 1 << 20
 
 
-class Agent:
+class Agent(listener.Listener):
     """A guest with three file systems, whose agent listens on a socket as QEMU does: one client at a time."""
 
     def __init__(self, path):
-        self.path, self.frozen, self.said = path, 0, []
+        self.frozen, self.said = 0, []
         self.deaf = threading.Event()    # hears, and does nothing
         self.refuses = threading.Event()  # freezes one file system, and fails
         self.hold = {}                   # command -> Event: it is done and answered when that is set
         self.heard = {name: threading.Event() for name in ("freeze", "thaw")}
         self.frozen_at, self.frozen_for = 0, []
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(str(path))
-        self.listener.listen(1)
-        self.listener.settimeout(0.1)
-        self.over = False
-        self.thread = threading.Thread(target=self.serve, daemon=True)
-        self.thread.start()
-
-    def __enter__(self):
-        return self
+        super().__init__(path)
 
     def __exit__(self, *_):
         self.over = True
         for event in self.hold.values():
             event.set()
-        self.thread.join(10)
-        self.listener.close()
+        super().__exit__()
 
-    def serve(self):
+    def serve(self, connection):
+        buffer = b""
         while not self.over:
-            try:
-                connection = self.listener.accept()[0]
-            except TimeoutError:
-                continue
-            with connection, contextlib.suppress(ConnectionError):
-                buffer = b""
-                while not self.over:
-                    while b"\n" in buffer:
-                        line, _, buffer = buffer.partition(b"\n")
-                        self.hear(connection, line)
-                    data = connection.recv(1000)
-                    if not data:
-                        break
-                    buffer += data
+            while b"\n" in buffer:
+                line, _, buffer = buffer.partition(b"\n")
+                self.hear(connection, line)
+            data = connection.recv(1000)
+            if not data:
+                break
+            buffer += data
 
     def hear(self, connection, line):
         if line.startswith(b"\xff"):

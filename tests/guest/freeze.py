@@ -8,43 +8,28 @@ import socket
 import threading
 
 import harness
+import listener
 import machine
 import vm
 from vm import MIB
 
 
-class Gate:
+class Gate(listener.Listener):
     """Between the daemon and the agent's socket: passes on everything, but holds back thaws while it is closed."""
 
     def __init__(self, path, agent):
-        self.path, self.agent, self.over = path, agent, False
+        self.agent = agent
         self.closed, self.holds = threading.Event(), threading.Event()
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(str(path))
-        self.listener.listen(4)
-        self.listener.settimeout(0.1)
-        self.thread = threading.Thread(target=self.serve, daemon=True)
-        self.thread.start()
+        super().__init__(path)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.over = True
-        self.thread.join(20)
-        self.listener.close()
-
-    def serve(self):
-        while not self.over:
-            with contextlib.suppress(TimeoutError):
-                client = self.listener.accept()[0]
-                with client, socket.socket(socket.AF_UNIX) as agent, contextlib.suppress(OSError):
-                    agent.connect(str(self.agent))
-                    back = threading.Thread(target=self.pass_on, args=(agent, client), daemon=True)
-                    back.start()
-                    self.pass_on(client, agent)
-                    agent.shutdown(socket.SHUT_RDWR)
-                    back.join(20)
+    def serve(self, client):
+        with socket.socket(socket.AF_UNIX) as agent:
+            agent.connect(str(self.agent))
+            back = threading.Thread(target=self.pass_on, args=(agent, client), daemon=True)
+            back.start()
+            self.pass_on(client, agent)
+            agent.shutdown(socket.SHUT_RDWR)
+            back.join(20)
 
     def pass_on(self, source, target):
         with contextlib.suppress(OSError):

@@ -2,7 +2,6 @@
 /* The program of the many lives of a daemon (lives.h); runner.h says how it is used. */
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "lives.h"
@@ -11,25 +10,17 @@
 void lives_fail(const struct lives *lives, const char *format, ...)
 {
     va_list arguments;
-    fprintf(stderr, "restart_sim: seed %llu, death %llu, %.6f s: ", (unsigned long long)lives->options.seed,
-            (unsigned long long)lives->result.deaths, (double)world_now(lives->stage->world) / (double)NS_PER_S);
     va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
-    va_end(arguments);
-    fputc('\n', stderr);
-    exit(1);
+    runner_fail("restart_sim", lives->options.seed, world_now(lives->stage->world), format, arguments);
 }
 
 void lives_trace(const struct lives *lives, const char *format, ...)
 {
-    if (!lives->options.trace)
-        return;
     va_list arguments;
-    fprintf(stderr, "%14.3f us -- ", (double)world_now(lives->stage->world) / 1000);
     va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
+    if (lives->options.trace)
+        runner_trace(world_now(lives->stage->world), format, arguments);
     va_end(arguments);
-    fputc('\n', stderr);
 }
 
 enum { DEATHS, POWER_LOSSES, CHECKS, BACKUPS, INCREMENTALS };

@@ -12,6 +12,7 @@
 
 #include "sim.h"
 #include "driver/file.h"
+#include "runner.h"
 #include "sim_leaf.h"
 
 #define NEWS_NS (30 * NS_PER_MS)    /* of a break to the control thread, however slow threads are */
@@ -20,24 +21,17 @@
 void sim_fail(const struct sim *sim, const char *format, ...)
 {
     va_list arguments;
-    fprintf(stderr, "vm_sim: seed %llu: ", (unsigned long long)sim->options.seed);
     va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
-    va_end(arguments);
-    fprintf(stderr, "\nrun it again: vm_sim --seed %llu --trace\n", (unsigned long long)sim->options.seed);
-    exit(1);
+    runner_fail("vm_sim", sim->options.seed, world_now(sim->world), format, arguments);
 }
 
 void sim_trace(const struct sim *sim, const char *format, ...)
 {
-    if (!sim->options.trace)
-        return;
     va_list arguments;
-    fprintf(stderr, "%14.6f us            ", (double)world_now(sim->world) / 1000);
     va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
+    if (sim->options.trace)
+        runner_trace(world_now(sim->world), format, arguments);
     va_end(arguments);
-    fputc('\n', stderr);
 }
 
 /* Makes reads fail, of copies, of readers and of the guest: all of a disk that is going bad. Chains are spared. */

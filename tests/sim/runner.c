@@ -370,6 +370,21 @@ static bool take_option(struct arguments *arguments, int option)
     return true;
 }
 
+void runner_fail(const char *name, uint64_t seed, uint64_t now_ns, const char *format, va_list arguments)
+{
+    fprintf(stderr, "%s: seed %llu, %.6f s: ", name, (unsigned long long)seed, (double)now_ns / 1e9);
+    vfprintf(stderr, format, arguments);
+    fprintf(stderr, "\nrun it again: %s --seed %llu --trace\n", name, (unsigned long long)seed);
+    exit(1);
+}
+
+void runner_trace(uint64_t now_ns, const char *format, va_list arguments)
+{
+    fprintf(stderr, "%14.3f us -- ", (double)now_ns / 1e3);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+}
+
 int runner_main(const struct runner *runner, int argc, char **argv)
 {
     const struct option options[] = {

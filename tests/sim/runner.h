@@ -15,6 +15,7 @@
 #ifndef TESTS_SIM_RUNNER_H
 #define TESTS_SIM_RUNNER_H
 
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -44,6 +45,11 @@ struct runner {
     unsigned mutant_requests; /* of one seed; 0: the simulation's own number */
     unsigned mutant_seconds;  /* of the processor, for one seed */
 };
+
+/* A run has failed, for that reason: ends the process. And a line of a run that is traced. At `now_ns` of its world. */
+void runner_fail(const char *name, uint64_t seed, uint64_t now_ns, const char *format, va_list arguments)
+    __attribute__((format(printf, 4, 0), noreturn));
+void runner_trace(uint64_t now_ns, const char *format, va_list arguments) __attribute__((format(printf, 2, 0)));
 
 int runner_main(const struct runner *runner, int argc, char **argv);
 

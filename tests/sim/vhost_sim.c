@@ -4,7 +4,6 @@
 
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "runner.h"
@@ -12,25 +11,17 @@
 void sim_fail(const struct sim *sim, const char *format, ...)
 {
     va_list arguments;
-    fprintf(stderr, "vhost_sim: seed %llu, %.6f s: ", (unsigned long long)sim->options.seed,
-            (double)world_now(sim->stage->world) / (double)NS_PER_S);
     va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
-    va_end(arguments);
-    fputc('\n', stderr);
-    exit(1);
+    runner_fail("vhost_sim", sim->options.seed, world_now(sim->stage->world), format, arguments);
 }
 
 void sim_trace(const struct sim *sim, const char *format, ...)
 {
-    if (!sim->options.trace)
-        return;
     va_list arguments;
-    fprintf(stderr, "%14.3f us -- ", (double)world_now(sim->stage->world) / 1000);
     va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
+    if (sim->options.trace)
+        runner_trace(world_now(sim->stage->world), format, arguments);
     va_end(arguments);
-    fputc('\n', stderr);
 }
 
 enum { REQUESTS, DEATHS, CONNECTIONS, RESETS, SHOTS, CHECKS, MIGRATIONS };
