@@ -2,7 +2,7 @@
 /*
  * How the front-ends of a VM say where it is: two disks that stop one after the other with a migration's log on, a guest
  * that comes back too soon, a VMM that dies in between, and a second daemon that awaits the VM while requests of the first
- * are in flight (C10, C14). And what any writer is bound by, C2 and C10 to C14, through rings. The exports and their
+ * are in flight (C10, C14). And what any writer is bound by, C2, C4, C8 and C10 to C14, through rings. The exports and their
  * sessions are the real ones.
  */
 #include <errno.h>
@@ -226,8 +226,8 @@ static void front_go_on(struct site *site, unsigned disk)
     front_start(site, disk);
 }
 
-/* Writes a block by the ring: header, data, status. */
-static void front_write(struct site *site, unsigned disk, uint64_t block, uint8_t value)
+/* Writes blocks by the ring: header, data, status. */
+static void front_write_blocks(struct site *site, unsigned disk, uint64_t block, unsigned count, uint8_t value)
 {
     struct front *front = &site->fronts[disk];
     const uint64_t header[2] = {1, block * (STAGE_BLOCK / 512)};
@@ -235,14 +235,19 @@ static void front_write(struct site *site, unsigned disk, uint64_t block, uint8_
         uint64_t address;
         uint32_t length;
         uint16_t flags, next;
-    } chain[] = {{0x3000, 16, 1, 1}, {0x4000, STAGE_BLOCK, 1, 2}, {0x3100, 1, 2, 0}};
+    } chain[] = {{0x3000, 16, 1, 1}, {0x4000, count * STAGE_BLOCK, 1, 2}, {0x3100, 1, 2, 0}};
     memcpy(front->memory + 0x3000, header, sizeof header);
-    memset(front->memory + 0x4000, value, STAGE_BLOCK);
+    memset(front->memory + 0x4000, value, count * STAGE_BLOCK);
     front->memory[0x3100] = 0x55;
     memcpy(front->memory, chain, sizeof chain);
     uint16_t *const available = (uint16_t *)(void *)(front->memory + 0x1000);
     available[2 + front->next % RING] = 0;
     available[1] = ++front->next;
+}
+
+static void front_write(struct site *site, unsigned disk, uint64_t block, uint8_t value)
+{
+    front_write_blocks(site, disk, block, 1, value);
 }
 
 static bool front_has_written(const struct front *front)
@@ -617,6 +622,81 @@ static void c2_a_ring_waits_for_the_cut_of_all_disks(void **state)
     site_end(&site);
 }
 
+struct watcher {
+    struct write_observer observer; /* first; of the bits of a disk */
+    unsigned told;
+};
+
+static void written(struct write_observer *observer, struct range range)
+{
+    assert_true(range.start == 7 * STAGE_BLOCK && range.length == STAGE_BLOCK);
+    ((struct watcher *)observer)->told++;
+}
+
+/* A write in a ring waits for a copy, and a cut passes it: neither a bit nor the count of what is in flight has it before
+ * the very step that hands it to the leaf, and it is of the time after the cut. In flight it is until the kernel's answer,
+ * though it has landed. */
+static void c4_a_rings_write_counts_when_it_is_submitted(void **state)
+{
+    struct stage *stage = *state;
+    struct disk *disk = stage->disks[0];
+    struct watcher watcher = {.observer.written = written};
+    struct site site;
+    site_begin(&site, stage);
+    list_append(&disk->observers, &watcher.observer.link);
+    struct stage_snapshot *before = stage_snapshot(stage, "s");
+    stage_hold(stage, WORLD_READ, 0);
+    front_write(&site, 0, 7, 70);
+    STAGE_STEP_UNTIL(stage, stage->held_count == 1);
+    struct stage_snapshot *passed = stage_snapshot(stage, "t");
+    assert_true(watcher.told == 0 && disk->writes_in_flight == 0);
+    stage_hold(stage, WORLD_WRITE, 0);
+    assert_true(world_let_go(stage->world, stage->held[0]));
+    while (stage->held_count < 2) {
+        assert_true(watcher.told == 0 && disk->writes_in_flight == 0);
+        assert_true(world_step(stage->world));
+    }
+    assert_true(watcher.told == 1 && disk->writes_in_flight == 1);
+    assert_true(world_land(stage->world, stage->held[1]));
+    struct stage_snapshot *after = stage_create(stage, "u", 0);
+    stage_settle(stage);
+    assert_true(disk->holding && !after->answered && !front_has_written(&site.fronts[0]));
+    stage_let_go(stage);
+    stage_settle(stage);
+    assert_true(after->created && watcher.told == 1 && disk->writes_in_flight == 0);
+    assert_true(front_has_written(&site.fronts[0]));
+    assert_int_equal(stage_value(stage, before, 0, 7), stage_first_value(0, 7));
+    assert_int_equal(stage_value(stage, passed, 0, 7), stage_first_value(0, 7));
+    assert_int_equal(stage_value(stage, after, 0, 7), 70);
+    list_remove(&watcher.observer.link);
+    site_end(&site);
+}
+
+/* A write in a ring waits for room, and parks again after each release: its time is counted from its first park. */
+static void c8_a_rings_write_waits_from_its_first_park(void **state)
+{
+    struct stage *stage = *state;
+    struct site site;
+    site_begin(&site, stage);
+    struct stage_snapshot *snapshot = stage_snapshot(stage, "s");
+    stage_overwrite_all(stage, 0, 0, 128, 200); /* all the room that there is */
+    assert_int_equal(stage_release(stage, snapshot, 0, 0, 1), 0);
+    const uint64_t began_ns = world_now(stage->world);
+    front_write_blocks(&site, 0, 200, 4, 201);
+    for (uint64_t block = 1; block < 3; block++) {
+        world_run_for(stage->world, 8 * NS_PER_MS);
+        assert_false(front_has_written(&site.fronts[0]) || snapshot->broken);
+        assert_int_equal(stage_release(stage, snapshot, 0, block, 1), 0);
+    }
+    STAGE_STEP_UNTIL(stage, front_has_written(&site.fronts[0]));
+    const uint64_t waited_ns = world_now(stage->world) - began_ns;
+    assert_true(waited_ns >= 20 * NS_PER_MS && waited_ns < 30 * NS_PER_MS);
+    stage_settle(stage);
+    assert_true(snapshot->broken && strstr(snapshot->reason, "waited"));
+    assert_int_equal(world_file_bytes(stage->files[0])[203 * STAGE_BLOCK], 201);
+    site_end(&site);
+}
+
 /* A daemon is killed with a write in flight: it has landed before the next one serves a ring, and not on top of what the
  * guest writes then. The snapshot is the next daemon's (C11), with what was preserved, and without what was released
  * (C12). */
@@ -707,6 +787,9 @@ int main(void)
         STAGE_TEST(only_a_log_tells, .disk_count = 2),
         STAGE_TEST(an_end_in_the_leaving, .disk_count = 2),
         STAGE_TEST(c2_a_ring_waits_for_the_cut_of_all_disks, .disk_count = 2),
+        STAGE_TEST(c4_a_rings_write_counts_when_it_is_submitted, .disk_count = 2),
+        STAGE_TEST(c8_a_rings_write_waits_from_its_first_park, .disk_count = 2, .segments = 2,
+                   .cbw_timeout_ns = 20 * NS_PER_MS),
         STAGE_TEST(c10_c11_c12_rings_of_the_next_daemon, .disk_count = 2, .restartable = true),
         STAGE_TEST(c13_a_full_tmpfs_costs_a_ring_nothing, .disk_count = 2, .tmpfs_bytes = 64 * STAGE_BLOCK),
         STAGE_TEST(c14_a_parked_write_is_settled_before_the_next_vmm, .disk_count = 2),
