@@ -409,6 +409,7 @@ def test_the_client_and_a_daemon_that_goes_twice(t):
     t.daemons.clear()
     d = t.daemon({"vda": disk})
     harness.wait_for("the client has come back", lambda: watched(d), 20)
+    time.sleep(2)  # connected is not yet back: it looks for its job first, and says nothing of another loss before that
     os.read(push.stderr.fileno(), 4096)
     d.kill()
     harness.wait_for("the client waits", lambda: b"waiting" in os.read(push.stderr.fileno(), 4096), 20)
