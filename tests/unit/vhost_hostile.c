@@ -271,6 +271,74 @@ static void complaints_are_few(void **state)
     assert_int_equal(later, lines + 2); /* how many were left out, and this one */
 }
 
+/* --- a neighbour on the same reactor */
+
+struct street { /* one guest keeps its ring full, the other one has one request at a time */
+    struct scene *abuser, *neighbour;
+    void (*add)(struct scene *scene); /* the abuser's request */
+    struct io_timer tick;
+    uint64_t abuses, served, enough; /* requests returned */
+};
+
+/* Costs no disk anything, and has no room for an answer. */
+static void add_short_request(struct scene *scene)
+{
+    const struct part part = {DATA_AT, sizeof(struct virtio_blk_header), false};
+    *(struct virtio_blk_header *)(void *)(scene->memory + DATA_AT) = (struct virtio_blk_header){.type = 99};
+    assert_true(driver_add(&scene->driver, &part, 1, 0, 5));
+}
+
+static void show(struct scene *scene)
+{
+    driver_show(&scene->driver);
+    if (driver_must_kick(&scene->driver))
+        assert_int_equal(eventfd_write(scene->kick, 1), 0);
+}
+
+static void live(struct io_timer *timer)
+{
+    struct street *street = container_of(timer, struct street, tick);
+    enum { LONGEST = 6 }; /* descriptors */
+    scene_let_go(street->abuser);
+    street->abuses += returned(street->abuser);
+    while (street->abuser->driver.free_count >= LONGEST)
+        street->add(street->abuser);
+    show(street->abuser);
+    if (street->neighbour->driver.free_count == QUEUE_SIZE || returned(street->neighbour) > 0) {
+        street->served++;
+        add_short_request(street->neighbour);
+        show(street->neighbour);
+    }
+    if (street->abuses >= street->enough)
+        ring_quit(street->abuser->io);
+    else
+        io_timer_set(street->abuser->io, timer, io_now_ns(street->abuser->io));
+}
+
+static void run_street(struct scene *abuser, void (*add)(struct scene *scene), uint64_t enough, uint64_t share)
+{
+    struct street street = {.abuser = abuser, .add = add, .tick.fire = live, .enough = enough};
+    void *neighbour = street.neighbour = scene_begin_beside(abuser);
+    assert_non_null(neighbour);
+    abuser->node.size_bytes = 16 * MIB;
+    io_timer_set(abuser->io, &street.tick, 0);
+    ring_run(abuser->io);
+    scene_end(&neighbour);
+    assert_true(street.served >= street.abuses / share);
+}
+
+/* What a guest may take in two ticks, or have under way, is the most that it gets done for each request of its neighbour's:
+ * counted, not timed, for all of it is one thread. */
+static void a_neighbour_of_short_requests_has_its_share(void **state)
+{
+    run_street(*state, add_short_request, 200000, 2 * LIMIT_VHOST_REQUESTS);
+}
+
+static void a_neighbour_of_long_requests_has_its_share(void **state)
+{
+    run_street(*state, add_long_write, 4000, LIMIT_VHOST_BYTES / MIB);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -280,6 +348,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(kicks_in_vain_make_deaf, scene_begin, scene_end),
         cmocka_unit_test_setup_teardown(memory_changes_wait_for_the_oldest, scene_begin, scene_end),
         cmocka_unit_test_setup_teardown(complaints_are_few, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(a_neighbour_of_short_requests_has_its_share, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(a_neighbour_of_long_requests_has_its_share, scene_begin, scene_end),
     };
     return cmocka_run_group_tests_name("vhost_hostile", tests, NULL, NULL);
 }

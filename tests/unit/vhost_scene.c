@@ -221,13 +221,10 @@ void scene_ended(void *argument)
     ((struct scene *)argument)->ended = true;
 }
 
-int scene_begin(void **state)
+static int begin(struct scene *scene)
 {
-    struct scene *scene = calloc(1, sizeof *scene);
-    struct error err;
-    *state = scene;
     strcpy(scene->folder, "/tmp/fleece-vhost-XXXXXX");
-    if (!mkdtemp(scene->folder) || ring_create(&scene->io, &err) < 0)
+    if (!mkdtemp(scene->folder))
         return -1;
     snprintf(scene->socket, sizeof scene->socket, "%s/s", scene->folder);
     scene->node = (struct node){.ops = &holding_ops, .io = scene->io, .size_bytes = 1 << 20, .alignment_bytes = 512};
@@ -250,6 +247,22 @@ int scene_begin(void **state)
     return 0;
 }
 
+int scene_begin(void **state)
+{
+    struct scene *scene = calloc(1, sizeof *scene);
+    struct error err;
+    *state = scene;
+    return ring_create(&scene->io, &err) < 0 ? -1 : begin(scene);
+}
+
+struct scene *scene_begin_beside(struct scene *first)
+{
+    struct scene *scene = calloc(1, sizeof *scene);
+    scene->io = first->io;
+    scene->beside = true;
+    return begin(scene) < 0 ? NULL : scene;
+}
+
 int scene_end(void **state)
 {
     struct scene *scene = *state;
@@ -258,7 +271,8 @@ int scene_end(void **state)
         vhost_export_end(scene->export, scene_ended, scene);
         scene_run_until(scene, scene_is_ended);
     }
-    ring_destroy(scene->io);
+    if (!scene->beside)
+        ring_destroy(scene->io);
     close(scene->fd);
     close(scene->memory_fd);
     close(scene->kick);

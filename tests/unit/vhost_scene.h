@@ -26,6 +26,7 @@ extern const struct driver_place scene_ring_place;
 
 struct scene {
     struct io *io;
+    bool beside; /* on the reactor of another scene */
     struct node node;
     struct list held; /* requests that the node keeps */
     unsigned held_count;
@@ -67,6 +68,8 @@ void scene_write_sector(struct scene *scene);
 bool scene_request_is_returned(struct scene *scene);
 
 int scene_begin(void **state);
+/* Another disk on the reactor of `first`; ends before that. NULL: it could not be made. */
+struct scene *scene_begin_beside(struct scene *first);
 int scene_end(void **state);
 
 #endif
