@@ -214,6 +214,7 @@ static void come_back(struct push *push)
         end_with(push, "the daemon was started again, and has no such job any more: it is not known how it ended");
         return;
     }
+    cli_note("the daemon is back: job '%s' is %s", push->job, cli_text(job, "status"));
     push->came_back = true;
     push->done_bytes = (uint64_t)json_integer_value(json_object_get(job, "current-progress"));
     look(push);
