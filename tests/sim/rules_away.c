@@ -220,72 +220,35 @@ static void no_disk_that_waits_grows_when_away(void **state)
     come_back(stage);
 }
 
-/* What is noted for the next daemon. */
-static struct {
-    struct io_message message;
-    unsigned away, back;
-    bool noted;
-    void (*done)(void *argument);
-    void *argument;
-} note;
-
-static void disks_away(void *context, bool away, void (*done)(void *argument), void *argument)
-{
-    (void)context;
-    assert_null(note.done); /* one at a time */
-    if (away)
-        note.away++;
-    else
-        note.back++;
-    note.noted = away;
-    note.done = done;
-    note.argument = argument;
-}
-
-static void note_is_durable(void *argument)
-{
-    void (*done)(void *) = note.done;
-    (void)argument;
-    assert_non_null(done);
-    note.done = NULL;
-    done(note.argument);
-}
-
-static void note_begin(struct stage *stage)
-{
-    memset(&note, 0, sizeof note);
-    stage->vm->options.hooks.disks_away = disks_away;
-}
-
 /* It has not left before that is durable (C20); coming back waits for nothing, and is noted after that. */
 static void nobody_leaves_before_that_is_noted(void **state)
 {
     struct stage *stage = *state;
     bool left;
-    note_begin(stage);
+    stage_note_away(stage);
     begin_to_leave(stage, &left);
     stage_settle(stage);
     assert_false(left);
     come_back(stage); /* before it was noted */
-    assert_int_equal(note.away, 1);
-    assert_int_equal(note.back, 0);
-    world_call(stage->control, note_is_durable, NULL);
+    assert_int_equal(stage->away.away, 1);
+    assert_int_equal(stage->away.back, 0);
+    world_call(stage->control, stage_noted, stage);
     stage_settle(stage);
-    assert_int_equal(note.back, 1);
-    assert_false(left || note.noted);
-    world_call(stage->control, note_is_durable, NULL);
+    assert_int_equal(stage->away.back, 1);
+    assert_false(left || stage->away.noted);
+    world_call(stage->control, stage_noted, stage);
     assert_true(left);
     begin_to_leave(stage, &left);
     stage_settle(stage);
-    assert_true(note.noted && !left);
-    world_call(stage->control, note_is_durable, NULL);
+    assert_true(stage->away.noted && !left);
+    world_call(stage->control, stage_noted, stage);
     STAGE_STEP_UNTIL(stage, left);
     come_back(stage); /* and it ends while that is being noted */
-    assert_int_equal(note.back, 2);
+    assert_int_equal(stage->away.back, 2);
     stage_destroy_vm(stage);
     stage_settle(stage);
     assert_false(stage->gone);
-    world_call(stage->control, note_is_durable, NULL);
+    world_call(stage->control, stage_noted, stage);
     stage_settle(stage);
     assert_true(stage->gone);
 }

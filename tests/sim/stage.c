@@ -12,6 +12,7 @@
 
 #include "base/limits.h"
 #include "driver/file.h"
+#include "vm/vm_private.h"
 
 /* ---- the disk's operations ---- */
 
@@ -714,4 +715,31 @@ void stage_delete(struct stage *stage, struct stage_snapshot *snapshot)
     world_act_as(stage->world, stage->control);
     vm_snapshot_delete(stage->vm, snapshot->name, delete_done, stage);
     world_act_as(stage->world, NULL);
+}
+
+static void disks_away(void *context, bool away, void (*done)(void *argument), void *argument)
+{
+    struct stage *stage = context;
+    assert_null(stage->away.done); /* one at a time */
+    if (away)
+        stage->away.away++;
+    else
+        stage->away.back++;
+    stage->away.noted = away;
+    stage->away.done = done;
+    stage->away.argument = argument;
+}
+
+void stage_note_away(struct stage *stage)
+{
+    stage->vm->options.hooks.disks_away = disks_away;
+}
+
+void stage_noted(void *argument)
+{
+    struct stage *stage = argument;
+    void (*done)(void *) = stage->away.done;
+    assert_non_null(done);
+    stage->away.done = NULL;
+    done(stage->away.argument);
 }

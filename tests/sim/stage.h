@@ -62,6 +62,12 @@ struct stage {
     struct stage_answer answers[STAGE_SNAPSHOTS * STAGE_DISKS * 2];
     unsigned answer_count, kept;
     bool gone;
+    struct { /* what was to be noted for the next daemon, from stage_note_away() on */
+        unsigned away, back;
+        bool noted; /* what was said last */
+        void (*done)(void *argument);
+        void *argument;
+    } away;
     struct vm_options options;
     uint64_t disk_bytes;
     bool restartable, tracked, adopted, dead;
@@ -174,6 +180,10 @@ struct stage_snapshot *stage_create_with(struct stage *stage, const char *name, 
 struct stage_snapshot *stage_snapshot(struct stage *stage, const char *name);
 void stage_delete(struct stage *stage, struct stage_snapshot *snapshot); /* asks; settle, then look at `deleted` */
 void stage_withdraw(struct stage *stage);
+
+/* That the VM is away, or back, is noted from now on; and what was said last is durable now (for world_call()). */
+void stage_note_away(struct stage *stage);
+void stage_noted(void *stage);
 
 /* Steps until the condition holds; a second of virtual time at most. */
 #define STAGE_STEP_UNTIL(stage, condition)                             \
