@@ -3,8 +3,8 @@
  * A change of what the header says: its first sector is read, changed, written and synced. All fields that are ever changed
  * lie there, so a crash leaves what was there before or what is there now.
  *
- * The table of refcount blocks has the same sector changed when it grows (grow.c): one of them at a time. Whoever allocates
- * clusters meanwhile waits, lest that begins.
+ * The table of refcount blocks has the same sector changed when it grows (reftable_grow.c): one of them at a time. Whoever
+ * allocates clusters meanwhile waits, lest that begins.
  *
  * When the write or the sync fails, nobody knows what the file holds. Whoever asked for the change decides what that means.
  */

@@ -318,7 +318,8 @@ void freed_add(struct qcow2 *image, uint64_t offset, uint64_t bytes, bool zero);
 /* Counts down those of it that one page counts. */
 int clusters_release(struct qcow2 *image, struct freed *freed, struct qcow2_waiter *waiter);
 
-/* grow.c: a larger table of refcount blocks, for clusters from this one on. -EAGAIN: the waiter is queued; or -ENOSPC. */
+/* reftable_grow.c: a larger table of refcount blocks, for clusters from this one on. -EAGAIN: the waiter is queued; or
+ * -ENOSPC. */
 int table_grow(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waiter);
 /* While image->grow is there nobody allocates. */
 void grow_wait(struct qcow2 *image, struct qcow2_waiter *waiter);

@@ -7,9 +7,8 @@
  *   cache.c     pages of metadata in memory
  *   commit.c    ... and to the file, in an order that a crash may interrupt
  *   through.c   ... or at once
- *   refcount.c  which clusters are used; new ones
+ *   refcount.c  which clusters are used; new ones            reftable_grow.c  a larger table of counts
  *   pool.c      ... counted ahead; those that became free
- *   grow.c      a larger table of counts
  *   extend.c    a larger disk      l1_grow.c  its L1 table      header_change.c  what both say in the header
  *   mapping.c   from the guest's clusters to the file's
  *   read.c, inflate.c, status.c, write.c, zero.c  requests

@@ -7,7 +7,7 @@
  * left half done is ever used again: a mapping that was lost can't meet new data in its old place.
  *
  * A refcount block takes the first cluster that is free, and counts itself when it is the one that covers it. The table of
- * blocks that qcow2_create() makes is large enough for all that a disk of this size can need; others grow (grow.c).
+ * blocks that qcow2_create() makes is large enough for all that a disk of this size can need; others grow (reftable_grow.c).
  *
  * An allocation is decided afresh from its beginning after each wait, and changes counts only when all pages that it needs
  * are in memory: a page of an L2 table has 512 entries at most, and the counts of 512 clusters lie in two to nine pages.
