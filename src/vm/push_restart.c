@@ -44,10 +44,10 @@ static int64_t open_again(void *argument)
     int status = 0;
     for (unsigned i = 0; i < push->disk_count && status == 0; i++) {
         struct push_disk *disk = &push->disks[i];
-        const struct target_options options = {
-            .size_bytes = disk->size_bytes, .stop = &push->stop, .written = &disk->progress->written};
         if (!disk->where)
             continue;
+        const struct target_options options = {
+            .size_bytes = disk->size_bytes, .stop = &push->stop, .written = &disk->progress->written};
         status = atomic_load(&push->stop) ? error_set(&disk->err, ECANCELED, "job '%s' was cancelled", push->job.id)
                                           : target_open_again(disk->disk->node.io, &options, &disk->target, &disk->err);
         disk->status = status;

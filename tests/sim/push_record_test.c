@@ -15,6 +15,7 @@
 #include "world.h"
 
 #define FOLDER "/dev/shm/fleece-1/vm"
+#define SNAPSHOT "01234567-89ab-4cde-8f01-23456789abcd"
 
 struct scene {
     struct world *world;
@@ -69,7 +70,7 @@ static void what_was_asked_for_comes_out_again(void **state)
     struct snapshot_table_disk disks[LIMIT_DISKS];
     const struct push_cut cut = {.hold_ns = 5, .consistency = CONSISTENT_HOOKS, .consistency_reason = "so"};
     struct error err;
-    push_record_begin(&scene->record, "0123", &cut);
+    push_record_begin(&scene->record, SNAPSHOT, &cut);
     push_record_fail(&scene->record, -EIO, "it failed");
     leave(scene);
     assert_int_equal(push_record_adopt(&scene->record, scene->io, FOLDER, 2, &err), -ENOENT);
@@ -88,7 +89,7 @@ static void what_was_asked_for_comes_out_again(void **state)
     assert_int_equal(layout->state, PUSH_RECORD_FAILED);
     assert_int_equal(layout->status, -EIO);
     assert_string_equal(layout->reason, "it failed");
-    assert_string_equal(layout->snapshot, "0123");
+    assert_string_equal(layout->snapshot, SNAPSHOT);
     assert_int_equal(layout->consistency, CONSISTENT_HOOKS);
     assert_int_equal(push_record_owners(layout, MEMORY_HEAD_BYTES, disks), 2);
     assert_int_equal(disks[1].identity.inode, 4);
