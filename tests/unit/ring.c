@@ -520,7 +520,7 @@ static void addresses_are_taken_apart(void **state)
 
 /* The heap against a plain array. */
 
-static unsigned entered; /* the kernel, without waiting */
+static atomic_uint entered; /* the kernel, without waiting; reactors of other tests do it on threads of theirs */
 static unsigned ticks_left;
 static struct io *watcher;
 
