@@ -550,6 +550,8 @@ static void push_has_snapshot(void *argument, struct snapshot *snapshot, const s
 static int64_t open_targets(void *argument)
 {
     struct push *push = argument;
+    int (*const open)(struct io *, const struct target_options *, struct target *,
+                      struct error *) = push->taken_over ? target_open_again : target_open;
     int status = 0;
     for (unsigned i = 0; i < push->disk_count && status == 0; i++) {
         struct push_disk *disk = &push->disks[i];
@@ -560,22 +562,34 @@ static int64_t open_targets(void *argument)
                                                .existing = push->bitmap != NULL,
                                                .force = push->options.force,
                                                .stop = &push->stop,
-                                               .note = disk->progress ? &disk->progress->note : &disk->note};
+                                               .note = disk->progress ? &disk->progress->note : &disk->note,
+                                               .written = disk->progress ? &disk->progress->written : NULL};
         status = atomic_load(&push->stop) ? error_set(&disk->err, ECANCELED, "job '%s' was cancelled", push->job.id)
-                                          : target_open(disk->disk->node.io, &options, &disk->target, &disk->err);
+                                          : open(disk->disk->node.io, &options, &disk->target, &disk->err);
         disk->status = status;
     }
     return 0;
+}
+
+void push_open_targets(struct push *push, void (*opened)(struct io_op *op, int64_t result))
+{
+    push->work.done = opened;
+    io_work(push->vm->io, &push->work, open_targets, push);
+}
+
+bool push_targets_are_open(struct push *push)
+{
+    for (unsigned i = 0; i < push->disk_count; i++)
+        if (push->disks[i].status < 0)
+            push_fail(push, &push->disks[i].err);
+    return push->status == 0;
 }
 
 static void targets_opened(struct io_op *op, int64_t result)
 {
     struct push *push = container_of(op, struct push, work);
     (void)result;
-    for (unsigned i = 0; i < push->disk_count; i++)
-        if (push->disks[i].status < 0)
-            push_fail(push, &push->disks[i].err);
-    if (push->status < 0) {
+    if (!push_targets_are_open(push)) {
         push_close(push);
         return;
     }
@@ -721,8 +735,7 @@ void push_start(struct vm *vm, struct job_table *jobs, const struct push_options
     push->argument = argument;
     push->number = free_number(jobs, push);
     push_make_record(push, options);
-    push->work.done = targets_opened;
-    io_work(vm->io, &push->work, open_targets, push);
+    push_open_targets(push, targets_opened);
 }
 
 bool push_disk_info(const struct job *job, unsigned index, struct push_disk_info *info)

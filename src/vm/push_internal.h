@@ -61,6 +61,10 @@ void push_fail(struct push *push, const struct error *err);
 void push_fail_cancelled(struct push *push);
 /* The snapshot is there and lives, and is the job's: from now on it is held. */
 void push_hold_snapshot(struct push *push, struct snapshot *snapshot);
+/* Opens the targets, or opens those of a killed daemon again, on a helper thread; then opened(&push->work). And in there:
+ * whether all are open; else it fails with the reason. */
+void push_open_targets(struct push *push, void (*opened)(struct io_op *op, int64_t result));
+bool push_targets_are_open(struct push *push);
 /* COPYING: the targets are open. And: the copy is over, or nothing is left of it but its end. */
 void push_copy(struct push *push);
 void push_end(struct push *push);

@@ -37,35 +37,14 @@
 
 /* ---- going on ---- */
 
-/* On a helper thread; the push is only read. */
-static int64_t open_again(void *argument)
-{
-    struct push *push = argument;
-    int status = 0;
-    for (unsigned i = 0; i < push->disk_count && status == 0; i++) {
-        struct push_disk *disk = &push->disks[i];
-        if (!disk->where)
-            continue;
-        const struct target_options options = {
-            .size_bytes = disk->size_bytes, .stop = &push->stop, .written = &disk->progress->written};
-        status = atomic_load(&push->stop) ? error_set(&disk->err, ECANCELED, "job '%s' was cancelled", push->job.id)
-                                          : target_open_again(disk->disk->node.io, &options, &disk->target, &disk->err);
-        disk->status = status;
-    }
-    return 0;
-}
-
 static void opened_again(struct io_op *op, int64_t result)
 {
     struct push *push = container_of(op, struct push, work);
     (void)result;
-    for (unsigned i = 0; i < push->disk_count; i++)
-        if (push->disks[i].status < 0)
-            push_fail(push, &push->disks[i].err);
-    if (push->status < 0)
-        push_end(push);
-    else
+    if (push_targets_are_open(push))
         push_copy(push);
+    else
+        push_end(push);
 }
 
 void push_go_on(struct push *push)
@@ -78,8 +57,7 @@ void push_go_on(struct push *push)
         push_end(push);
     } else {
         push_move(push, PUSH_OPENING_AGAIN);
-        push->work.done = opened_again;
-        io_work(push->vm->io, &push->work, open_again, push);
+        push_open_targets(push, opened_again);
     }
 }
 
