@@ -4,6 +4,7 @@
 #include "block/node.h"
 
 #include <assert.h>
+#include <errno.h>
 
 void node_submit(struct node *node, struct request *req)
 {
@@ -23,6 +24,17 @@ void node_submit(struct node *node, struct request *req)
         return;
     }
     node->ops->submit(node, req);
+}
+
+int node_check_size(uint64_t size_bytes, uint64_t unit_bytes, struct error *err)
+{
+    if (size_bytes > LIMIT_DISK_BYTES)
+        return error_set(err, EFBIG, "can't have %llu bytes, the limit is %llu", (unsigned long long)size_bytes,
+                         (unsigned long long)LIMIT_DISK_BYTES);
+    if (size_bytes % unit_bytes != 0)
+        return error_set(err, EINVAL, "can't get %llu bytes: the size must be a multiple of %llu",
+                         (unsigned long long)size_bytes, (unsigned long long)unit_bytes);
+    return 0;
 }
 
 void node_destroy(struct node *node)

@@ -21,6 +21,10 @@ struct node_extension {
     struct io_op work;
 };
 
+/* What holds for the sizes of all leaves; `unit_bytes`: of which it must be a multiple. 0, -EFBIG or -EINVAL with a sentence
+ * as of an extension. */
+int node_check_size(uint64_t size_bytes, uint64_t unit_bytes, struct error *err);
+
 struct node_ops {
     const char *driver; /* "file", "null", "nbd", "copy-before-write", "snapshot-access", "disk" */
     /* Takes over the request; see block/request.h. The range has been checked against the size. */

@@ -19,13 +19,7 @@
 static int check_size(const struct file_node *file, uint64_t size_bytes, struct error *err)
 {
     const uint64_t unit = file->alignment_bytes > IMAGE_SECTOR_BYTES ? file->alignment_bytes : IMAGE_SECTOR_BYTES;
-    if (size_bytes > LIMIT_DISK_BYTES)
-        return error_set(err, EFBIG, "can't have %llu bytes, the limit is %llu", (unsigned long long)size_bytes,
-                         (unsigned long long)LIMIT_DISK_BYTES);
-    if (size_bytes % unit != 0)
-        return error_set(err, EINVAL, "can't get %llu bytes: the size must be a multiple of %llu",
-                         (unsigned long long)size_bytes, (unsigned long long)unit);
-    return 0;
+    return node_check_size(size_bytes, unit, err);
 }
 
 /* What we have added, unless somebody else has changed the file since: its old size is the node's. */
