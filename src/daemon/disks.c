@@ -8,7 +8,6 @@
  */
 #include "daemon/disks.h"
 
-#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -20,6 +19,7 @@
 #include "base/log.h"
 #include "driver/file.h"
 #include "driver/null.h"
+#include "driver/qcow2/header.h"
 #include "job/image_chain.h"
 
 static void say_waiting(void *context, const char *path)
@@ -108,8 +108,7 @@ struct disk_identity disks_identify(const struct disks *disks, unsigned index)
 /* The size that the header of a qcow2 image tells; what else it holds is looked at when the image is opened. */
 static int look_at_qcow2(struct disks *disks, const struct disk_options *disk, struct node *stand_in)
 {
-    uint8_t header[32];
-    uint64_t size = 0;
+    uint8_t header[QCOW2_SIZE_AT + sizeof(uint64_t)];
     const int fd = open(disk->path, O_RDONLY | O_CLOEXEC);
     const ssize_t got = fd < 0 ? -1 : pread(fd, header, sizeof header, 0);
     const int error = errno;
@@ -118,10 +117,9 @@ static int look_at_qcow2(struct disks *disks, const struct disk_options *disk, s
     if (got < 0)
         return error_set(&disks->err, error, "--disk %s: image \"%.300s\" cannot be read: %s", disk->name, disk->path,
                          error_name(error));
-    if (got < (ssize_t)sizeof header || memcmp(header, "QFI\xfb", 4) != 0)
+    if (got < (ssize_t)sizeof header || load_be32(header) != QCOW2_MAGIC)
         return error_set(&disks->err, EINVAL, "--disk %s: \"%.300s\" is no qcow2 image", disk->name, disk->path);
-    memcpy(&size, header + 24, sizeof size);
-    stand_in->size_bytes = be64toh(size);
+    stand_in->size_bytes = load_be64(header + QCOW2_SIZE_AT);
     stand_in->alignment_bytes = (uint32_t)BLOCK_BYTES_MIN;
     return 0;
 }

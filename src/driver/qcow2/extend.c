@@ -20,8 +20,6 @@
 #include "base/probe.h"
 #include "driver/qcow2/internal.h"
 
-enum { SIZE_AT = 24 };
-
 static void extend_go_on(struct qcow2_extend *extend, int status);
 
 static void extend_wake(struct qcow2_waiter *waiter, int status)
@@ -38,7 +36,7 @@ static void name_size(struct header_change *change, uint8_t *sector)
 {
     const struct qcow2_extend *extend = container_of(change, struct qcow2_extend, header);
     change->image->named_bytes = extend->extension->size_bytes;
-    store_be64(sector + SIZE_AT, extend->extension->size_bytes);
+    store_be64(sector + QCOW2_SIZE_AT, extend->extension->size_bytes);
 }
 
 static void header_changed(struct header_change *change, int status)
@@ -145,12 +143,9 @@ static int check_size(const struct qcow2 *image, uint64_t size, struct error *er
 {
     const uint64_t l1_bytes = 8 * qcow2_l1_entries(size, image->cluster_bits, image->subclusters > 1);
     const uint64_t counts = (l1_bytes >> image->cluster_bits) * image->refcount_bits / 8;
-    if (size > LIMIT_DISK_BYTES)
-        return error_set(err, EFBIG, "can't have %llu bytes, the limit is %llu", (unsigned long long)size,
-                         (unsigned long long)LIMIT_DISK_BYTES);
-    if (size % IMAGE_SECTOR_BYTES != 0)
-        return error_set(err, EINVAL, "can't get %llu bytes: the size must be a multiple of %llu",
-                         (unsigned long long)size, (unsigned long long)IMAGE_SECTOR_BYTES);
+    const int status = node_check_size(size, IMAGE_SECTOR_BYTES, err);
+    if (status < 0)
+        return status;
     if (l1_bytes > LIMIT_QCOW2_L1_BYTES || counts > (uint64_t)LIMIT_QCOW2_L1_COUNT_PAGES * image->page_bytes)
         return error_set(err, EFBIG,
                          "can't get %llu bytes: its image has clusters of %u bytes, and would need an L1 table of %llu",

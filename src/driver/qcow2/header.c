@@ -53,16 +53,16 @@ static int parse_fixed(struct parsing *p)
         return error_set(p->err, EINVAL, "its clusters have 2^%u bytes; 2^%d to 2^%d are right", header->cluster_bits,
                          QCOW2_CLUSTER_BITS_MIN, QCOW2_CLUSTER_BITS_MAX);
     p->cluster_bytes = UINT64_C(1) << header->cluster_bits;
-    header->size_bytes = load_be64(bytes + 24);
+    header->size_bytes = load_be64(bytes + QCOW2_SIZE_AT);
     if (header->size_bytes == 0 || header->size_bytes > LIMIT_DISK_BYTES)
         return error_set(p->err, EFBIG, "its disk has %llu bytes; 1 to %llu are right",
                          (unsigned long long)header->size_bytes, (unsigned long long)LIMIT_DISK_BYTES);
     if (load_be32(bytes + 32) != 0)
         return error_set(p->err, ENOTSUP, "it is encrypted (method %u), which is not supported", load_be32(bytes + 32));
-    header->l1_entries = load_be32(bytes + 36);
-    header->l1_offset = load_be64(bytes + 40);
-    header->reftable_offset = load_be64(bytes + 48);
-    header->reftable_clusters = load_be32(bytes + 56);
+    header->l1_entries = load_be32(bytes + QCOW2_L1_ENTRIES_AT);
+    header->l1_offset = load_be64(bytes + QCOW2_L1_OFFSET_AT);
+    header->reftable_offset = load_be64(bytes + QCOW2_REFTABLE_OFFSET_AT);
+    header->reftable_clusters = load_be32(bytes + QCOW2_REFTABLE_CLUSTERS_AT);
     header->snapshots = load_be32(bytes + 60);
     header->refcount_order = 4;
     p->header_bytes = HEADER_V2_BYTES;
@@ -261,11 +261,11 @@ int qcow2_header_build(const struct qcow2_header *header, uint8_t *bytes, size_t
     store_be32(bytes, QCOW2_MAGIC);
     store_be32(bytes + 4, 3);
     store_be32(bytes + 20, header->cluster_bits);
-    store_be64(bytes + 24, header->size_bytes);
-    store_be32(bytes + 36, (uint32_t)header->l1_entries);
-    store_be64(bytes + 40, header->l1_offset);
-    store_be64(bytes + 48, header->reftable_offset);
-    store_be32(bytes + 56, (uint32_t)header->reftable_clusters);
+    store_be64(bytes + QCOW2_SIZE_AT, header->size_bytes);
+    store_be32(bytes + QCOW2_L1_ENTRIES_AT, (uint32_t)header->l1_entries);
+    store_be64(bytes + QCOW2_L1_OFFSET_AT, header->l1_offset);
+    store_be64(bytes + QCOW2_REFTABLE_OFFSET_AT, header->reftable_offset);
+    store_be32(bytes + QCOW2_REFTABLE_CLUSTERS_AT, (uint32_t)header->reftable_clusters);
     store_be64(bytes + 72,
                (header->zstd ? QCOW2_COMPRESSION_TYPE : 0u) | (header->extended_l2 ? QCOW2_EXTENDED_L2 : 0u));
     store_be32(bytes + 96, header->refcount_order);

@@ -14,8 +14,15 @@
 enum { QCOW2_CLUSTER_BITS_MIN = 9, QCOW2_CLUSTER_BITS_MAX = 21, QCOW2_EXTENDED_BITS_MIN = 14 };
 enum { QCOW2_SUBCLUSTERS = 32 };
 
-/* Where the header says how it may be changed: eight bytes, in version 3. */
-#define QCOW2_AUTOCLEAR_AT 88
+/* Where the header has what is changed in place, all in its first sector. */
+enum {
+    QCOW2_SIZE_AT = 24,
+    QCOW2_L1_ENTRIES_AT = 36,
+    QCOW2_L1_OFFSET_AT = 40,
+    QCOW2_REFTABLE_OFFSET_AT = 48,
+    QCOW2_REFTABLE_CLUSTERS_AT = 56,
+    QCOW2_AUTOCLEAR_AT = 88, /* in version 3 */
+};
 
 /* Of entries of the L1, L2 and refcount tables: where they point to; bits of L1 and L2 entries; of standard L2 entries. */
 #define QCOW2_PLACE_MASK UINT64_C(0x00fffffffffffe00)

@@ -22,8 +22,6 @@
 #include "base/probe.h"
 #include "driver/qcow2/internal.h"
 
-enum { L1_ENTRIES_AT = 36, L1_OFFSET_AT = 40 };
-
 struct l1_move {
     struct qcow2 *image;
     enum l1_step {
@@ -105,10 +103,11 @@ static void note_old_table(struct l1_move *move, const uint8_t *sector)
 {
     const struct qcow2 *image = move->image;
     const struct qcow2_header *header = &image->header;
-    const uint64_t named = load_be32(sector + L1_ENTRIES_AT), end = clusters_of(image, named) << image->cluster_bits;
+    const uint64_t named = load_be32(sector + QCOW2_L1_ENTRIES_AT), end = clusters_of(image, named)
+                                                                          << image->cluster_bits;
     const struct range rest = {header->l1_offset + (move->old_clusters << image->cluster_bits),
                                end - (move->old_clusters << image->cluster_bits)};
-    if (load_be64(sector + L1_OFFSET_AT) == header->l1_offset && named * 8 <= LIMIT_QCOW2_L1_BYTES &&
+    if (load_be64(sector + QCOW2_L1_OFFSET_AT) == header->l1_offset && named * 8 <= LIMIT_QCOW2_L1_BYTES &&
         clusters_of(image, named) > move->old_clusters && qcow2_place_is_right(image, rest.start, rest.length))
         move->old_clusters = clusters_of(image, named);
 }
@@ -117,8 +116,8 @@ static void name_table(struct header_change *change, uint8_t *sector)
 {
     struct l1_move *move = container_of(change, struct l1_move, header);
     note_old_table(move, sector);
-    store_be32(sector + L1_ENTRIES_AT, (uint32_t)move->entries);
-    store_be64(sector + L1_OFFSET_AT, move->offset);
+    store_be32(sector + QCOW2_L1_ENTRIES_AT, (uint32_t)move->entries);
+    store_be64(sector + QCOW2_L1_OFFSET_AT, move->offset);
 }
 
 static void header_changed(struct header_change *change, int status)

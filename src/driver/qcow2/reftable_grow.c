@@ -23,8 +23,6 @@
 #include "base/probe.h"
 #include "driver/qcow2/internal.h"
 
-enum { TABLE_AT = 48, TABLE_CLUSTERS_AT = 56 };
-
 struct grow {
     struct qcow2 *image;
     enum grow_step {
@@ -161,8 +159,8 @@ static bool step_is_over(struct grow *grow)
         return !submit_next(grow, REQUEST_READ, grow->header, 0, IMAGE_SECTOR_BYTES);
     case GROW_HEADER:
         grow->header_changed = true;
-        store_be64(grow->header + TABLE_AT, place_of(grow, grow->blocks));
-        store_be32(grow->header + TABLE_CLUSTERS_AT, (uint32_t)grow->clusters);
+        store_be64(grow->header + QCOW2_REFTABLE_OFFSET_AT, place_of(grow, grow->blocks));
+        store_be32(grow->header + QCOW2_REFTABLE_CLUSTERS_AT, (uint32_t)grow->clusters);
         return !submit_next(grow, REQUEST_WRITE, grow->header, 0, IMAGE_SECTOR_BYTES);
     case GROW_COMMIT:
     case GROW_SYNC:
