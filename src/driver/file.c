@@ -287,6 +287,24 @@ static int check_measures(const struct file_options *options, const struct io_st
     return 0;
 }
 
+/* The path may lead to another file by now: half a disk in each would be neither. */
+static int open_same(struct file_node *file, const struct file_options *options, int flags, struct error *err)
+{
+    struct io *io = file->node.io;
+    struct io_stat is, tail;
+    file->tail_fd = io_open(io, options->path, flags, 0);
+    if (file->tail_fd < 0)
+        return open_failed(options, file->tail_fd, err);
+    int result = io_stat(io, file->fd, &is);
+    if (result == 0)
+        result = io_stat(io, file->tail_fd, &tail);
+    if (result < 0)
+        return error_set(err, -result, "disk \"%s\": %s", options->path, error_name(result));
+    if (is.device != tail.device || is.inode != tail.inode)
+        return error_set(err, ESTALE, "disk \"%s\" became another file while it was opened", options->path);
+    return file_lock(io, file->tail_fd, options, 1, err);
+}
+
 static int open_tail(struct file_node *file, const struct file_options *options, struct error *err)
 {
     uint64_t size = file->node.size_bytes;
@@ -299,11 +317,7 @@ static int open_tail(struct file_node *file, const struct file_options *options,
     if (size % file->alignment_bytes == 0)
         return 0;
     file->tail_start = file->cached_start = round_down(size, file->space_bytes);
-    int flags = options->read_only ? O_RDONLY : O_RDWR;
-    file->tail_fd = io_open(file->node.io, options->path, flags, 0);
-    if (file->tail_fd < 0)
-        return open_failed(options, file->tail_fd, err);
-    return file_lock(file->node.io, file->tail_fd, options, 1, err);
+    return open_same(file, options, options->read_only ? O_RDONLY : O_RDWR, err);
 }
 
 static int file_init(struct file_node *file, const struct file_options *options, struct error *err)
@@ -364,16 +378,32 @@ int file_stat(const struct node *node, struct io_stat *stat)
     return io_stat(node->io, file->fd, stat);
 }
 
-bool file_has_local_times(const char *path)
+int file_descriptor(const struct node *node)
+{
+    assert(node->ops == &file_ops);
+    return container_of(node, struct file_node, node)->fd;
+}
+
+static bool has_local_times(const struct stat *st, const struct statfs *fs)
 {
     static const long types[] = {BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC,
                                  TMPFS_MAGIC,       XFS_SUPER_MAGIC,  ZFS_MAGIC};
-    struct statfs fs;
-    struct stat st;
-    if (!path || stat(path, &st) < 0 || !S_ISREG(st.st_mode) || statfs(path, &fs) < 0)
-        return false;
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
-        if ((unsigned long)fs.f_type == (unsigned long)types[i])
+        if (S_ISREG(st->st_mode) && (unsigned long)fs->f_type == (unsigned long)types[i])
             return true;
     return false;
+}
+
+bool file_has_local_times(const char *path)
+{
+    struct statfs fs;
+    struct stat st;
+    return path && stat(path, &st) == 0 && statfs(path, &fs) == 0 && has_local_times(&st, &fs);
+}
+
+bool file_descriptor_has_local_times(int fd)
+{
+    struct statfs fs;
+    struct stat st;
+    return fstat(fd, &st) == 0 && fstatfs(fd, &fs) == 0 && has_local_times(&st, &fs);
 }

@@ -33,8 +33,12 @@ int file_open(struct io *io, const struct file_options *options, struct node **n
 /* Whether it is a regular file on a file system of this machine alone: elsewhere a server or another machine sets the times,
  * by its own clock. */
 bool file_has_local_times(const char *path);
+/* The same of what is open there. */
+bool file_descriptor_has_local_times(int fd);
 
 /* What the kernel says of the file of a node of this driver. Any thread. 0 or -errno. */
 int file_stat(const struct node *node, struct io_stat *stat);
+/* By which a node of this driver writes, to ask the kernel more; it stays the node's. Any thread. */
+int file_descriptor(const struct node *node);
 
 #endif

@@ -10,12 +10,27 @@
  * is; then it gets its own name, if that is free. What is noted is right in each of these moments: a file by the random name
  * is ours, and so is the noted one, by whichever name.
  *
+ * A path may lead to another file at any time, so what a file is, is asked of the open descriptor, never of its path.
+ *
  * What is opened again is written again, so it must not be a stranger's: its lock is taken first (when we have it, whatever
- * the dead daemon had under way has landed, C10), then device, inode and the time of its making are compared. Somebody
- * may have written into the very file while no daemon had it locked. What was released at the snapshot would be gone, so
- * the time of each write is noted, and a file that was changed later than a dead daemon's writes may land is not
- * believed. What goes unseen: changes within PUSH_LANDING_NS of its last write, those to devices, and those on file
- * systems whose times are another machine's (as with disks, track/disk_watch.h).
+ * the dead daemon had under way has landed, C10), then device, inode and the time of its making are compared. Somebody may
+ * have written into the very target while no daemon had it locked. What was released at the snapshot would be gone then, and
+ * a copy with a hole be called whole. So either it can be seen that nobody did, or the job fails:
+ *
+ *   a file of this machine    has times. The time of each write is noted, and a file that was changed later than a dead
+ *                             daemon's writes may land is not believed
+ *   a device, a file whose    say nothing: what was released there makes the job fail. If nothing was, everything is
+ *   times another machine     written once more, zeroes too, so what others wrote is gone
+ *   sets, an NBD export
+ *
+ * Looked at and left: a device's count of written sectors in /sys (it does not tell our last writes, which came or did not,
+ * from a stranger's, and is not counted at all by some drivers and for other partitions' openers); the kernel's change
+ * counter of an inode (no system call tells it); a lease or a lock (nobody holds one while no daemon runs); a sample read
+ * back (a sample proves nothing).
+ *
+ * What goes unseen: in a file of this machine, changes in place within PUSH_LANDING_NS of the daemon's last write, by a
+ * program that does not mind the lock: late writes of our own have such times, too. It could write there a moment before
+ * the kill just as well, which no copy can notice; and a kill must not end every push.
  */
 #include "job/target.h"
 
@@ -56,27 +71,15 @@ int target_check(const char *where, struct error *err)
 
 /* ---- which file it is ---- */
 
-static uint64_t device_instance(const char *path)
-{
-    uint64_t number = 0;
-    const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-    if (fd >= 0 && ioctl(fd, BLKGETDISKSEQ, &number) < 0) /* before Linux 5.15 */
-        number = 0;
-    if (fd >= 0)
-        close(fd);
-    return number;
-}
-
-/* 0 or -errno. */
-static int identify(const char *path, struct target_identity *is)
+/* Of a descriptor (or a path, for a look without opening it; then nothing is known of which device it is). 0 or -errno. */
+static int identify_at(int fd, const char *path, struct target_identity *is)
 {
     struct statx stat;
     *is = (struct target_identity){0};
-    if (statx(AT_FDCWD, path, 0, STATX_BASIC_STATS | STATX_BTIME, &stat) < 0)
+    if (statx(fd, path, path[0] ? 0 : AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &stat) < 0)
         return -errno;
     if (S_ISBLK(stat.stx_mode)) {
         is->device = makedev(stat.stx_rdev_major, stat.stx_rdev_minor);
-        is->instance = device_instance(path);
         return 0;
     }
     is->device = makedev(stat.stx_dev_major, stat.stx_dev_minor);
@@ -86,15 +89,67 @@ static int identify(const char *path, struct target_identity *is)
     return 0;
 }
 
-/* Whether somebody else has changed it since a dead daemon wrote it last; its lock is ours. 0, or -ESTALE. */
-static int check_written(struct io *io, const struct target *target, const struct target_written *written,
-                         struct error *err)
+static int identify_open(int fd, struct target_identity *is)
+{
+    const int status = identify_at(fd, "", is);
+    if (status == 0 && is->inode == 0 && ioctl(fd, BLKGETDISKSEQ, &is->instance) < 0) /* before Linux 5.15 */
+        is->instance = 0;
+    return status;
+}
+
+static bool is_same(const struct target_identity *is, const struct target_identity *was)
+{
+    return is->device == was->device && is->inode == was->inode && is->made_ns == was->made_ns &&
+           is->instance == was->instance;
+}
+
+/* Whether that name leads to it now. A pipe that came in between is not waited for. */
+static bool leads_to(const char *path, const struct target_identity *was)
+{
+    struct target_identity is;
+    if (identify_at(AT_FDCWD, path, &is) < 0 || is.device != was->device || is.inode != was->inode)
+        return false;
+    if (is.inode != 0)
+        return is_same(&is, was);
+    const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    const bool same = fd >= 0 && identify_open(fd, &is) == 0 && is_same(&is, was);
+    if (fd >= 0)
+        close(fd);
+    return same;
+}
+
+/* What the open node is. 0, or -errno with a sentence. */
+static int identify(struct target *target, struct target_identity *is, struct error *err)
+{
+    const int fd = file_descriptor(target->node), status = identify_open(fd, is);
+    target->is_watched = file_descriptor_has_local_times(fd);
+    return status < 0 ? error_set(err, -status, "target '%.300s': %s", target->where, error_name(status)) : 0;
+}
+
+/* ---- whether somebody else has written it ---- */
+
+static int nobody_knows(const struct target *target, struct error *err)
+{
+    return error_set(
+        err, ESTALE,
+        "the copy can't go on after the end of the daemon: it can't be known whether '%.300s' still holds what "
+        "it had got",
+        target->where);
+}
+
+/* Since a dead daemon wrote it last; its lock is ours. 0, or -ESTALE. */
+static int check_written(struct io *io, struct target *target, const struct target_options *options, struct error *err)
 {
     struct statx stat;
+    const struct target_written *written = options->written;
     const uint64_t wall_ns = written ? atomic_load(&written->wall_ns) : 0;
-    if (wall_ns == 0 || !file_has_local_times(target->where))
+    if (!target->is_watched) {
+        target->is_zero = false;
+        return options->released ? nobody_knows(target, err) : 0;
+    }
+    if (wall_ns == 0)
         return 0;
-    if (statx(AT_FDCWD, target->where, 0, STATX_BASIC_STATS, &stat) < 0)
+    if (statx(file_descriptor(target->node), "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stat) < 0)
         return error_set(err, errno, "target '%.300s': %s", target->where, error_name(errno));
     const uint64_t ctime_ns = (uint64_t)stat.stx_ctime.tv_sec * NS_PER_S + stat.stx_ctime.tv_nsec,
                    mtime_ns = (uint64_t)stat.stx_mtime.tv_sec * NS_PER_S + stat.stx_mtime.tv_nsec;
@@ -110,13 +165,6 @@ static int check_written(struct io *io, const struct target *target, const struc
             "somebody has changed target '%.200s'",
             target->where);
     return 0;
-}
-
-static bool leads_to(const char *path, const struct target_identity *was)
-{
-    struct target_identity is;
-    return identify(path, &is) == 0 && is.device == was->device && is.inode == was->inode &&
-           is.made_ns == was->made_ns && is.instance == was->instance;
 }
 
 /* ---- a new file ---- */
@@ -155,11 +203,11 @@ static int make_file(struct io *io, const struct target_options *options, struct
         return error_set(err, ENOENT, "target '%.300s' can't be made: there is no such folder", target->where);
     if (status < 0)
         return error_prefix(err, "target '%.200s'", target->where);
-    status = identify(path, &note->is);
-    if (status == 0) {
-        atomic_store(&note->stage, TARGET_KNOWN);
-        status = name_new(path, target->where);
-    }
+    status = identify(target, &note->is, err);
+    if (status < 0)
+        return status;
+    atomic_store(&note->stage, TARGET_KNOWN);
+    status = name_new(path, target->where);
     target->is_zero = true;
     if (status == -EEXIST)
         return error_set(err, EEXIST, "target '%.300s' exists already: somebody has just made it", target->where);
@@ -192,8 +240,8 @@ static int open_file(struct io *io, const struct target_options *options, struct
     if (!there)
         return make_file(io, options, target, err);
     int status = image_open(io, target->where, false, &target->node, err);
-    if (status == 0 && (status = identify(target->where, &target->note->is)) < 0)
-        return error_set(err, -status, "target '%.300s': %s", target->where, error_name(status));
+    if (status == 0)
+        status = identify(target, &target->note->is, err);
     if (status == 0)
         atomic_store(&target->note->stage, TARGET_KNOWN);
     return status;
@@ -220,6 +268,7 @@ int target_open(struct io *io, const struct target_options *options, struct targ
 static int open_file_again(struct io *io, const struct target_options *options, struct target *target,
                            struct error *err)
 {
+    struct target_identity is;
     int status;
     for (uint64_t waited_ns = 0;; waited_ns += LOCK_POLL_NS) {
         if (!leads_to(target->where, &target->note->is))
@@ -230,15 +279,19 @@ static int open_file_again(struct io *io, const struct target_options *options, 
             break;
         io_sleep(io, LOCK_POLL_NS);
     }
-    if (status == 0 && !leads_to(target->where, &target->note->is)) /* what was opened may have been another one */
+    if (status == 0)
+        status = identify(target, &is, err);
+    if (status == 0 && (!is_same(&is, &target->note->is) || !leads_to(target->where, &is)))
         return error_set(err, ESTALE, "target '%.300s' has become another file", target->where);
-    return status < 0 ? status : check_written(io, target, options->written, err);
+    return status < 0 ? status : check_written(io, target, options, err);
 }
 
 int target_open_again(struct io *io, const struct target_options *options, struct target *target, struct error *err)
 {
     int status;
-    if (target->is_nbd)
+    if (target->is_nbd && options->released)
+        status = nobody_knows(target, err);
+    else if (target->is_nbd)
         status = nbd_node_open_until(io, target->where, false, options->stop, &target->node, err);
     else if (atomic_load(&target->note->stage) != TARGET_KNOWN)
         return error_set(err, ESTALE, "target '%.300s' had not been opened", target->where);

@@ -38,12 +38,14 @@ struct target_written {
 
 struct target_options {
     const char *where;
-    uint64_t size_bytes;                  /* of the source */
-    bool existing;                        /* it must be there, for what it holds is kept where nothing is written */
-    bool force;                           /* a file that is there may be overwritten */
-    const atomic_bool *stop;              /* true: nobody wants it any more */
-    struct target_note *note;             /* must stay until target_fini() */
-    const struct target_written *written; /* target_open_again(): when a killed daemon did; NULL: not known */
+    uint64_t size_bytes;      /* of the source */
+    bool existing;            /* it must be there, for what it holds is kept where nothing is written */
+    bool force;               /* a file that is there may be overwritten */
+    const atomic_bool *stop;  /* true: nobody wants it any more */
+    struct target_note *note; /* must stay until target_fini() */
+    /* target_open_again(): */
+    const struct target_written *written; /* when a killed daemon did; NULL: not known */
+    bool released;                        /* the source has no more of something that the target had got */
 };
 
 struct target {
@@ -51,6 +53,7 @@ struct target {
     struct node *node; /* NULL: not open */
     bool is_nbd;
     bool is_zero;             /* what was not written by the copy reads as zeroes */
+    bool is_watched;          /* a file whose times tell of a write by anybody; when the node is open */
     struct target_note *note; /* NULL: there is no such target */
 };
 
@@ -70,8 +73,8 @@ int target_open(struct io *io, const struct target_options *options, struct targ
 int target_take_over(const char *where, struct target_note *note, struct target *target);
 /*
  * Opens what was taken over, if it is the very same; waits for the dead daemon's lock, LOCK_WAIT_DEFAULT_NS at most.
- * 0, or -errno with a sentence: -ESTALE: it is another file or device, or somebody has changed it since. An NBD export can't
- * say whether it is the same.
+ * 0, or -errno with a sentence: -ESTALE: it is another file or device, or somebody has changed it since, or nobody can tell
+ * and it alone has what was released.
  */
 int target_open_again(struct io *io, const struct target_options *options, struct target *target, struct error *err);
 /* The copy is whole: its name still leads to what was written (-ESTALE: it does not), and that of a new file is made

@@ -563,7 +563,8 @@ static int64_t open_targets(void *argument)
                                                .force = push->options.force,
                                                .stop = &push->stop,
                                                .note = disk->progress ? &disk->progress->note : &disk->note,
-                                               .written = disk->progress ? &disk->progress->written : NULL};
+                                               .written = disk->progress ? &disk->progress->written : NULL,
+                                               .released = disk->progress && atomic_load(&disk->progress->released)};
         status = atomic_load(&push->stop) ? error_set(&disk->err, ECANCELED, "job '%s' was cancelled", push->job.id)
                                           : open(disk->disk->node.io, &options, &disk->target, &disk->err);
         disk->status = status;

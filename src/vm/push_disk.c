@@ -155,10 +155,10 @@ static void release_piece(struct push_disk *disk)
     node_submit(disk->view, &disk->release);
 }
 
-/* A file can be told from another one, an export can't. */
+/* Only of a file of this machine can be told whether somebody else has written it. */
 static bool notes_releases(const struct push_disk *disk)
 {
-    return disk->target.is_nbd && disk->options.release && disk->progress;
+    return !disk->target.is_watched && disk->options.release && disk->progress;
 }
 
 static void disk_begin(struct io_message *message)

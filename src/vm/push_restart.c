@@ -18,8 +18,9 @@
  *
  *  - its snapshot is gone, or broken (R4);
  *  - a target is another file or device than before, was changed by somebody else, or is not to be had;
- *  - a target is an NBD export, and something had been released: nobody can say whether what answers now is what was
- *    written then (a server may have been started anew, and hold nothing), and the snapshot has it no more;
+ *  - a target is an NBD export (whose server may have been started anew, and hold nothing), a block device or a file on a
+ *    file system of several machines, and something had been released: nobody can say whether it still holds what was
+ *    written then, and the snapshot has it no more (job/target.c);
  *  - old data went straight to the targets (modes ram and plain): until they are open again, which may take long or never
  *    come about, the guest's writes would have nowhere to leave old data, and would wait at the start of the daemon (R2).
  *
@@ -77,19 +78,13 @@ static int check_snapshot(struct push *push, struct snapshot *snapshot, struct e
     return 0;
 }
 
-static int check_targets(const struct push *push, struct error *err)
+static int check_mode(const struct push *push, struct error *err)
 {
     if (push->options.mode != PUSH_BOTH)
         return error_set(err, EIO,
                          "job '%s' can't go on after the end of the daemon: in mode '%s' old data went straight to its "
                          "targets",
                          push->job.id, push->options.mode == PUSH_RAM ? "ram" : "plain");
-    for (unsigned i = 0; i < push->disk_count; i++)
-        if (push->disks[i].where && push->disks[i].target.is_nbd && atomic_load(&push->disks[i].progress->released))
-            return error_set(err, EIO,
-                             "job '%s' can't go on after the end of the daemon: it can't be known whether '%.200s' "
-                             "still holds what it had got",
-                             push->job.id, push->disks[i].where);
     return 0;
 }
 
@@ -97,7 +92,7 @@ static void hold_snapshot(struct push *push)
 {
     struct snapshot *snapshot = vm_snapshot_find(push->vm, push->job.id);
     struct error err;
-    if (check_targets(push, &err) < 0 || check_snapshot(push, snapshot, &err) < 0 ||
+    if (check_mode(push, &err) < 0 || check_snapshot(push, snapshot, &err) < 0 ||
         vm_snapshot_lease(push->vm, push->snapshot_uuid, push, &err) < 0) {
         push_fail(push, &err);
         return;

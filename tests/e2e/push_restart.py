@@ -4,6 +4,7 @@
 import contextlib
 import json
 import os
+import pathlib
 import random
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import time
 
 import harness
+from loop_kit import loop_device
 from tracking_kit import nbd_client
 
 MIB = 1 << 20
@@ -458,35 +460,48 @@ def test_the_client_has_lost_the_answer(t):
     nothing_left(t, d)
 
 
+def push_and_kill(t, disk, target, release):
+    """How a push ends whose daemon is killed when the target has got something."""
+    d = t.daemon({"vda": disk})
+    with d.qmp() as q:
+        q.execute("fleece-push", targets=[{"disk": "vda", "target": target}], job_id="j", speed=MIB, release=release,
+                  force=True)
+    wait_offset(d, MIB)
+    if release:
+        harness.wait_for("something is released", lambda: d.status()["disks"][0]["blocks-released"] > 0, 20)
+    d = again(t, d, {"vda": disk})
+    if not release:
+        wait_offset(d, MIB)
+        hurry(d, "j")
+    shown = wait_concluded(d)
+    with d.qmp() as q:
+        q.execute("job-dismiss", id="j")
+    nothing_left(t, d)
+    t.daemons.clear()
+    return shown.get("error")
+
+
 def test_an_export_as_the_target(t):
     """What of it nobody has released yet is copied again; else it can't be known whether it is still there."""
     harness.need("nbdkit")
-    disk, socket = t.disk("a.raw", 16 * MIB, 1), t.path("target.sock")
-    server = t.spawn_server("nbdkit", "-f", "-U", socket, "memory", "16M", stderr=subprocess.DEVNULL)
+    disk, socket = t.disk("a.raw", 8 * MIB, 1), t.path("target.sock")
+    server = t.spawn_server("nbdkit", "-f", "-U", socket, "memory", "8M", stderr=subprocess.DEVNULL)
     uri = f"nbd+unix:///?socket={socket}"
-    for release in (False, True):
-        d = t.daemon({"vda": disk})
-        with d.qmp() as q:
-            q.execute("fleece-push", targets=[{"disk": "vda", "target": uri}], job_id="j", speed=MIB, release=release)
-        wait_offset(d, MIB)
-        if release:
-            harness.wait_for("something is released", lambda: d.status()["disks"][0]["blocks-released"] > 0, 20)
-        d = again(t, d, {"vda": disk})
-        if not release:
-            wait_offset(d, MIB)
-            hurry(d, "j")
-        shown = wait_concluded(d)
-        if release:
-            assert "can't be known whether" in shown["error"], shown
-        else:
-            t.run("nbdcopy", uri, t.path("o.raw"))
-            assert "error" not in shown and t.path("o.raw").read_bytes() == disk.read_bytes(), shown
-        with d.qmp() as q:
-            q.execute("job-dismiss", id="j")
-        nothing_left(t, d)
-        t.daemons.clear()
+    assert "can't be known whether" in push_and_kill(t, disk, uri, True)
+    assert push_and_kill(t, disk, uri, False) is None
+    t.run("nbdcopy", uri, t.path("o.raw"))
+    assert t.path("o.raw").read_bytes() == disk.read_bytes()
     server.kill()
     server.wait()
+
+
+def test_a_block_device_as_the_target(t):
+    """Nothing tells whether somebody wrote to it while no daemon ran: the same, and somebody has."""
+    disk = t.disk("a.raw", 8 * MIB, 1)
+    with loop_device(t, t.disk("target.raw", 8 * MIB, 2)) as device:
+        assert "can't be known whether" in push_and_kill(t, disk, device, True)
+        assert push_and_kill(t, disk, device, False) is None
+        assert pathlib.Path(device).read_bytes() == disk.read_bytes()
 
 
 harness.main()

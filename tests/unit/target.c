@@ -16,7 +16,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "driver/file.h"
+#include "driver/file_internal.h"
 #include "io/ring.h"
+#include "job/image.h"
 #include "job/target.h"
 
 struct fixture {
@@ -29,10 +32,57 @@ struct fixture {
     struct error err;
 };
 
+/* ---- what comes in between ---- */
+
+static const char *swapped;   /* path: another file gets its name, after the next opening or locking */
+static bool swap_when_locked; /* rather than when it is open */
+static bool is_shared;        /* all files are on a file system of several machines */
+
+static void put(const char *path);
+static void swap(void)
+{
+    char aside[PATH_MAX];
+    const char *path = swapped;
+    swapped = NULL;
+    snprintf(aside, sizeof aside, "%s.aside", path);
+    assert_int_equal(rename(path, aside), 0);
+    put(path);
+    assert_int_equal(truncate(path, 2 * MIB), 0);
+}
+
+int __real_image_open(struct io *io, const char *path, bool read_only, struct node **node, struct error *err);
+int __wrap_image_open(struct io *io, const char *path, bool read_only, struct node **node, struct error *err);
+int __wrap_image_open(struct io *io, const char *path, bool read_only, struct node **node, struct error *err)
+{
+    int status = __real_image_open(io, path, read_only, node, err);
+    if (swapped && !swap_when_locked)
+        swap();
+    return status;
+}
+
+int __real_file_lock(struct io *io, int fd, const struct file_options *options, unsigned index, struct error *err);
+int __wrap_file_lock(struct io *io, int fd, const struct file_options *options, unsigned index, struct error *err);
+int __wrap_file_lock(struct io *io, int fd, const struct file_options *options, unsigned index, struct error *err)
+{
+    int status = __real_file_lock(io, fd, options, index, err);
+    if (swapped && swap_when_locked)
+        swap();
+    return status;
+}
+
+bool __real_file_descriptor_has_local_times(int fd);
+bool __wrap_file_descriptor_has_local_times(int fd);
+bool __wrap_file_descriptor_has_local_times(int fd)
+{
+    return !is_shared && __real_file_descriptor_has_local_times(fd);
+}
+
 static int set_up(void **state)
 {
     struct fixture *f = calloc(1, sizeof *f);
     assert_non_null(f);
+    swapped = NULL;
+    swap_when_locked = is_shared = false;
     assert_int_equal(ring_create(&f->io, &f->err), 0);
     strcpy(f->folder, "/tmp/fleece-target-XXXXXX");
     assert_non_null(mkdtemp(f->folder));
@@ -209,6 +259,75 @@ static void c10_its_lock_is_waited_for(void **state)
     target_fini(&other);
 }
 
+static void make_old(struct fixture *f)
+{
+    put(f->path);
+    assert_int_equal(truncate(f->path, MIB), 0);
+    f->options.force = true;
+}
+
+/* What was opened is what is written, and known as ours; its name leads to somebody else's file. */
+static void c10_another_file_comes_in_between(void **state)
+{
+    struct fixture *f = *state;
+    struct stat st;
+    make_old(f);
+    assert_int_equal(stat(f->path, &st), 0);
+    swapped = f->path;
+    open_new(f);
+    assert_int_equal(f->note.is.inode, st.st_ino);
+    assert_int_equal(target_keep(&f->target, &f->err), -ESTALE);
+    lose(f);
+    assert_int_equal(open_again(f), -ESTALE);
+    lose(f);
+    f->note = (struct target_note){0};
+    open_new(f);
+    lose(f);
+    swapped = f->path;
+    assert_int_equal(open_again(f), -ESTALE);
+    assert_non_null(strstr(f->err.text, "another file"));
+    lose(f);
+}
+
+/* The last bytes of such a file are written by a descriptor of their own. */
+static void c10_another_file_comes_for_the_tail(void **state)
+{
+    struct fixture *f = *state;
+    make_old(f);
+    assert_int_equal(truncate(f->path, MIB + 100), 0);
+    swapped = f->path;
+    swap_when_locked = true;
+    const int status = target_open(f->io, &f->options, &f->target, &f->err);
+    lose(f);
+    if (swapped)
+        skip(); /* no direct I/O here, so there is no such descriptor */
+    assert_int_equal(status, -ESTALE);
+    assert_non_null(strstr(f->err.text, "another file"));
+}
+
+/* A file system whose times say nothing: it is believed as long as nothing relies on it, and zeroes are written again. */
+static void what_nobody_can_know_is_not_believed(void **state)
+{
+    struct fixture *f = *state;
+    is_shared = true;
+    open_new(f);
+    assert_true(f->target.is_zero && !f->target.is_watched);
+    lose(f);
+    assert_int_equal(open_again(f), 0);
+    assert_false(f->target.is_zero || f->target.is_watched);
+    lose(f);
+    f->options.released = true;
+    assert_int_equal(open_again(f), -ESTALE);
+    assert_non_null(strstr(f->err.text, "it can't be known whether"));
+    lose(f);
+    is_shared = false;
+    if (!file_has_local_times(f->path))
+        skip();
+    assert_int_equal(open_again(f), 0);
+    assert_true(f->target.is_zero && f->target.is_watched);
+    lose(f);
+}
+
 static void no_folder_no_file(void **state)
 {
     struct fixture *f = *state;
@@ -225,9 +344,15 @@ static void no_folder_no_file(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(a_new_file_is_known),        TEST(killed_before_it_has_its_name),
-        TEST(another_file_is_left_alone), TEST(one_that_was_there_is_not_removed),
-        TEST(c10_its_lock_is_waited_for), TEST(no_folder_no_file),
+        TEST(a_new_file_is_known),
+        TEST(killed_before_it_has_its_name),
+        TEST(another_file_is_left_alone),
+        TEST(one_that_was_there_is_not_removed),
+        TEST(c10_its_lock_is_waited_for),
+        TEST(no_folder_no_file),
+        TEST(c10_another_file_comes_in_between),
+        TEST(c10_another_file_comes_for_the_tail),
+        TEST(what_nobody_can_know_is_not_believed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
