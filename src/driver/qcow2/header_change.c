@@ -1,12 +1,21 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * A change of what the header says: its first sector is read, changed, written and synced. All fields that are ever changed
- * lie there, so a crash leaves what was there before or what is there now.
+ * The one way in which the header of an image that is open changes: features that whoever writes is to clear (open.c), the
+ * disk's size (extend.c), the place and size of the L1 table (l1_grow.c) and of the table of refcount blocks
+ * (reftable_grow.c).
  *
- * The table of refcount blocks has the same sector changed when it grows (reftable_grow.c): one of them at a time. Whoever
- * allocates clusters meanwhile waits, lest that begins.
+ *     asked -> first in the queue -> read -> changed -> written -> synced -> done
  *
- * When the write or the sync fails, nobody knows what the file holds. Whoever asked for the change decides what that means.
+ * All fields that are ever changed lie in the first sector, so a crash leaves what was there before or what is there now,
+ * never a part of it.
+ *
+ * One change at a time, first come, first served. Each reads the sector after the one before has ended and changes its own
+ * fields alone, so none takes back another's, whoever else is at work: nothing but this queue keeps them apart. The change
+ * that is under way needs the file and nobody else, so whoever waits here may hold whatever he likes.
+ *
+ * When the write or the sync fails, nobody knows what the file holds of this change; the next one reads it and writes it
+ * again, as it finds it. Whoever asked for the change decides what that means: a table that the header may name stays as it
+ * is, and he tries it again.
  */
 #include <stdlib.h>
 
@@ -18,7 +27,7 @@ static void change_go_on(struct header_change *change, int status);
 static void change_wake(struct qcow2_waiter *waiter, int status)
 {
     struct header_change *change = container_of(waiter, struct header_change, waiter);
-    (void)status; /* of what somebody else wanted */
+    (void)status; /* it is our turn */
     header_change_start(change);
 }
 
@@ -49,7 +58,8 @@ static void change_go_on(struct header_change *change, int status)
         submit(change, REQUEST_FLUSH);
     } else {
         image->header_changes = false;
-        qcow2_wake_all(&image->header_waiters, 0);
+        if (!list_empty(&image->header_waiters))
+            qcow2_wake_one(&image->header_waiters);
         change->done(change, status);
     }
 }
@@ -73,9 +83,9 @@ void header_change_fini(struct header_change *change)
 void header_change_start(struct header_change *change)
 {
     struct qcow2 *image = change->image;
-    if (image->header_changes || grow_is_under_way(image)) {
+    if (image->header_changes && !MUTANT(qcow2_header_changes_side_by_side)) {
         PROBE(qcow2_header_awaited);
-        qcow2_wait(image->header_changes ? &image->header_waiters : &image->grow_waiters, &change->waiter);
+        qcow2_wait(&image->header_waiters, &change->waiter);
         return;
     }
     image->header_changes = true;

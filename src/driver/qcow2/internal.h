@@ -134,6 +134,7 @@ struct cluster {
 /* A change of fields in the header's first sector (header_change.c). */
 struct header_change {
     struct qcow2 *image;
+    /* Into what the file holds when it is its turn. */
     void (*apply)(struct header_change *change, uint8_t *sector);
     void (*done)(struct header_change *change, int status);
     bool begun; /* the file may have it, whatever the status */
@@ -325,16 +326,13 @@ int table_grow(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waite
 void grow_wait(struct qcow2 *image, struct qcow2_waiter *waiter);
 void grow_free(struct qcow2 *image);
 
-/* Whether it changes the header. */
-bool grow_is_under_way(const struct qcow2 *image);
-
-/* header_change.c */
+/* header_change.c: nothing else writes to the header of an image that is open. */
 /* false: no memory. In either case header_change_fini() is to follow. */
 bool header_change_init(struct header_change *change, struct qcow2 *image,
                         void (*apply)(struct header_change *change, uint8_t *sector),
                         void (*done)(struct header_change *change, int status));
 void header_change_fini(struct header_change *change);
-/* done() comes later, when what apply() has changed is stable; as often as it is started. */
+/* done() comes later, when what apply() has changed is stable, or that failed; as often as it is started. */
 void header_change_start(struct header_change *change);
 
 /* l1_grow.c: so many entries, more than there are. -EAGAIN: the waiter is queued, and then looks again; or -ENOMEM. */

@@ -18,6 +18,7 @@ struct opening {
     struct error err;
     void (*done)(void *argument, struct node *image, const struct error *err);
     void *argument;
+    struct header_change clear; /* features */
     struct request req;
     struct iovec iov;
 };
@@ -118,20 +119,17 @@ static int image_init(struct qcow2 *image, struct node *file, bool read_only)
     return status < 0 ? status : writes;
 }
 
-static void autoclear_flushed(struct request *req, int status)
+static void clear_features(struct header_change *change, uint8_t *sector)
 {
-    opening_end(container_of(req, struct opening, req), status);
+    (void)change;
+    store_be64(sector + QCOW2_AUTOCLEAR_AT, 0);
 }
 
-static void autoclear_written(struct request *req, int status)
+static void features_cleared(struct header_change *change, int status)
 {
-    struct opening *opening = container_of(req, struct opening, req);
-    if (status < 0) {
-        opening_end(opening, status);
-        return;
-    }
-    opening->req = (struct request){.kind = REQUEST_FLUSH, .done = autoclear_flushed};
-    node_submit(opening->file, &opening->req);
+    struct opening *opening = container_of(change, struct opening, clear);
+    header_change_fini(change);
+    opening_end(opening, status);
 }
 
 static int check_writable(const struct opening *opening, const struct qcow2_header *header, struct error *err)
@@ -165,14 +163,10 @@ static void header_read(struct request *req, int status)
         opening_end(opening, status);
         return;
     }
-    store_be64(opening->bytes + QCOW2_AUTOCLEAR_AT, 0);
-    opening->iov.iov_len = opening->length < 512 ? opening->length : 512;
-    opening->req = (struct request){.kind = REQUEST_WRITE,
-                                    .range = {0, opening->iov.iov_len},
-                                    .iov = &opening->iov,
-                                    .iov_count = 1,
-                                    .done = autoclear_written};
-    node_submit(file, &opening->req);
+    if (header_change_init(&opening->clear, opening->image, clear_features, features_cleared))
+        header_change_start(&opening->clear);
+    else
+        opening_end(opening, -ENOMEM);
 }
 
 int qcow2_open(struct node *file, bool read_only,

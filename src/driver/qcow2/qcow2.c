@@ -9,7 +9,8 @@
  *   through.c   ... or at once
  *   refcount.c  which clusters are used; new ones            reftable_grow.c  a larger table of counts
  *   pool.c      ... counted ahead; those that became free
- *   extend.c    a larger disk      l1_grow.c  its L1 table      header_change.c  what both say in the header
+ *   extend.c    a larger disk      l1_grow.c  its L1 table
+ *   header_change.c  what the header says, one change after the other
  *   mapping.c   from the guest's clusters to the file's
  *   read.c, inflate.c, status.c, write.c, zero.c  requests
  *

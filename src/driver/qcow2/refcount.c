@@ -181,11 +181,6 @@ static int pass_used(struct qcow2 *image, uint64_t used)
 /* Brings the counts at the end of the file into memory, and the table that these need. */
 static int counts_ready_at_end(struct qcow2 *image, uint64_t first, uint64_t count, struct qcow2_waiter *waiter)
 {
-    if (image->header_changes) { /* the table below changes it, too */
-        PROBE(qcow2_table_waits_for_header);
-        qcow2_wait(&image->header_waiters, waiter);
-        return -EAGAIN;
-    }
     if (image->grow) {
         grow_wait(image, waiter);
         return -EAGAIN;
@@ -219,11 +214,6 @@ int clusters_allocate(struct qcow2 *image, uint64_t count, struct qcow2_waiter *
 
 int clusters_count(struct qcow2 *image, struct cluster_run run, struct qcow2_waiter *waiter)
 {
-    if (image->header_changes) { /* the table below changes it, too */
-        PROBE(qcow2_table_waits_for_header);
-        qcow2_wait(&image->header_waiters, waiter);
-        return -EAGAIN;
-    }
     if (image->grow) {
         grow_wait(image, waiter);
         return -EAGAIN;

@@ -5,10 +5,10 @@
  *
  *     ... what the old table covers | new blocks | new table |
  *
- *     commit -> read the old table -> write the blocks, the table -> sync -> write the header -> sync -> switch
+ *     commit -> read the old table -> write the blocks, the table -> sync -> header, synced (header_change.c) -> switch
  *
- * The header's place and size of the table lie in one sector, so a crash leaves the old table, or the new one with all that
- * it refers to. Nobody allocates meanwhile, so the old one does not change; it becomes free after the switch.
+ * So a crash leaves the old table, or the new one with all that it refers to. Nobody allocates meanwhile, so the old one
+ * does not change; it becomes free after the switch.
  *
  * An attempt that fails leaves bytes behind all that the old table covers, where nobody allocates before another attempt
  * succeeds. That lies there too, and what is allocated next lies behind both.
@@ -31,16 +31,14 @@ struct grow {
         GROW_BLOCKS,
         GROW_TABLE,
         GROW_SYNC,
-        GROW_READ_HEADER,
         GROW_HEADER,
-        GROW_SYNC_HEADER,
         GROW_SWITCH,
         GROW_STUCK, /* the header may be either */
     } step;
     uint64_t first, blocks, clusters; /* of all new; blocks; of the table */
-    char *blocks_bytes, *table_bytes, *header;
-    uint64_t done;       /* bytes of a step */
-    bool header_changed; /* perhaps */
+    char *blocks_bytes, *table_bytes;
+    uint64_t done; /* bytes of a step */
+    struct header_change header;
     struct qcow2_waiter waiter;
     struct request req;
     struct iovec iov;
@@ -68,7 +66,7 @@ void grow_free(struct qcow2 *image)
         return;
     free(grow->blocks_bytes);
     free(grow->table_bytes);
-    free(grow->header);
+    header_change_fini(&grow->header);
     free(grow);
 }
 
@@ -84,7 +82,7 @@ static void keep_off(struct grow *grow)
 static void grow_end(struct grow *grow, int status)
 {
     struct qcow2 *image = grow->image;
-    if (status < 0 && grow->header_changed) {
+    if (status < 0 && grow->header.begun) {
         grow->step = GROW_STUCK;
     } else {
         if (status < 0 && grow->step >= GROW_BLOCKS)
@@ -102,14 +100,14 @@ static void submit(struct grow *grow, enum request_kind kind, char *bytes, uint6
     node_submit(grow->image->file, &grow->req);
 }
 
-/* The next piece of it; false: that was all. */
-static bool submit_next(struct grow *grow, enum request_kind kind, char *bytes, uint64_t at, uint64_t length)
+/* The next piece of it: -EAGAIN. 0: that was all. */
+static int submit_next(struct grow *grow, enum request_kind kind, char *bytes, uint64_t at, uint64_t length)
 {
     uint64_t left = length - grow->done;
     if (left == 0)
-        return false;
+        return 0;
     submit(grow, kind, bytes + grow->done, at + grow->done, left < LIMIT_REQUEST_BYTES ? left : LIMIT_REQUEST_BYTES);
-    return true;
+    return -EAGAIN;
 }
 
 /* Where one of the new blocks, or the table behind them, lies. */
@@ -118,7 +116,25 @@ static uint64_t place_of(const struct grow *grow, uint64_t number)
     return (grow->first + number) << grow->image->cluster_bits;
 }
 
-static void table_switch(struct grow *grow)
+static void name_table(struct header_change *change, uint8_t *sector)
+{
+    const struct grow *grow = container_of(change, struct grow, header);
+    store_be64(sector + QCOW2_REFTABLE_OFFSET_AT, place_of(grow, grow->blocks));
+    store_be32(sector + QCOW2_REFTABLE_CLUSTERS_AT, (uint32_t)grow->clusters);
+}
+
+static void header_changed(struct header_change *change, int status)
+{
+    grow_go_on(container_of(change, struct grow, header), status);
+}
+
+static void enter_blocks(struct grow *grow)
+{
+    for (uint64_t i = 0; i < grow->blocks; i++)
+        store_be64(grow->table_bytes + (grow->first / grow->image->refblock_entries + i) * 8, place_of(grow, i));
+}
+
+static int table_switch(struct grow *grow)
 {
     struct qcow2 *image = grow->image;
     struct qcow2_header *header = &image->header;
@@ -126,73 +142,65 @@ static void table_switch(struct grow *grow)
     int status = freed_reserve(image, 1, &grow->waiter);
     if (status == 0)
         status = cache_drop(image, table, &grow->waiter);
-    if (status == -EAGAIN)
-        return;
+    if (status < 0)
+        return status;
     freed_add(image, table.start, table.length, false);
     header->reftable_offset = place_of(grow, grow->blocks);
     header->reftable_clusters = grow->clusters;
     image->cursor = grow->first + grow->blocks + grow->clusters;
     image->cursor = image->cursor > image->grown_to ? image->cursor : image->grown_to;
     PROBE(qcow2_table_grown);
-    grow_end(grow, 0);
+    return 0;
 }
 
-/* Begins the step, or goes on with it. Whether there is nothing (more) to do in it. */
-static bool step_is_over(struct grow *grow)
+/* Begins the step, or goes on with it. 0: it is over; -EAGAIN: it goes on later; or an error. */
+static int do_step(struct grow *grow, bool begins)
 {
-    const struct qcow2 *image = grow->image;
+    struct qcow2 *image = grow->image;
     const struct qcow2_header *header = &image->header;
-    const uint64_t old_bytes = header->reftable_clusters << image->cluster_bits;
-    const bool begins = grow->done == 0;
     switch (grow->step) {
-    case GROW_READ:
-        return !submit_next(grow, REQUEST_READ, grow->table_bytes, header->reftable_offset, old_bytes);
-    case GROW_BLOCKS:
-        for (uint64_t i = 0; i < grow->blocks && begins; i++)
-            store_be64(grow->table_bytes + (grow->first / image->refblock_entries + i) * 8, place_of(grow, i));
-        return !submit_next(grow, REQUEST_WRITE, grow->blocks_bytes, place_of(grow, 0),
-                            grow->blocks << image->cluster_bits);
-    case GROW_TABLE:
-        return !submit_next(grow, REQUEST_WRITE, grow->table_bytes, place_of(grow, grow->blocks),
-                            grow->clusters << image->cluster_bits);
-    case GROW_READ_HEADER:
-        return !submit_next(grow, REQUEST_READ, grow->header, 0, IMAGE_SECTOR_BYTES);
-    case GROW_HEADER:
-        grow->header_changed = true;
-        store_be64(grow->header + QCOW2_REFTABLE_OFFSET_AT, place_of(grow, grow->blocks));
-        store_be32(grow->header + QCOW2_REFTABLE_CLUSTERS_AT, (uint32_t)grow->clusters);
-        return !submit_next(grow, REQUEST_WRITE, grow->header, 0, IMAGE_SECTOR_BYTES);
     case GROW_COMMIT:
+        return 0;
+    case GROW_READ:
+        return submit_next(grow, REQUEST_READ, grow->table_bytes, header->reftable_offset,
+                           header->reftable_clusters << image->cluster_bits);
+    case GROW_BLOCKS:
+        if (begins)
+            enter_blocks(grow);
+        return submit_next(grow, REQUEST_WRITE, grow->blocks_bytes, place_of(grow, 0),
+                           grow->blocks << image->cluster_bits);
+    case GROW_TABLE:
+        return submit_next(grow, REQUEST_WRITE, grow->table_bytes, place_of(grow, grow->blocks),
+                           grow->clusters << image->cluster_bits);
     case GROW_SYNC:
-    case GROW_SYNC_HEADER:
+        if (!begins || MUTANT(qcow2_header_before_table))
+            return 0;
+        submit(grow, REQUEST_FLUSH, NULL, 0, 0);
+        return -EAGAIN;
+    case GROW_HEADER:
+        if (!begins)
+            return 0;
+        header_change_start(&grow->header);
+        return -EAGAIN;
     case GROW_SWITCH:
+        return table_switch(grow);
     case GROW_STUCK:
         break;
     }
-    return true;
+    abort();
 }
 
 static void grow_go_on(struct grow *grow, int status)
 {
-    if (status < 0) {
-        grow_end(grow, status);
-        return;
-    }
-    if (grow->step != GROW_SWITCH && !step_is_over(grow))
-        return;
-    while (grow->step < GROW_SWITCH) {
+    if (status == 0)
+        status = do_step(grow, false);
+    while (status == 0 && grow->step < GROW_SWITCH) {
         grow->step++;
         grow->done = 0;
-        if (grow->step == GROW_SYNC || grow->step == GROW_SYNC_HEADER) {
-            if (grow->step == GROW_SYNC && MUTANT(qcow2_header_before_table))
-                continue;
-            submit(grow, REQUEST_FLUSH, NULL, 0, 0);
-            return;
-        }
-        if (!step_is_over(grow))
-            return;
+        status = do_step(grow, true);
     }
-    table_switch(grow);
+    if (status != -EAGAIN)
+        grow_end(grow, status);
 }
 
 static bool lay_out(struct grow *grow, uint64_t cluster)
@@ -235,11 +243,6 @@ static char *zeroed(uint64_t length)
     return bytes;
 }
 
-bool grow_is_under_way(const struct qcow2 *image)
-{
-    return image->grow && image->grow->step != GROW_STUCK;
-}
-
 void grow_wait(struct qcow2 *image, struct qcow2_waiter *waiter)
 {
     struct grow *grow = image->grow;
@@ -265,8 +268,8 @@ int table_grow(struct qcow2 *image, uint64_t cluster, struct qcow2_waiter *waite
     image->grow = grow;
     grow->blocks_bytes = zeroed(grow->blocks << image->cluster_bits);
     grow->table_bytes = zeroed(grow->clusters << image->cluster_bits);
-    grow->header = zeroed(IMAGE_SECTOR_BYTES);
-    if (!grow->blocks_bytes || !grow->table_bytes || !grow->header) {
+    if (!header_change_init(&grow->header, image, name_table, header_changed) || !grow->blocks_bytes ||
+        !grow->table_bytes) {
         grow_free(image);
         return -ENOMEM;
     }
