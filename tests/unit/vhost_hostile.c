@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "export/vhost_user/shared_map.h"
 #include "vhost_scene.h"
 
 enum { ROOM_AT = 0x80000, ROOM_BYTES = 256 << 10 };
@@ -271,6 +273,55 @@ static void complaints_are_few(void **state)
     assert_int_equal(later, lines + 2); /* how many were left out, and this one */
 }
 
+/* --- descriptors */
+
+static void send_byte_with_descriptor(struct scene *scene, char byte, int fd)
+{
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control = {{0}};
+    struct iovec iov = {&byte, 1};
+    struct msghdr message = {
+        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
+    struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
+    *rights = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof fd), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+    memcpy(CMSG_DATA(rights), &fd, sizeof fd);
+    assert_int_equal(sendmsg(scene->fd, &message, MSG_NOSIGNAL), 1);
+}
+
+/* What nobody has read makes an error of it. */
+static bool is_hung_up_or_reset(struct scene *scene)
+{
+    char byte;
+    return recv(scene->fd, &byte, 1, MSG_DONTWAIT) == 0 || errno == ECONNRESET;
+}
+
+/* A request in memory that is gone ends the connection, on which a message has been sent already, byte by byte and each with
+ * a descriptor: one is received after the end. */
+static void descriptors_that_come_after_the_end_are_closed(void **state)
+{
+    struct scene *scene = *state;
+    const struct vhost_header header = {VHOST_SET_VRING_CALL, VHOST_VERSION, sizeof(uint64_t)};
+    const struct part parts[] = {{DATA_AT, sizeof(struct virtio_blk_header), false}, {DATA_AT + 1024, 1, true}};
+    struct error err;
+    int pipes[2];
+    char byte;
+    assert_int_equal(shared_map_guard(&err), 0);
+    assert_int_equal(pipe2(pipes, O_CLOEXEC | O_NONBLOCK), 0);
+    assert_int_equal(ftruncate(scene->memory_fd, DATA_AT), 0);
+    assert_true(driver_add(&scene->driver, parts, 2, 0, 5));
+    driver_show(&scene->driver);
+    assert_int_equal(eventfd_write(scene->kick, 1), 0);
+    for (unsigned i = 0; i < LIMIT_PACKET_DESCRIPTORS; i++)
+        send_byte_with_descriptor(scene, ((const char *)&header)[i], pipes[1]);
+    close(pipes[1]);
+    scene_run_until(scene, is_hung_up_or_reset);
+    scene_run_on(scene);
+    assert_int_equal(read(pipes[0], &byte, 1), 0); /* nobody has the other end any more */
+    close(pipes[0]);
+}
+
 /* --- a neighbour on the same reactor */
 
 struct street { /* one guest keeps its ring full, the other one has one request at a time */
@@ -348,6 +399,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(kicks_in_vain_make_deaf, scene_begin, scene_end),
         cmocka_unit_test_setup_teardown(memory_changes_wait_for_the_oldest, scene_begin, scene_end),
         cmocka_unit_test_setup_teardown(complaints_are_few, scene_begin, scene_end),
+        cmocka_unit_test_setup_teardown(descriptors_that_come_after_the_end_are_closed, scene_begin, scene_end),
         cmocka_unit_test_setup_teardown(a_neighbour_of_short_requests_has_its_share, scene_begin, scene_end),
         cmocka_unit_test_setup_teardown(a_neighbour_of_long_requests_has_its_share, scene_begin, scene_end),
     };

@@ -196,6 +196,7 @@ static void receive_done(struct io_op *op, int64_t result)
     session->receiving = false;
     bool kept = keep_descriptors(session);
     if (result <= 0 || session->state == VHOST_SESSION_CLOSED) {
+        close_descriptors(session); /* what was sent before the end is received after it, too */
         vhost_session_close(session, NULL);
         return;
     }
