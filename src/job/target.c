@@ -141,12 +141,13 @@ static int nobody_knows(const struct target *target, struct error *err)
 static int check_written(struct io *io, struct target *target, const struct target_options *options, struct error *err)
 {
     struct statx stat;
-    const struct target_written *written = options->written;
-    const uint64_t wall_ns = written ? atomic_load(&written->wall_ns) : 0;
+    uint64_t clock_ns = 0, wall_ns = 0;
     if (!target->is_watched) {
         target->is_zero = false;
         return options->released ? nobody_knows(target, err) : 0;
     }
+    if (options->written && target_written_when(options->written, &clock_ns, &wall_ns) < 0)
+        return nobody_knows(target, err);
     if (wall_ns == 0)
         return 0;
     if (statx(file_descriptor(target->node), "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stat) < 0)
@@ -156,8 +157,7 @@ static int check_written(struct io *io, struct target *target, const struct targ
     if ((ctime_ns > mtime_ns ? ctime_ns : mtime_ns) > wall_ns + PUSH_LANDING_NS)
         return error_set(err, ESTALE, "somebody has changed target '%.300s' since the daemon was killed",
                          target->where);
-    const int64_t ahead_then = (int64_t)(wall_ns - atomic_load(&written->clock_ns)),
-                  ahead_now = (int64_t)(io_wall_ns(io) - io_now_ns(io));
+    const int64_t ahead_then = (int64_t)(wall_ns - clock_ns), ahead_now = (int64_t)(io_wall_ns(io) - io_now_ns(io));
     if (ahead_now + (int64_t)WATCH_CLOCK_SLACK_NS < ahead_then)
         return error_set(
             err, ESTALE,
@@ -197,7 +197,7 @@ static int make_file(struct io *io, const struct target_options *options, struct
     if (temporary_path(target->where, note->nonce, path) < 0)
         return error_set(err, ENAMETOOLONG, "target '%.300s': its name is too long", target->where);
     note->created = 1;
-    atomic_store(&note->stage, TARGET_NAMING);
+    target_note_store(note, TARGET_NAMING);
     int status = image_create(io, path, options->size_bytes, &target->node, err);
     if (status == -ENOENT)
         return error_set(err, ENOENT, "target '%.300s' can't be made: there is no such folder", target->where);
@@ -206,7 +206,7 @@ static int make_file(struct io *io, const struct target_options *options, struct
     status = identify(target, &note->is, err);
     if (status < 0)
         return status;
-    atomic_store(&note->stage, TARGET_KNOWN);
+    target_note_store(note, TARGET_KNOWN);
     status = name_new(path, target->where);
     target->is_zero = true;
     if (status == -EEXIST)
@@ -243,7 +243,7 @@ static int open_file(struct io *io, const struct target_options *options, struct
     if (status == 0)
         status = identify(target, &target->note->is, err);
     if (status == 0)
-        atomic_store(&target->note->stage, TARGET_KNOWN);
+        target_note_store(target->note, TARGET_KNOWN);
     return status;
 }
 
@@ -293,7 +293,7 @@ int target_open_again(struct io *io, const struct target_options *options, struc
         status = nobody_knows(target, err);
     else if (target->is_nbd)
         status = nbd_node_open_until(io, target->where, false, options->stop, &target->node, err);
-    else if (atomic_load(&target->note->stage) != TARGET_KNOWN)
+    else if (target_note_stage(target->note) != TARGET_KNOWN)
         return error_set(err, ESTALE, "target '%.300s' had not been opened", target->where);
     else
         status = open_file_again(io, options, target, err);
@@ -327,8 +327,8 @@ void target_remove(struct target *target)
 {
     char path[PATH_MAX];
     const struct target_note *note = target->note;
-    const unsigned stage = note ? atomic_load(&note->stage) : TARGET_UNTOUCHED;
-    if (stage == TARGET_UNTOUCHED || !note->created)
+    const int stage = note ? target_note_stage(note) : TARGET_UNTOUCHED;
+    if (stage <= TARGET_UNTOUCHED || !note->created)
         return;
     if (stage == TARGET_KNOWN && leads_to(target->where, &note->is))
         unlink(target->where);

@@ -6,35 +6,8 @@
 #ifndef FLEECE_JOB_TARGET_H
 #define FLEECE_JOB_TARGET_H
 
-#include <stdatomic.h>
-
 #include "block/node.h"
-#include "io/uuid.h"
-
-enum target_stage {
-    TARGET_UNTOUCHED,
-    TARGET_NAMING, /* a file with the nonce in its name may be there: it is ours */
-    TARGET_KNOWN,  /* it is the file that `is` tells, under the nonce's name or its own */
-};
-
-struct target_identity { /* zeroes: not known */
-    uint64_t device, inode;
-    uint64_t made_ns;  /* when the file was made: an inode's number may be given again */
-    uint64_t instance; /* of a block device: another one, in a boot, when it is made or gets a medium */
-};
-
-/* What of a target the next daemon must know; zeroes at first. It may lie in shared memory, and is right at every moment. */
-struct target_note {
-    atomic_uint stage; /* enum target_stage */
-    uint32_t created;  /* by us: the file is removed when the copy fails, and read as zeroes at first */
-    char nonce[UUID_TEXT_BYTES];
-    struct target_identity is;
-};
-
-/* When it was written last, on both clocks; zeroes: not known. As a note. */
-struct target_written {
-    atomic_ullong clock_ns, wall_ns;
-};
+#include "job/target_note.h"
 
 struct target_options {
     const char *where;
@@ -56,13 +29,6 @@ struct target {
     bool is_watched;          /* a file whose times tell of a write by anybody; when the node is open */
     struct target_note *note; /* NULL: there is no such target */
 };
-
-/* Before each write. */
-static inline void target_writing(struct target_written *written, struct io *io)
-{
-    atomic_store(&written->clock_ns, io_now_ns(io)); /* first: half a note must not pass for a clock that was right */
-    atomic_store(&written->wall_ns, io_wall_ns(io));
-}
 
 /* EINVAL for a place that names nothing, before anything is tried. */
 int target_check(const char *where, struct error *err);

@@ -129,8 +129,7 @@ static void push_settle(struct job *job)
         push_settled(push);
         return;
     }
-    if (push->record.layout)
-        atomic_store(&push->record.layout->cancelled, job->cancelled);
+    push_record_note_cancelled(&push->record, job->cancelled);
     push_record_fail(&push->record, job->status, job->err.text);
     push->work.done = targets_removed;
     io_work(push->vm->io, &push->work, remove_targets, push);
@@ -429,8 +428,7 @@ static void push_begin(struct job *job)
 static void push_cancel(struct job *job, bool force)
 {
     struct push *push = push_of(job);
-    if (push->record.layout)
-        atomic_store(&push->record.layout->cancelled, 1);
+    push_record_note_cancelled(&push->record, true);
     atomic_store(&push->stop, true);
     push->forced |= force;
     push_fail_cancelled(push);
@@ -442,16 +440,10 @@ static void push_cancel(struct job *job, bool force)
         push_be_patient(push);
 }
 
-static void push_note_paused(struct push *push, bool paused)
-{
-    if (push->record.layout)
-        atomic_store(&push->record.layout->paused, paused);
-}
-
 static void push_pause(struct job *job)
 {
     struct push *push = push_of(job);
-    push_note_paused(push, true);
+    push_record_note_paused(&push->record, true);
     for (unsigned i = 0; i < push->disk_count; i++) {
         atomic_fetch_add(&push->disks[i].wishes.pause_number, 1);
         atomic_store(&push->disks[i].wishes.pause, true);
@@ -462,7 +454,7 @@ static void push_pause(struct job *job)
 static void push_resume(struct job *job)
 {
     struct push *push = push_of(job);
-    push_note_paused(push, false);
+    push_record_note_paused(&push->record, false);
     for (unsigned i = 0; i < push->disk_count; i++) {
         atomic_store(&push->disks[i].wishes.pause, false);
         push_disk_nudge(&push->disks[i]);
@@ -472,8 +464,7 @@ static void push_resume(struct job *job)
 static void push_set_speed(struct job *job, uint64_t speed)
 {
     struct push *push = push_of(job);
-    if (push->record.layout)
-        atomic_store(&push->record.layout->speed, speed);
+    push_record_note_speed(&push->record, speed);
     push_share_speed(push);
 }
 
@@ -564,7 +555,7 @@ static int64_t open_targets(void *argument)
                                                .stop = &push->stop,
                                                .note = disk->progress ? &disk->progress->note : &disk->note,
                                                .written = disk->progress ? &disk->progress->written : NULL,
-                                               .released = disk->progress && atomic_load(&disk->progress->released)};
+                                               .released = disk->progress && push_record_has_released(disk->progress)};
         status = atomic_load(&push->stop) ? error_set(&disk->err, ECANCELED, "job '%s' was cancelled", push->job.id)
                                           : open(disk->disk->node.io, &options, &disk->target, &disk->err);
         disk->status = status;
@@ -655,6 +646,7 @@ struct push *push_make(struct vm *vm, const struct push_options *options)
     for (unsigned i = 0; i < vm->disk_count; i++) {
         struct push_disk *disk = &push->disks[i];
         disk->context = push;
+        target_note_begin(&disk->note);
         disk->control = vm->io;
         disk->hooks = (struct push_disk_hooks){push_disk_news, push_disk_ended, push_disk_closed};
         disk->disk = vm->disks[i].disk;

@@ -68,7 +68,7 @@ static int copy_is_safe(void *context, const struct copy_run *runs, uint64_t cou
     const struct push_disk *disk = context;
     (void)runs;
     (void)count;
-    atomic_store(&disk->progress->released, 1);
+    push_record_note_released(disk->progress);
     return 0;
 }
 
@@ -243,10 +243,8 @@ uint64_t push_disk_data(const struct push_disk *disk)
 
 void push_disk_note(struct push_disk *disk)
 {
-    if (!disk->progress)
-        return;
-    atomic_store(&disk->progress->done_bytes, push_disk_done(disk));
-    atomic_store(&disk->progress->data_bytes, push_disk_data(disk));
+    if (disk->progress)
+        push_record_note_done(disk->progress, push_disk_done(disk), push_disk_data(disk));
 }
 
 void push_disk_close(struct push_disk *disk)

@@ -11,6 +11,12 @@
  * still is copied again, at worst a second time: the content of a point never changes, so the same bytes are written.
  * `done_bytes` is for those who look.
  *
+ * The words that change are what the next daemon believes: which file is the target, whether something was released, how
+ * the job ended. So each is sealed, with what it vouches for, and stored at once: `state` alone says which snapshot and
+ * which of the two ends count, so a second end never damages the first. A word that nobody stored like that ends the job
+ * with the reason (FAILED), and its files stay, for the copy may have been whole; a count for those who look is 0 then, and
+ * a speed what it was at first.
+ *
  * The file lies in a folder that is ours alone; it is parsed as if it did not.
  */
 #include "vm/push_record.h"
@@ -23,10 +29,23 @@
 
 #include "base/crc32c.h"
 #include "base/name.h"
+#include "base/probe.h"
 
 #define RECORD_MAGIC "FLEECEPJ"
 
-enum { RECORD_VERSION = 2 };
+enum { RECORD_VERSION = 3 };
+
+enum { /* which word it is */
+       STATE_SALT = 0x73746174,
+       PAUSED_SALT = 0x70617573,
+       CANCELLED_SALT = 0x63616e63,
+       SPEED_SALT = 0x73706564,
+       DONE_SALT = 0x646f6e65,
+       DATA_SALT = 0x64617461,
+       RELEASED_SALT = 0x72656c73,
+};
+
+enum { STATE_BITS = 8 };
 
 _Static_assert(offsetof(struct push_record_layout, sealed) + sizeof(struct push_record_sealed) <= MEMORY_HEAD_BYTES,
                "whose it is stands in its head");
@@ -38,7 +57,54 @@ static uint32_t sum_of(const struct push_record_layout *layout)
     return crc32c(crc32c(0, &layout->sealed, sizeof layout->sealed), layout->texts, layout->sealed.text_bytes);
 }
 
+static enum push_record_state state_of(uint32_t value)
+{
+    return (enum push_record_state)(value & ((1U << STATE_BITS) - 1));
+}
+
+static unsigned end_of(uint32_t value)
+{
+    return value >> STATE_BITS & 1;
+}
+
+uint32_t push_record_state_salt(const struct push_record_layout *layout, uint32_t value)
+{
+    const enum push_record_state state = state_of(value);
+    uint32_t salt = STATE_SALT;
+    if (state >= PUSH_RECORD_COPYING)
+        salt = crc32c(salt, &layout->cut, sizeof layout->cut);
+    if (state >= PUSH_RECORD_FAILED)
+        salt = crc32c(salt, &layout->ends[end_of(value)], sizeof layout->ends[0]);
+    return salt;
+}
+
+static uint32_t state_value(const struct push_record_layout *layout)
+{
+    return (uint32_t)atomic_load(&layout->state.word);
+}
+
+static void store_state(struct push_record_layout *layout, enum push_record_state state, unsigned end)
+{
+    const uint32_t value = state | end << STATE_BITS;
+    sealed_store(&layout->state, push_record_state_salt(layout, value), value);
+}
+
 /* ---- making ---- */
+
+/* All words that change, but the state. */
+static void begin_words(struct push_record_layout *layout)
+{
+    sealed_store(&layout->paused, PAUSED_SALT, 0);
+    sealed_store(&layout->cancelled, CANCELLED_SALT, 0);
+    sealed_count_store(&layout->speed, SPEED_SALT, layout->sealed.speed);
+    for (unsigned i = 0; i < LIMIT_DISKS; i++) {
+        struct push_record_progress *progress = &layout->progress[i];
+        target_note_begin(&progress->note);
+        target_written_begin(&progress->written);
+        push_record_note_done(progress, 0, 0);
+        sealed_store(&progress->released, RELEASED_SALT, 0);
+    }
+}
 
 static int seal(struct push_record_layout *layout, struct io *io, const struct push_options *options, const char *job,
                 const struct push_record_target *targets, unsigned target_count, struct error *err)
@@ -69,7 +135,9 @@ static int seal(struct push_record_layout *layout, struct io *io, const struct p
         sealed->devices[i] = targets[i].identity.device;
         sealed->inodes[i] = targets[i].identity.inode;
     }
-    atomic_store(&layout->speed, options->speed);
+    sealed->speed = options->speed;
+    begin_words(layout);
+    store_state(layout, PUSH_RECORD_OPENING, 0);
     layout->version = RECORD_VERSION;
     layout->sum = sum_of(layout);
     return 0;
@@ -133,8 +201,9 @@ static const char *check_sealed(const struct push_record_layout *layout, const u
     if (memcmp(sealed->boot, boot, BOOT_ID_BYTES) != 0)
         return "it is of an earlier boot";
     if (sealed->disk_count == 0 || sealed->disk_count > LIMIT_DISKS || sealed->mode > PUSH_PLAIN ||
-        sealed->flags > PUSH_RECORD_FLAGS || !is_text(sealed->job, sizeof sealed->job) ||
-        !is_text(sealed->bitmap, sizeof sealed->bitmap) || name_check("job id", sealed->job, NULL) < 0 ||
+        sealed->flags > PUSH_RECORD_FLAGS || sealed->speed > THROTTLE_RATE_MAX ||
+        !is_text(sealed->job, sizeof sealed->job) || !is_text(sealed->bitmap, sizeof sealed->bitmap) ||
+        name_check("job id", sealed->job, NULL) < 0 ||
         (sealed->bitmap[0] && name_check("bitmap", sealed->bitmap, NULL) < 0))
         return "it is wrong";
     return NULL;
@@ -144,36 +213,79 @@ static bool disk_is_right(const struct push_record_layout *layout, unsigned numb
 {
     const struct push_record_sealed *sealed = &layout->sealed;
     const struct push_record_disk *disk = &sealed->disks[number];
-    const struct target_note *note = &layout->progress[number].note;
-    const unsigned stage = atomic_load(&note->stage);
     return is_text(disk->name, sizeof disk->name) && name_check("disk name", disk->name, NULL) == 0 &&
            disk->where_at < sealed->text_bytes &&
            is_text(layout->texts + disk->where_at, sealed->text_bytes - disk->where_at) &&
-           target_check(layout->texts + disk->where_at, NULL) == 0 && disk->size_bytes <= LIMIT_DISK_BYTES &&
-           stage <= TARGET_KNOWN && (stage == TARGET_UNTOUCHED || !note->created || is_uuid(note->nonce));
+           target_check(layout->texts + disk->where_at, NULL) == 0 && disk->size_bytes <= LIMIT_DISK_BYTES;
+}
+
+static bool state_is_right(const struct push_record_layout *layout)
+{
+    const struct push_record_cut *cut = &layout->cut;
+    uint32_t value = state_value(layout);
+    const struct push_record_end *end = &layout->ends[end_of(value)];
+    return sealed_load(&layout->state, push_record_state_salt(layout, value), &value) &&
+           state_of(value) <= PUSH_RECORD_CONCLUDED && value >> STATE_BITS <= 1 && end->status <= 0 &&
+           end->status >= -4095 && is_text(end->reason, sizeof end->reason) && cut->consistency <= CONSISTENT_AGENT &&
+           is_text(cut->reason, sizeof cut->reason) && is_text(cut->snapshot, sizeof cut->snapshot);
+}
+
+static bool progress_is_right(const struct push_record_progress *progress)
+{
+    const int stage = target_note_stage(&progress->note);
+    uint64_t clock_ns, wall_ns;
+    uint32_t released;
+    return stage >= 0 && (stage == TARGET_UNTOUCHED || !progress->note.created || is_uuid(progress->note.nonce)) &&
+           sealed_load(&progress->released, RELEASED_SALT, &released) && released <= 1 &&
+           target_written_when(&progress->written, &clock_ns, &wall_ns) == 0;
+}
+
+/* What of the words that change nobody has stored like that; NULL: all is right. */
+static const char *find_damage(const struct push_record_layout *layout)
+{
+    uint32_t paused, cancelled;
+    if (!state_is_right(layout))
+        return "how far it is";
+    if (!sealed_load(&layout->paused, PAUSED_SALT, &paused) ||
+        !sealed_load(&layout->cancelled, CANCELLED_SALT, &cancelled) || paused > 1 || cancelled > 1)
+        return "what its users wanted";
+    for (unsigned i = 0; i < layout->sealed.disk_count; i++)
+        if (!progress_is_right(&layout->progress[i]))
+            return "what the targets are";
+    return NULL;
 }
 
 static const char *check(const struct push_record_layout *layout, const uint8_t boot[BOOT_ID_BYTES])
 {
     const char *wrong = check_sealed(layout, boot);
-    if (wrong)
-        return wrong;
-    const unsigned state = atomic_load(&layout->state);
-    if (state > PUSH_RECORD_CONCLUDED || atomic_load(&layout->speed) > THROTTLE_RATE_MAX || layout->status > 0 ||
-        layout->status < -4095 || layout->consistency > CONSISTENT_AGENT ||
-        !is_text(layout->consistency_reason, sizeof layout->consistency_reason) ||
-        !is_text(layout->snapshot, sizeof layout->snapshot) || !is_text(layout->reason, sizeof layout->reason))
-        return "what it says of its state is wrong";
-    for (unsigned i = 0; i < layout->sealed.disk_count; i++)
+    for (unsigned i = 0; !wrong && i < layout->sealed.disk_count; i++)
         if (!disk_is_right(layout, i))
-            return "what it says of a disk is wrong";
-    return NULL;
+            wrong = "what it says of a disk is wrong";
+    return wrong;
 }
 
 int push_record_check(const void *bytes, uint64_t length, const uint8_t boot[BOOT_ID_BYTES], struct error *err)
 {
-    const char *wrong = length == whole.length ? check(bytes, boot) : "it was not finished";
-    return wrong ? error_set(err, EINVAL, "the record of a push can't be used: %s", wrong) : 0;
+    const struct push_record_layout *layout = bytes;
+    const char *wrong = length == whole.length ? check(layout, boot) : "it was not finished";
+    if (wrong)
+        return error_set(err, EINVAL, "the record of a push can't be used: %s", wrong);
+    wrong = find_damage(layout);
+    return !wrong ? 0
+                  : error_set(err, EBADMSG,
+                              "the record of job '%s' in memory is damaged: it does not say %s; files that it has made "
+                              "are still there",
+                              layout->sealed.job, wrong);
+}
+
+/* The files stay: they may be whole, and their user's. A kill in between leaves a record that is damaged, or this one. */
+static void give_up(struct push_record_layout *layout, const struct error *err)
+{
+    begin_words(layout);
+    layout->cut = (struct push_record_cut){0};
+    layout->ends[0] = (struct push_record_end){.status = -EIO};
+    snprintf(layout->ends[0].reason, sizeof layout->ends[0].reason, "%s", err->text);
+    store_state(layout, PUSH_RECORD_FAILED, 0);
 }
 
 int push_record_adopt(struct push_record *record, struct io *io, const char *folder, unsigned number, struct error *err)
@@ -189,9 +301,11 @@ int push_record_adopt(struct push_record *record, struct io *io, const char *fol
         status = error_set(err, EINVAL, "the record of a push can't be used: it was not finished");
     else
         status = push_record_check(record->shm.base, length, boot, err);
-    if (status == 0) {
+    if (status == 0 || status == -EBADMSG) {
         record->layout = (struct push_record_layout *)(void *)record->shm.base;
-        return 0;
+        if (status < 0 && !MUTANT(push_damage_believed))
+            give_up(record->layout, err);
+        return status;
     }
     io_shm_remove(io, &name);
     io_shm_destroy(io, &record->shm);
@@ -220,6 +334,85 @@ const char *push_record_where(const struct push_record *record, unsigned disk)
     return record->layout->texts + record->layout->sealed.disks[disk].where_at;
 }
 
+/* ---- its words ---- */
+
+enum push_record_state push_record_state(const struct push_record *record)
+{
+    return state_of(state_value(record->layout));
+}
+
+const struct push_record_end *push_record_end(const struct push_record *record)
+{
+    return &record->layout->ends[end_of(state_value(record->layout))];
+}
+
+static bool word_is_set(const struct sealed_word *word, uint32_t salt)
+{
+    uint32_t value;
+    return sealed_load(word, salt, &value) && value;
+}
+
+bool push_record_is_paused(const struct push_record *record)
+{
+    return word_is_set(&record->layout->paused, PAUSED_SALT);
+}
+
+bool push_record_is_cancelled(const struct push_record *record)
+{
+    return word_is_set(&record->layout->cancelled, CANCELLED_SALT);
+}
+
+uint64_t push_record_speed(const struct push_record *record)
+{
+    const uint64_t first = record->layout->sealed.speed,
+                   speed = sealed_count_load(&record->layout->speed, SPEED_SALT, first);
+    return speed <= THROTTLE_RATE_MAX ? speed : first;
+}
+
+bool push_record_has_released(const struct push_record_progress *progress)
+{
+    return word_is_set(&progress->released, RELEASED_SALT);
+}
+
+uint64_t push_record_done(const struct push_record_progress *progress)
+{
+    return sealed_count_load(&progress->done_bytes, DONE_SALT, 0);
+}
+
+uint64_t push_record_data(const struct push_record_progress *progress)
+{
+    return sealed_count_load(&progress->data_bytes, DATA_SALT, 0);
+}
+
+void push_record_note_paused(struct push_record *record, bool paused)
+{
+    if (record->layout)
+        sealed_store(&record->layout->paused, PAUSED_SALT, paused);
+}
+
+void push_record_note_cancelled(struct push_record *record, bool cancelled)
+{
+    if (record->layout)
+        sealed_store(&record->layout->cancelled, CANCELLED_SALT, cancelled);
+}
+
+void push_record_note_speed(struct push_record *record, uint64_t speed)
+{
+    if (record->layout)
+        sealed_count_store(&record->layout->speed, SPEED_SALT, speed);
+}
+
+void push_record_note_released(struct push_record_progress *progress)
+{
+    sealed_store(&progress->released, RELEASED_SALT, 1);
+}
+
+void push_record_note_done(struct push_record_progress *progress, uint64_t done_bytes, uint64_t data_bytes)
+{
+    sealed_count_store(&progress->done_bytes, DONE_SALT, done_bytes);
+    sealed_count_store(&progress->data_bytes, DATA_SALT, data_bytes);
+}
+
 /* ---- its states ---- */
 
 void push_record_begin(struct push_record *record, const char *snapshot_uuid, const struct push_cut *cut)
@@ -227,28 +420,31 @@ void push_record_begin(struct push_record *record, const char *snapshot_uuid, co
     struct push_record_layout *layout = record->layout;
     if (!layout)
         return;
-    layout->consistency = cut->consistency;
-    layout->hold_ns = cut->hold_ns;
-    layout->frozen_ns = cut->frozen_ns;
-    snprintf(layout->consistency_reason, sizeof layout->consistency_reason, "%s",
+    layout->cut.consistency = cut->consistency;
+    layout->cut.hold_ns = cut->hold_ns;
+    layout->cut.frozen_ns = cut->frozen_ns;
+    snprintf(layout->cut.reason, sizeof layout->cut.reason, "%s",
              cut->consistency_reason ? cut->consistency_reason : "");
-    memcpy(layout->snapshot, snapshot_uuid, sizeof layout->snapshot);
-    atomic_store(&layout->state, PUSH_RECORD_COPYING);
+    memcpy(layout->cut.snapshot, snapshot_uuid, sizeof layout->cut.snapshot);
+    store_state(layout, PUSH_RECORD_COPYING, 0);
 }
 
 void push_record_copied(struct push_record *record)
 {
     if (record->layout)
-        atomic_store(&record->layout->state, PUSH_RECORD_COPIED);
+        store_state(record->layout, PUSH_RECORD_COPIED, 0);
 }
 
 static void store_end(struct push_record *record, enum push_record_state state, int status, const char *reason)
 {
-    if (!record->layout)
+    struct push_record_layout *layout = record->layout;
+    if (!layout)
         return;
-    record->layout->status = status;
-    snprintf(record->layout->reason, sizeof record->layout->reason, "%s", reason);
-    atomic_store(&record->layout->state, state);
+    const unsigned other = !end_of(state_value(layout));
+    layout->ends[other].status = status;
+    memset(layout->ends[other].reason, 0, sizeof layout->ends[other].reason);
+    snprintf(layout->ends[other].reason, sizeof layout->ends[other].reason, "%s", reason);
+    store_state(layout, state, other);
 }
 
 void push_record_fail(struct push_record *record, int status, const char *reason)

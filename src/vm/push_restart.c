@@ -50,11 +50,11 @@ static void opened_again(struct io_op *op, int64_t result)
 
 void push_go_on(struct push *push)
 {
-    if (atomic_load(&push->record.layout->state) == PUSH_RECORD_CONCLUDED) {
+    if (push_record_state(&push->record) == PUSH_RECORD_CONCLUDED) {
         push_move(push, PUSH_OVER);
         push->removed = true;
         job_ended(&push->job, push->status, &push->err);
-    } else if (push->status < 0 || atomic_load(&push->record.layout->state) != PUSH_RECORD_COPYING) {
+    } else if (push->status < 0 || push_record_state(&push->record) != PUSH_RECORD_COPYING) {
         push_end(push);
     } else {
         push_move(push, PUSH_OPENING_AGAIN);
@@ -106,11 +106,10 @@ static void hold_snapshot(struct push *push)
  * what is nobody's business any more. */
 static void forget_record(struct push_record *record)
 {
-    const struct push_record_layout *layout = record->layout;
-    const unsigned state = atomic_load(&layout->state);
+    const enum push_record_state state = push_record_state(record);
     const bool keep = state == PUSH_RECORD_CONCLUDED ||
-                      (state == PUSH_RECORD_COPIED && !atomic_load(&layout->cancelled));
-    for (unsigned i = 0; i < layout->sealed.disk_count && !keep; i++) {
+                      (state == PUSH_RECORD_COPIED && !push_record_is_cancelled(record));
+    for (unsigned i = 0; i < record->layout->sealed.disk_count && !keep; i++) {
         struct target target;
         struct target_note *note = &record->layout->progress[i].note;
         if (target_take_over(push_record_where(record, i), note, &target) == 0 && !MUTANT(push_file_stays))
@@ -141,21 +140,21 @@ static int take_disk(struct push *push, const struct push_record *record, unsign
         return error_set(err, ENOMEM, "no memory for a job");
     disk->progress = progress;
     disk->size_bytes = from->size_bytes;
-    disk->before_done_bytes = atomic_load(&progress->done_bytes);
+    disk->before_done_bytes = push_record_done(progress);
     disk->before_done_bytes = disk->before_done_bytes < disk->size_bytes ? disk->before_done_bytes : disk->size_bytes;
-    disk->before_data_bytes = atomic_load(&progress->data_bytes);
+    disk->before_data_bytes = push_record_data(progress);
     disk->options.needed_only = !MUTANT(push_released_is_read);
     push->job.total_bytes += disk->size_bytes;
     push->job.done_bytes += disk->before_done_bytes;
     return 0;
 }
 
-static struct push_options options_of(const struct push_record_layout *layout)
+static struct push_options options_of(const struct push_record *record)
 {
-    const uint32_t flags = layout->sealed.flags;
+    const uint32_t flags = record->layout->sealed.flags;
     return (struct push_options){
-        .mode = (enum push_mode)layout->sealed.mode,
-        .speed = atomic_load(&layout->speed),
+        .mode = (enum push_mode)record->layout->sealed.mode,
+        .speed = push_record_speed(record),
         .no_advice = flags & PUSH_RECORD_NO_ADVICE,
         .no_release = flags & PUSH_RECORD_NO_RELEASE,
         .keep_concluded = flags & PUSH_RECORD_KEEP_CONCLUDED,
@@ -168,7 +167,7 @@ static struct push *push_take_over(struct vm *vm, struct job_table *jobs, struct
                                    struct error *err)
 {
     const struct push_record_layout *layout = record->layout;
-    const struct push_options options = options_of(layout);
+    const struct push_options options = options_of(record);
     struct push *push = push_make(vm, &options);
     int status = push ? 0 : error_set(err, ENOMEM, "no memory for a job");
     for (unsigned i = 0; status == 0 && i < layout->sealed.disk_count; i++)
@@ -187,14 +186,13 @@ static struct push *push_take_over(struct vm *vm, struct job_table *jobs, struct
     push->step = PUSH_TAKEN_OVER;
     push->started = push->taken_over = true;
     push->job.auto_dismiss = false; /* see push_settled() */
-    push->job.cancelled = atomic_load(&layout->cancelled) && !MUTANT(push_cancelling_forgotten);
-    memcpy(push->snapshot_uuid, layout->snapshot, sizeof push->snapshot_uuid);
-    memcpy(push->consistency_reason, layout->consistency_reason, sizeof push->consistency_reason);
-    push->cut = (struct push_cut){.hold_ns = layout->hold_ns,
-                                  .frozen_ns = layout->frozen_ns,
-                                  .consistency = (enum consistency)layout->consistency,
-                                  .consistency_reason = layout->consistency_reason[0] ? push->consistency_reason
-                                                                                      : NULL};
+    push->job.cancelled = push_record_is_cancelled(record) && !MUTANT(push_cancelling_forgotten);
+    memcpy(push->snapshot_uuid, layout->cut.snapshot, sizeof push->snapshot_uuid);
+    memcpy(push->consistency_reason, layout->cut.reason, sizeof push->consistency_reason);
+    push->cut = (struct push_cut){.hold_ns = layout->cut.hold_ns,
+                                  .frozen_ns = layout->cut.frozen_ns,
+                                  .consistency = (enum consistency)layout->cut.consistency,
+                                  .consistency_reason = layout->cut.reason[0] ? push->consistency_reason : NULL};
     return push;
 }
 
@@ -208,13 +206,13 @@ static void tell(const struct push *push)
 
 static void push_start_again(struct push *push)
 {
-    struct push_record_layout *layout = push->record.layout;
+    const struct push_record_end *end = push_record_end(&push->record);
     struct job *job = &push->job;
-    const enum push_record_state state = atomic_load(&layout->state);
-    const bool concluded = state == PUSH_RECORD_CONCLUDED, paused = atomic_load(&layout->paused);
+    const enum push_record_state state = push_record_state(&push->record);
+    const bool concluded = state == PUSH_RECORD_CONCLUDED, paused = push_record_is_paused(&push->record);
     struct error err;
-    if (state >= PUSH_RECORD_FAILED && layout->status < 0) {
-        error_set(&err, -layout->status, "%s", layout->reason);
+    if (state >= PUSH_RECORD_FAILED && end->status < 0) {
+        error_set(&err, -end->status, "%s", end->reason);
         push_fail(push, &err);
     }
     if (!concluded && job->cancelled)
@@ -238,12 +236,13 @@ static void record_take_over(struct vm *vm, struct job_table *jobs, unsigned num
     struct push_record record;
     struct error err = {0};
     int status = push_record_adopt(&record, vm->io, vm->memory_folder, number, &err);
-    if (status < 0 && status != -ENOENT)
+    if (status < 0 && status != -ENOENT && status != -EBADMSG)
         log_warning("a job of the daemon that was killed is lost: %s", err.text);
-    if (status < 0)
+    if (status < 0 && status != -EBADMSG)
         return;
     struct push *push = NULL;
-    if (atomic_load(&record.layout->state) != PUSH_RECORD_OPENING)
+    err.code = 0;
+    if (push_record_state(&record) != PUSH_RECORD_OPENING)
         push = push_take_over(vm, jobs, &record, number, &err);
     if (push) {
         push_start_again(push);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Any bytes as the record of a push. The head, the boot and the sum are made right here, for no fuzzer guesses them. What is
- * taken must be bounded in all its parts: every text ends, and no name leads elsewhere.
+ * Any bytes as the record of a push. The head, the boot and the sums are made right here, for no fuzzer guesses them; which
+ * of the words that change get a right one, the first byte says. What is taken must be bounded in all its parts: every text
+ * ends, and no name leads elsewhere.
  */
 #include <assert.h>
 #include <stdlib.h>
@@ -30,14 +31,38 @@ static void look(const struct push_record_layout *layout)
     const struct push_record record = {.layout = (struct push_record_layout *)(uintptr_t)layout};
     const struct push_record_sealed *sealed = &layout->sealed;
     assert(strlen(sealed->job) <= LIMIT_NAME_BYTES && strlen(sealed->bitmap) <= LIMIT_NAME_BYTES);
-    assert(strlen(layout->reason) < LIMIT_ERROR_BYTES && strlen(layout->snapshot) < UUID_TEXT_BYTES);
-    assert(strlen(layout->consistency_reason) < LIMIT_ERROR_BYTES);
+    assert(strlen(push_record_end(&record)->reason) < LIMIT_ERROR_BYTES);
+    assert(strlen(layout->cut.snapshot) < UUID_TEXT_BYTES && strlen(layout->cut.reason) < LIMIT_ERROR_BYTES);
+    assert(push_record_state(&record) <= PUSH_RECORD_CONCLUDED && push_record_speed(&record) <= THROTTLE_RATE_MAX);
     for (unsigned i = 0; i < sealed->disk_count; i++) {
         const struct target_note *note = &layout->progress[i].note;
         assert(strlen(push_record_where(&record, i)) < LIMIT_PUSH_TEXT_BYTES);
         assert(!strchr(sealed->disks[i].name, '/') && sealed->disks[i].size_bytes <= LIMIT_DISK_BYTES);
-        assert(!note->created || note->stage == TARGET_UNTOUCHED || !strchr(note->nonce, '/'));
+        assert(target_note_stage(note) >= 0);
+        assert(!note->created || target_note_stage(note) == TARGET_UNTOUCHED || !strchr(note->nonce, '/'));
     }
+}
+
+/* Words as somebody would have stored them. */
+static void seal_words(struct push_record_layout *layout, uint8_t wanted)
+{
+    uint32_t word;
+    for (unsigned i = 0; i < LIMIT_DISKS && wanted & 1; i++) {
+        struct push_record_progress *progress = &layout->progress[i];
+        word = (uint32_t)atomic_load(&progress->note.stage.word);
+        target_note_store(&progress->note, (enum target_stage)(word % 4));
+        target_written_begin(&progress->written);
+        if (wanted & 2)
+            push_record_note_released(progress);
+    }
+    struct push_record record = {.layout = layout};
+    if (wanted & 4) {
+        push_record_note_paused(&record, wanted & 8);
+        push_record_note_cancelled(&record, wanted & 16);
+    }
+    word = (uint32_t)atomic_load(&layout->state.word);
+    if (wanted & 64)
+        sealed_store(&layout->state, push_record_state_salt(layout, word), word);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length)
@@ -49,13 +74,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length)
     struct snapshot_table_disk disks[LIMIT_DISKS];
     struct input input = {bytes, length};
     struct error err = {0};
-    uint8_t disk_count = 0, text_bytes = 0;
+    uint8_t wanted = 0, disk_count = 0, text_bytes = 0;
     assert(layout);
     /* Byte by byte what matters, so that a short input says something. */
+    take(&input, &wanted, 1);
     take(&input, &disk_count, 1);
     take(&input, &text_bytes, 1);
     memcpy(layout->magic, "FLEECEPJ", 8);
-    layout->version = 2;
+    layout->version = 3;
     layout->sealed.disk_count = disk_count;
     layout->sealed.text_bytes = disk_count == 255 ? UINT32_MAX : text_bytes;
     take(&input, layout->texts, text_bytes);
@@ -66,7 +92,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length)
         take(&input, &layout->sealed.disks[i].where_at, 1);
         take(&input, &layout->progress[i].note, sizeof layout->progress[i].note);
     }
-    take(&input, (char *)&layout->state, sizeof *layout - offsetof(struct push_record_layout, state));
+    take(&input, (char *)&layout->state,
+         offsetof(struct push_record_layout, progress) - offsetof(struct push_record_layout, state));
+    seal_words(layout, wanted);
     if (layout->sealed.text_bytes <= LIMIT_PUSH_TEXT_BYTES)
         layout->sum = crc32c(crc32c(0, &layout->sealed, sizeof layout->sealed), layout->texts,
                              layout->sealed.text_bytes);

@@ -28,7 +28,7 @@
 #include "driver/file.h"
 #include "job/target.h"
 #include "stage.h"
-#include "vm/push.h"
+#include "vm/push_record.h"
 
 enum { EXTENTS = 3, BLOCKS = EXTENTS * 256, WRITES = 12 };
 
@@ -46,6 +46,7 @@ struct scene {
     uint8_t *right[STAGE_DISKS]; /* what lay on the disks */
     bool begun, cancelled, cancel;
     bool finished, well; /* as the job's end was told */
+    bool damaged;        /* its record was */
     unsigned numbers;
     uint64_t moment;
 };
@@ -92,7 +93,7 @@ int __wrap_target_open(struct io *io, const struct target_options *options, stru
         target->is_zero = true;
         world_file_create(scene->stage->world, file->path, scene->stage->disk_bytes, 512, false);
     }
-    atomic_store(&options->note->stage, TARGET_KNOWN);
+    target_note_store(options->note, TARGET_KNOWN);
     return open_it(io, target, &target->node, err);
 }
 
@@ -100,7 +101,7 @@ int __wrap_target_open_again(struct io *io, const struct target_options *options
                              struct error *err)
 {
     (void)options;
-    assert_int_equal(atomic_load(&target->note->stage), TARGET_KNOWN);
+    assert_int_equal(target_note_stage(target->note), TARGET_KNOWN);
     assert_true(file_of(target)->there);
     return open_it(io, target, &target->node, err);
 }
@@ -114,7 +115,7 @@ int __wrap_target_keep(const struct target *target, struct error *err)
 
 void __wrap_target_remove(struct target *target)
 {
-    if (!scene->stage->dead && atomic_load(&target->note->stage) == TARGET_KNOWN && target->note->created)
+    if (!scene->stage->dead && target_note_stage(target->note) == TARGET_KNOWN && target->note->created)
         file_of(target)->there = false;
 }
 
@@ -137,6 +138,8 @@ static void job_finished(void *context, const struct job *job)
         return;
     scene->finished = true;
     scene->well = job->status == 0;
+    if (scene->damaged && strstr(job->err.text, "is damaged"))
+        return;
     if (job->status < 0 && !job->cancelled)
         fail_msg("the job failed: %s", job->err.text);
 }
@@ -379,10 +382,58 @@ static void a_snapshot_without_a_job_ends(void **state)
     end_story();
 }
 
+/* Byte `argument` of the record that a killed daemon has left. */
+static void damage_record(void *argument)
+{
+    const struct io_shm_name name = {scene->stage->options.memory_folder, "push.0"};
+    struct io_shm shm;
+    struct error err;
+    assert_int_equal(io_shm_adopt(scene->stage->control, &shm, &name, &err), 0);
+    assert_int_equal(io_shm_grow(scene->stage->control, &shm, (struct range){0, shm.reserved_bytes}), 0);
+    shm.base[*(const size_t *)argument] ^= 0x41;
+    io_shm_destroy(scene->stage->control, &shm);
+}
+
+/* The job fails for that reason and no file goes: nobody knows how far it was. The snapshot does. */
+static void a_damaged_word_ends_the_job(void **state)
+{
+    (void)state;
+#define AT(member) (offsetof(struct push_record_layout, member) + 1)
+    static const size_t places[] = {AT(state),
+                                    AT(cut.snapshot),
+                                    AT(cancelled),
+                                    AT(progress[0].note.stage),
+                                    AT(progress[0].note.is),
+                                    AT(progress[1].released)};
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        size_t place = places[i];
+        begin_story(0, false);
+        scene->damaged = true;
+        world_call(scene->stage->control, start_job, NULL);
+        for (unsigned steps = 0; !scene->begun && steps < 100; steps++)
+            run_for(10 * NS_PER_MS);
+        run_for(100 * NS_PER_MS);
+        assert_true(scene->begun && !scene->finished);
+        stage_kill(scene->stage);
+        stage_restart(scene->stage);
+        jobs_init();
+        world_call(scene->stage->control, damage_record, &place);
+        world_call(scene->stage->control, take_over, NULL);
+        stage_settle(scene->stage);
+        const struct job *job = job_find(&scene->jobs, "job");
+        assert_true(job && scene->finished && !scene->well);
+        assert_non_null(strstr(job->err.text, "is damaged"));
+        assert_true(scene->files[0].there && scene->files[1].there);
+        assert_null(vm_snapshot_find(scene->stage->vm, "job"));
+        end_story();
+    }
+}
+
 /* ---- deliberate faults ---- */
 
 static const struct CMUnitTest all_tests[] = {
     cmocka_unit_test(a_snapshot_without_a_job_ends),
+    cmocka_unit_test(a_damaged_word_ends_the_job),
     cmocka_unit_test(cancelled_and_killed),
     cmocka_unit_test(killed_in_every_moment),
 };

@@ -88,6 +88,7 @@ static int set_up(void **state)
     assert_non_null(mkdtemp(f->folder));
     snprintf(f->path, sizeof f->path, "%s/image", f->folder);
     f->options = (struct target_options){.where = f->path, .size_bytes = MIB, .stop = &f->stop, .note = &f->note};
+    target_note_begin(&f->note);
     *state = f;
     return 0;
 }
@@ -158,7 +159,7 @@ static void a_new_file_is_known(void **state)
 {
     struct fixture *f = *state;
     open_new(f);
-    assert_int_equal(f->note.stage, TARGET_KNOWN);
+    assert_int_equal(target_note_stage(&f->note), TARGET_KNOWN);
     assert_true(f->note.created && f->target.is_zero && files_in(f) == 1);
     lose(f);
     assert_int_equal(open_again(f), 0);
@@ -175,13 +176,13 @@ static void killed_before_it_has_its_name(void **state)
     struct fixture *f = *state;
     char temporary[256];
     for (unsigned known = 0; known < 2; known++) {
-        f->note = (struct target_note){0};
+        target_note_begin(&f->note);
         open_new(f);
         lose(f);
         snprintf(temporary, sizeof temporary, "%s/.fleece-push-%s", f->folder, f->note.nonce);
         assert_int_equal(rename(f->path, temporary), 0);
         if (!known)
-            f->note.stage = TARGET_NAMING;
+            target_note_store(&f->note, TARGET_NAMING);
         put(f->path); /* a stranger's */
         assert_true(open_again(f) == -ESTALE && f->err.text[0]);
         lose(f);
@@ -189,7 +190,7 @@ static void killed_before_it_has_its_name(void **state)
         assert_int_equal(files_in(f), 1);
         assert_int_equal(unlink(f->path), 0);
     }
-    f->note = (struct target_note){.stage = TARGET_UNTOUCHED};
+    target_note_begin(&f->note);
     put(f->path);
     remove_again(f); /* killed before anything */
     assert_int_equal(files_in(f), 1);
@@ -212,6 +213,7 @@ static void another_file_is_left_alone(void **state)
     assert_int_equal(files_in(f), 2);
     assert_int_equal(rename(elsewhere, f->path), 0);
     f->note.is.made_ns++; /* the same number, given to another file */
+    target_note_store(&f->note, TARGET_KNOWN);
     assert_int_equal(open_again(f), -ESTALE);
     lose(f);
     remove_again(f);
@@ -224,7 +226,7 @@ static void one_that_was_there_is_not_removed(void **state)
     put(f->path);
     assert_int_equal(truncate(f->path, MIB), 0);
     assert_int_equal(target_open(f->io, &f->options, &f->target, &f->err), -EEXIST);
-    assert_int_equal(f->note.stage, TARGET_UNTOUCHED);
+    assert_int_equal(target_note_stage(&f->note), TARGET_UNTOUCHED);
     lose(f);
     f->options.force = true;
     open_new(f);
@@ -280,7 +282,7 @@ static void c10_another_file_comes_in_between(void **state)
     lose(f);
     assert_int_equal(open_again(f), -ESTALE);
     lose(f);
-    f->note = (struct target_note){0};
+    target_note_begin(&f->note);
     open_new(f);
     lose(f);
     swapped = f->path;
