@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the tests of backups share: a backup that is held in its middle, and looks at sets and files."""
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -57,6 +58,27 @@ def forge(point, name):
     manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     (copy / "manifest.json").write_text(json.dumps(manifest))
     return copy
+
+
+class StuckBackup:
+    """`fleece --json backup` that gets no further than its snapshot, however quick it is: it wants to say that it has it,
+    and the pipe that it says it to is full."""
+
+    def __init__(self, t, d, where):
+        self.pipe, full = os.pipe()
+        os.write(full, b"\n" * fcntl.fcntl(full, fcntl.F_SETPIPE_SZ, 4096))
+        with d.qmp() as qmp:
+            self.process = t.spawn(t.program("fleece"), "--json", "--control", d.control, "backup", where, stdout=full,
+                                   stderr=subprocess.PIPE)
+            os.close(full)
+            qmp.event("FLEECE_SNAPSHOT_CREATED", 240)
+
+    def end(self, status):
+        """Lets it run to its end; returns what it said of what is wrong."""
+        self.process.stdout = os.fdopen(self.pipe, "rb")
+        err = self.process.communicate(timeout=240 * harness.FACTOR)[1].decode()
+        assert self.process.returncode == status, f"backup ended with {self.process.returncode}, not {status}: {err}"
+        return err
 
 
 class HeldBackup:

@@ -136,9 +136,11 @@ class Qmp:
                     return self.events.pop(i)
             left = end - time.monotonic()
             assert left > 0, f"no event {name} came; those that did: {[e['event'] for e in self.events]}"
+            usual = self.socket.gettimeout()
             self.socket.settimeout(left)
             with contextlib.suppress(TimeoutError):
                 self.events.append(self._receive())
+            self.socket.settimeout(usual)  # what is asked next has all of it, however long this took
 
     def close(self):
         self.stream.close()
@@ -293,7 +295,7 @@ class Case:
             with contextlib.suppress(OSError):
                 self.borrowed.bind(f"\0fleece-test-{name}")
                 return True
-        wait_for(f"no other test has a VM {name}", bound, timeout=300, pause=0.2)
+        wait_for(f"no other test has a VM {name}", bound, timeout=800, pause=0.02)
 
     def other_host(self):
         """What makes a daemon of the same VM one of another host, for daemon(): its run-time folder and its shared
@@ -396,10 +398,10 @@ class Case:
         for pid in self.strays():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.borrowed.close()
         shm = pathlib.Path(f"/dev/shm/fleece-{os.getuid()}")
         shutil.rmtree(shm / self.vm, ignore_errors=True)
         shutil.rmtree(f"/run/fleece/{self.vm}", ignore_errors=True)
+        self.borrowed.close()  # not before: the next test may have a VM of that name at once
         if os.environ.get("FLEECE_KEEP"):
             print(f"kept: {self.dir}")
         else:

@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""./quickstart, the first of README.md's two commands (the other one runs this): what it proves, how long it takes, and
-that nothing is left however it ends."""
+"""./quickstart, the first of README.md's two commands (the other one runs this): what it proves, how much of a processor it
+takes, and that nothing is left however it ends."""
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -24,11 +25,14 @@ def check_nothing_left(t):
 
 
 def test_it_proves_what_it_says(t):
-    started = time.monotonic()
-    said = start(t).communicate(timeout=200 * harness.FACTOR)[0]
+    def used():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+    before = used()
+    said = start(t).communicate(timeout=900 * harness.FACTOR)[0]
     print(said)
     assert said.count("proved:") == 3 and "Done in" in said, said
-    assert time.monotonic() - started < 120 * harness.FACTOR
+    assert used() - before < 60, f"it took {used() - before:.1f} s of a processor"
     check_nothing_left(t)
 
 
@@ -44,7 +48,7 @@ def test_it_is_interrupted(t):
         time.sleep(0.7)
         os.killpg(process.pid, signal.SIGINT)
         process.stdout.read()
-        code = process.wait(30 * harness.FACTOR)
+        code = process.wait(240 * harness.FACTOR)
         assert code in (130, -signal.SIGINT), f"it ended with {code} after {moment!r}"
         check_nothing_left(t)
 

@@ -73,6 +73,7 @@ def test_a_real_guest(t):
         d = vm.serve(t, vm.VHOST_USER, images, *options)
         guest = vm.Vm(t, vm.VHOST_USER, images, d, agent=t.path("agent.sock"))
         guest.run("mkdir -p /mnt/data && mount -t ext4 /dev/vdb /mnt/data && mkdir /mnt/data/files")
+        guest.run("until [ -e /dev/vport0p3 ]; do sleep 0.1; done")
         guest.run("qemu-ga -m virtio-serial -p /dev/vport0p3 -t /tmp -l /tmp/qemu-ga.log >/dev/null 2>&1 &")
         guest.start("ext4", "exec guest_load files /mnt/data/files ext4 40")
         more(guest, 3)

@@ -14,7 +14,7 @@ fleeced --name k --disk vda=$vda --disk vdb=$vdb --nbd unix:$dir/n.sock --contro
 pid=$!
 n=0
 until fleece --control $dir/c.sock status >/dev/null 2>&1; do
-    n=$((n + 1)); [ $n -lt 100 ] || fail "the daemon does not answer"; kill -0 $pid || fail "the daemon ended"; sleep 0.2
+    n=$((n + 1)); [ $n -lt 600 ] || fail "the daemon does not answer"; kill -0 $pid || fail "the daemon ended"; sleep 0.2
 done
 fleece --control $dir/c.sock status | grep io_uring
 for disk in vda vdb; do
@@ -41,7 +41,7 @@ uname -r
 mkdir -p /dev/shm /disk
 mount -t tmpfs none /dev/shm
 mount -t tmpfs none /tmp
-for i in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/vdb ] && break; sleep 0.2; done
+i=0; until [ -b /dev/vdb ] || [ $i = 600 ]; do i=$((i + 1)); sleep 0.1; done
 mount -t ext4 /dev/vdb /disk || echo "ROUND failed: no disk"
 ulimit -l
 export dir=/tmp vda=/dev/vda vdb=/disk/b.raw
@@ -74,7 +74,7 @@ def test_debian_kernel(t):
     drives = [x for name in ("vda", "vdb") for x in ("-drive", f"file={t.path(name)}.raw,format=raw,if=virtio")]
     guest = machine.Guest(t, ["qemu-system-x86_64", "-accel", "tcg", "-m", "512", "-smp", "2", *drives,
                               "-no-reboot", *machine.qemu_arguments(initrd, "panic=-1")])
-    text = guest.end(200)
+    text = guest.end(600)
     initrd.unlink()
     release = machine.kernel()[1].name
     assert release in text and "ROUND done" in text, text

@@ -17,11 +17,13 @@ import re
 import selectors
 import shutil
 import subprocess
+import tempfile
 import time
 
 import harness
 
 CACHE = harness.BUILD / "guest-cache"
+PATIENCE = 240  # seconds; nobody waits as long unless something is wrong
 MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "ext4", "crc32c_generic", "crc32c_intel")
 APPEND = ("console=ttyS0 quiet mitigations=off random.trust_cpu=on cryptomgr.notests apparmor=0 audit=0 "
           "tsc=reliable no_timer_check rcupdate.rcu_expedited=1")
@@ -33,7 +35,7 @@ BOOT_INIT = """#!/bin/busybox sh
 mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev
 while read module; do insmod "/modules/$module"; done < /modules/order
 [ -x /run.sh ] && exec /run.sh
-for i in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/vda ] && break; sleep 0.2; done
+i=0; until [ -b /dev/vda ] || [ $i = 600 ]; do i=$((i + 1)); sleep 0.1; done
 mount -t ext4 /dev/vda /disk || { echo "GUEST no root disk"; poweroff -f; }
 umount /proc /sys
 mount --move /dev /disk/dev
@@ -66,10 +68,11 @@ def elf_kernel():
     unpacked = lzma.LZMADecompressor().decompress(packed[start:]) if start >= 0 else b""
     if unpacked[:4] != b"\x7fELF":
         return image
-    CACHE.mkdir(exist_ok=True)
-    unfinished = cached.with_suffix(f".{os.getpid()}")
-    unfinished.write_bytes(unpacked)
-    unfinished.rename(cached)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        unfinished = pathlib.Path(scratch) / "vmlinux"
+        unfinished.write_bytes(unpacked)
+        unfinished.rename(cached)
     return cached
 
 
@@ -121,8 +124,17 @@ def initramfs(files=None, script=None, modules=()):
         cached = CACHE / f"initramfs-{os.getpid()}.cpio"
     elif cached.exists():
         return cached
-    CACHE.mkdir(exist_ok=True)
-    tree = CACHE / f"tree-{os.getpid()}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:  # two tests may do this at once, and one may be killed at it
+        tree, unfinished = pathlib.Path(scratch) / "tree", pathlib.Path(scratch) / "cpio"
+        fill_tree(tree, folder, order, files, script)
+        subprocess.run("find . | cpio -o -H newc --quiet >../cpio", shell=True, cwd=tree, check=True)
+        unfinished.rename(cached)
+    return cached
+
+
+def fill_tree(tree, folder, order, files, script):
+    """What is in an initramfs."""
     for name in ("bin", "proc", "sys", "dev", "disk", "modules", "tmp", "run"):
         (tree / name).mkdir(parents=True)
     shutil.copy(busybox(), tree / "bin/busybox")
@@ -139,11 +151,6 @@ def initramfs(files=None, script=None, modules=()):
     for name, text in scripts.items():
         (tree / name).write_text(text)
         (tree / name).chmod(0o755)
-    unfinished = cached.with_suffix(f".{os.getpid()}")
-    subprocess.run(f"find . | cpio -o -H newc --quiet >'{unfinished}'", shell=True, cwd=tree, check=True)
-    unfinished.rename(cached)
-    shutil.rmtree(tree)
-    return cached
 
 
 def disk_tree(folder, init):
@@ -202,29 +209,31 @@ class Guest:
                 break
         return self.text
 
-    def expect(self, expression, timeout=60):
+    def expect(self, expression, timeout=PATIENCE):
         """Waits until the console has said `expression` and returns the match."""
+        return self.wait(f"the guest said {expression!r}", lambda: re.search(expression, self.text, re.M), timeout)
+
+    def wait(self, what, condition, timeout=PATIENCE):
+        """Waits until what the console has said (`text`) fulfils a condition, and returns its value."""
         end = time.monotonic() + timeout * harness.FACTOR
-        while True:
-            found = re.search(expression, self.text, re.M)
-            if found:
-                return found
-            left = end - time.monotonic()
-            assert left > 0, f"the guest did not say {expression!r}; its console:\n{self.text[-3000:]}"
-            assert self._read(min(left, 0.5)) or re.search(expression, self.text, re.M), \
-                f"QEMU ended before the guest said {expression!r}; its console:\n{self.text[-3000:]}"
+        goes_on = True
+        while not (found := condition()):
+            assert goes_on, f"QEMU ended before {what}; its console:\n{self.text[-3000:]}"
+            assert time.monotonic() < end, f"still not: {what}; the console:\n{self.text[-3000:]}"
+            goes_on = self._read(0.5)
+        return found
 
     def say(self, line):
         self.process.stdin.write(line.encode() + b"\n")
         self.process.stdin.flush()
 
-    def end(self, timeout=60):
+    def end(self, timeout=PATIENCE):
         """Waits for the guest to power itself off."""
         end = time.monotonic() + timeout * harness.FACTOR
         while self._read(0.5):
             assert time.monotonic() < end, f"the guest did not power off; its console:\n{self.text[-3000:]}"
         self.process.stdout.close()
         self.process.stdin.close()
-        code = self.process.wait(10)
+        code = self.process.wait(timeout * harness.FACTOR)
         assert code == 0, f"QEMU ended with {code}:\n{self.text[-3000:]}"
         return self.text

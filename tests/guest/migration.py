@@ -4,10 +4,9 @@
 images, while the guest writes. One that is cancelled leaves snapshots alone. One that succeeds fails the backup that is
 under way, with its reason; the guest notices nothing, and the next backup, from the daemon of the new place, is
 incremental and right. One whose destination dies when the guest has stopped already goes on at the source."""
-import signal
-
 import harness
 import vm
+from backup_kit import StuckBackup
 from vm import MIB
 
 # QEMU before 9.0 has two ways to look at what its emulated processor has written. The one for blocks of memory of whole
@@ -35,19 +34,8 @@ def arrival(t, images):
     """The daemon that awaits the VM."""
     options = [word for name in images for word in ("--vhost-user", f"{name}={vm.vhost_socket(t, name, 'arrival')}")]
     d = t.daemon(images, *options, "--incoming", "on", wait=False, **t.other_host())
-    harness.wait_for("the daemon awaits the VM", lambda: "is awaited" in d.log())
+    harness.wait_for("the daemon awaits the VM", lambda: "is awaited" in d.log(), vm.WAIT)
     return d
-
-
-def backup_in_the_middle(t, d, where):
-    """A backup that does not get any further: its process is stopped."""
-    events = harness.Qmp(d.control)
-    with open(t.path("backup.said"), "wb") as said:
-        process = t.spawn(t.program("fleece"), "--control", d.control, "backup", where, stdout=said, stderr=said)
-    events.event("FLEECE_SNAPSHOT_CREATED", 60)
-    process.send_signal(signal.SIGSTOP)
-    events.close()
-    return process
 
 
 def fails_in_the_end(t, d, guest, images):
@@ -81,13 +69,13 @@ def test_the_vm_goes_on_elsewhere(t):
 
     there = arrival(t, images)
     gone_wrong = vm.Vm(t, vm.VHOST_USER, images, memory=MEMORY, incoming=t.path("first.sock"), suffix="arrival")
-    guest.qmp.execute("migrate-set-parameters", max_bandwidth=MIB)
+    guest.qmp.execute("migrate-set-parameters", max_bandwidth=MIB // 16)  # it must not be over before it is cancelled
     guest.qmp.execute("migrate", uri=f"unix:{t.path('first.sock')}")
     reached(guest, "active")
     go_on(guest)
     guest.qmp.execute("migrate_cancel")
     reached(guest, "cancelled")
-    gone_wrong.process.wait(60)
+    gone_wrong.process.wait(vm.WAIT * harness.FACTOR)
     go_on(guest)
     guest.qmp.execute("stop")
     guest.qmp.execute("cont")
@@ -99,7 +87,7 @@ def test_the_vm_goes_on_elsewhere(t):
     points.append(vm.backup(d, where))
     assert all(disk["kind"] == "incremental" for disk in points[1][1].values()), points[1]
 
-    under_way = backup_in_the_middle(t, d, where)
+    under_way = StuckBackup(t, d, where)
     new = vm.Vm(t, vm.VHOST_USER, images, memory=MEMORY, incoming=t.path("second.sock"), suffix="arrival")
     guest.qmp.execute("migrate-set-parameters", max_bandwidth=1 << 40)
     guest.qmp.execute("migrate", uri=f"unix:{t.path('second.sock')}")
@@ -107,9 +95,7 @@ def test_the_vm_goes_on_elsewhere(t):
     assert "locked" not in there.log() and not there.control.exists(), "the disks were opened while they were not free"
     refused = d.fleece("snapshot", "create", "late", status=1).stderr
     assert REASON in refused, refused
-    under_way.send_signal(signal.SIGCONT)
-    assert under_way.wait(60) == 1
-    said = t.path("backup.said").read_text()
+    said = under_way.end(1)
     assert REASON in said, said
     durable = guest.durable()
     guest.quit()
@@ -148,12 +134,12 @@ def one_more_move(t, images, source, guest, number, host):
     with open(t.path("backups.said"), "wb") as said:
         backups = t.spawn("sh", "-c", 'while "$0" --control "$1" backup "$2"; do :; done', t.program("fleece"),
                           source.control, where, stdout=said, stderr=said)
-    harness.wait_for("the daemon awaits the VM", lambda: "is awaited" in there.log())
+    harness.wait_for("the daemon awaits the VM", lambda: "is awaited" in there.log(), vm.WAIT)
     new = vm.Vm(t, vm.VHOST_USER, images, memory=MEMORY, incoming=t.path(f"{suffix}.sock"), suffix=suffix)
     guest.qmp.execute("migrate-set-parameters", max_bandwidth=1 << 40)
     guest.qmp.execute("migrate", uri=f"unix:{t.path(f'{suffix}.sock')}")
     reached(guest, "completed")
-    backups.wait(120)
+    backups.wait(vm.WAIT * harness.FACTOR)
     assert REASON in t.path("backups.said").read_text(), t.path("backups.said").read_text()
     new.known = guest.durable()
     guest.quit()

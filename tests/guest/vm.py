@@ -24,7 +24,7 @@ NBD, VHOST_USER, FILE = "nbd", "vhost-user", "file"
 MIB = 1 << 20
 WAIT = 240  # seconds; a guest starts in three when nothing else runs, and in a minute and more on a busy machine
 PACKED = ("vdb", "vdd")  # the disks whose rings are of the packed kind, over vhost-user
-RECONNECT = 60  # seconds that QEMU's NBD driver waits for a server that is away
+RECONNECT = WAIT  # seconds that QEMU's NBD driver waits for a server that is away
 
 AGENT = r"""#!/bin/sh
 export PATH=/bin

@@ -27,6 +27,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -689,14 +690,14 @@ static bool is_caught(struct mutant *mutant, struct seeds seeds, bool quiet)
         if (quiet && !freopen("/dev/null", "w", stderr))
             _exit(0);
         mutant->on = true;
-        alarm(300);
+        setitimer(ITIMER_PROF, &(struct itimerval){.it_value.tv_sec = 300}, NULL); /* of the processor */
         run_seeds(seeds);
         _exit(0);
     }
     int status = 0;
     bool ended = child > 0 && waitpid(child, &status, 0) == child;
     bool caught = ended && !(WIFEXITED(status) && WEXITSTATUS(status) == 0) &&
-                  !(WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM); /* the machine may be slow */
+                  !(WIFSIGNALED(status) && WTERMSIG(status) == SIGPROF);
     printf("%-32s %s\n", mutant->name, caught ? "caught" : "NOT CAUGHT");
     fflush(stdout);
     return caught;

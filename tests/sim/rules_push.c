@@ -19,13 +19,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/time.h>
-#include <sys/wait.h>
-#include <unistd.h>
 #include <cmocka.h>
 
-#include "base/probe.h"
 #include "driver/file.h"
+#include "faults.h"
 #include "job/target.h"
 #include "stage.h"
 #include "vm/push_record.h"
@@ -438,30 +435,17 @@ static const struct CMUnitTest all_tests[] = {
     cmocka_unit_test(killed_in_every_moment),
 };
 
-static bool is_caught(struct mutant *mutant)
+static int run_all(void)
 {
-    fflush(stdout);
-    const pid_t child = fork();
-    if (child == 0) {
-        if (!freopen("/dev/null", "w", stderr) || !freopen("/dev/null", "w", stdout))
-            _exit(0);
-        mutant->on = true;
-        setitimer(ITIMER_PROF, &(struct itimerval){.it_value.tv_sec = 120}, NULL); /* of the processor */
-        _exit(cmocka_run_group_tests(all_tests, NULL, NULL) == 0 ? 0 : 1);
-    }
-    int status = 0;
-    const bool caught = child > 0 && waitpid(child, &status, 0) == child &&
-                        !(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-    printf("%-32s %s\n", mutant->name, caught ? "caught" : "NOT CAUGHT");
-    return caught;
+    return cmocka_run_group_tests(all_tests, NULL, NULL);
 }
 
 int main(int argc, char **argv)
 {
     const bool with_mutants = argc < 2 || strcmp(argv[1], "--no-mutants") != 0;
-    int wrong = cmocka_run_group_tests(all_tests, NULL, NULL);
+    int wrong = run_all();
     for (struct mutant *mutant = __start_fleece_mutants; mutant < __stop_fleece_mutants && with_mutants; mutant++)
         if (strncmp(mutant->name, "push_", 5) == 0)
-            wrong += !is_caught(mutant);
+            wrong += !fault_is_caught(mutant, run_all, 120);
     return wrong == 0 ? 0 : 1;
 }

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "base/limits.h"
+#include "faults.h"
 #include "stage.h"
 
 /* ---- C8 ---- */
@@ -183,7 +184,7 @@ static void r7_the_vm_waits_for_what_was_asked(void **state)
     assert_true(stage->gone);
 }
 
-int main(void)
+static int run_all(void)
 {
     const struct CMUnitTest tests[] = {
         STAGE_TEST(c8_first_parked_first_served, .disk_count = 1),
@@ -195,4 +196,10 @@ int main(void)
         STAGE_TEST(r7_the_vm_waits_for_what_was_asked, .disk_count = 2),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
+}
+
+int main(void)
+{
+    struct mutant *hopeless = fault_find("hope_given_up_early");
+    return run_all() == 0 && hopeless && fault_is_caught(hopeless, run_all, 60) ? 0 : 1;
 }

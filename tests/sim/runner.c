@@ -224,8 +224,11 @@ struct fault {
     unsigned long long seed; /* the one that is tried before all others; 0: none */
 };
 
-/* A line that begins with '~' is a fault that takes a minute or more to show itself: it is tried in long runs only. */
-static unsigned mutants_read(const struct arguments *arguments, bool rare, struct fault *faults)
+enum which { ALL, IN_LONG_RUNS, IN_EACH_RUN };
+
+/* A line that begins with '~' is a fault that takes a minute or more to show itself: it is tried in long runs only; one that
+ * begins with '=' is not tried here: a script goes to where it shows itself. */
+static unsigned mutants_read(const struct arguments *arguments, enum which which, struct fault *faults)
 {
     FILE *file = fopen(arguments->mutants, "r");
     if (file == NULL) {
@@ -234,9 +237,10 @@ static unsigned mutants_read(const struct arguments *arguments, bool rare, struc
     }
     unsigned count = 0;
     for (char line[512]; fgets(line, sizeof line, file) != NULL && count < MUTANTS_MAX;) {
+        const bool rare = line[0] == '~', scripted = line[0] == '=';
         faults[count].seed = 0;
-        if (line[0] != '#' && (line[0] != '~' || rare) &&
-            sscanf(line + (line[0] == '~'), "%63[^@ \n]@%llu", faults[count].name, &faults[count].seed) >= 1)
+        if (line[0] != '#' && (!rare || which != IN_EACH_RUN) && (!scripted || which == ALL) &&
+            sscanf(line + (rare || scripted), "%63[^@ \n]@%llu", faults[count].name, &faults[count].seed) >= 1)
             count++;
     }
     fclose(file);
@@ -295,8 +299,9 @@ static int run_mutants(const struct arguments *arguments)
     static struct fault faults[MUTANTS_MAX];
     const struct runner *runner = arguments->runner;
     const char *mode = getenv("FLEECE_CHECK");
-    unsigned unlisted = count_unlisted(arguments, faults, mutants_read(arguments, true, faults));
-    unsigned count = mutants_read(arguments, mode && strcmp(mode, "long") == 0, faults);
+    unsigned unlisted = count_unlisted(arguments, faults, mutants_read(arguments, ALL, faults));
+    const bool is_long = mode && strcmp(mode, "long") == 0;
+    unsigned count = mutants_read(arguments, is_long ? IN_LONG_RUNS : IN_EACH_RUN, faults);
     unsigned next = 0, running = 0, caught = 0, whose[JOBS_MAX];
     struct job *jobs = jobs_create(runner);
     pid_t children[JOBS_MAX] = {0};
