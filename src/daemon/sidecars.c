@@ -7,8 +7,8 @@
  *
  * A new one has no name until the tracker has written its superblock (sidecars_keep): a crash before leaves nothing (R7).
  * A sidecar that can't even be told to be void any more is removed; where that fails, a tombstone in the state directory,
- * VM@DISK.fleece-void, says so, and the next start removes both (C20). The same tombstone lies there while a VM is away that
- * has migrated, for a sidecar that did not go with it: were we killed then, our next daemon would not know of that.
+ * VM@DISK.fleece-void, says so, and the next start removes both (C20). The same tombstone lies there while a VM migrates,
+ * and is away, for a sidecar that does not go with it: were we killed then, our next daemon would not know of that.
  *
  * Everything that may block runs on a helper thread, one operation for each disk at a time.
  */
@@ -30,6 +30,8 @@
 #include "track/sidecar_format.h"
 
 static const char left_reason[] = "the VM has gone on elsewhere, and its sidecar is not beside its image";
+static const char may_have_left[] =
+    "the VM migrates: it may have gone on elsewhere, and its sidecar is not beside its image";
 
 /* --- places */
 
@@ -311,7 +313,7 @@ static bool stays_here(const struct sidecar *sidecar)
 static void mark_as_left(struct sidecar *sidecar)
 {
     const bool lacks_one = stays_here(sidecar) && !atomic_load(&sidecar->condemned);
-    int status = lacks_one ? leave_tombstone(sidecar, left_reason) : 0;
+    int status = lacks_one ? leave_tombstone(sidecar, may_have_left) : 0;
     if (status < 0)
         log_error("it could not be noted that the checkpoints of disk %s are void when the VM migrates: %s",
                   sidecar->disk->name, error_name(status));

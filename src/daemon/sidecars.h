@@ -57,8 +57,8 @@ void sidecars_keep(void *context, const struct disk *disk, void (*done)(void *ar
                    void *argument);
 void sidecars_remove(void *context, const struct disk *disk, void (*done)(void *argument, const struct error *err),
                      void *argument);
-/* The same. What lies in the state directory does not go where the disks go: a tombstone says that it is void, until the
- * disks are back, or until it is removed in good order. */
+/* The same. What lies in the state directory does not go where the disks go: a tombstone says that it is void, until the VM
+ * is known to stay, or until it is removed in good order. */
 void sidecars_away(void *context, bool away, void (*done)(void *argument), void *argument);
 /* The disks are another machine's from now on, and what lies in the state directory does not go there: sidecars in it lose
  * their names, since on the VM's return they would know nothing of what was written elsewhere. No-op before

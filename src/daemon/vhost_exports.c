@@ -8,8 +8,9 @@
  * once. When none runs any more the VM may go on elsewhere, so its snapshots end before that last one is answered
  * (vm_leave()). Should the VM go on here after all, the first disk that starts asks again, and that is all that has to be
  * undone. It may do so before vm_leave() is done, take a snapshot, and stop once more: then there is something to break
- * again before the last one is answered. Where a VM arrives it is the other way round: the disks are opened when the first
- * ring is to start, and those who ask wait for that.
+ * again before the last one is answered. From the first log to the last, the VM is said to migrate (vm_migrates()), which
+ * no export waits for but one that gets a log. Where a VM arrives it is the other way round: the disks are opened when the
+ * first ring is to start, and those who ask wait for that.
  */
 #include "daemon/vhost_exports.h"
 
@@ -75,10 +76,10 @@ static bool any_runs(const struct vhost_exports *exports)
     return false;
 }
 
-static bool any_asks(const struct vhost_exports *exports)
+static bool any_migrates(const struct vhost_exports *exports)
 {
     for (unsigned i = 0; i < exports->count; i++)
-        if (exports->asked[i])
+        if (exports->migrates[i])
             return true;
     return false;
 }
@@ -91,19 +92,20 @@ static void vm_left(void *argument)
         stop_all(exports);
         return;
     }
-    if (!exports->away && any_asks(exports) && !any_runs(exports)) {
+    if (exports->parted_again && !any_runs(exports)) {
         leave(exports);
         return;
     }
     for (unsigned i = 0; i < exports->count; i++)
         if (exports->asked[i])
-            vhost_export_answer(exports->exports[i], false, NULL);
+            vhost_export_answer(exports->exports[i], VHOST_ELSEWHERE, NULL);
     memset(exports->asked, 0, sizeof exports->asked);
 }
 
 static void leave(struct vhost_exports *exports)
 {
     exports->leaving = exports->away = true;
+    exports->parted_again = false;
     log_info("the guest has stopped in mid-migration: it may go on elsewhere, so its snapshots end");
     vm_leave(exports->vm, "the VM migrates: its disks may be written elsewhere from now on", vm_left, exports);
 }
@@ -112,15 +114,31 @@ static void parting(void *context, struct vhost_export *export)
 {
     struct vhost_exports *exports = context;
     if (any_runs(exports) || (exports->away && !exports->leaving)) {
-        vhost_export_answer(export, false, NULL);
+        vhost_export_answer(export, VHOST_ELSEWHERE, NULL);
         return;
     }
     exports->asked[export_index(exports, export)] = true;
     if (!exports->leaving)
         leave(exports);
+    else if (!exports->away)
+        exports->parted_again = true;
 }
 
-static void returning(void *context, struct vhost_export *export)
+static void migration_noted(void *argument)
+{
+    struct vhost_exports *exports = argument;
+    exports->noting = false;
+    if (exports->stopped) {
+        stop_all(exports);
+        return;
+    }
+    for (unsigned i = 0; i < exports->count; i++)
+        if (exports->waits[i])
+            vhost_export_answer(exports->exports[i], VHOST_MIGRATING, node_of(exports, i));
+    memset(exports->waits, 0, sizeof exports->waits);
+}
+
+static void staying(void *context, struct vhost_export *export, bool migrates)
 {
     struct vhost_exports *exports = context;
     const unsigned index = export_index(exports, export);
@@ -133,10 +151,21 @@ static void returning(void *context, struct vhost_export *export)
     }
     if (exports->away)
         log_info("the guest goes on here after all");
-    exports->away = false;
+    exports->away = exports->parted_again = false;
     if (!MUTANT(vhost_away_for_ever))
         vm_come_back(exports->vm);
-    vhost_export_answer(export, true, node_of(exports, index));
+    exports->migrates[index] = migrates;
+    if (!any_migrates(exports))
+        vm_stays(exports->vm);
+    if (!migrates) {
+        vhost_export_answer(export, VHOST_HERE, node_of(exports, index));
+        return;
+    }
+    exports->waits[index] = true;
+    if (exports->noting)
+        return;
+    exports->noting = true;
+    vm_migrates(exports->vm, migration_noted, exports);
 }
 
 void vhost_exports_open(struct vhost_exports *exports, struct vm *vm)
@@ -144,7 +173,7 @@ void vhost_exports_open(struct vhost_exports *exports, struct vm *vm)
     exports->vm = vm;
     for (unsigned i = 0; i < exports->count; i++)
         if (exports->asked[i])
-            vhost_export_answer(exports->exports[i], true, node_of(exports, i));
+            vhost_export_answer(exports->exports[i], VHOST_HERE, node_of(exports, i));
     memset(exports->asked, 0, sizeof exports->asked);
 }
 
@@ -154,7 +183,7 @@ void vhost_exports_start(struct vhost_exports *exports, struct io *control, stru
                          const struct options *options, void (*wanted)(void *argument),
                          void (*done)(void *argument, const struct error *err), void *argument)
 {
-    const struct vhost_export_hooks hooks = {.context = exports, .parting = parting, .returning = returning};
+    const struct vhost_export_hooks hooks = {.context = exports, .parting = parting, .staying = staying};
     assert(exports->count == 0);
     exports->options = options;
     exports->vm = vm;
@@ -200,6 +229,8 @@ static void stop_counts(void *argument)
 
 static void stop_all(struct vhost_exports *exports)
 {
+    if (exports->leaving || exports->noting)
+        return; /* when that is over: the disks that are told must be there */
     exports->pending = exports->count + 1;
     for (unsigned i = 0; i < exports->count; i++)
         vhost_export_end(exports->exports[i], stop_counts, exports);
@@ -210,6 +241,5 @@ void vhost_exports_stop(struct vhost_exports *exports, void (*done)(void *argume
 {
     exports->stopped = done;
     exports->stopped_argument = argument;
-    if (!exports->leaving) /* else when that is over: the disks that are told must be there */
-        stop_all(exports);
+    stop_all(exports);
 }

@@ -20,6 +20,10 @@ struct vhost_exports {
     void (*wanted)(void *argument); /* they are not any more; called once */
     bool asked[LIMIT_DISKS];        /* the export waits for an answer: to its guest's parting, or to its arrival */
     bool leaving;                   /* vm_leave() is under way */
+    bool parted_again;              /* since it has begun the guest was back, and has stopped once more */
+    bool migrates[LIMIT_DISKS];     /* its guest had a migration's log on when it was heard of last */
+    bool waits[LIMIT_DISKS];        /* the export waits for vm_migrates() */
+    bool noting;                    /* which is under way */
     unsigned pending;
     struct error err; /* the first one */
     void (*started)(void *argument, const struct error *err);

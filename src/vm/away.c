@@ -2,8 +2,10 @@
 /*
  * A VM that goes on elsewhere.
  *
- *   HERE -- vm_leave(): the guest has stopped, and another machine may write the disks from now on --> AWAY
- *   AWAY -- vm_come_back(): it has not gone after all -------------------------------------------> HERE
+ *   HERE -- vm_migrates(): its memory is being copied -----------------------------------------------> MIGRATES
+ *   HERE, MIGRATES -- vm_leave(): the guest has stopped, and another machine may write the disks ----> AWAY
+ *   AWAY -- vm_come_back(): it has not gone after all -----------------------------------------------> as before
+ *   MIGRATES -- vm_stays(): the migration was given up ----------------------------------------------> HERE
  *
  * A snapshot is the disk of the instant of its cut, as far as it was not copied: what somebody else writes there would
  * stand in it as if it had been there. So all live ones break, with the reason, those being made are not taken, and no new
@@ -15,8 +17,12 @@
  * The guest may come back before vm_leave() is done: what is made from then on is behind it in every disk's queue, and
  * stays.
  *
- * That it is AWAY is noted for the next daemon (vm_hooks.disks_away) before vm_leave() is done, and that it is HERE at some
- * time after vm_come_back(): a crash in between costs checkpoints, and no changes (C20).
+ * A VMM does not need us to go on elsewhere: were we killed just before the guest stops, or in the midst of that, it would
+ * find a connection that is closed, and go. So it is noted for the next daemon already when the VM MIGRATES, before
+ * vm_migrates() is done: in the table of snapshots, which then adopts them as broken ones (L12; they may be shown what was
+ * written elsewhere, since nobody preserves anything there), and durably for what else stays behind (vm_hooks.disks_away).
+ * That it is HERE is noted at some time after vm_stays(). A crash in between costs snapshots and checkpoints of a VM that
+ * has stayed, and no changes (C20). vm_leave() notes the same where it was not.
  */
 #include <assert.h>
 #include <stdio.h>
@@ -50,6 +56,14 @@ static void counts(struct vm *vm)
 
 static void note(struct vm *vm);
 
+static void tell_who_migrates(struct vm *vm)
+{
+    void (*told)(void *) = vm->migration_noted;
+    vm->migration_noted = NULL;
+    if (told)
+        told(vm->migration_argument);
+}
+
 static void noted(void *argument)
 {
     struct vm *vm = argument;
@@ -59,11 +73,11 @@ static void noted(void *argument)
     vm_check_closed(vm);
 }
 
-/* Until it is noted what is true by then; who leaves waits for that. */
+/* Until it is noted what is true by then; who migrates, or leaves, waits for that. */
 static void note(struct vm *vm)
 {
     const struct vm_hooks *hooks = &vm->options.hooks;
-    const bool away = vm->away != NULL;
+    const bool away = vm->away || vm->migrates;
     if (vm->noting)
         return;
     if (hooks->disks_away && vm->noted != away) {
@@ -71,10 +85,31 @@ static void note(struct vm *vm)
         vm->noting = true;
         vm->operations++;
         hooks->disks_away(hooks->context, away, noted, vm);
-    } else if (vm->leave_waits) {
+        return;
+    }
+    tell_who_migrates(vm);
+    if (vm->leave_waits) {
         vm->leave_waits = false;
         counts(vm);
     }
+}
+
+void vm_migrates(struct vm *vm, void (*done)(void *argument), void *argument)
+{
+    assert(!vm->migration_noted);
+    vm->migrates = true;
+    vm->migration_noted = done;
+    vm->migration_argument = argument;
+    if (!MUTANT(vhost_migration_not_in_table))
+        snapshot_table_note_migration(&vm->table, true);
+    note(vm);
+}
+
+void vm_stays(struct vm *vm)
+{
+    vm->migrates = false;
+    snapshot_table_note_migration(&vm->table, false);
+    note(vm);
 }
 
 /* ---- leaving ---- */

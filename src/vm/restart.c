@@ -12,7 +12,8 @@
  * as when snapshots end, and the log says why. The locks of the disks are held before this begins, so whatever the killed
  * daemon had under way has landed: writes before what is read now, reads in slots that no record names.
  *
- * A snapshot that was leased has lost its client: it waits its grace time. A crash in here changes nothing, but that what
+ * A snapshot of a VM that migrated when its daemon ended is adopted as a broken one (away.c). One that was leased has lost
+ * its client: it waits its grace time. A crash in here changes nothing, but that what
  * had been given up may be gone already: the same is adopted, or buried, again.
  */
 #include <assert.h>
@@ -257,6 +258,7 @@ static int table_adopt(struct vm *vm)
         snapshot_table_destroy(&vm->table);
         return -ENOENT;
     }
+    snapshot_table_heed_migration(&vm->table);
     return 0;
 }
 

@@ -32,6 +32,7 @@ void snapshot_table_begin(struct vm *vm)
     snapshot_table_disks(vm, disks);
     if (snapshot_table_create(&vm->table, vm->io, vm->memory_folder, disks, vm->disk_count, &err) < 0)
         log_warning("snapshots will end with the daemon: %s", err.text);
+    snapshot_table_note_migration(&vm->table, vm->migrates);
 }
 
 static struct disk_identity identify(void *context)

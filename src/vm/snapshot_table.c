@@ -17,11 +17,15 @@
 #include <assert.h>
 #include <errno.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
+
+#include "base/log.h"
+#include "base/probe.h"
 
 #define TABLE_MAGIC "FLEECEST"
 
-enum { TABLE_VERSION = 5 };
+enum { TABLE_VERSION = 6 };
 
 struct snapshot_table_layout {
     char magic[8]; /* last: without it nothing else counts */
@@ -29,7 +33,7 @@ struct snapshot_table_layout {
     uint32_t disk_count;
     uint8_t boot[BOOT_ID_BYTES];
     uint8_t session[CACHE_SESSION_BYTES];
-    atomic_uint last_epoch;
+    atomic_uint last_epoch, migrates;
     char disks[LIMIT_DISKS][LIMIT_NAME_BYTES + 1];
     uint64_t devices[LIMIT_DISKS], inodes[LIMIT_DISKS];
     struct disk_note notes[LIMIT_DISKS];
@@ -220,4 +224,28 @@ void snapshot_table_note_epoch(struct snapshot_table *table, uint32_t epoch)
 uint32_t snapshot_table_epoch(const struct snapshot_table *table)
 {
     return atomic_load(&table->layout->last_epoch);
+}
+
+void snapshot_table_note_migration(struct snapshot_table *table, bool migrates)
+{
+    if (table->layout)
+        atomic_store(&table->layout->migrates, migrates);
+}
+
+/* All are broken before it is forgotten why. */
+void snapshot_table_heed_migration(struct snapshot_table *table)
+{
+    static const char reason[] =
+        "the daemon ended while the VM migrated, so that its disks may have been written elsewhere";
+    if (!atomic_load(&table->layout->migrates))
+        return;
+    for (unsigned i = 0; i < LIMIT_SNAPSHOTS; i++) {
+        struct snapshot_record *record = &table->records[i];
+        if (atomic_load(&record->state) != RECORD_LIVE || atomic_load(&record->broken))
+            continue;
+        PROBE(vhost_migration_killed);
+        snprintf(record->reason, sizeof record->reason, "%s", reason);
+        atomic_store(&record->broken, 1);
+    }
+    snapshot_table_note_migration(table, false);
 }

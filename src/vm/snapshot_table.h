@@ -74,5 +74,9 @@ unsigned snapshot_table_take(struct snapshot_table *table);
 /* The newest epoch that was ever used: noted before it is. */
 void snapshot_table_note_epoch(struct snapshot_table *table, uint32_t epoch);
 uint32_t snapshot_table_epoch(const struct snapshot_table *table);
+/* Whether the VM migrates: then nobody knows what becomes of its disks after the daemon. No-op when there is no table. */
+void snapshot_table_note_migration(struct snapshot_table *table, bool migrates);
+/* In a table that was adopted: breaks its snapshots for that reason if they don't say another one. */
+void snapshot_table_heed_migration(struct snapshot_table *table);
 
 #endif

@@ -117,8 +117,9 @@ struct vm_hooks {
                  void (*settled)(void *argument, enum consistency consistency, const char *reason, uint64_t frozen_ns),
                  void *argument);
     /*
-     * Somebody else may write the disks from now on (`away`), or does not after all: what would not know of that must not
-     * be believed by a next daemon here, durably, when done(argument) is called, later. One at a time. May be NULL.
+     * Somebody else may write the disks, now or when we are dead (`away`), or does not after all: what would not know of
+     * that must not be believed by a next daemon here, durably, when done(argument) is called, later. One at a time. May be
+     * NULL.
      */
     void (*disks_away)(void *context, bool away, void (*done)(void *argument), void *argument);
     /* A disk has grown: on the control thread. May be NULL. */
@@ -160,6 +161,13 @@ void vm_recover(struct vm *vm, void (*done)(void *argument, const struct error *
 void vm_adopt(struct vm *vm, void (*done)(void *argument), void *argument);
 /* When exports can be made: those of the snapshots that were adopted. done(argument) comes when they are there. */
 void vm_publish_adopted(struct vm *vm, void (*done)(void *argument), void *argument);
+/*
+ * The VM migrates: it goes on here, but should we die, or end, it may go on elsewhere without the next daemon's knowing. So
+ * that one adopts no snapshot as a live one, until vm_stays(). done(argument) comes when that is noted, perhaps inside this
+ * call; until then vm_migrates() must not be called again, nor vm_destroy().
+ */
+void vm_migrates(struct vm *vm, void (*done)(void *argument), void *argument);
+void vm_stays(struct vm *vm);
 /*
  * The guest has stopped, and somebody else may write its disks from now on: breaks all live snapshots for `reason` (a
  * sentence; it must stay), takes none until vm_come_back(). done(argument) comes later, when no disk serves old data any

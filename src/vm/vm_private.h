@@ -74,6 +74,9 @@ struct vm {
     unsigned leaving;        /* disks that have yet to hear of it, and 1 when it has yet to be noted */
     bool noted, noting;      /* what is noted of it for the next daemon; that is under way */
     bool leave_waits;        /* vm_leave(), for that */
+    bool migrates;           /* it may be away when we are dead */
+    void (*migration_noted)(void *argument); /* vm_migrates(), for that, too; else NULL */
+    void *migration_argument;
     void (*left)(void *argument);
     void *left_argument;
     bool closing;

@@ -15,7 +15,7 @@ static void c2_a_ring_waits_for_the_cut_of_all_disks(void **state)
 {
     struct stage *stage = *state;
     struct site site;
-    site_begin(&site, stage);
+    site_begin(&site, stage, false);
     stage_hold(stage, WORLD_WRITE, 0);
     front_write(&site, 0, 1, 200);
     STAGE_STEP_UNTIL(stage, stage->held_count == 1);
@@ -58,7 +58,7 @@ static void c4_a_rings_write_counts_when_it_is_submitted(void **state)
     struct disk *disk = stage->disks[0];
     struct watcher watcher = {.observer.written = written};
     struct site site;
-    site_begin(&site, stage);
+    site_begin(&site, stage, false);
     list_append(&disk->observers, &watcher.observer.link);
     struct stage_snapshot *before = stage_snapshot(stage, "s");
     stage_hold(stage, WORLD_READ, 0);
@@ -93,7 +93,7 @@ static void c8_a_rings_write_waits_from_its_first_park(void **state)
 {
     struct stage *stage = *state;
     struct site site;
-    site_begin(&site, stage);
+    site_begin(&site, stage, false);
     struct stage_snapshot *snapshot = stage_snapshot(stage, "s");
     stage_overwrite_all(stage, 0, 0, 128, 200); /* all the room that there is */
     assert_int_equal(stage_release(stage, snapshot, 0, 0, 1), 0);
@@ -120,7 +120,7 @@ static void c10_c11_c12_rings_of_the_next_daemon(void **state)
 {
     struct stage *stage = *state;
     struct site site;
-    site_begin(&site, stage);
+    site_begin(&site, stage, false);
     struct stage_snapshot *snapshot = stage_snapshot(stage, "s");
     front_write(&site, 0, 3, 50);
     STAGE_STEP_UNTIL(stage, front_has_written(&site.fronts[0]));
@@ -152,7 +152,7 @@ static void c13_a_full_tmpfs_costs_a_ring_nothing(void **state)
 {
     struct stage *stage = *state;
     struct site site;
-    site_begin(&site, stage);
+    site_begin(&site, stage, false);
     struct stage_snapshot *snapshot = stage_snapshot(stage, "s");
     for (uint64_t block = 0; block < 130; block++) {
         front_write(&site, 0, block, 200);
@@ -169,7 +169,7 @@ static void c14_a_parked_write_is_settled_before_the_next_vmm(void **state)
 {
     struct stage *stage = *state;
     struct site site;
-    site_begin(&site, stage);
+    site_begin(&site, stage, false);
     struct stage_snapshot *snapshot = stage_snapshot(stage, "s");
     stage_hold(stage, WORLD_READ, 0);
     front_write(&site, 0, 7, 70);

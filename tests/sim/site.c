@@ -205,13 +205,14 @@ static void site_serve(struct site *site)
     STAGE_STEP_UNTIL(stage, site->started);
 }
 
-void site_begin(struct site *site, struct stage *stage)
+void site_begin(struct site *site, struct stage *stage, bool migrates)
 {
     site_options(site, stage, "here");
+    site->migrates = migrates;
     site_serve(site);
     site_fronts(site, SITE_VMM);
     for (unsigned i = 0; i < STAGE_DISKS; i++) {
-        front_set_up(site, i, true);
+        front_set_up(site, i, site->migrates);
         front_start(site, i);
     }
     stage_settle(stage);
@@ -230,7 +231,7 @@ void site_restart(struct site *site)
     for (unsigned i = 0; i < STAGE_DISKS; i++) {
         front_forget(&site->fronts[i]);
         front_connect(site, i);
-        front_set_up(site, i, true);
+        front_set_up(site, i, site->migrates);
         front_start(site, i);
     }
     stage_settle(stage);

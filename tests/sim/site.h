@@ -33,14 +33,14 @@ struct site { /* a daemon and the VMM of its VM */
     struct vhost_exports exports;
     struct front fronts[STAGE_DISKS];
     char sockets[STAGE_DISKS][32];
-    bool started, ended;
+    bool migrates, started, ended;
 };
 
 /* The disks of the stage at sockets in that folder; nobody serves them yet. */
 void site_options(struct site *site, struct stage *stage, const char *where);
-/* A VM with two disks that run, with a log. */
-void site_begin(struct site *site, struct stage *stage);
-/* The daemon is killed; another one serves its disks to the same VMM. */
+/* A VM with two disks that run; with a migration's log, or without. */
+void site_begin(struct site *site, struct stage *stage, bool migrates);
+/* The daemon is killed; another one serves its disks to the same VMM, as before. */
 void site_restart(struct site *site);
 /* The exports are told to end; site->ended. And: fronts, exports and VMM have ended. */
 void site_stop(struct site *site);

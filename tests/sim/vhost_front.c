@@ -350,21 +350,12 @@ static bool tell_event(struct sim *sim, enum vhost_request_id id, unsigned index
     return event ? tell_with(sim, id, &word, sizeof word, event->fd) : tell(sim, id, &word, sizeof word);
 }
 
-static void new_kick(struct sim *sim, unsigned index)
+/* Another one in its place, or none. */
+static void renew(struct sim *sim, struct sim_event **event, unsigned index, bool call, bool some)
 {
-    struct sim_queue *queue = &sim->front.queues[index];
     world_act_as(sim->stage->world, sim->front.io);
-    event_drop(queue->kick);
-    queue->kick = sim_chance(sim, 100) ? NULL : event_create(sim, index, false);
-    world_act_as(sim->stage->world, NULL);
-}
-
-static void new_call(struct sim *sim, unsigned index)
-{
-    struct sim_queue *queue = &sim->front.queues[index];
-    world_act_as(sim->stage->world, sim->front.io);
-    event_drop(queue->call);
-    queue->call = event_create(sim, index, true);
+    event_drop(*event);
+    *event = some ? event_create(sim, index, call) : NULL;
     world_act_as(sim->stage->world, NULL);
 }
 
@@ -380,24 +371,15 @@ static bool tell_addresses(struct sim *sim, unsigned index)
     return tell(sim, VHOST_SET_VRING_ADDR, &addr, sizeof addr);
 }
 
-static void drop_call(struct sim *sim, unsigned index)
-{
-    struct sim_queue *queue = &sim->front.queues[index];
-    world_act_as(sim->stage->world, sim->front.io);
-    event_drop(queue->call);
-    queue->call = NULL;
-    world_act_as(sim->stage->world, NULL);
-}
-
 bool front_start_ring(struct sim *sim, unsigned index)
 {
     struct sim_front *front = &sim->front;
     struct sim_queue *queue = &front->queues[index];
     struct vhost_vring_state size = {index, queue->size}, base = {index, queue->base}, enable = {index, 1};
     if (!queue->call || sim_chance(sim, 300))
-        new_call(sim, index);
+        renew(sim, &queue->call, index, true, true);
     if (!queue->kick || sim_chance(sim, 300))
-        new_kick(sim, index);
+        renew(sim, &queue->kick, index, false, !sim_chance(sim, 100));
     queue->running = tell(sim, VHOST_SET_VRING_NUM, &size, sizeof size) &&
                      tell(sim, VHOST_SET_VRING_BASE, &base, sizeof base) && tell_addresses(sim, index) &&
                      tell_event(sim, VHOST_SET_VRING_CALL, index, queue->call) &&
@@ -439,7 +421,7 @@ bool front_halt(struct sim *sim)
 {
     sim->front.guest_stopped = true;
     for (unsigned i = 0; i < sim->front.queue_count; i++) /* nor does it hear calls */
-        drop_call(sim, i);
+        renew(sim, &sim->front.queues[i].call, i, true, false);
     for (unsigned i = 0; i < sim->front.queue_count; i++)
         if (!halt_ring(sim, i))
             return false;
@@ -519,10 +501,23 @@ static bool tell_log(struct sim *sim)
     return ask_with(sim, VHOST_SET_LOG_BASE, &log, sizeof log, &migration->fd, 1, &answer, sizeof answer, NULL);
 }
 
+/* The daemon has done what it was told, with or without acknowledgements, when the next message is answered. */
+static bool log_is_known(struct sim *sim)
+{
+    struct sim_migration *migration = &sim->migration;
+    uint64_t word;
+    if (!ask(sim, VHOST_GET_FEATURES, &word))
+        return false;
+    migration->marked = migration->on && any_runs(sim);
+    migration->unmarked = !migration->on && !migration->sticks && any_runs(sim);
+    return true;
+}
+
 bool front_tell_log(struct sim *sim)
 {
     struct sim_front *front = &sim->front;
     const uint64_t log_all = VHOST_BIT(VHOST_F_LOG_ALL);
+    sim->migration.marked = sim->migration.unmarked = false;
     front->features = sim->migration.on ? front->features | log_all : front->features & ~log_all;
     if ((sim->migration.on && !tell_log(sim)) ||
         !tell(sim, VHOST_SET_FEATURES, &front->features, sizeof front->features))
@@ -530,8 +525,7 @@ bool front_tell_log(struct sim *sim)
     for (unsigned i = 0; i < front->queue_count; i++)
         if (front->queues[i].running && !tell_addresses(sim, i))
             return false;
-    uint64_t word; /* without acknowledgements: it is so when the next message is answered */
-    return ask(sim, VHOST_GET_FEATURES, &word);
+    return log_is_known(sim);
 }
 
 /* ---- the in-flight region ---- */
@@ -624,6 +618,7 @@ bool front_connect(struct sim *sim)
     world_act_as(sim->stage->world, NULL);
     if (front->fd < 0)
         sim_fail(sim, "the VMM cannot connect: %d", front->fd);
+    sim->migration.marked = sim->migration.unmarked = false;
     sim->result.connections++;
     front->stays_disabled = sim->inflight && sim->reset_device && sim_chance(sim, 80);
     if (!negotiate(sim) || !tell_memory(sim) || !tell_inflight(sim) || (sim->migration.on && !tell_log(sim)))
@@ -635,6 +630,8 @@ bool front_connect(struct sim *sim)
             return false;
     }
     front->guest_stopped = false;
+    if (!log_is_known(sim))
+        return false;
     if (!front->stays_disabled)
         return true;
     front->stays_disabled = false; /* the guest resets before what was left has been done again */
@@ -781,10 +778,10 @@ bool front_act(struct sim *sim)
     case 1:
         return ask(sim, VHOST_GET_QUEUE_NUM, &word);
     case 2:
-        new_call(sim, index);
+        renew(sim, &queue->call, index, true, true);
         return tell_event(sim, VHOST_SET_VRING_CALL, index, queue->call);
     case 3:
-        new_kick(sim, index);
+        renew(sim, &queue->kick, index, false, !sim_chance(sim, 100));
         return tell_event(sim, VHOST_SET_VRING_KICK, index, queue->kick);
     case 4:
         return tell_table(sim);

@@ -21,7 +21,7 @@
 
 void migration_init(struct sim *sim)
 {
-    sim->migration = (struct sim_migration){.fd = -1, .copy = calloc(1, SIM_MEMORY_BYTES)};
+    sim->migration = (struct sim_migration){.fd = -1, .unmarked = true, .copy = calloc(1, SIM_MEMORY_BYTES)};
     assert_non_null(sim->migration.copy);
 }
 

@@ -208,6 +208,8 @@ void run_die(struct sim *sim)
     sim->failing = sim->sync_failed = false;
     shots_settle(sim);
     note_death(sim, stage->dead);
+    const bool marked = sim->migration.marked, unmarked = sim->migration.unmarked;
+    sim->migration.sticks = false;
     do {
         stage_kill(stage);
         front_disconnect(sim);
@@ -221,7 +223,7 @@ void run_die(struct sim *sim)
     } while (stage->dead || !serve(sim) || !front_connect(sim) ||
              (sim->ring_is_broken && !front_reset(sim, MODEL_NEVER)));
     stage->die_at = 0;
-    shots_died(sim);
+    shots_died(sim, marked, unmarked);
     shots_check_all(sim);
 }
 
@@ -255,6 +257,7 @@ static void end_in_order(struct sim *sim)
     if (!end_exports(sim))
         return;
     PROBE(vhost_sim_ended_in_order);
+    sim->migration.sticks = !sim->migration.unmarked; /* in the VM, which has not ended with its exports */
     if (serve(sim))
         (void)front_connect(sim);
 }

@@ -148,6 +148,16 @@ static void check_left(struct sim *sim, struct sim_shot *shot)
         sim_fail(sim, "snapshot %s is served, and its VM has left (R4)", shot->snapshot->name);
 }
 
+/* The daemon died in mid-migration: the VM might have gone on elsewhere, so nobody may read the snapshot. */
+static bool is_forsaken(const struct sim *sim, const struct sim_shot *shot)
+{
+    struct snapshot_info info = {0};
+    const struct snapshot *snapshot = sim->stage->dead ? NULL : vm_snapshot_find(sim->stage->vm, shot->snapshot->name);
+    if (snapshot)
+        snapshot_info(snapshot, &info);
+    return info.reason && strstr(info.reason, "ended while the VM migrated");
+}
+
 void shots_left(struct sim *sim)
 {
     shots_settle(sim);
@@ -160,7 +170,7 @@ void shots_left(struct sim *sim)
             shot->left = true;
             continue;
         }
-        if (!shot->snapshot->broken)
+        if (!shot->snapshot->broken && !is_forsaken(sim, shot))
             sim_fail(sim, "the VM has left, and snapshot %s lives on", shot->snapshot->name);
         if (!strstr(shot->snapshot->reason, "migrates"))
             PROBE(vhost_sim_left_broken_before);
@@ -180,7 +190,7 @@ void shots_check_none_is_taken(struct sim *sim)
     *snapshot = (struct stage_snapshot){.answered = false};
 }
 
-void shots_died(struct sim *sim)
+void shots_died(struct sim *sim, bool migrated, bool stayed)
 {
     for (unsigned i = 0; i < sim->shot_count; i++) {
         struct sim_shot *shot = &sim->shots[i];
@@ -193,11 +203,17 @@ void shots_died(struct sim *sim)
             sim_fail(sim, "%s is not there any more (C11)", shot->snapshot->name);
         if (shot->ending && here)
             sim_fail(sim, "%s was to end, and is there again (C12)", shot->snapshot->name);
+        const bool forsaken = here && is_forsaken(sim, shot);
+        if (forsaken && stayed)
+            sim_fail(sim, "%s broke for a migration, and there is none", shot->snapshot->name);
+        if (here && migrated && !forsaken && !shot->left && !sim->tight && !sim->failed)
+            sim_fail(sim, "%s lives on, and its VM may have been elsewhere meanwhile (R4)", shot->snapshot->name);
+        shot->left = shot->left || forsaken;
         if (here)
             PROBE(vhost_sim_snapshot_adopted);
         if (shot->ending)
             PROBE(vhost_sim_snapshot_ended_before_death);
-        shot->over = !here;
+        shot->over = !here || forsaken;
     }
     for (unsigned i = 0; i < sim->shot_count; i++)
         if (sim->shots[i].left)

@@ -135,8 +135,10 @@ struct sim_shot {
 
 struct sim_migration {
     bool on;
-    int fd;        /* of the log; -1: there was none yet */
-    uint8_t *file; /* the log lies at `offset` */
+    bool marked, unmarked; /* the daemon is known to know it, or to know that it is over; neither: it may be either */
+    bool sticks;           /* it may not hear that it is over */
+    int fd;                /* of the log; -1: there was none yet */
+    uint8_t *file;         /* the log lies at `offset` */
     uint64_t offset;
     uint8_t dirty[SIM_LOG_BYTES]; /* by the guest */
     uint8_t *copy;                /* what the destination has got */
@@ -251,7 +253,8 @@ void front_kick(struct sim *sim, unsigned queue);
 void shots_act(struct sim *sim);
 void shots_take(struct sim *sim); /* asks for one, if there may be more */
 void shots_settle(struct sim *sim);
-void shots_died(struct sim *sim);
+/* The daemon has died, and the next one is there; what is known of what the dead one knew of a migration. */
+void shots_died(struct sim *sim, bool migrated, bool stayed);
 void shots_check_all(struct sim *sim);
 void shots_end(struct sim *sim);
 /* The guest of a VM that migrates has stopped: they have all ended, and say why; nor is a new one taken. */

@@ -50,7 +50,8 @@ struct model {
     uint64_t submitted, completed, reconnects, counts[16];
     uint64_t next_sector; /* of a pass over all */
     struct migration migration;
-    bool gone; /* the VM is elsewhere */
+    bool gone;      /* the VM is elsewhere */
+    bool keeps_log; /* it is to migrate until it is asked to part */
 };
 
 static int64_t now_ms(void)
@@ -394,7 +395,7 @@ static bool migration_fails(struct model *m, int status)
     return false;
 }
 
-/* What the caller says, when there is one to ask: false: the VM is elsewhere. */
+/* What the caller says, when there is one to ask: false: the VM is elsewhere; "migrate": it goes on, and so does its log. */
 static bool stays(struct model *m)
 {
     char line[64];
@@ -403,6 +404,7 @@ static bool stays(struct model *m)
     puts("parted");
     fflush(stdout);
     m->gone = !fgets(line, sizeof(line), stdin);
+    m->keeps_log = !m->gone && strcmp(line, "migrate\n") == 0;
     return !m->gone;
 }
 
@@ -448,7 +450,7 @@ static bool migrate(struct model *m)
         status = status == 0 && dice < 30 ? migration_log(&m->migration, true) : status;
     else if (dice < 60)
         migration_copy(&m->migration);
-    else if (dice < 70)
+    else if (dice < 70 && !m->keeps_log)
         status = migration_log(&m->migration, dice < 65); /* anew, or no more */
     else if (dice < 85 && !m->options->part)
         return switch_over(m);

@@ -5,7 +5,9 @@
  * time before lands in the time after (C14); no other message is looked at meanwhile, since a front-end sends none.
  *
  * When the last ring of a guest that migrates is stopped it may go on elsewhere. Who owns the disk hears of that before the
- * front-end does (struct vhost_home), and is asked before a ring is started again.
+ * front-end does (struct vhost_home), and is asked before a ring is started again. Were we killed before that last message,
+ * the front-end would ask nobody; so he is asked as well when a log comes while rings run, or rings start with one: before
+ * the front-end has our answer, and marks of ours that it could copy. That the log is gone he hears, too.
  *
  * Memory changes at once, under requests that go on in what they hold of the old; only when they hold LIMIT_GUEST_TABLES
  * does the next change wait for the oldest.
@@ -56,6 +58,26 @@ static bool any_runs(const struct vhost_session *session)
     return false;
 }
 
+/* False: the answer comes later. */
+static bool home_is(const struct vhost_session *session, enum vhost_place place)
+{
+    struct vhost_home *home = session->home;
+    if (!home || (home->place == place && !home->asked)) /* a session that was torn may have asked */
+        return true;
+    if (!home->asked) {
+        home->asked = true;
+        home->wanted = place;
+        home->ask(home);
+    }
+    return false;
+}
+
+/* A guest that runs migrates from now on, or does not. */
+static bool may_migrate(const struct vhost_session *session, bool logging)
+{
+    return !any_runs(session) || home_is(session, logging ? VHOST_MIGRATING : VHOST_HERE);
+}
+
 static enum vhost_done update_all(struct vhost_session *session, struct error *err)
 {
     for (unsigned i = 0; i < session->queue_end; i++)
@@ -85,6 +107,8 @@ static enum vhost_done update_log(struct vhost_session *session, struct error *e
 /* Answered with what was said: QEMU takes any payload, cloud-hypervisor waits for all of this one. */
 static enum vhost_done set_log_base(struct vhost_session *session, struct error *err)
 {
+    if (!may_migrate(session, true))
+        return VHOST_WAITS;
     if (dirty_log_set(&session->log, &session->message.log, session->fds[0], err) < 0 ||
         update_log(session, err) == VHOST_WRONG) {
         error_prefix(err, "SET_LOG_BASE");
@@ -112,6 +136,8 @@ static enum vhost_done set_features(struct vhost_session *session, struct error 
     const uint64_t other = session->message.word ^ session->features;
     if ((other & ~VHOST_BIT(VHOST_F_LOG_ALL)) && any_runs(session))
         return wrong(session, err, "with other features while rings run");
+    if (!may_migrate(session, session->log.map && (session->message.word & VHOST_BIT(VHOST_F_LOG_ALL))))
+        return VHOST_WAITS;
     session->features = session->message.word;
     if (update_log(session, err) == VHOST_WRONG) {
         error_prefix(err, "SET_FEATURES");
@@ -262,23 +288,10 @@ static enum vhost_done set_vring_base(struct vhost_session *session, struct erro
     return VHOST_DONE;
 }
 
-/* False: the answer comes later. */
-static bool home_is(const struct vhost_session *session, bool here)
-{
-    struct vhost_home *home = session->home;
-    if (!home || home->here == here)
-        return true;
-    if (!home->asked) {
-        home->asked = true;
-        home->ask(home);
-    }
-    return false;
-}
-
 /* A ring of a guest that migrates has stopped. False: it was the last one, and the answer comes later. */
 static bool may_part(const struct vhost_session *session)
 {
-    return any_runs(session) || home_is(session, false);
+    return any_runs(session) || home_is(session, VHOST_ELSEWHERE);
 }
 
 static enum vhost_done get_vring_base(struct vhost_session *session, struct error *err)
@@ -312,7 +325,8 @@ static enum vhost_done set_vring_event(struct vhost_session *session, struct err
     struct vhost_queue *queue = queue_of(session, session->message.word & VHOST_VRING_INDEX_MASK, err);
     if (!queue)
         return VHOST_WRONG;
-    if (session->message.id == VHOST_SET_VRING_KICK && !home_is(session, true))
+    if (session->message.id == VHOST_SET_VRING_KICK &&
+        !home_is(session, session->logging ? VHOST_MIGRATING : VHOST_HERE))
         return VHOST_WAITS;
     int fd = -1;
     if (session->fd_count == 1) {

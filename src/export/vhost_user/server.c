@@ -5,8 +5,8 @@
  * While a session lives nothing is accepted. The end shuts the listener, and the session in good order; when both are
  * gone the caller is told, and the export freed there.
  *
- * One question may be with the caller's thread: a guest that migrates has stopped, or one wants to start while the disk is
- * not here. The end answers it itself.
+ * One question may be with the caller's thread: a guest that migrates has stopped, or one wants to start, or to migrate.
+ * The end answers it itself.
  */
 #include "export/vhost_user/server.h"
 
@@ -33,9 +33,10 @@ struct vhost_export {
     struct io_message resized;  /* to the reactor */
     struct io_message question; /* to the caller and back */
     bool questioned, ending;    /* the caller's: it has not answered yet; the end has begun */
-    bool was_here;              /* with the question */
+    enum vhost_place wanted;    /* with the question */
     struct {
-        bool given, here;
+        bool given;
+        enum vhost_place place;
         struct node *node;
     } answer; /* with the answer */
     struct error err;
@@ -109,7 +110,7 @@ static void question_answered(struct io_message *message)
     struct vhost_export *export = container_of(message, struct vhost_export, question);
     export->home.asked = false;
     if (export->answer.given) {
-        export->home.here = export->answer.here;
+        export->home.place = export->answer.place;
         export->node = export->answer.node ? export->answer.node : export->node;
     }
     if (export->session) {
@@ -127,11 +128,11 @@ static void answer(struct vhost_export *export)
     io_post(export->io, &export->question);
 }
 
-void vhost_export_answer(struct vhost_export *export, bool here, struct node *node)
+void vhost_export_answer(struct vhost_export *export, enum vhost_place place, struct node *node)
 {
     assert(!export->ending);
     export->answer.given = true;
-    export->answer.here = here;
+    export->answer.place = place;
     export->answer.node = node;
     answer(export);
 }
@@ -143,16 +144,16 @@ static void questioned(struct io_message *message)
     export->answer.given = false;
     if (export->ending)
         answer(export);
-    else if (export->was_here)
+    else if (export->wanted == VHOST_ELSEWHERE)
         export->hooks.parting(export->hooks.context, export);
     else
-        export->hooks.returning(export->hooks.context, export);
+        export->hooks.staying(export->hooks.context, export, export->wanted == VHOST_MIGRATING);
 }
 
 static void ask(struct vhost_home *home)
 {
     struct vhost_export *export = container_of(home, struct vhost_export, home);
-    export->was_here = home->here;
+    export->wanted = home->wanted;
     export->question.deliver = questioned;
     io_post(export->caller, &export->question);
 }
@@ -264,7 +265,7 @@ struct vhost_export *vhost_export_create(struct io *caller, struct node *node, b
     export->caller = caller;
     export->io = node->io;
     export->node = node;
-    export->home = (struct vhost_home){.here = here, .ask = ask};
+    export->home = (struct vhost_home){.place = here ? VHOST_HERE : VHOST_ELSEWHERE, .ask = ask};
     export->hooks = *hooks;
     export->listener = -1;
     export->accept.done = accepted;

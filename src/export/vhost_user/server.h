@@ -15,21 +15,29 @@
 
 struct vhost_export;
 
+/* Where the disk is in use. */
+enum vhost_place {
+    VHOST_ELSEWHERE, /* or it may be */
+    VHOST_HERE,
+    VHOST_MIGRATING, /* here, with a migration's log on: how that ends nobody tells the next daemon, should we be killed */
+};
+
 struct vhost_export_hooks { /* on the caller's thread; both are answered, now or later, by vhost_export_answer() */
     void *context;
     /* The guest has stopped with a migration's log on, and may go on elsewhere when this was answered. */
     void (*parting)(void *context, struct vhost_export *export);
-    /* A guest wants to use the disk, which is not here: it has parted, or was not here from the beginning. */
-    void (*returning)(void *context, struct vhost_export *export);
+    /* A guest uses the disk here and migrates, or does not, and it was not so before: it has parted, or was never here, or a
+     * log came or went. When this was answered the guest may go on elsewhere without us, if it migrates and we are dead. */
+    void (*staying)(void *context, struct vhost_export *export, bool migrates);
 };
 
 /* Any thread. The node must stay until vhost_export_end() says done, or another one has come with an answer; one that is not
  * `here` need only have a size, an alignment, and what it can do. `socket` is the path of a unix socket. NULL: no memory. */
 struct vhost_export *vhost_export_create(struct io *caller, struct node *node, bool here, const char *disk,
                                          const char *socket, const struct vhost_export_hooks *hooks);
-/* Whether the disk is here from now on, and by which node (NULL: as before). Not after vhost_export_end(), which gives its
- * own answer. */
-void vhost_export_answer(struct vhost_export *export, bool here, struct node *node);
+/* Where the disk is from now on, and by which node (NULL: as before). Not after vhost_export_end(), which gives its own
+ * answer. */
+void vhost_export_answer(struct vhost_export *export, enum vhost_place place, struct node *node);
 /* Listens; shared_map_guard() has been called. The answer comes later, on the caller's thread. After an error only
  * vhost_export_end() is allowed. */
 void vhost_export_start(struct vhost_export *export, void (*done)(void *argument, const struct error *err),

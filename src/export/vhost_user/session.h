@@ -17,6 +17,7 @@
 #include "export/vhost_user/message.h"
 #include "export/vhost_user/queue.h"
 #include "export/vhost_user/request.h"
+#include "export/vhost_user/server.h"
 #include "export/vhost_user/transfer.h"
 
 struct vhost_counters { /* of an export, over all its sessions; written by its reactor, read by any thread */
@@ -30,12 +31,12 @@ struct vhost_counters { /* of an export, over all its sessions; written by its r
 
 /*
  * Whose the disk is. It is not ours while it is still with another daemon, or after a guest has stopped in order to go on
- * elsewhere: then no ring is started before `ask` was answered, and a guest that stops with a migration's log on is not
- * told that it has before somebody has been asked. For the session's reactor; the answer wakes the session.
+ * elsewhere: then no ring is started before `ask` was answered. Nor does a ring run with a migration's log before that, and
+ * a guest that stops with one is not told that it has. For the session's reactor; the answer wakes the session.
  */
 struct vhost_home {
-    bool here;
-    bool asked; /* and not yet answered */
+    enum vhost_place place, wanted;
+    bool asked; /* for `wanted`, and not yet answered */
     void (*ask)(struct vhost_home *home);
 };
 
