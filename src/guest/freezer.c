@@ -533,6 +533,8 @@ static void before_done(struct io_op *op, int64_t result)
     struct freezer *freezer = container_of(op, struct freezer, helper);
     freezer->helper_busy = false;
     freezer->record.running = (struct hook_process){0};
+    if (!freezer->run.was_started) /* nor is it waited for until it can be */
+        freezer->record.hooks.count--;
     if (freezer->given_up)
         thaw_begin(freezer);
     else if (result < 0)

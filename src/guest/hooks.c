@@ -405,6 +405,7 @@ static void run_program(struct hook_run *run, const char *path, char **environme
         error_set(&run->error, problem, "hook %s can't be started: %s", path, error_name(problem));
         return;
     }
+    run->was_started = true;
     int process = (int)syscall(SYS_pidfd_open, child, 0);
     const struct hook_process started = {child, began(child)};
     if (run->started)
@@ -429,6 +430,7 @@ int64_t hook_run(void *argument)
     int pipe[2];
     assert(run->index < run->list->count);
     run->error = (struct error){0};
+    run->was_started = false;
     snprintf(path, sizeof path, "%s/%s", run->list->folder, run->list->names[run->index]);
     if (check_again(run, path) < 0 || check_strays(run) < 0)
         return -run->error.code;

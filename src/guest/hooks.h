@@ -52,6 +52,7 @@ struct hook_run {
     void *started_argument;
     struct error error; /* why it did not succeed; code 0: it did */
     bool is_gone;       /* because there is no such hook any more */
+    bool was_started;   /* else it has frozen nothing */
 };
 
 /* Runs it without a shell, in a process group of its own, its output going to the log; kills the group when it takes too

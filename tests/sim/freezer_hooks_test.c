@@ -227,6 +227,29 @@ static void a_hook_that_is_gone_is_not_waited_for(void **state)
     scene_end(&scene);
 }
 
+/* It has frozen nothing, so nothing is to be thawed, and the next freeze need not wait for that. */
+static void a_hook_that_cannot_be_started_is_not_run_again(void **state)
+{
+    (void)state;
+    struct scene scene;
+    char log[1000], path[200];
+    scene_begin(&scene, 1);
+    scene.use_hooks = true;
+    write_hook(&scene, "1", "", 0755);
+    write_hook(&scene, "2", "", 0755);
+    snprintf(path, sizeof path, "%s/2", scene.hooks);
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    fputs("#!/no/such/shell\n", file);
+    fclose(file);
+    story(&scene);
+    assert_int_equal(scene.failed_count, 1);
+    assert_non_null(strstr(scene.error.text, "hooks/2 can't be started"));
+    read_log(&scene, log);
+    assert_string_equal(log, "1 freeze web1 nightly\n1 thaw web1 nightly\n");
+    scene_end(&scene);
+}
+
 /* Without a hook nothing was frozen, and the snapshot must not be called so. */
 static void no_hook_freezes_nothing(void **state)
 {
@@ -284,6 +307,7 @@ int main(void)
         cmocka_unit_test(hooks_do_not_wait_for_the_agent),
         cmocka_unit_test(the_end_does_not_wait_for_what_fails),
         cmocka_unit_test(a_hook_that_is_gone_is_not_waited_for),
+        cmocka_unit_test(a_hook_that_cannot_be_started_is_not_run_again),
         cmocka_unit_test(no_hook_freezes_nothing),
         cmocka_unit_test(hooks_of_strangers_are_not_run),
     };
