@@ -105,22 +105,36 @@ struct disk_identity disks_identify(const struct disks *disks, unsigned index)
     return identity;
 }
 
+/* The head of an image that is no pipe, which would keep us waiting: bytes, or -errno. */
+static ssize_t read_head(const char *path, void *bytes, size_t length)
+{
+    struct stat st;
+    const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    ssize_t got = fstat(fd, &st) < 0 ? -errno : S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) ? 0 : -EINVAL;
+    if (got == 0 && (got = pread(fd, bytes, length, 0)) < 0)
+        got = -errno;
+    close(fd);
+    return got;
+}
+
 /* The size that the header of a qcow2 image tells; what else it holds is looked at when the image is opened. */
 static int look_at_qcow2(struct disks *disks, const struct disk_options *disk, struct node *stand_in)
 {
     uint8_t header[QCOW2_SIZE_AT + sizeof(uint64_t)];
-    const int fd = open(disk->path, O_RDONLY | O_CLOEXEC);
-    const ssize_t got = fd < 0 ? -1 : pread(fd, header, sizeof header, 0);
-    const int error = errno;
-    if (fd >= 0)
-        close(fd);
+    const ssize_t got = read_head(disk->path, header, sizeof header);
     if (got < 0)
-        return error_set(&disks->err, error, "--disk %s: image \"%.300s\" cannot be read: %s", disk->name, disk->path,
-                         error_name(error));
+        return error_set(&disks->err, (int)-got, "--disk %s: image \"%.300s\" cannot be read: %s", disk->name,
+                         disk->path, got == -EINVAL ? "it is neither a file nor a block device" : error_name((int)got));
     if (got < (ssize_t)sizeof header || load_be32(header) != QCOW2_MAGIC)
         return error_set(&disks->err, EINVAL, "--disk %s: \"%.300s\" is no qcow2 image", disk->name, disk->path);
     stand_in->size_bytes = load_be64(header + QCOW2_SIZE_AT);
     stand_in->alignment_bytes = (uint32_t)BLOCK_BYTES_MIN;
+    if (stand_in->size_bytes == 0 || stand_in->size_bytes > LIMIT_DISK_BYTES)
+        return error_set(&disks->err, EFBIG,
+                         "--disk %s: image \"%.300s\": its disk has %llu bytes; 1 to %llu are right", disk->name,
+                         disk->path, (unsigned long long)stand_in->size_bytes, (unsigned long long)LIMIT_DISK_BYTES);
     return 0;
 }
 
@@ -138,6 +152,33 @@ static int look_at_file(struct disks *disks, const struct disk_options *disk, st
     return 0;
 }
 
+static bool is_same_file(const struct stat *one, const struct stat *other)
+{
+    if (S_ISBLK(one->st_mode) && S_ISBLK(other->st_mode))
+        return one->st_rdev == other->st_rdev;
+    return one->st_dev == other->st_dev && one->st_ino == other->st_ino;
+}
+
+/* Two disks on one image would wait for each other's lock; on one block device with two names there is not even that. */
+static int check_image_is_its_own(struct disks *disks, unsigned index)
+{
+    const struct disk_options *disk = &disks->options->disks[index];
+    struct stat stat_mine, stat_other;
+    if (disk->null_driver || stat(disk->path, &stat_mine) < 0)
+        return 0; /* who opens it says why */
+    for (unsigned i = 0; i < index; i++) {
+        const struct disk_options *other = &disks->options->disks[i];
+        if (other->null_driver || (disk->read_only && other->read_only) || stat(other->path, &stat_other) < 0 ||
+            !is_same_file(&stat_mine, &stat_other))
+            continue;
+        return error_set(&disks->err, EINVAL,
+                         "--disk %s: \"%.300s\" is the image of disk %s as well; two disks can share one only if "
+                         "both are read-only",
+                         disk->name, disk->path, other->name);
+    }
+    return 0;
+}
+
 int64_t disks_look(void *argument)
 {
     struct disks *disks = argument;
@@ -149,10 +190,10 @@ int64_t disks_look(void *argument)
                                   .alignment_bytes = 1,
                                   .read_only = disk->read_only,
                                   .can_discard = !disk->read_only};
-        int status = 0;
-        if (disk->qcow2)
+        int status = check_image_is_its_own(disks, i);
+        if (status == 0 && disk->qcow2)
             status = look_at_qcow2(disks, disk, stand_in);
-        else if (!disk->null_driver)
+        else if (status == 0 && !disk->null_driver)
             status = look_at_file(disks, disk, stand_in);
         if (status < 0)
             return status;
@@ -164,7 +205,9 @@ int64_t disks_open(void *argument)
 {
     struct disks *disks = argument;
     for (unsigned i = 0; i < disks->options->disk_count; i++) {
-        int status = open_disk(disks, &disks->options->disks[i], disks->reactors[i % disks->reactor_count],
+        int status = check_image_is_its_own(disks, i);
+        if (status == 0)
+            status = open_disk(disks, &disks->options->disks[i], disks->reactors[i % disks->reactor_count],
                                &disks->leaves[i], &disks->files[i]);
         if (status < 0)
             return status;

@@ -89,6 +89,9 @@ def test_disks_that_cannot_be_served(t):
         wrong("Permission denied", secret, user=65534, group=65534, extra_groups=[],
               env=dict(t.environment, XDG_RUNTIME_DIR=str(home)))
     good = t.disk("good", MIB)
+    os.link(good, t.path("other-name"))  # refused at once, not after the time that locks are waited for
+    wrong(f'--disk vdb: "{t.path("other-name")}" is the image of disk vda as well', good,
+          "--disk", f"vdb={t.path('other-name')}", "--lock-timeout", "3600")
     wrong(f"--state-dir {t.path('nowhere')}: No such file", good, "--state-dir", t.path("nowhere"))
     wrong("it is not a directory", good, "--state-dir", good)
 

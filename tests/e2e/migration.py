@@ -4,7 +4,9 @@
 of snapshots, backups and jobs when the guest has stopped; disks of all kinds that another daemon takes over; daemons that
 are killed meanwhile. A real guest does it in tests/guest/migration.py."""
 import json
+import os
 import signal
+import struct
 import subprocess
 
 import harness
@@ -306,8 +308,13 @@ def test_back_and_forth(t):
 def test_what_cannot_be_awaited(t):
     """Each with a sentence, before a VMM would find out."""
     disk = t.disk("a.raw", 16 * MIB)
-    for spec, text in ((f"{t.path('none.raw')}", "none.raw"), (f"{disk},format=qcow2", "is no qcow2 image")):
-        d = t.daemon({"vda": spec}, *options(t, ["vda"]), "--incoming", "on", wait=False)
+    os.mkfifo(t.path("pipe"))
+    t.path("empty.qcow2").write_bytes(struct.pack(">4sIQIIQ", b"QFI\xfb", 3, 0, 0, 16, 0) + bytes(80))
+    for spec, text in ((f"{t.path('none.raw')}", "none.raw"), (f"{disk},format=qcow2", "is no qcow2 image"),
+                       (f"{t.path('pipe')},format=qcow2", "it is neither a file nor a block device"),
+                       (f"{t.path('empty.qcow2')},format=qcow2", "its disk has 0 bytes"),
+                       (f"{disk}", "is the image of disk vda as well")):
+        d = t.daemon({"vda": spec, "vdb": disk}, *options(t, ["vda"]), "--incoming", "on", wait=False)
         d.wait(1)
         assert text in d.log(), d.log()
         t.daemons.clear()
