@@ -10,7 +10,7 @@
  *
  *     DISK.track                       one disk's bitmaps; also under another name of the disk
  *     DISK.map, DISK.slots; snapshots  all of a table's disks, and the table last: after a crash the next start goes on
- *     push.N                           a job whose disks are all here
+ *     push.N                           a job whose disks are all here; also under another number
  *
  * The disks' locks are held, so no daemon that served them is alive. Disks that are read-only may have several users, and
  * move nothing. Whose memory it is, is read without its lock, lest the start of another VM finds it taken. Where the same
@@ -138,16 +138,36 @@ static bool move_snapshots(const struct move *move)
     return ours && sure && move_file(move, "snapshots", "snapshots");
 }
 
-/* A job's record moves with the snapshots; where those can't be moved, it is looked for nowhere else than where it is. */
+/* To the first name for a job's record that is free in our folder: in one step, for two names would be two jobs. */
+static bool move_record(const struct move *move, const char *name)
+{
+    char from[PATH_MAX], to[PATH_MAX];
+    if ((size_t)snprintf(from, sizeof from, "%s/%s", move->from, name) >= sizeof from)
+        return false;
+    (void)mkdir(move->to, 0700);
+    for (unsigned i = 0; i < LIMIT_JOBS; i++) {
+        if ((size_t)snprintf(to, sizeof to, "%s/push.%u", move->to, i) >= sizeof to)
+            return false;
+        if (access(to, F_OK) < 0 && rename(from, to) == 0)
+            return true;
+    }
+    log_warning("'%s' can't be moved to '%s'", from, move->to);
+    return false;
+}
+
+/* A job's record moves with the snapshots; where those can't be moved, it is looked for nowhere else than where it is. It
+ * may get another number, if the job of another VM has its own; whoever asked for it is told how it ended. */
 static bool move_push(const struct move *move, const char *name)
 {
     uint64_t head[MEMORY_HEAD_BYTES / sizeof(uint64_t)];
     struct snapshot_table_disk disks[LIMIT_DISKS];
+    if (strcmp(move->from, move->to) == 0)
+        return false;
     const int count = push_record_owners(head, read_head(move, name, head, sizeof head), disks);
     bool ours = count > 0, sure = true;
     for (int i = 0; i < count && ours && sure; i++)
         ours = disk_of(move->disks, disks[i].identity.device, disks[i].identity.inode, &sure) >= 0;
-    return ours && sure && move_file(move, name, name);
+    return ours && sure && move_record(move, name);
 }
 
 static bool ends_with(const char *name, const char *suffix)

@@ -288,7 +288,8 @@ static int connect_to(struct fleece *fleece, const char *path, char *error)
     if (connect(fleece->fd, (struct sockaddr *)&address, sizeof address) == 0)
         return 0;
     if (errno == ENOENT || errno == ECONNREFUSED)
-        say(error, "no daemon is running at %s: %s", path, error_name(errno));
+        say(error, "no daemon takes commands at %s: %s (one that starts, or awaits its VM, does not yet)", path,
+            error_name(errno));
     else
         say(error, "can't connect to the control socket %s: %s", path, error_name(errno));
     return -1;

@@ -118,10 +118,10 @@ def test_tables(t):
 
 
 def test_no_daemon(t):
-    wrong(t, 1, f"no daemon is running at {t.path('none')}: No such file", "--control", t.path("none"), "status")
+    wrong(t, 1, f"no daemon takes commands at {t.path('none')}: No such file", "--control", t.path("none"), "status")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(t.path("dead")))
-    wrong(t, 1, f"no daemon is running at {t.path('dead')}: Connection refused", "--control", t.path("dead"), "status")
+    wrong(t, 1, f"no daemon takes commands at {t.path('dead')}: Connection refused", "--control", t.path("dead"), "status")
     wrong(t, 1, "is too long", "--control", "x" * 200, "status")
     t.path("file").write_text("")
     wrong(t, 1, str(t.path("file")), "--control", t.path("file"), "status")

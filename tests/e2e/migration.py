@@ -3,6 +3,7 @@
 """A VM that migrates (docs/moving.md), with the front-end of tests/vhost as its VMM: what the back-end marks; what becomes
 of snapshots, backups and jobs when the guest has stopped; disks of all kinds that another daemon takes over; daemons that
 are killed meanwhile. A real guest does it in tests/guest/migration.py."""
+import contextlib
 import json
 import os
 import signal
@@ -303,6 +304,36 @@ def test_back_and_forth(t):
         t.daemons.clear()
         check_restored(t, where, point, disks)
     t.fleece("verify", where)
+
+
+def test_a_push_and_an_arrival(t):
+    """There is none before the VM has arrived, with a clear word; afterwards as anywhere, over the death of a daemon that
+    is told again that the VM arrives."""
+    disk, image = t.disk("a.raw", 8 * MIB, 5), t.path("o.raw")
+    right = disk.read_bytes()[4 * MIB:]
+    begin = [{"vda": disk}, *options(t, ["vda"]), "--incoming", "on"]
+    d = t.daemon(*begin, wait=False)
+    harness.wait_for("the daemon awaits the VM", lambda: "is awaited" in d.log())
+    said = d.fleece("push", "--to", f"vda={image}", status=1).stderr
+    assert "no daemon takes commands" in said and "awaits its VM" in said and not image.exists(), said
+    guest = Guest(t, t.path("vda.v"), reconnect=True)  # which writes to the first half
+    d.wait_ready()
+    with d.qmp() as q:
+        q.execute("fleece-push", targets=[{"disk": "vda", "target": str(image)}], job_id="j", speed=MIB)
+        harness.wait_for("something is copied", lambda: q.execute("query-block-jobs")[0]["offset"] > 0)
+    d.kill()
+    t.daemons.clear()
+    d = t.daemon(*begin)
+    writes_more(d)
+    with d.qmp() as q:
+        with contextlib.suppress(harness.QmpError):  # it may have ended
+            q.execute("block-job-set-speed", device="j", speed=0)
+        harness.wait_for("it has concluded", lambda: q.execute("query-jobs")[0]["status"] == "concluded", 40)
+        shown, = q.execute("query-jobs")
+        assert "error" not in shown and image.read_bytes()[4 * MIB:] == right, shown
+        q.execute("job-dismiss", id="j")
+    guest.end()
+    d.stop()
 
 
 def test_what_cannot_be_awaited(t):

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -457,6 +458,68 @@ def test_the_client_has_lost_the_answer(t):
     control.symlink_to(d.control)
     said = push.communicate(timeout=60 * harness.FACTOR)[1].decode()
     assert push.returncode == 3 and "what is pushed is crash-consistent: the guest agent can't" in said, said
+    nothing_left(t, d)
+
+
+def start(d, name, target, **options):
+    """A slow push of the only disk."""
+    disk = d.status()["disks"][0]["name"]
+    with d.qmp() as q:
+        q.execute("fleece-push", targets=[{"disk": disk, "target": str(target)}], job_id=name, speed=SLOW, **options)
+    wait_offset(d, 0)
+
+
+def kill_for_good(t, d):
+    """As another VM the next daemon will not clean up behind it."""
+    d.kill()
+    t.daemons.clear()
+    for path in (d.control, d.nbd[5:]):
+        os.unlink(path)
+    shutil.rmtree(f"/run/fleece/{t.vm}", ignore_errors=True)
+
+
+def test_a_vm_that_was_renamed(t):
+    """The job belongs to the disks: it goes on under the new name, twice, and nothing is left under an old one."""
+    chance, first = random.Random(5), t.vm
+    disk, image = t.disk("a.raw", 16 * MIB, 1), t.path("o.raw")
+    right = disk.read_bytes()
+    d = t.daemon({"vda": disk})
+    start(d, "j", image)
+    for number in range(2):
+        offset, old = job(d)["offset"], memory(t)
+        write(d, chance, size=16 * MIB)
+        kill_for_good(t, d)
+        t.vm = f"{first}-{number}"
+        d = t.daemon({"vda": disk})
+        assert job(d)["device"] == "j" and job(d)["offset"] >= offset, (job(d), offset)
+        assert not os.path.exists(old) and "push.0" in os.listdir(memory(t))
+    hurry(d, "j")
+    shown = wait_concluded(d)
+    assert "error" not in shown and image.read_bytes() == right, shown
+    with d.qmp() as q:
+        q.execute("job-dismiss", id="j")
+    nothing_left(t, d)
+    t.vm = first
+
+
+def test_two_vms_become_one(t):
+    """Each had a job of the same number, and snapshots of its own disk alone, which can't go on: both jobs say so, and what
+    they had made is removed."""
+    first, images = t.vm, {"vda": t.disk("a.raw", 16 * MIB, 1), "vdb": t.disk("b.raw", 16 * MIB, 2)}
+    for name, image in images.items():
+        t.vm = f"{first}-{name}"
+        d = t.daemon({name: image})
+        start(d, f"of-{name}", t.path(f"{name}.copy"))
+        kill_for_good(t, d)
+    t.vm = first
+    d = t.daemon(images)
+    harness.wait_for("both have concluded", lambda: [j[1] for j in status_of(d)] == ["concluded"] * 2, 20)
+    assert {j[0] for j in status_of(d)} == {"of-vda", "of-vdb"}, status_of(d)
+    for name, _, error in status_of(d):
+        assert "has not survived" in error, (name, error)
+        with d.qmp() as q:
+            q.execute("job-dismiss", id=name)
+    assert not list(t.dir.glob("*.copy"))
     nothing_left(t, d)
 
 
