@@ -209,12 +209,18 @@ void scene_run_until_done(struct scene *scene, struct step *step)
         scene_fail(scene, "request %u never ended", step->value);
 }
 
-void scene_check(const struct scene *scene)
+static unsigned count_leaks(const struct scene *scene)
 {
     struct qcow2_verdict verdict;
     qcow2_check(world_file_bytes(scene->file), world_file_size(scene->file), &verdict);
     if (verdict.error[0])
         scene_fail(scene, "%s", verdict.error);
+    return verdict.leaks;
+}
+
+void scene_check(const struct scene *scene)
+{
+    count_leaks(scene);
 }
 
 bool scene_reads_as(struct scene *scene, struct range range, unsigned char value)
@@ -259,6 +265,36 @@ void scene_lose_power(struct scene *scene)
     open_image(scene);
 }
 
+static void close_image(struct scene *scene)
+{
+    world_act_as(scene->world, scene->io);
+    node_destroy(scene->image);
+    world_act_as(scene->world, NULL);
+    scene_go_on(scene);
+}
+
+static void free_scene(struct scene *scene)
+{
+    world_destroy(scene->world, NULL);
+    for (unsigned i = 0; i < STEPS; i++)
+        free(scene->steps[i].iov.iov_base);
+    free(scene);
+}
+
+void scene_end_exact(struct scene *scene)
+{
+    scene_forget_hooks(scene);
+    world_let_go_all(scene->world);
+    scene->used = STEPS - 1;
+    scene->flags = REQUEST_LAST;
+    scene_expect(scene, scene_start(scene, REQUEST_FLUSH, 0, 0), 0);
+    close_image(scene);
+    const unsigned leaks = count_leaks(scene);
+    if (leaks > 0)
+        scene_fail(scene, "%u clusters leak", leaks);
+    free_scene(scene);
+}
+
 void scene_end(struct scene *scene)
 {
     scene_forget_hooks(scene);
@@ -268,13 +304,7 @@ void scene_end(struct scene *scene)
     scene_expect(scene, scene_start(scene, REQUEST_WRITE, DISK_BYTES - TABLE_BYTES, TABLE_BYTES), 0);
     if (!scene_reads_as(scene, (struct range){DISK_BYTES - TABLE_BYTES, TABLE_BYTES}, STEPS - 1))
         scene_fail(scene, "what was written last is not there");
-    world_act_as(scene->world, scene->io);
-    node_destroy(scene->image);
-    world_act_as(scene->world, NULL);
-    scene_go_on(scene);
+    close_image(scene);
     scene_check(scene);
-    world_destroy(scene->world, NULL);
-    for (unsigned i = 0; i < STEPS; i++)
-        free(scene->steps[i].iov.iov_base);
-    free(scene);
+    free_scene(scene);
 }

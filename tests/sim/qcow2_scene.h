@@ -56,6 +56,8 @@ struct scene {
 struct scene *scene_begin(const char *name, enum shape shape, uint64_t seed, uint64_t clusters);
 /* Closes the image, with what it can still do. */
 void scene_end(struct scene *scene);
+/* Or closes it as it is, with all given back: no cluster leaks. */
+void scene_end_exact(struct scene *scene);
 void scene_fail(const struct scene *scene, const char *format, ...) __attribute__((format(printf, 2, 3), noreturn));
 
 /* Data is filled with the step's value. */

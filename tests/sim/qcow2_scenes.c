@@ -309,4 +309,5 @@ void qcow2_scenes(void)
     }
     bad_disks();
     qcow2_growth_scenes();
+    qcow2_failure_scenes();
 }

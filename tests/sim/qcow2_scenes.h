@@ -6,5 +6,6 @@
 /* The first thing that is wrong ends the program. */
 void qcow2_scenes(void);
 void qcow2_growth_scenes(void);
+void qcow2_failure_scenes(void);
 
 #endif

@@ -38,7 +38,7 @@ struct run {
     struct io *io;
     struct world_file *file;
     struct node *image;
-    unsigned process, pending, values, jobs_used, error_per_1024;
+    unsigned process, pending, values, jobs_used, error_per_1024, leaks_told;
     uint64_t size, max_size, base_size;
     struct qcow2_header header;
     uint64_t stop_at, operations; /* of the disk */

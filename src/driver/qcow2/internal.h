@@ -371,6 +371,8 @@ void write_submit(struct qcow2 *image, struct request *req);
 /* The next step of zeroing or discarding: w->at moves; or *as_data: zeroes are to be written up to w->data_end. 0, or
  * -EAGAIN: the waiter is queued, or another error. `limit`: others are at work from there on. */
 int zero_go_on(struct qcow2_write *w, uint64_t limit, bool *as_data);
+/* give_back.c: what it took for a part that failed, and no table names. 0; or -EAGAIN: the waiter is queued. */
+int unnamed_give_back(struct qcow2_write *w);
 struct piece *piece_take(struct qcow2 *image, struct request *parent);
 void piece_put(struct qcow2 *image, struct piece *piece);
 
@@ -412,6 +414,7 @@ enum write_step {
     WRITE_SOLID, /* what hides old content is to be stable before the mapping is */
     WRITE_LINK,  /* enter the new place into the table */
     WRITE_THROUGH,
+    WRITE_GIVE_BACK, /* it failed: the clusters that it had taken */
     WRITE_COMMIT,
 };
 
@@ -436,6 +439,8 @@ struct qcow2_write {
     struct range locked;  /* whole clusters that are being mapped; empty: none. Nobody else may change their mapping. */
     struct range kept;    /* what will be there of them then: the part and what is filled */
     uint64_t host;        /* of locked.start */
+    bool fresh;           /* the clusters there were taken for this part */
+    unsigned named;       /* so many of the locked ones have been entered into the table */
     struct range fill[2]; /* at the edges, of the guest's bytes */
     uint64_t filled;      /* of both together */
     char *buffer;         /* for filling or packing */

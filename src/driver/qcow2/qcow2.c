@@ -12,7 +12,7 @@
  *   extend.c    a larger disk      l1_grow.c  its L1 table
  *   header_change.c  what the header says, one change after the other
  *   mapping.c   from the guest's clusters to the file's
- *   read.c, inflate.c, status.c, write.c, zero.c  requests
+ *   read.c, inflate.c, status.c, write.c, give_back.c, zero.c  requests
  *
  * What a request needs of the metadata it asks for with its waiter: it gets it at once, or waits for it and then decides
  * afresh. Data goes to the file at once. Where mappings go is the choice of whoever opens the image:

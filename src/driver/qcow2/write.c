@@ -23,7 +23,7 @@
  * waits; so what is in place is also on its way. Writes to distinct clusters run side by side. Decisions are made afresh
  * after each wait.
  *
- * When another write fails, its new clusters stay counted and unused: a leak, which qemu-img check finds and repairs.
+ * When another write fails, its new clusters are given back, but for those that the table names (give_back.c).
  */
 #include <assert.h>
 #include <errno.h>
@@ -38,15 +38,16 @@ static const uint32_t allowed_moves[] = {
     [WRITE_DECIDE] = TO(WRITE_IN_PLACE) | TO(WRITE_FILL_READ) | TO(WRITE_DATA) | TO(WRITE_PACK) | TO(WRITE_COMMIT) |
                      TO(WRITE_THROUGH) | TO(WRITE_IDLE),
     [WRITE_IN_PLACE] = TO(WRITE_DECIDE),
-    [WRITE_FILL_READ] = TO(WRITE_FILL_WRITE) | TO(WRITE_DECIDE),
-    [WRITE_FILL_WRITE] = TO(WRITE_FILL_READ) | TO(WRITE_DATA) | TO(WRITE_DECIDE),
-    [WRITE_DATA] = TO(WRITE_SOLID) | TO(WRITE_LINK) | TO(WRITE_DECIDE),
-    [WRITE_SOLID] = TO(WRITE_LINK) | TO(WRITE_DECIDE),
-    [WRITE_PACK] = TO(WRITE_PACK_PLACE) | TO(WRITE_DECIDE),
-    [WRITE_PACK_PLACE] = TO(WRITE_PACK_DATA) | TO(WRITE_DECIDE),
-    [WRITE_PACK_DATA] = TO(WRITE_LINK) | TO(WRITE_DECIDE),
-    [WRITE_LINK] = TO(WRITE_THROUGH) | TO(WRITE_DECIDE),
-    [WRITE_THROUGH] = TO(WRITE_DECIDE),
+    [WRITE_FILL_READ] = TO(WRITE_FILL_WRITE) | TO(WRITE_DECIDE) | TO(WRITE_GIVE_BACK),
+    [WRITE_FILL_WRITE] = TO(WRITE_FILL_READ) | TO(WRITE_DATA) | TO(WRITE_DECIDE) | TO(WRITE_GIVE_BACK),
+    [WRITE_DATA] = TO(WRITE_SOLID) | TO(WRITE_LINK) | TO(WRITE_DECIDE) | TO(WRITE_GIVE_BACK),
+    [WRITE_SOLID] = TO(WRITE_LINK) | TO(WRITE_DECIDE) | TO(WRITE_GIVE_BACK),
+    [WRITE_PACK] = TO(WRITE_PACK_PLACE),
+    [WRITE_PACK_PLACE] = TO(WRITE_PACK_DATA) | TO(WRITE_GIVE_BACK),
+    [WRITE_PACK_DATA] = TO(WRITE_LINK) | TO(WRITE_GIVE_BACK),
+    [WRITE_LINK] = TO(WRITE_THROUGH) | TO(WRITE_DECIDE) | TO(WRITE_GIVE_BACK),
+    [WRITE_THROUGH] = TO(WRITE_DECIDE) | TO(WRITE_GIVE_BACK),
+    [WRITE_GIVE_BACK] = TO(WRITE_DECIDE),
     [WRITE_COMMIT] = TO(WRITE_IDLE),
 };
 
@@ -97,15 +98,11 @@ static void buffer_release(struct qcow2_write *w)
 }
 
 /* What the part held: its buffer, and the clusters that nobody else might touch. */
-static void part_end(struct qcow2_write *w, int status)
+static void part_leave(struct qcow2_write *w)
 {
     struct qcow2 *image = w->image;
     write_move(w, WRITE_DECIDE);
-    w->half_status = 0;
-    if (status < 0)
-        w->status = status;
-    else
-        w->at = range_end(w->part);
+    w->fresh = false;
     buffer_release(w);
     if (w->locked.length > 0) {
         w->locked.length = 0;
@@ -116,12 +113,41 @@ static void part_end(struct qcow2_write *w, int status)
     decide(w);
 }
 
+/* It failed, and goes on when its new clusters are given back, or can't be. */
+static void give_back(struct qcow2_write *w, int status)
+{
+    if (status < 0)
+        PROBE(qcow2_write_leaked);
+    else
+        status = unnamed_give_back(w);
+    if (status != -EAGAIN)
+        part_leave(w);
+}
+
+/* Nothing of it is under way. */
+static void part_end(struct qcow2_write *w, int status)
+{
+    w->half_status = 0;
+    if (status == 0)
+        w->at = range_end(w->part);
+    else
+        w->status = status;
+    if (status < 0 && w->fresh) {
+        write_move(w, WRITE_GIVE_BACK);
+        give_back(w, 0);
+        return;
+    }
+    part_leave(w);
+}
+
 static void wake(struct qcow2_waiter *waiter, int status)
 {
     struct qcow2_write *w = container_of(waiter, struct qcow2_write, waiter);
     if (w->step == WRITE_COMMIT) {
         w->status = status;
         slot_end(w);
+    } else if (w->step == WRITE_GIVE_BACK) {
+        give_back(w, status);
     } else if (status < 0 && w->step != WRITE_DECIDE) {
         half_end(w, status);
     } else if (w->step == WRITE_SOLID) {
@@ -370,6 +396,7 @@ static void link_clusters(struct qcow2_write *w)
             break;
         new = linked_cluster(w, &old, i, &plain_host, &packed_host);
         cluster_encode(image, page, index + i, &new);
+        w->named = i + 1;
         if (old.host && (old.host != new.host || old.compressed))
             freed_add(image, old.host, old.compressed ? old.compressed_bytes : image->cluster_bytes, false);
     }
@@ -389,6 +416,8 @@ static void half_end(struct qcow2_write *w, int status)
         w->half_status = status;
     if (w->beside) {
         w->beside = false;
+        if (status < 0 && MUTANT(qcow2_given_back_under_data))
+            w->fresh = unnamed_give_back(w) < 0;
         return;
     }
     part_end(w, w->half_status);
@@ -470,6 +499,7 @@ static void child_done(struct request *child, int status)
     case WRITE_SOLID:
     case WRITE_LINK:
     case WRITE_THROUGH:
+    case WRITE_GIVE_BACK:
     case WRITE_COMMIT:
         abort();
     }
@@ -643,6 +673,8 @@ static int begin_run(struct qcow2_write *w, const struct page *page, unsigned in
         buffer_release(w);
         return status;
     }
+    w->fresh = !open;
+    w->named = 0;
     if (w->pack) {
         write_move(w, WRITE_PACK);
         w->op.done = packed;
