@@ -8,14 +8,16 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define PLACE UINT64_C(0x00fffffffffffe00)
+enum { OLD_BYTES = 72, NEW_BYTES = 112 }; /* of headers */
 
 struct check {
     const uint8_t *bytes;
     uint64_t file_bytes, clusters;
     unsigned bits, refcount_order;
-    bool extended;
+    bool extended, has_zero_flag;
     uint32_t *references;
     struct qcow2_verdict *verdict;
 };
@@ -62,7 +64,7 @@ static void check_entry(struct check *check, uint64_t at)
         refer(check, "compressed data", place, (sectors + 1) * 512 - place % 512, true);
         return;
     }
-    if (entry & ~(PLACE | UINT64_C(1) << 63 | !check->extended))
+    if (entry & ~(PLACE | UINT64_C(1) << 63 | check->has_zero_flag))
         complain(check, "the entry at %llu has reserved bits", (unsigned long long)at);
     if ((bitmap & bitmap >> 32) || ((uint32_t)bitmap && host == 0))
         complain(check, "the entry at %llu has wrong subclusters", (unsigned long long)at);
@@ -92,8 +94,10 @@ void qcow2_check(const uint8_t *bytes, uint64_t file_bytes, struct qcow2_verdict
         return;
     }
     check.bits = (unsigned)number_at(&check, 20, 4);
-    check.refcount_order = (unsigned)number_at(&check, 96, 4);
-    check.extended = number_at(&check, 72, 8) & 16;
+    const bool is_old = number_at(&check, 4, 4) == 2; /* it has no features, and counts of 16 bits */
+    check.refcount_order = is_old ? 4 : (unsigned)number_at(&check, 96, 4);
+    check.extended = !is_old && number_at(&check, 72, 8) & 16;
+    check.has_zero_flag = !is_old && !check.extended;
     uint64_t cluster_bytes = UINT64_C(1) << check.bits, l1 = number_at(&check, 40, 8),
              l1_entries = number_at(&check, 36, 4);
     uint64_t table = number_at(&check, 48, 8), table_clusters = number_at(&check, 56, 4);
@@ -122,4 +126,16 @@ void qcow2_check(const uint8_t *bytes, uint64_t file_bytes, struct qcow2_verdict
         verdict->leaks += count > check.references[cluster];
     }
     free(check.references);
+}
+
+void qcow2_make_old(uint8_t *bytes, size_t length)
+{
+    bytes[7] = 2;
+    memmove(bytes + OLD_BYTES, bytes + NEW_BYTES, length - NEW_BYTES);
+    memset(bytes + length - (NEW_BYTES - OLD_BYTES), 0, NEW_BYTES - OLD_BYTES);
+    const unsigned name_at = (unsigned)bytes[14] << 8 | bytes[15];
+    if (name_at) {
+        bytes[14] = (uint8_t)((name_at - (NEW_BYTES - OLD_BYTES)) >> 8);
+        bytes[15] = (uint8_t)(name_at - (NEW_BYTES - OLD_BYTES));
+    }
 }

@@ -12,6 +12,8 @@ struct qcow2_verdict {
     char error[256]; /* the first thing that no image may have; empty: none */
 };
 
+/* Makes a header of version 3 one of version 2: 72 bytes, and extensions behind these. */
+void qcow2_make_old(uint8_t *bytes, size_t length);
 /* The image as it lies in a file. */
 void qcow2_check(const uint8_t *bytes, uint64_t file_bytes, struct qcow2_verdict *verdict);
 

@@ -72,6 +72,11 @@ bool scene_was_seen(void *argument)
     return ((struct scene *)argument)->seen;
 }
 
+static bool is_over_base(const struct scene *scene)
+{
+    return scene->shape == OVER_BASE || scene->shape == OLD_OVER_BASE;
+}
+
 static void make_base(struct scene *scene)
 {
     static uint8_t bytes[BASE_BYTES];
@@ -82,14 +87,16 @@ static void make_base(struct scene *scene)
 /* header | refcount table | L1 table | refcount block | nothing, up to `clusters`, all of it free */
 static void make_image(struct scene *scene, uint64_t clusters)
 {
-    struct qcow2_header header = {.version = 3, .cluster_bits = 9, .refcount_order = 6, .size_bytes = DISK_BYTES};
+    const bool is_old = scene->shape == OLD_OVER_BASE;
+    const unsigned order = is_old ? 4 : 6;
+    struct qcow2_header header = {.version = 3, .cluster_bits = 9, .refcount_order = order, .size_bytes = DISK_BYTES};
     uint8_t bytes[FIRST_FREE * CLUSTER] = {0};
     struct error err;
     header.l1_entries = qcow2_l1_entries(DISK_BYTES, 9, false);
     header.l1_offset = L1_AT;
     header.reftable_offset = TABLE_AT;
     header.reftable_clusters = 1;
-    if (scene->shape == OVER_BASE) {
+    if (is_over_base(scene)) {
         header.has_backing = true;
         strcpy(header.info.backing_name, "base");
         strcpy(header.info.backing_format, "raw");
@@ -98,7 +105,9 @@ static void make_image(struct scene *scene, uint64_t clusters)
         scene_fail(scene, "%s", err.text);
     store_be64(bytes + TABLE_AT, BLOCK_AT);
     for (unsigned i = 0; i < FIRST_FREE; i++)
-        store_be64(bytes + BLOCK_AT + i * 8, 1);
+        bytes[BLOCK_AT + ((i + 1) << order) / 8 - 1] = 1;
+    if (is_old)
+        qcow2_make_old(bytes, CLUSTER);
     scene->file = world_file_create(scene->world, "image", clusters * CLUSTER, 512, false);
     world_file_fill(scene->file, 0, bytes, sizeof bytes);
 }
@@ -131,7 +140,7 @@ static void open_image(struct scene *scene)
     qcow2_of(scene->image)->pool.batch_max = 8;
     if (scene->shape == WRITE_BACK)
         qcow2_write_back_set(scene->image);
-    if (scene->shape != OVER_BASE)
+    if (!is_over_base(scene))
         return;
     world_act_as(scene->world, scene->io);
     if (file_open(scene->io, &(struct file_options){.path = "base", .read_only = true}, &base, &err) < 0)
@@ -148,7 +157,7 @@ struct scene *scene_begin(const char *name, enum shape shape, uint64_t seed, uin
     scene->shape = shape;
     scene->world = world_create(&(struct world_options){
         .seed = seed, .power = true, .context = scene, .fault = disk_fails, .gate = disk_holds, .landed = disk_landed});
-    if (shape == OVER_BASE)
+    if (is_over_base(scene))
         make_base(scene);
     make_image(scene, clusters);
     open_image(scene);

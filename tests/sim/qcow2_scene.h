@@ -26,7 +26,7 @@ struct step {
     bool done;
 };
 
-enum shape { THROUGH, OVER_BASE, WRITE_BACK };
+enum shape { THROUGH, OVER_BASE, WRITE_BACK, OLD_OVER_BASE }; /* old: of version 2 */
 
 struct scene {
     const char *name;

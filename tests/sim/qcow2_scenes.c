@@ -310,4 +310,5 @@ void qcow2_scenes(void)
     bad_disks();
     qcow2_growth_scenes();
     qcow2_failure_scenes();
+    qcow2_old_scenes();
 }

@@ -186,6 +186,7 @@ void qcow2_growth_scenes(void)
     grows_over_old_data(THROUGH, 100);
     grows_over_old_data(THROUGH, TABLE_BYTES + 100);
     grows_over_old_data(OVER_BASE, 5 * CLUSTER - 100);
+    grows_over_old_data(OLD_OVER_BASE, 5 * CLUSTER - 100);
     grows_over_old_data(WRITE_BACK, 3 * TABLE_BYTES);
     header_changes_twice();
     header_is_taken_by_the_l1_table();

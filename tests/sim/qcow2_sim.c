@@ -70,18 +70,28 @@ static int fault(void *context, const struct world_io *io)
 
 /* Images. */
 
+/* Version 2: no features, counts of 16 bits, no zero clusters. */
+static bool is_old(const struct run *run)
+{
+    return run->seed % 7 == 3;
+}
+
 /* Any shape that the driver writes; QEMU makes them too, but not here. */
 static void choose_shape(struct run *run)
 {
     struct qcow2_header *header = &run->header;
     static const uint32_t bits[] = {9, 12, 12, 16, 14};
     unsigned shape = run->few_pages || run->grows ? 0 : (unsigned)below(run, 5);
-    header->version = 3;
+    header->version = is_old(run) ? 2 : 3;
     header->cluster_bits = bits[shape];
-    header->extended_l2 = shape == 4;
+    header->extended_l2 = shape == 4 && !is_old(run);
     header->refcount_order = run->grows ? 4 + (uint32_t)below(run, 3) : (uint32_t)below(run, 7);
     header->zstd = header->cluster_bits >= 12 && below(run, 2);
     header->has_backing = below(run, 2);
+    if (is_old(run)) {
+        header->refcount_order = 4;
+        header->zstd = false;
+    }
     run->compress = header->zstd && below(run, 4) > 0 && header->refcount_order > 3;
     run->size = 512 * (1 + below(run, header->cluster_bits == 16 ? 2000 : 800));
     if (run->few_pages)
@@ -114,6 +124,8 @@ static void make_image(struct run *run)
     uint8_t *bytes = calloc(1, length), *counts = bytes + first * cluster;
     if (qcow2_header_build(header, bytes, cluster < 4096 ? cluster : 4096, &err) < 0)
         run_fail(run, "%s", err.text);
+    if (is_old(run))
+        qcow2_make_old(bytes, cluster < 4096 ? cluster : 4096);
     for (uint64_t i = 0; i < blocks; i++)
         store_be64(bytes + cluster + i * 8, (first + i) * cluster);
     for (uint64_t i = 0; i < first + blocks; i++) {

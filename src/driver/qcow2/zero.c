@@ -15,6 +15,11 @@
 #include "base/probe.h"
 #include "driver/qcow2/internal.h"
 
+static bool has_zero_clusters(const struct qcow2 *image)
+{
+    return image->header.version > 2 || MUTANT(qcow2_zero_clusters_in_version_2);
+}
+
 static uint64_t unit_of(const struct qcow2_write *w)
 {
     return w->req->kind == REQUEST_DISCARD ? w->image->cluster_bytes : w->image->granule_bytes;
@@ -124,11 +129,11 @@ int zero_go_on(struct qcow2_write *w, uint64_t limit, bool *as_data)
     uint64_t table_end;
     bool discard = w->req->kind == REQUEST_DISCARD;
     *as_data = !discard &&
-               ((w->req->flags & REQUEST_NO_HOLE) || (image->header.version < 3 && image->header.has_backing));
+               ((w->req->flags & REQUEST_NO_HOLE) || (!has_zero_clusters(image) && image->header.has_backing));
     w->data_end = limit;
     if (*as_data)
         return 0;
-    if (discard && image->header.version < 3 && image->header.has_backing) {
+    if (discard && !has_zero_clusters(image) && image->header.has_backing) {
         w->at = limit;
         return 0;
     }
