@@ -162,7 +162,7 @@ static int snapshot_list(struct cli *cli, int argc, char **argv)
         else
             table_add(&table, "%s\t%s\t%s\t%.0f\t%s\t%s", cli_text(snapshot, "name"), cli_text(snapshot, "state"),
                       cli_text(snapshot, "created"), hold_us(snapshot), cli_text(snapshot, "consistent"),
-                      cli_text(snapshot, "reason"));
+                      cli_text(snapshot, json_object_get(snapshot, "reason") ? "reason" : "consistent-reason"));
     }
     if (!cli->json && json_array_size(snapshots) == 0)
         printf("no snapshots\n");

@@ -72,10 +72,11 @@ static void print_guest(const json_t *guest)
 {
     if (!json_is_object(guest))
         return;
-    const char *agent = text_of(guest, "agent"), *hooks = text_of(guest, "hook-dir"),
-               *reason = text_of(guest, "reason");
-    printf("\nguest: %s%s%s%s%s%s%s\n", text_of(guest, "state"), agent[0] ? ", agent " : "", agent,
-           hooks[0] ? ", hooks " : "", hooks, reason[0] ? ": " : "", reason);
+    const char *agent = json_string_value(json_object_get(guest, "agent")),
+               *hooks = json_string_value(json_object_get(guest, "hook-dir")),
+               *reason = json_string_value(json_object_get(guest, "reason"));
+    printf("\nguest: %s%s%s%s%s%s%s\n", text_of(guest, "state"), agent ? ", agent " : "", agent ? agent : "",
+           hooks ? ", hooks " : "", hooks ? hooks : "", reason ? ": " : "", reason ? reason : "");
 }
 
 /* Of the disks that are tracked, or should be. */
@@ -115,6 +116,22 @@ static void print_exports(const json_t *exports)
     table_end(&table, true);
 }
 
+/* Each is one disk's door to its VMM. */
+static void print_vhost_users(const json_t *users)
+{
+    size_t i;
+    json_t *user;
+    struct table table;
+    table_init(&table, "VHOST-USER\tVMM\t>QUEUES\t>REQUESTS\tSOCKET");
+    json_array_foreach (users, i, user)
+        table_add(&table, "%s\t%s\t%lld\t%lld\t%s", text_of(user, "disk"),
+                  json_is_true(json_object_get(user, "connected")) ? "connected" : "-", number_of(user, "queues"),
+                  number_of(user, "requests"), text_of(user, "socket"));
+    if (json_array_size(users) > 0)
+        putchar('\n');
+    table_end(&table, json_array_size(users) > 0);
+}
+
 static void print_snapshots(const json_t *snapshots)
 {
     size_t i;
@@ -128,7 +145,8 @@ static void print_snapshots(const json_t *snapshots)
     json_array_foreach (snapshots, i, snapshot)
         table_add(&table, "%s\t%s\t%s\t%.0f\t%lld\t%s\t%s", text_of(snapshot, "name"), text_of(snapshot, "state"),
                   text_of(snapshot, "created"), (double)number_of(snapshot, "hold-ns") / 1000,
-                  number_of(snapshot, "attempts"), text_of(snapshot, "consistent"), text_of(snapshot, "reason"));
+                  number_of(snapshot, "attempts"), text_of(snapshot, "consistent"),
+                  text_of(snapshot, json_object_get(snapshot, "reason") ? "reason" : "consistent-reason"));
     putchar('\n');
     table_end(&table, true);
 }
@@ -155,6 +173,7 @@ static int status_run(struct cli *cli, int argc, char **argv)
         print_disks(json_object_get(status, "disks"));
         print_tracking(json_object_get(status, "disks"));
         print_exports(json_object_get(status, "exports"));
+        print_vhost_users(json_object_get(status, "vhost-user"));
         print_guest(json_object_get(status, "guest"));
         print_snapshots(json_object_get(status, "snapshots"));
     }

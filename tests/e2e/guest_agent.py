@@ -113,7 +113,7 @@ def test_frozen_for_the_cut(t):
         assert "CONSISTENT" in listed and "guest-agent" in listed and "crash" in listed, listed
         status = d.status()
         assert status["guest"] == {"state": "idle", "freeze-timeout-ms": 10000, "agent": f"unix:{agent.path}"}, status
-        assert "guest: idle, agent unix:" in d.fleece("status").stdout
+        assert f"guest: idle, agent unix:{agent.path}\n" in d.fleece("status").stdout
         d.fleece("backup", t.path("set"))
         point = json.loads(d.fleece("--json", "list", t.path("set")).stdout)
         assert point["consistent"] == "guest-agent", point
@@ -145,6 +145,9 @@ def test_the_agent_does_not_answer(t):
         assert json.loads(d.fleece("--json", "list", t.path("set")).stdout)["consistent"] == "crash"
         assert "refused" in d.fleece("backup", t.path("set"), "--consistency", "required", status=1).stderr
         assert [s["name"] for s in d.status()["snapshots"]] == ["s"]
+        for command in (("snapshot", "list"), ("status",)):
+            line = d.fleece(*command).stdout.splitlines()[-1]
+            assert line.startswith("s ") and " crash " in line and s["consistent-reason"] in line, line
 
 
 def push(t, d, name, *options, status=0):

@@ -2,6 +2,7 @@
 """Disks over vhost-user-blk, with the front-end of tests/vhost as the guest."""
 import json
 import os
+import re
 import signal
 import stat
 import time
@@ -44,6 +45,7 @@ def test_socket_and_status(t):
     result = json.loads(client(t, "run", socket, "--seconds", "0.2", "--rw", "randrw", "--depth", "8"))
     assert result["requests"] > 0
     wait_for("the connection is over", lambda: not vhost_status(d)["connected"])
+    assert re.search(rf"^vda +- +0 +{vhost_status(d)['requests']} +{socket}$", d.fleece("status").stdout, re.M)
     status = vhost_status(d)
     assert status["connections"] == 1 and status["requests"] >= result["requests"], status
     with d.qmp() as qmp:
