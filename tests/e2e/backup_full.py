@@ -5,7 +5,6 @@ import json
 import os
 import pty
 import re
-import time
 
 import harness
 from backup_kit import MIB, RAW, forge, look, points, snapshots, two_disks
@@ -25,7 +24,7 @@ def test_what_is_restored_is_what_was_there(t):
         restored = t.path(f"{name}.restored")
         t.fleece("restore", t.path("set"), "--disk", name, "--to", restored)
         assert restored.read_bytes() == path.read_bytes()
-        assert os.stat(restored).st_blocks <= os.stat(path).st_blocks + 16  # as sparse as it was
+        assert harness.data_of(restored) <= harness.data_of(path)  # as sparse as it was
     d.stop()
     # Our images are anybody's images.
     harness.need("qemu-img")
@@ -51,7 +50,7 @@ def test_backup_while_it_is_written_to(t):
         t.run(t.program(STAMP), "check", t.path(f"vda.{number}"), t.path(f"vdb.{number}"), "--log", t.path("log"),
               "--before", before, "--after", after)
     writer.terminate()
-    assert writer.wait(20) == 0, t.path("said").read_text()
+    assert writer.wait(harness.SOON) == 0, t.path("said").read_text()
     assert len(points(t, t.path("set"))) == 3
     t.fleece("verify", t.path("set"))
     d.stop()
@@ -98,7 +97,7 @@ def test_restore_over_what_is_there(t):
     assert os.stat(there).st_size == 100 * MIB
     t.fleece(*restore, there, "--force")
     assert there.read_bytes() == disks["vda"].read_bytes()
-    assert os.stat(there).st_blocks * 512 < 3 * MIB
+    assert harness.data_of(there) < 3 * MIB
     empty = t.path("empty")
     empty.touch()
     t.fleece(*restore, empty, "--force")
@@ -242,9 +241,9 @@ def test_nothing_to_print_to(t):
                       stderr=-1)
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(60) in (0, 1), process.stderr.read()  # the output did not get out: that may be said
-    time.sleep(0.1)
-    assert len(points(t, t.path("set"))) == 1 and snapshots(d) == []
+    assert process.wait(harness.SOON) in (0, 1), process.stderr.read()  # the output did not get out: that may be said
+    harness.wait_for("its snapshot is gone", lambda: snapshots(d) == [])
+    assert len(points(t, t.path("set"))) == 1
     t.fleece("verify", t.path("set"))
     d.stop()
 

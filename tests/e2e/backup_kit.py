@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import threading
 
 import harness
 
@@ -81,14 +83,66 @@ class StuckBackup:
         return err
 
 
-class HeldBackup:
-    """`fleece --json backup` that is stopped (SIGSTOP) as soon as it has its snapshot."""
+class Gate:
+    """Stands in the place of the NBD socket of a daemon, and lets so many bytes pass to clients: whoever reads is not done
+    before the test likes, however quick it is and however slow the test."""
 
-    def __init__(self, t, d, where, *options):
+    def __init__(self, d):
+        self.path, self.behind = d.nbd[5:], f"{d.nbd[5:]}.real"
+        self.bytes, self.changed = 0, threading.Condition()
+        os.rename(self.path, self.behind)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(self.path)
+        self.listener.listen(16)
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, server = self.listener.accept()[0], socket.socket(socket.AF_UNIX)
+                threading.Thread(target=self.forward, args=(client, server, False), daemon=True).start()
+                server.connect(self.behind if os.path.exists(self.behind) else self.path)
+                threading.Thread(target=self.forward, args=(server, client, True), daemon=True).start()
+
+    def forward(self, source, sink, counted):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if counted:
+                    with self.changed:
+                        self.changed.wait_for(lambda: self.bytes > 0)
+                        self.bytes -= len(data)
+                sink.sendall(data)
+        for end in source, sink:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def allow(self, count):
+        with self.changed:
+            self.bytes += count
+            self.changed.notify_all()
+
+    def leave(self):
+        """Everything may pass now; clients that come meet the daemon itself."""
+        os.rename(self.behind, self.path)
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.allow(1 << 60)
+
+
+class HeldBackup:
+    """`fleece --json backup` that is stopped (SIGSTOP) as soon as it has its snapshot. until: called with the gate when it
+    has, returns when it may be stopped."""
+
+    def __init__(self, t, d, where, *options, until=None):
+        gate = Gate(d)
         self.process = t.spawn(t.program("fleece"), "--json", "--control", d.control, "backup", where, *options,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         line = self.process.stdout.readline()
+        if line and until:
+            until(gate)
         self.process.send_signal(signal.SIGSTOP)
+        gate.leave()
         assert line, self.process.stderr.read().decode()
         self.snapshot = json.loads(line)
         assert self.snapshot["event"] == "snapshot", line
@@ -100,7 +154,7 @@ class HeldBackup:
     def end(self, status):
         """Lets it run to its end; returns its lines and what it said."""
         self.go_on()
-        out, err = self.process.communicate(timeout=60 * harness.FACTOR)
+        out, err = self.process.communicate(timeout=harness.SOON)
         err = err.decode()
         assert self.process.returncode == status, f"backup ended with {self.process.returncode}, not {status}: {err}"
         assert not harness.SANITIZER.search(err), err

@@ -265,7 +265,7 @@ def test_the_bits_of_qemu(t):
             q.execute("block-dirty-bitmap-remove", node="vda", name=name)
     with harness.Qmp(control) as q:
         q.execute("quit")
-    storage.wait(10)
+    storage.wait(harness.SOON)
 
 
 def test_command_line(t):

@@ -111,7 +111,7 @@ def test_a_small_file_system_bounds_the_forecast(t):
                 write(t, d, f"{start}M 2M")
             reached(q, 50)
             harness.wait_for("the space is looked at",
-                             lambda: 24 * MIB < d.status()["cache"]["fill-bytes-max"] <= 32 * MIB, 3)
+                             lambda: 24 * MIB < d.status()["cache"]["fill-bytes-max"] <= 32 * MIB)
             q.execute("fleece-snapshot-delete", name="s")
         d.stop()
     finally:

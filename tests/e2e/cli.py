@@ -190,7 +190,7 @@ def test_output_that_cannot_be_written(t):
     d = t.daemon({"vda": t.disk("a.raw", MIB)})
     with open("/dev/full", "w") as full:
         process = t.spawn(t.program("fleece"), "--control", d.control, "status", stdout=full, stderr=-1)
-        said = process.communicate(timeout=20)[1].decode()
+        said = process.communicate(timeout=harness.SOON)[1].decode()
     assert process.returncode == 1 and "can't write the output: No space left on device" in said, said
 
 

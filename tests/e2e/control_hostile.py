@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 def connect(d):
     s = socket.socket(socket.AF_UNIX)
-    s.settimeout(20 * harness.FACTOR)
+    s.settimeout(harness.SOON)
     s.connect(str(d.control))
     return s
 
@@ -170,7 +170,7 @@ def test_replies_that_nobody_reads(t):
                 time.sleep(0.05)
             started = time.monotonic()
             alive(q)
-            assert time.monotonic() - started < 5 * harness.FACTOR
+            assert time.monotonic() - started < 20 * harness.FACTOR
         assert_grown_less(d, before, 16 * MIB)
     s.close()
     d.stop()

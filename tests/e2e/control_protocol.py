@@ -17,7 +17,7 @@ class Raw:
 
     def __init__(self, d, negotiate=True):
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(20 * harness.FACTOR)
+        self.socket.settimeout(harness.SOON)
         self.socket.connect(str(d.control))
         self.stream = self.socket.makefile("rb")
         self.greeting = self.read()

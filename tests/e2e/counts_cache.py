@@ -1,33 +1,16 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the cache saves, counted exactly: copy-on-read, discards that wait, status of a large disk."""
-import errno
-import os
 import time
 
 import nbd
 
 import harness
-from loop_kit import asked_of, loop_device
+from harness import data_of as data
+from loop_kit import asked_of, loop_device, settle
 from slow_kit import KIB, MIB, Guest, content, stop, target
 
 BLOCK = 4 * KIB
-
-
-def data(path):
-    """Bytes of a file that are data, not hole. (It occupies more: a file in many pieces has blocks that say where.)"""
-    with open(path, "rb") as f:
-        end, at, found = os.fstat(f.fileno()).st_size, 0, 0
-        while at < end:
-            try:
-                start = os.lseek(f.fileno(), at, os.SEEK_DATA)
-            except OSError as e:
-                if e.errno == errno.ENXIO:
-                    break
-                raise
-            at = os.lseek(f.fileno(), start, os.SEEK_HOLE)
-            found += at - start
-        return found
 
 
 def connect(d, export):
@@ -43,6 +26,7 @@ class Counted:
         self.image = t.disk("a.raw", size, fill=1)
         self.device = t.borrow(loop_device(t, self.image))
         self.d = t.daemon({"vda": self.device}, *options)
+        settle(t)
         self.guest = Guest(self.d, self.image)
         self.was = bytes(self.guest.model)
         self.d.fleece("snapshot", "create", "s")
@@ -134,29 +118,35 @@ def test_status_of_a_large_disk_is_cheap(t):
     for at in places:
         guest.pwrite(bytes(BLOCK), at // BLOCK * BLOCK)
     for context, most in (("fleece:residence", 1), ("base:allocation", 4)):
-        handle, changed, at, slowest = nbd.NBD(), 0, 0, 0
-        handle.add_meta_context(context)
-        handle.connect_uri(d.uri("vda@s"))
+        for _ in range(5):  # a machine that stands still for a moment is not our doing
+            handle, changed, at, slowest = nbd.NBD(), 0, 0, 0
+            handle.add_meta_context(context)
+            handle.connect_uri(d.uri("vda@s"))
+            started = time.monotonic()
+            while at < size:
+                found = []
+                handle.block_status(min(size - at, 4 * (MIB << 10) - 65536), at, lambda *reply: found.extend(reply[2]))
+                at += sum(found[::2])
+                changed += sum(flags & 1 for flags in found[1::2])
+                if at % 8 == 0:
+                    asked = time.monotonic()
+                    guest.pwrite(b"x", 0)
+                    slowest = max(slowest, time.monotonic() - asked)
+            took = time.monotonic() - started
+            handle.shutdown()
+            print(f"{context}: {took * 1000:.0f} ms, a write beside it {slowest * 1000:.1f} ms at most", flush=True)
+            assert context != "fleece:residence" or changed in (len(places), len(places) + 1), changed
+            if took < most * harness.FACTOR and slowest < 0.5 * harness.FACTOR:
+                break
+        else:
+            raise AssertionError(f"{context}: {took} s, a write beside it {slowest} s")
+
+    def asked():
         started = time.monotonic()
-        while at < size:
-            found = []
-            handle.block_status(min(size - at, 4 * (MIB << 10) - 65536), at, lambda *reply: found.extend(reply[2]))
-            at += sum(found[::2])
-            changed += sum(flags & 1 for flags in found[1::2])
-            if at % 8 == 0:
-                asked = time.monotonic()
-                guest.pwrite(b"x", 0)
-                slowest = max(slowest, time.monotonic() - asked)
-        took = time.monotonic() - started
-        handle.shutdown()
-        print(f"{context}: {took * 1000:.0f} ms, a write beside it {slowest * 1000:.1f} ms at most", flush=True)
-        assert took < most * harness.FACTOR, took
-        assert slowest < 0.5 * harness.FACTOR, slowest
-        assert context != "fleece:residence" or changed in (len(places), len(places) + 1), changed
-    started = time.monotonic()
-    with d.qmp() as q:
-        q.execute("fleece-query-status")
-    assert time.monotonic() - started < 0.3 * harness.FACTOR
+        with d.qmp() as q:
+            q.execute("fleece-query-status")
+        return time.monotonic() - started
+    assert harness.best_of(10, 0.3 * harness.FACTOR, asked) < 0.3 * harness.FACTOR
     guest.shutdown()
     d.stop()
 
@@ -166,17 +156,18 @@ def test_push_and_pull_share_what_is_preserved(t):
     harness.need("nbdkit", "nbdcopy")
     c = Counted(t, "--fleece", "ram=32M", size=8 * MIB)
     c.guest.write(0, MIB)  # the two cuts differ in this
-    server, uri = target(t, "target", 8 * MIB, "rate", rate="20M")
+    server, uri = target(t, "target", 8 * MIB)
     with c.d.qmp() as q:
-        job = q.execute("fleece-push", targets=[{"disk": "vda", "target": uri}])["job-id"]
+        job = q.execute("fleece-push", targets=[{"disk": "vda", "target": uri}], speed=MIB // 8)["job-id"]
         pushed = bytes(c.guest.model)
         places = [7 * MIB - i * 5 * BLOCK for i in range(100)]
         read, preserved = c.cost(lambda: [c.guest.write(at, BLOCK) for at in places] and None)
         assert q.execute("query-block-jobs")[0]["device"] == job, "the push was too quick"
         assert preserved == 100, preserved
+        q.execute("block-job-set-speed", device=job, speed=0)
         copy = t.path("pulled.raw")
         t.run("nbdcopy", c.d.uri("vda@s"), copy)
-        harness.wait_for("the push is done", lambda: not q.execute("query-block-jobs"), 30)
+        harness.wait_for("the push is done", lambda: not q.execute("query-block-jobs"))
     assert copy.read_bytes() == c.was
     assert content(uri) == pushed
     stop(t, server)

@@ -20,7 +20,7 @@ def runtime(t):
 
 def refuse(t, status, text, *arguments, **options):
     """The daemon must not start: one line on stderr that holds `text`, and this exit code."""
-    done = t.run(t.program("fleeced"), *arguments, status=status, timeout=20, **options)
+    done = t.run(t.program("fleeced"), *arguments, status=status, **options)
     lines = done.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("fleeced: ") and text in lines[0], f"{done.stderr!r} lacks {text!r}"
     assert done.stdout == "", done.stdout
@@ -28,7 +28,7 @@ def refuse(t, status, text, *arguments, **options):
 
 
 def wait_log(d, text):
-    harness.wait_for(f"the log says: {text}", lambda: text in d.log(), 20)
+    harness.wait_for(f"the log says: {text}", lambda: text in d.log())
 
 
 def test_usage(t):
@@ -56,11 +56,11 @@ def test_a_file_of_options(t):
                                  f"control = {control}\nfleece = ram=8M,cbw-timeout=1\nnbd = unix:{t.path('n.sock')}\n")
     with open(t.path("log"), "wb") as log:
         process = t.spawn(t.program("fleeced"), "--name", t.vm, "--config", t.path("vm.conf"), stderr=log)
-    harness.wait_for("it is ready", lambda: "ready: VM" in t.path("log").read_text(), 20)
+    harness.wait_for("it is ready", lambda: "ready: VM" in t.path("log").read_text())
     said = t.fleece("--control", control, "status").stdout
     assert "vda" in said and "vdb" in said and "8 MiB at most" in said and str(t.path("n.sock")) in said, said
     process.terminate()
-    assert process.wait(20) == 0
+    assert process.wait(harness.SOON) == 0
     assert not control.exists()
 
 
@@ -133,7 +133,7 @@ def test_addresses_that_cannot_be_had(t):
 def test_default_places(t):
     process = t.spawn(t.program("fleeced"), "--name", t.vm, "--disk", f"vda={t.disk('a.raw', MIB)}",
                       stderr=open(t.path("log"), "wb"))
-    harness.wait_for("it is ready", lambda: "ready" in t.path("log").read_text(), 20)
+    harness.wait_for("it is ready", lambda: "ready" in t.path("log").read_text())
     folder = runtime(t)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     for name in ("control.sock", "nbd.sock"):
@@ -142,7 +142,7 @@ def test_default_places(t):
     status = t.fleece("--vm", t.vm, "status").stdout
     assert f"VM {t.vm}" in status and str(folder / "nbd.sock") in status
     process.terminate()
-    assert process.wait(20) == 0
+    assert process.wait(harness.SOON) == 0
     assert not folder.exists()
 
 
@@ -238,7 +238,7 @@ def test_the_lock_of_a_disk_is_waited_for(t):
     holder.kill()
     d.wait_ready()
     d.process.terminate()
-    assert d.process.wait(20) == 0
+    assert d.process.wait(harness.SOON) == 0
     d.ended = True
     t.vm = t.vm[:-1]
     t.daemon({"vda": disk}).stop()  # clears away what the killed one left
@@ -247,7 +247,7 @@ def test_the_lock_of_a_disk_is_waited_for(t):
 def test_service_manager_is_told(t):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(t.path("notify")))
-        manager.settimeout(20)
+        manager.settimeout(harness.SOON)
         d = t.daemon({"vda": t.disk("a.raw", MIB)}, env={"NOTIFY_SOCKET": str(t.path("notify"))})
         assert manager.recv(100) == b"READY=1"
         d.stop()
@@ -260,7 +260,7 @@ def test_the_journal_gets_priorities(t):
     with open(t.path("log"), "wb") as log:
         st = os.fstat(log.fileno())
         environment = dict(t.environment, JOURNAL_STREAM=f"{st.st_dev}:{st.st_ino}")
-        assert t.spawn(*arguments, stderr=log, env=environment).wait(20) == 1
+        assert t.spawn(*arguments, stderr=log, env=environment).wait(harness.SOON) == 1
     assert t.path("log").read_text().startswith("<3>--disk vda: "), t.path("log").read_text()
     refuse(t, 1, "--disk vda: ", *arguments[1:], env=environment)
 

@@ -21,6 +21,7 @@ the script ends with 1 when one failed, with 77 when all were skipped.
 
 Run it with /usr/bin/python3 (Debian's libnbd module lives there). FLEECE_BUILD names the build folder (default: build)."""
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -41,6 +42,10 @@ BUILD = pathlib.Path(os.environ.get("FLEECE_BUILD", ROOT / "build")).resolve()
 # Sanitizers, emulation and a loaded machine are slower; time limits below are for a release build.
 FACTOR = float(os.environ.get("FLEECE_TIMEOUT_FACTOR", "1"))
 LONG = os.environ.get("FLEECE_CHECK") == "long"  # ./check --long
+# Seconds after which what should happen soon has failed to. Nobody waits as long unless something is wrong: it is no
+# measure of speed, and a machine may stand still for a moment.
+PATIENCE = 60.0
+SOON = PATIENCE * FACTOR  # the same, for what is not told of builds
 SANITIZER = re.compile(r"(Address|Leak|Thread|Memory)Sanitizer|runtime error:")
 # A build without a sanitizer: its memory says something.
 PLAIN = not BUILD.name.startswith("build-")
@@ -57,7 +62,7 @@ class QmpError(Exception):
         self.kind, self.text = error.get("class"), error.get("desc")
 
 
-def wait_for(what, condition, timeout=10.0, pause=0.01):
+def wait_for(what, condition, timeout=PATIENCE, pause=0.01):
     """Polls until condition() is true and returns its value; AssertionError naming `what` after timeout."""
     end = time.monotonic() + timeout * FACTOR
     while True:
@@ -77,10 +82,41 @@ def need(*programs):
 
 
 def free_port():
-    """A TCP port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A TCP port of 127.0.0.1 that was free a moment ago, and that the kernel gives to nobody who does not ask for it."""
+    while True:
+        port = random.SystemRandom().randrange(10000, 30000)
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind(("127.0.0.1", port))
+            return port
+
+
+def data_of(path):
+    """Bytes of a file that are data, not hole. (It takes more: a file system notes where the pieces are, and may reserve
+    more than was written.)"""
+    with open(path, "rb") as f:
+        end, at, found = os.fstat(f.fileno()).st_size, 0, 0
+        while at < end:
+            try:
+                start = os.lseek(f.fileno(), at, os.SEEK_DATA)
+            except OSError as e:
+                if e.errno == errno.ENXIO:
+                    break
+                raise
+            at = os.lseek(f.fileno(), start, os.SEEK_HOLE)
+            found += at - start
+        return found
+
+
+def best_of(count, limit, measure):
+    """The least that `measure()` gave; as soon as one is below the limit it is that one. A machine that stands still for a
+    moment makes one of them long, what is slow makes all of them long."""
+    least = None
+    for _ in range(count):
+        found = measure()
+        least = found if least is None else min(least, found)
+        if least < limit:
+            break
+    return least
 
 
 def pattern(length, seed=0):
@@ -91,7 +127,7 @@ def pattern(length, seed=0):
 class Qmp:
     """A client of the control socket. execute() returns what is in "return" or raises QmpError; events are kept."""
 
-    def __init__(self, path, timeout=30):
+    def __init__(self, path, timeout=2 * PATIENCE):
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(timeout * FACTOR)
         self.socket.connect(str(path))
@@ -127,7 +163,7 @@ class Qmp:
         self.send(command, **arguments)
         return self.receive()
 
-    def event(self, name, timeout=10):
+    def event(self, name, timeout=PATIENCE):
         """The next event of that name, taken out of those kept; AssertionError when none comes."""
         end = time.monotonic() + timeout * FACTOR
         while True:
@@ -168,6 +204,11 @@ class Daemon:
     def pid(self):
         return self.process.pid
 
+    def memory(self):
+        """Resident bytes that are its own or shared memory: none of files, whose pages come and go as the kernel likes."""
+        text = pathlib.Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
+        return sum(int(re.search(rf"^{name}:\s+(\d+) kB", text, re.M)[1]) << 10 for name in ("RssAnon", "RssShmem"))
+
     def log(self):
         return self.log_path.read_text(errors="replace")
 
@@ -176,7 +217,7 @@ class Daemon:
             raise AssertionError(f"fleeced ended with {self.process.returncode} at start:\n{self.log()}")
         try:
             with socket.socket(socket.AF_UNIX) as s:
-                s.settimeout(5)
+                s.settimeout(PATIENCE * FACTOR)
                 s.connect(str(self.control))
                 if not s.recv(1):
                     return False
@@ -185,12 +226,12 @@ class Daemon:
                     s.connect(self.nbd[5:])
             elif self.nbd:
                 host, port = self.nbd[4:].rsplit(":", 1)
-                socket.create_connection((host.strip("[]"), int(port)), 5).close()
+                socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
             return True
         except OSError:
             return False
 
-    def wait_ready(self, timeout=40):
+    def wait_ready(self, timeout=2 * PATIENCE):
         wait_for("the daemon answers", self._connects, timeout)
 
     def uri(self, export):
@@ -210,13 +251,13 @@ class Daemon:
         """Runs the CLI against this daemon."""
         return self.case.run(BUILD / "fleece", "--control", self.control, *arguments, **options)
 
-    def stop(self, status=0, timeout=20):
+    def stop(self, status=0, timeout=PATIENCE):
         """An orderly end: SIGTERM, then the exit status, the log and what is left are looked at."""
         if not self.ended:
             self.process.send_signal(signal.SIGTERM)
         self.wait(status, timeout)
 
-    def wait(self, status=0, timeout=20):
+    def wait(self, status=0, timeout=PATIENCE):
         self.ended = True
         try:
             code = self.process.wait(timeout * FACTOR)
@@ -289,11 +330,12 @@ class Case:
 
     def borrow_vm(self, name):
         """The VM gets a name that a page of the documentation uses, and that other tests use, too: one after the other."""
-        self.vm, self.borrowed = name, socket.socket(socket.AF_UNIX)
+        lock = self.borrow(socket.socket(socket.AF_UNIX))
+        self.vm = name
 
         def bound():
             with contextlib.suppress(OSError):
-                self.borrowed.bind(f"\0fleece-test-{name}")
+                lock.bind(f"\0fleece-test-{name}")
                 return True
         wait_for(f"no other test has a VM {name}", bound, timeout=800, pause=0.02)
 
@@ -317,7 +359,7 @@ class Case:
             raise Skip(f"{path} is not built")
         return path
 
-    def run(self, *arguments, status=0, timeout=60, **options):
+    def run(self, *arguments, status=0, timeout=3 * PATIENCE, **options):
         """Runs a program to its end and returns it with .stdout and .stderr as text; fails on another exit status
         (status=None: any)."""
         options.setdefault("env", self.environment)

@@ -72,7 +72,7 @@ def test_while_it_is_written_to(t):
         t.run(t.program(STAMP), "check", t.path("vda.now"), t.path("vdb.now"), "--log", t.path("log"), "--before", before,
               "--after", after)
     writer.terminate()
-    assert writer.wait(20) == 0, t.path("said").read_text()
+    assert writer.wait(harness.SOON) == 0, t.path("said").read_text()
     d.stop()
 
 

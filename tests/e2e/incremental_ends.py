@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import threading
 import time
 
@@ -58,7 +57,7 @@ class Killer:
         self.daemon.shutdown(socket.SHUT_RDWR)
 
     def kill(self):
-        self.started.wait(10)
+        self.started.wait(harness.SOON)
         self.process.kill()
         self.process.wait()
         self.daemon.shutdown(socket.SHUT_RDWR)
@@ -84,7 +83,7 @@ def test_the_client_dies_at_the_end(t):
                           stdout=-1, stderr=-1)
         killer.process = process
         killer.started.set()
-        process.communicate(timeout=30 * harness.FACTOR)
+        process.communicate(timeout=harness.SOON)
         assert killer.fired and process.returncode == -signal.SIGKILL, (command, after, process.returncode)
         published = command.startswith("fleece-checkpoint")
         found = list(points(t, t.path("set")))
@@ -116,18 +115,18 @@ def kill_in_the_middle(t, d, where, disk=0):
     def released():
         return d.status()["disks"][disk]["blocks-released"]
     before = released()
-    held = HeldBackup(t, d, where)
-    for round_ in range(4000):
-        noted = released() > before
-        if noted or held.process.poll() is not None:
-            break
-        held.process.send_signal(signal.SIGCONT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            held.process.wait(0.002 if round_ else 0.02)
-        held.process.send_signal(signal.SIGSTOP)
-        if round_ == 0:
-            time.sleep(0.6)  # something was copied, and from now on it is time to flush it
-    assert noted and held.process.poll() is None, "it could not be caught in its middle"
+
+    def copied_in_part(gate):
+        gate.allow(16 * MIB)
+        time.sleep(0.6)  # something was copied, and from now on it is time to flush it
+        for _ in range(100):
+            gate.allow(256 << 10)
+            with contextlib.suppress(AssertionError):
+                return harness.wait_for("something is released", lambda: released() > before, 0.1)
+        return harness.wait_for("something is released", lambda: released() > before)
+
+    held = HeldBackup(t, d, where, until=copied_in_part)
+    assert held.process.poll() is None, "it could not be caught in its middle"
     return held
 
 
@@ -204,7 +203,7 @@ def test_a_finished_backup_is_published(t):
         killer.process = t.spawn(t.program("fleece"), "--control", killer.path, "backup", t.path("set"), stdout=-1,
                                  stderr=-1)
         killer.started.set()
-        killer.process.communicate(timeout=30 * harness.FACTOR)
+        killer.process.communicate(timeout=harness.SOON)
         assert killer.fired and killer.process.returncode == -signal.SIGKILL and len(snapshots(d)) == (0 if after else 1)
         guest.work(20)
         left, = (name for name in os.listdir(t.path("set")) if name.startswith(".tmp-"))

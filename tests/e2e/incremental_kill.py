@@ -51,7 +51,7 @@ def test_killed_again_and_again(t):
             time.sleep(chance.uniform(0.1, 0.6))
             d.kill()
             for guest in guests:
-                guest.wait(30)
+                guest.wait(harness.SOON)
             t.daemons.clear()
             d = t.daemon(disks, "--state-dir", state)
             said = d.fleece("backup", t.path("set")).stdout

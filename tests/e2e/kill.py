@@ -46,7 +46,7 @@ def test_clients_die(t):
         # All that was acknowledged to the dead is there: nothing older came on top of it later (C14).
         check(t, d.uri("vda"), d.uri("vdb"), "--log", t.path(f"victim{round_}"), "--crashed")
     steady.terminate()
-    assert steady.wait(20) == 0, t.path("steady.said").read_text()
+    assert steady.wait(harness.SOON) == 0, t.path("steady.said").read_text()
     d.stop()
     check(t, t.path("a.raw"), t.path("b.raw"), "--log", t.path("steady"), "--before", "18446744073709551614")
 
@@ -70,7 +70,7 @@ def test_the_daemon_dies(t):
         d.fleece("snapshot", "create", "s")
         time.sleep(0.1 * round_)
         d.kill()
-        assert writer.wait(20) == 0, t.path(f"log{round_}.said").read_text()
+        assert writer.wait(harness.SOON) == 0, t.path(f"log{round_}.said").read_text()
     t.daemons.clear()
     d = t.daemon(images)
     check(t, d.uri("vda"), d.uri("vdb"), "--log", t.path("log3"), "--crashed")
@@ -87,7 +87,7 @@ def test_the_daemon_dies_and_is_back_at_once(t):
     t.daemons.clear()
     again = t.daemon(images)
     d.process.wait()
-    assert writer.wait(20) == 0, t.path("log.said").read_text()
+    assert writer.wait(harness.SOON) == 0, t.path("log.said").read_text()
     check(t, again.uri("vda"), again.uri("vdb"), "--log", t.path("log"), "--crashed")
     again.stop()
     assert not list(t.dir.glob("*.sock")), "a socket was left behind"

@@ -8,6 +8,12 @@ import shutil
 import harness
 
 
+def settle(t):
+    """Whoever looks at devices that are new, or that somebody has closed, has looked."""
+    if shutil.which("udevadm"):
+        t.run("udevadm", "settle", status=None)
+
+
 @contextlib.contextmanager
 def loop_device(t, path, *options):
     harness.need("losetup")
@@ -16,8 +22,7 @@ def loop_device(t, path, *options):
     made = t.run("losetup", "--find", "--show", *options, path, status=None)
     if made.returncode != 0:
         raise harness.Skip(f"no loop device: {made.stderr.strip()}")
-    if shutil.which("udevadm"):
-        t.run("udevadm", "settle", status=None)  # who looks at new devices has looked
+    settle(t)
     try:
         yield made.stdout.strip()
     finally:

@@ -12,6 +12,7 @@ import subprocess
 
 import harness
 import loop_kit
+from backup_kit import Gate
 from tracking_kit import nbd_client, nbd_module, refused
 
 MIB = 1 << 20
@@ -45,7 +46,7 @@ class Guest:
         def parted():
             self.running()
             return self.said.read_text().count("parted") == self.partings
-        harness.wait_for("the guest has stopped in mid-migration", parted, 60)
+        harness.wait_for("the guest has stopped in mid-migration", parted)
 
     def stay(self):
         self.tell(b"stay")
@@ -57,7 +58,7 @@ class Guest:
     def leave(self):
         """It is elsewhere: this VMM ends."""
         self.process.stdin.close()
-        assert self.process.wait(60) == 0, self.said.read_text()
+        assert self.process.wait(harness.SOON) == 0, self.said.read_text()
 
     def end(self):
         self.running()
@@ -71,7 +72,7 @@ def options(t, disks, suffix="v"):
 
 def writes_more(d):
     before = d.status()["disks"][0]["writes"]
-    harness.wait_for("the guest writes", lambda: d.status()["disks"][0]["writes"] > before + 20, 30)
+    harness.wait_for("the guest writes", lambda: d.status()["disks"][0]["writes"] > before + 20)
 
 
 def backup(d, where, status=0):
@@ -118,10 +119,12 @@ def test_all_that_is_written_is_marked(t):
 
 def backup_in_the_middle(t, d, where):
     """A backup that does not get any further: its process is stopped."""
+    gate = Gate(d)
     with d.qmp() as q, open(t.path("backup.said"), "wb") as said:
         process = t.spawn(t.program("fleece"), "--control", d.control, "backup", where, stdout=said, stderr=said)
-        q.event("FLEECE_SNAPSHOT_CREATED", 60)
+        q.event("FLEECE_SNAPSHOT_CREATED")
         process.send_signal(signal.SIGSTOP)
+    gate.leave()
     return process
 
 
@@ -141,10 +144,11 @@ def test_whoever_has_a_snapshot_is_told(t):
         q.execute("fleece-snapshot-create", name="kept")
         reader = nbd_client(d.uri("vda@kept"))
         assert len(reader.pread(65536, 0)) == 65536
-        q.execute("blockdev-backup", job_id="push", device="vda", target=str(t.path("push.qcow2")), sync="full", speed=MIB)
+        q.execute("blockdev-backup", job_id="push", device="vda", target=str(t.path("push.qcow2")), sync="full",
+                  speed=MIB // 16)
         under_way = backup_in_the_middle(t, d, where)
         guest.part()
-        broken = [q.event("FLEECE_SNAPSHOT_BROKEN", 30)["data"] for _ in range(3)]
+        broken = [q.event("FLEECE_SNAPSHOT_BROKEN")["data"] for _ in range(3)]
         assert all(REASON in json.dumps(event) for event in broken), broken
         for offset in range(0, 16 * MIB, 4 * MIB):
             try:
@@ -153,10 +157,11 @@ def test_whoever_has_a_snapshot_is_told(t):
                 assert error.errnum in (5, 108), error  # EIO, ESHUTDOWN
             else:
                 raise AssertionError("a snapshot is read after its VM has left")
-        ended = q.event("BLOCK_JOB_COMPLETED", 30)["data"]
+        ended = q.event("BLOCK_JOB_COMPLETED")["data"]
         assert REASON in ended["error"], ended
         under_way.send_signal(signal.SIGCONT)
-        assert under_way.wait(60) == 1 and REASON in t.path("backup.said").read_text(), t.path("backup.said").read_text()
+        status, said = under_way.wait(harness.SOON), t.path("backup.said").read_text()
+        assert status == 1 and REASON in said, said
         refused(q, "GenericError", REASON, "fleece-checkpoint-create", name="no")
         refused(q, "GenericError", REASON, "block_resize", device="vda", size=32 * MIB)
         assert REASON in d.fleece("backup", where, status=1).stderr
@@ -242,7 +247,7 @@ def killed(t, reason, *, has_stopped):
         there.wait_ready()
         write_there(there, "vdc")
         there.process.terminate()
-        assert there.process.wait(60) == 0, there.log()
+        assert there.process.wait(harness.SOON) == 0, there.log()
         t.daemons.clear()  # what the killed one has left is there still
         again = t.daemon(disks, *options(t, disks), "--state-dir", here)
         assert "the checkpoints of disk vdc are gone" in again.log()
@@ -357,7 +362,7 @@ def test_what_cannot_be_awaited(t):
                     stderr=subprocess.DEVNULL)
     d.wait(1)  # the other daemon never lets go
     assert "locked" in d.log() and "a.raw" in d.log(), d.log()
-    assert guest.wait(60) != 0
+    assert guest.wait(harness.SOON) != 0
     first.stop()
 
 

@@ -68,7 +68,7 @@ def test_out_of_range(t):
 
 def test_huge_lengths(t):
     d = t.daemon({"vda": t.disk("a.raw", 80 * MIB)})
-    with Raw(d, timeout=60) as c:
+    with Raw(d) as c:
         c.go()
         assert c.command(READ, 0, 32 * MIB + 1)[0] == EINVAL
         assert c.command(WRITE, 0, 33 * MIB, payload=bytes(33 * MIB))[0] == EINVAL

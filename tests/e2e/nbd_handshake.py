@@ -261,7 +261,7 @@ def test_trickled_and_batched(t):
 
 def test_stalled_handshake_has_a_deadline(t):
     d = serve(t)
-    early, late = Raw(d, timeout=15 * harness.FACTOR), Raw(d, timeout=15 * harness.FACTOR)
+    early, late = Raw(d), Raw(d)
     late.greet()
     late.send(option_bytes(OPT_GO, length=100))
     with Raw(d) as c:

@@ -4,6 +4,7 @@
 import os
 import resource
 import signal
+import socket
 import struct
 import time
 
@@ -35,7 +36,7 @@ def connections(daemon):
 
 
 def settled(daemon, count):
-    harness.wait_for("the daemon closes what its clients left", lambda: connections(daemon) <= count, 15)
+    harness.wait_for("the daemon closes what its clients left", lambda: connections(daemon) <= count)
 
 
 def whole_session():
@@ -124,20 +125,18 @@ def test_paused_backup_keeps_no_memory_from_others(t):
     image = t.path("a.raw").read_bytes()
     readers = []
     for i in range(8):
-        c = Raw(d, timeout=60 * harness.FACTOR).go(structured=i != 0)
+        c = Raw(d).go(structured=i != 0)
         for at in range(0, size, 4 * MIB):  # earns a window
             assert c.read(at, 4 * MIB) == image[at:at + 4 * MIB]
         asked = [((k * 37 + i) * 65_536 % (size - MIB), (65_536, 200_000, MIB, 4096, 300_000)[k % 5]) for k in range(100)]
         c.send(b"".join(command_bytes(READ, offset, length, cookie=k) for k, (offset, length) in enumerate(asked)))
         readers.append((c, asked))
+    buffers = lambda: d.status()["nbd-server"]["buffer-bytes"]
     time.sleep(0.5)
-    full = d.status()
-    time.sleep(4 * harness.FACTOR)
+    full = buffers()
+    harness.wait_for("what they had earned is given back", lambda: buffers() < 5 * MIB, pause=0.1)
     assert is_served(d)
-    paused = d.status()
-    full, paused = [s["nbd-server"]["buffer-bytes"] for s in (full, paused)]
-    print(f"buffers: {full / MIB:.1f} MiB when they stopped, {paused / MIB:.1f} MiB a while later", flush=True)
-    assert paused < 5 * MIB, (full, paused)
+    print(f"buffers: {full / MIB:.1f} MiB when they stopped, {buffers() / MIB:.1f} MiB a while later", flush=True)
     for c, asked in readers:
         got = {k: bytearray(length) for k, (_, length) in enumerate(asked)}
         left = set(got)
@@ -166,9 +165,10 @@ def test_senders_that_never_read(t):
     """Clients that only send: small commands without end, and writes."""
     d = serve(t)
     before = private_memory(d)
-    flood = [Raw(d, timeout=1).go() for _ in range(4)]
+    flood = [Raw(d).go() for _ in range(4)]
     batch = b"".join(command_bytes(READ, 0, 512, cookie=i) for i in range(1000))
     for c in flood:
+        c.socket.settimeout(1)
         try:
             for _ in range(1000):
                 c.send(batch)
@@ -219,28 +219,41 @@ def test_stop_with_clients_in_every_phase(t):
     everybody[5].go().send(b"".join(command_bytes(READ, 0, 16 * MIB, cookie=i) for i in range(4)))
     started = time.monotonic()
     d.stop()
-    assert time.monotonic() - started < 8 * harness.FACTOR
+    assert time.monotonic() - started < 20 * harness.FACTOR  # and does not wait for them
     for c in everybody:
         c.close()
 
 
-def test_stop_answers_eshutdown(t):
-    """Commands that the server had not begun when it was told to stop."""
-    d = serve(t)
+def errors_of_a_stop(t):
+    """What the replies say to a client with twenty long READs under way when the daemon is told to stop."""
+    d, errors = serve(t), []
     with Raw(d) as c:
         c.go(structured=False)
-        c.send(b"".join(command_bytes(READ, 0, 4 * MIB, cookie=i) for i in range(20)))
-        time.sleep(0.3)
-        d.process.send_signal(signal.SIGTERM)
+        with d.qmp() as watcher:
+            c.send(b"".join(command_bytes(READ, 0, 4 * MIB, cookie=i) for i in range(20)))
+            assert c.socket.recv(1, socket.MSG_PEEK)  # the first one has begun
+            time.sleep(0.3)
+            d.process.send_signal(signal.SIGTERM)
+            watcher.event("SHUTDOWN")
         time.sleep(0.2)
-        errors = []
         try:
             for i in range(20):
                 errors.append(c.reply(READ, 4 * MIB, i)[0])
         except Closed:
             pass
-        assert set(errors) == {0, ESHUTDOWN} and errors == sorted(errors), errors
     d.wait()
+    t.daemons.clear()
+    return errors
+
+
+def test_stop_answers_eshutdown(t):
+    """Commands that the server had not begun when it was told to stop."""
+    for _ in range(8):  # it waits a second for us to take what was begun: not always enough on a busy machine
+        errors = errors_of_a_stop(t)
+        assert set(errors) <= {0, ESHUTDOWN} and errors == sorted(errors), errors
+        if len(set(errors)) == 2:
+            return
+    raise AssertionError(f"never was one answered with ESHUTDOWN: {errors}")
 
 
 def test_refused_addresses(t):

@@ -4,6 +4,8 @@ import contextlib
 import socket
 import struct
 
+import harness
+
 OPT_EXPORT_NAME, OPT_ABORT, OPT_LIST, OPT_STARTTLS, OPT_INFO, OPT_GO = 1, 2, 3, 5, 6, 7
 OPT_STRUCTURED_REPLY, OPT_LIST_META, OPT_SET_META, OPT_EXTENDED_HEADERS = 8, 9, 10, 11
 REP_ACK, REP_SERVER, REP_INFO, REP_META = 1, 2, 3, 4
@@ -44,7 +46,7 @@ def command_bytes(kind, offset=0, length=0, flags=0, cookie=1, payload=b"", magi
 class Raw:
     """Connected; nothing said yet. daemon: a harness.Daemon."""
 
-    def __init__(self, daemon, timeout=20):
+    def __init__(self, daemon, timeout=harness.SOON):
         if daemon.nbd.startswith("unix:"):
             self.socket = socket.socket(socket.AF_UNIX)
             address = daemon.nbd[5:]

@@ -45,7 +45,7 @@ def status_of(d):
 
 
 def wait_offset(d, more_than):
-    harness.wait_for(f"more than {more_than} bytes are copied", lambda: job(d)["offset"] > more_than, 40)
+    harness.wait_for(f"more than {more_than} bytes are copied", lambda: job(d)["offset"] > more_than)
 
 
 def hurry(d, name):
@@ -55,7 +55,7 @@ def hurry(d, name):
 
 
 def wait_concluded(d):
-    harness.wait_for("the job has concluded", lambda: job(d)["status"] == "concluded", 40)
+    harness.wait_for("the job has concluded", lambda: job(d)["status"] == "concluded")
     return job(d)
 
 
@@ -133,15 +133,15 @@ def test_what_was_released_is_not_copied_again(t):
     d = t.daemon({"vda": disk})
     right = disk.read_bytes()
     with d.qmp() as q:
-        q.execute("fleece-push", targets=[{"disk": "vda", "target": str(image)}], job_id="j", speed=8 * MIB)
-    harness.wait_for("something is released", lambda: d.status()["disks"][0]["blocks-released"] >= 6 * MIB // 4096, 40)
+        q.execute("fleece-push", targets=[{"disk": "vda", "target": str(image)}], job_id="j", speed=4 * MIB)
+    harness.wait_for("something is released", lambda: d.status()["disks"][0]["blocks-released"] >= 6 * MIB // 4096)
     with d.qmp() as q:
         q.execute("job-pause", id="j")
         harness.wait_for("it pauses", lambda: q.execute("query-jobs")[0]["status"] == "paused")
         released = d.status()["disks"][0]["blocks-released"] * 4096
         q.execute("block-job-set-speed", device="j", speed=9 * MIB)
     d = again(t, d, {"vda": disk})
-    harness.wait_for("it is paused again", lambda: job(d)["status"] == "paused", 20)
+    harness.wait_for("it is paused again", lambda: job(d)["status"] == "paused")
     assert job(d)["paused"] and job(d)["speed"] == 9 * MIB, job(d)
     guest = nbd_client(d.uri("vda"))
     for number in range(6):
@@ -238,10 +238,10 @@ def test_ends_survive(t):
         q.execute("fleece-push", targets=[{"disk": "vda", "target": str(image)}], job_id="j", auto_finalize=False,
                   auto_dismiss=False)
     for _ in range(2):
-        harness.wait_for("it waits for its user", lambda: job(d)["status"] == "pending", 20)
+        harness.wait_for("it waits for its user", lambda: job(d)["status"] == "pending")
         assert job(d)["offset"] == 8 * MIB
         d = again(t, d, {"vda": disk})
-    harness.wait_for("it waits for its user", lambda: job(d)["status"] == "pending", 20)
+    harness.wait_for("it waits for its user", lambda: job(d)["status"] == "pending")
     with d.qmp() as q:
         q.execute("job-finalize", id="j")
     wait_concluded(d)
@@ -270,14 +270,14 @@ def test_a_whole_copy_is_kept(t):
             q.execute("fleece-push", targets=[{"disk": "vda", "target": str(image)}], job_id="j", auto_dismiss=False,
                       auto_finalize=finalize)
         state = "concluded" if finalize else "pending"
-        harness.wait_for(f"the job is {state}", lambda: job(d)["status"] == state, 20)
+        harness.wait_for(f"the job is {state}", lambda: job(d)["status"] == state)
         d.kill()
         failing = t.daemon({"vda": disk}, "--vhost-user", f"vda={t.path('no-folder')}/v.sock", wait=False)
         failing.wait(status=1)
         assert image.read_bytes() == disk.read_bytes(), failing.log()
         t.daemons.clear()
         d = t.daemon({"vda": disk})
-        harness.wait_for(f"the job is {state} again", lambda: job(d)["status"] == state, 20)
+        harness.wait_for(f"the job is {state} again", lambda: job(d)["status"] == state)
         d = again(t, d, {"vdb": other})
         assert status_of(d) == [] and image.read_bytes() == disk.read_bytes()
         assert "job j of the daemon that was killed is lost: disk vda is not there any more" in d.log()
@@ -292,8 +292,8 @@ def test_a_target_that_somebody_changed(t):
     for changed in (False, True):
         d = t.daemon({"vda": disk})
         with d.qmp() as q:
-            q.execute("fleece-push", targets=[{"disk": "vda", "target": str(image)}], job_id="j", speed=MIB)
-        harness.wait_for("something is released", lambda: d.status()["disks"][0]["blocks-released"] > 0, 40)
+            q.execute("fleece-push", targets=[{"disk": "vda", "target": str(image)}], job_id="j", speed=MIB // 2)
+        harness.wait_for("something is released", lambda: d.status()["disks"][0]["blocks-released"] > 0)
         with d.qmp() as q:
             q.execute("job-pause", id="j")
             harness.wait_for("it pauses", lambda: q.execute("query-jobs")[0]["status"] == "paused")
@@ -330,7 +330,7 @@ def test_a_target_that_is_replaced(t):
             q.execute("fleece-push", targets=[{"disk": "vda", "target": str(image)}], job_id="j", auto_dismiss=False,
                       auto_finalize=False, **({} if late else {"speed": MIB}))
         if late:
-            harness.wait_for("it waits for its user", lambda: job(d)["status"] == "pending", 20)
+            harness.wait_for("it waits for its user", lambda: job(d)["status"] == "pending")
             d.kill()
         else:
             wait_offset(d, 0)
@@ -354,13 +354,13 @@ def test_a_target_that_is_replaced(t):
 def client(t, d, *arguments):
     process = t.spawn(t.program("fleece"), "--control", d.control, "push", "--job", "j", *arguments,
                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    harness.wait_for("the job runs", lambda: [j[1] for j in status_of(d)] == ["running"], 20)
+    harness.wait_for("the job runs", lambda: [j[1] for j in status_of(d)] == ["running"])
     return process
 
 
 def hears(push, text):
     """What the client says next has that in it."""
-    harness.wait_for(text, lambda: text in os.read(push.stderr.fileno(), 4096), 20)
+    harness.wait_for(text, lambda: text in os.read(push.stderr.fileno(), 4096))
 
 
 def test_the_client_waits_for_the_daemon(t):
@@ -372,7 +372,7 @@ def test_the_client_waits_for_the_daemon(t):
         wait_offset(d, job(d)["offset"])
         d = again(t, d, {"vda": disk})
     hurry(d, "j")
-    out, said = push.communicate(timeout=60 * harness.FACTOR)
+    out, said = push.communicate(timeout=harness.SOON)
     assert push.returncode == 0 and b"pushed vda: 16" in out and b"waiting until it is back" in said, (out, said)
     assert image.read_bytes() == disk.read_bytes()
     harness.wait_for("the client has dismissed it", lambda: not status_of(d))
@@ -384,14 +384,14 @@ def test_the_client_waits_for_the_daemon(t):
     d = t.daemon({"vda": disk})
     wait_concluded(d)
     push.send_signal(signal.SIGCONT)
-    said = push.communicate(timeout=60 * harness.FACTOR)[1].decode()
+    said = push.communicate(timeout=harness.SOON)[1].decode()
     assert push.returncode == 1 and "not there any more" in said, said
     harness.wait_for("the client has dismissed it", lambda: not status_of(d))
     push = client(t, d, "--to", f"vda={t.path('p.raw')}", "--speed", "512K")
     d.kill()
     hears(push, b"waiting")
     push.send_signal(signal.SIGINT)
-    said = push.communicate(timeout=60 * harness.FACTOR)[1].decode()
+    said = push.communicate(timeout=harness.SOON)[1].decode()
     assert push.returncode == 130 and "goes on with job 'j'" in said, said
     t.daemons.clear()
     d = t.daemon({"vda": disk})
@@ -414,7 +414,7 @@ def test_the_client_and_a_daemon_that_goes_twice(t):
     d.kill()
     hears(push, b"waiting")
     push.send_signal(signal.SIGINT)
-    said = push.communicate(timeout=60 * harness.FACTOR)[1].decode()
+    said = push.communicate(timeout=harness.SOON)[1].decode()
     assert push.returncode == 130 and "goes on with job 'j'" in said, (push.returncode, said)
     t.daemons.clear()
     d = t.daemon({"vda": disk})
@@ -424,7 +424,7 @@ def test_the_client_and_a_daemon_that_goes_twice(t):
         q.execute("job-dismiss", id="j")
     push = client(t, d, "--to", f"vda={image}", "--speed", "512K")
     d.stop()
-    said = push.communicate(timeout=20 * harness.FACTOR)[1].decode()
+    said = push.communicate(timeout=harness.SOON)[1].decode()
     assert push.returncode == 1 and "was cancelled" in said and not image.exists(), (push.returncode, said)
 
 
@@ -456,7 +456,7 @@ def test_the_client_has_lost_the_answer(t):
         lose_the_answer(listener, q.greeting)
     control.unlink()
     control.symlink_to(d.control)
-    said = push.communicate(timeout=60 * harness.FACTOR)[1].decode()
+    said = push.communicate(timeout=harness.SOON)[1].decode()
     assert push.returncode == 3 and "what is pushed is crash-consistent: the guest agent can't" in said, said
     nothing_left(t, d)
 
@@ -531,7 +531,7 @@ def push_and_kill(t, disk, target, release):
                   force=True)
     wait_offset(d, MIB)
     if release:
-        harness.wait_for("something is released", lambda: d.status()["disks"][0]["blocks-released"] > 0, 20)
+        harness.wait_for("something is released", lambda: d.status()["disks"][0]["blocks-released"] > 0)
     d = again(t, d, {"vda": disk})
     if not release:
         wait_offset(d, MIB)

@@ -75,7 +75,7 @@ class Qemu:
     def end(self):
         self.qmp.execute("quit")
         self.qmp.close()
-        assert self.process.wait(20 * harness.FACTOR) == 0
+        assert self.process.wait(harness.SOON) == 0
 
 
 class Fleece:
@@ -257,7 +257,7 @@ class Trace:
         for reader in self.readers:
             self.judge_view(reader.who, reader.name, "piece by piece", reader.end())
         for copy, name, process in self.pulls:
-            assert process.wait(60 * harness.FACTOR) == 0, name
+            assert process.wait(harness.SOON) == 0, name
             self.judge_view("Fleece", name, "pulled", copy.read_bytes())
         self.readers, self.pulls = [], []
         for name in self.snapshots:

@@ -238,7 +238,7 @@ class FrontEnd:
 
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(20)
+        self.socket.settimeout(harness.SOON)
         self.socket.connect(str(path))
         self.send(self.SET_OWNER)
         assert self.ask(self.FEATURES) >> 30 & 1
@@ -280,7 +280,7 @@ def test_a_vmm_is_told(t):
     d.fleece("resize", "vda", "9M")  # there is no channel yet
     assert front.capacity() == 9 * MIB
     ours, theirs = socket.socketpair()
-    ours.settimeout(20)
+    ours.settimeout(harness.SOON)
     front.set_back_channel(theirs)
     theirs.close()
     d.fleece("resize", "vda", "10M")
@@ -302,7 +302,7 @@ def test_a_vmm_is_told(t):
         assert front.capacity() == size * MIB
     while filled > 0:
         filled -= len(deaf.recv(min(filled, 100000)))
-    deaf.settimeout(20)
+    deaf.settimeout(harness.SOON)
     assert deaf.recv(24, socket.MSG_WAITALL) == 2 * CHANGED  # what was said meanwhile is said once
     full.setblocking(False)
     try:

@@ -75,7 +75,7 @@ def test_snapshots_survive_kills_under_load(t):
         if round_ == 2:
             assert d.status()["cache"]["file-bytes"] > 0 and d.status()["cache"]["bytes"] > 0
         d.kill()
-        assert load.wait(20) == 0, t.path(f"log{round_}.said").read_text()
+        assert load.wait(harness.SOON) == 0, t.path(f"log{round_}.said").read_text()
     t.daemons.clear()
     d = t.daemon(images, *options)
     for (export, data) in content.items():
@@ -226,7 +226,9 @@ def test_written_behind_our_back(t):
     d.fleece("snapshot", "create", "s")
     t.run("qemu-io", "-f", "raw", "-c", "write 0 1M", d.uri("vda"))
     for written in (False, True):
-        time.sleep(1)  # until it is noted that the disk is at rest
+        for _ in range(10):  # until it is noted that the disk is at rest; all threads of the daemon have run in each round
+            time.sleep(0.1)
+            d.status()
         d.kill()
         t.daemons.clear()
         if written:
@@ -286,8 +288,7 @@ def test_a_disk_whose_file_is_not_surely_the_same(t):
     harness.need("nbdfuse", "nbdkit")
     server, folder, first = t.path("nbd.sock"), t.path("fuse"), t.vm
     folder.mkdir()
-    nbdkit = t.spawn("nbdkit", "-f", "-U", server, "memory", "16M")
-    harness.wait_for("nbdkit listens", server.exists)
+    nbdkit = t.spawn_server("nbdkit", "-f", "-U", server, "memory", "16M")
     fuse = t.spawn("nbdfuse", folder / "disk", f"nbd+unix:///?socket={server}")
     image = folder / "disk"
     harness.wait_for("the disk is mounted", image.exists)
@@ -306,9 +307,9 @@ def test_a_disk_whose_file_is_not_surely_the_same(t):
     finally:
         d.kill()
         t.run("umount", folder, status=None)
-        fuse.wait(10)
+        fuse.wait(harness.SOON)
         nbdkit.terminate()
-        nbdkit.wait(10)
+        nbdkit.wait(harness.SOON)
         t.vm = first
 
 
@@ -341,7 +342,7 @@ def test_a_start_that_fails_loses_nothing(t):
     d.fleece("snapshot", "create", "s")
     d.kill()
     bad = t.daemon(images, nbd="unix:/nowhere/at/all", wait=False)
-    bad.process.wait(20 * harness.FACTOR)
+    bad.process.wait(harness.SOON)
     bad.ended = True
     assert bad.process.returncode == 1, bad.log()
     again = t.daemon(images)

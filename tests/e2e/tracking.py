@@ -81,7 +81,7 @@ def test_kill_under_load(t):
             assert load.lost
             submitted |= load.submitted
             acknowledged |= load.acknowledged
-        fio.wait(30)
+        fio.wait(harness.SOON)
         d = restart(t, paths, "--io-threads", "2")
         assert tracking(d)["recovery"] == "adopted", tracking(d)
         now = changed_since(d, "base")
@@ -106,6 +106,8 @@ def test_cuts_under_load(t):
     for thread in threads:
         thread.start()
     for i in range(1, 9):
+        before = d.status()["disks"][0]["writes"]
+        harness.wait_for("they write", lambda: d.status()["disks"][0]["writes"] > before + 10)
         d.fleece("snapshot", "create", "s", "--checkpoint", f"c{i}", "--map", f"c{i - 1}")
         h = nbd_client(d.uri("vda@s"))
         now = h.pread(8 * MIB, 0)
@@ -239,7 +241,7 @@ def test_a_checkpoint_waits_as_long_as_its_snapshot(t):
         q.execute("fleece-snapshot-create", name="s2", checkpoint="free")
         d.kill()
     d = restart(t, {"vda": t.path("a.raw")})
-    harness.wait_for("the leased one is given up", lambda: states(d) == {"free": "pending"}, timeout=5)
+    harness.wait_for("the leased one is given up", lambda: states(d) == {"free": "pending"})
 
 
 def test_the_memory_is_lost(t):

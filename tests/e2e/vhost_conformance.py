@@ -163,7 +163,7 @@ def test_a_disk_that_is_handed_over(t):
     assert guest.poll() is None and old.status()["disks"][0]["errors"] == 0
     old.stop()
     new.wait_ready()
-    assert guest.wait(60) == 0
+    assert guest.wait(harness.SOON) == 0
     line = json.loads(new.fleece("--json", "backup", where).stdout.splitlines()[-1])
     assert line["disks"][0]["kind"] == "incremental" and line["disks"][0]["captured"] <= 4 * MIB, line
     new.stop()
@@ -186,7 +186,7 @@ def test_peer(t):
     for case in ("config-sizes", "protocol-features"):
         assert client(t, "conform", "vda", "--only", case, status=1).stdout.startswith(f"FAIL {case}: ")
     peer.terminate()
-    peer.wait(20)
+    peer.wait(harness.SOON)
 
 
 harness.main()

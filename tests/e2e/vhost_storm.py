@@ -84,7 +84,7 @@ class Storm:
     def life(self, *messages, until=None):
         """A connection, which is over when all was sent or nobody hears it any more, and `until` is true."""
         with socket.socket(socket.AF_UNIX) as c:
-            c.settimeout(20 * harness.FACTOR)
+            c.settimeout(harness.SOON)
             c.connect(self.path)
             try:
                 for data, *fds in messages:
@@ -148,7 +148,7 @@ def settle(d, connections):
     def over():
         status = d.status()["vhost-user"][0]
         return status["connections"] >= connections and not status["connected"]
-    harness.wait_for("all connections are over", over, 60)
+    harness.wait_for("all connections are over", over)
 
 
 def test_nothing_is_left(t):
@@ -178,8 +178,8 @@ def test_nothing_is_left(t):
             if got > connections // 20:
                 break
         assert got > connections // 20, f"the other disk had {got} requests in ten storms"
-    harness.wait_for("descriptors are given back", lambda: descriptors(d) <= held, 20)
-    harness.wait_for("memory of the guest's is given back", lambda: mappings(d) == 0, 20)
+    harness.wait_for("descriptors are given back", lambda: descriptors(d) <= held)
+    harness.wait_for("memory of the guest's is given back", lambda: mappings(d) == 0)
     assert threads(d) <= at_work + HELPERS, (at_work, threads(d))
     assert private_memory(d) < memory + 8 * MIB, (memory, private_memory(d))
     t.run(t.program(CLIENT), "model", a, "--requests", "200", "--size", "4m")

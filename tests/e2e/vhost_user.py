@@ -96,19 +96,20 @@ def test_qcow2(t):
 def run_through_restarts(t, restart, *options):
     """A model that runs while the daemon goes away and comes back; it fails on a wrong byte and on any error."""
     d, disk, socket = serve(t)
-    guest = t.spawn(CLIENT, "model", socket, "--reconnect", "--requests", "1200", *options, stdout=-1, text=True)
-    lives = 1
-    for _ in range(2):
-        before = vhost_status(d)["requests"]
-        wait_for("the guest is at work", lambda: vhost_status(d)["requests"] > before + 20)
-        if guest.poll() is not None:
+    for requests in (1200, 6000, 30000):  # more where it was done too soon
+        guest = t.spawn(CLIENT, "model", socket, "--reconnect", "--requests", str(requests), *options, stdout=-1, text=True)
+        for _ in range(2):
+            before = vhost_status(d)["requests"]
+            wait_for("the guest is at work", lambda: vhost_status(d)["requests"] > before + 20 or
+                     guest.poll() is not None)
+            restart(d)
+            d = t.daemon({"vda": disk}, "--vhost-user", f"vda={socket}")
+        out, _ = guest.communicate(timeout=2 * harness.SOON)
+        assert guest.returncode == 0, out
+        if json.loads(out)["reconnects"] == 2:
             break
-        restart(d)
-        d = t.daemon({"vda": disk}, "--vhost-user", f"vda={socket}")
-        lives += 1
-    out, _ = guest.communicate(timeout=60 * harness.FACTOR)
-    assert guest.returncode == 0, out
-    assert lives > 1 and json.loads(out)["reconnects"] == lives - 1, out
+    else:
+        raise AssertionError(f"the guest was to live through two restarts: {out}")
     d.stop()
 
 
@@ -129,14 +130,16 @@ def test_a_snapshot_is_pulled_while_the_guest_writes(t):
     content = harness.pattern(size)
     d, disk, socket = serve(t, size, content)
     d.fleece("snapshot", "create", "s")
-    guest = t.spawn(CLIENT, "run", socket, "--rw", "randwrite", "--depth", "8", "--seconds", "2", stdout=-1, text=True)
+    guest = t.spawn(CLIENT, "run", socket, "--rw", "randwrite", "--depth", "8", "--seconds", "600", stdout=-1, text=True)
     wait_for("the guest writes", lambda: vhost_status(d)["requests"] > 100)
     copy = t.path("copy.raw")
     t.run("nbdcopy", d.uri("vda@s"), copy)
+    before = vhost_status(d)["requests"]
+    wait_for("the guest writes still", lambda: vhost_status(d)["requests"] > before)
     assert guest.poll() is None, "the guest was to write all the time"
     assert copy.read_bytes() == content
-    guest.communicate(timeout=30 * harness.FACTOR)
-    assert guest.returncode == 0
+    guest.kill()
+    guest.wait()
     assert disk.read_bytes() != content
     d.fleece("snapshot", "delete", "s")
     d.stop()
@@ -152,7 +155,7 @@ def test_one_front_end_at_a_time(t):
     assert second.poll() is None and vhost_status(d)["connections"] == 1
     first.send_signal(signal.SIGKILL)
     first.wait()
-    second.communicate(timeout=20 * harness.FACTOR)
+    second.communicate(timeout=harness.SOON)
     assert second.returncode == 0
     d.stop()
 
@@ -161,7 +164,7 @@ def test_an_idle_guest_costs_nothing(t):
     """A connected front-end that asks for nothing: no processor time."""
     d, _, socket = serve(t)
     guest = t.spawn(CLIENT, "run", socket, "--seconds", "0.3", stdout=-1)
-    guest.communicate(timeout=20 * harness.FACTOR)
+    guest.communicate(timeout=harness.SOON)
     guest = t.spawn(CLIENT, "run", socket, "--seconds", "60", stdout=-1)
     wait_for("it is at work", lambda: vhost_status(d)["requests"] > 100)
     guest.send_signal(signal.SIGSTOP)

@@ -55,7 +55,8 @@ struct fixture {
     struct error err;
     bool done, paused;
     struct io_timer timer;
-    unsigned reads_when_paused;
+    unsigned reads_when_paused, looks;
+    uint64_t began_ns;
 };
 
 /* Block status ends before what is not needed; residence tells that, too. */
@@ -444,7 +445,8 @@ static void what_the_target_has_already_is_left_alone(void **state)
 static void lift_the_limit(struct io_timer *timer)
 {
     struct fixture *f = container_of(timer, struct fixture, timer);
-    assert_in_range(f->view.reads, 1, 12);
+    /* A read of a MiB each second, and what may come at once. */
+    assert_in_range(f->view.reads, 1, 4 + (io_now_ns(f->io) - f->began_ns) / NS_PER_S);
     copy_set_speed(f->copy, 0);
 }
 
@@ -461,14 +463,14 @@ static void the_speed_is_kept_and_can_be_changed(void **state)
     fixture_fini(&f);
 
     fixture_init(&f);
-    f.options.speed = 8 * MIB;
+    f.options.speed = MIB;
     f.timer.fire = lift_the_limit;
+    f.began_ns = io_now_ns(f.io);
     start(&f);
-    io_timer_set(f.io, &f.timer, io_now_ns(f.io) + 300 * NS_PER_MS);
-    began_ns = io_now_ns(f.io);
+    io_timer_set(f.io, &f.timer, f.began_ns + 300 * NS_PER_MS);
     ring_run(f.io);
     check_equal(&f);
-    assert_true(io_now_ns(f.io) - began_ns < 5 * NS_PER_S);
+    assert_true(io_now_ns(f.io) - f.began_ns < EXTENTS / 2 * NS_PER_S);
     fixture_fini(&f);
 }
 
@@ -478,10 +480,20 @@ static void pause_early(struct view *view)
         copy_pause(view->fixture->copy);
 }
 
+/* True for a while, until the pause has lasted from one look to the next. */
+static bool comes_again(struct fixture *f)
+{
+    const bool again = !f->paused || f->looks++ == 0;
+    if (again)
+        io_timer_set(f->io, &f->timer, io_now_ns(f->io) + 300 * NS_PER_MS);
+    return again;
+}
+
 static void go_on(struct io_timer *timer)
 {
     struct fixture *f = container_of(timer, struct fixture, timer);
-    assert_true(f->paused);
+    if (comes_again(f))
+        return;
     assert_int_equal(f->view.reads, f->reads_when_paused);
     copy_resume(f->copy);
 }
@@ -489,7 +501,9 @@ static void go_on(struct io_timer *timer)
 static void end_it(struct io_timer *timer)
 {
     struct fixture *f = container_of(timer, struct fixture, timer);
-    assert_true(f->paused && !f->done);
+    if (comes_again(f))
+        return;
+    assert_false(f->done);
     copy_cancel(f->copy);
 }
 

@@ -324,7 +324,8 @@ static void status_tells_holes(void **state)
     assert_int_equal(run_simple(bench, REQUEST_WRITE_ZEROES, REQUEST_NO_HOLE, (struct range){0, 65536}, NULL), 0);
     struct stat st;
     assert_int_equal(stat(bench->path, &st), 0);
-    assert_in_range(st.st_blocks * 512, 32768 + 65536, 32768 + 65536 + 8192);
+    /* A map of pieces that lie apart takes some, too. */
+    assert_in_range(st.st_blocks * 512, 32768 + 65536, 32768 + 65536 + 24576);
 }
 
 static void a_truncated_file_is_an_error(void **state)
@@ -607,7 +608,7 @@ static void a_disk_that_qemu_has_open_is_refused(void **state)
     char ready[200];
     snprintf(ready, sizeof ready, "%s/ready", bench->folder);
     for (int tries = 0; access(ready, F_OK) != 0; tries++) {
-        assert_true(tries < 1000);
+        assert_true(tries < 12000);
         usleep(10000);
     }
     struct error err;
@@ -619,49 +620,60 @@ static void a_disk_that_qemu_has_open_is_refused(void **state)
     kill(pid, SIGTERM);
     waitpid(pid, NULL, 0);
     assert_int_equal(result, -EAGAIN);
-    assert_true(waited_ns < 5 * NS_PER_S); /* no waiting for what will not end */
+    assert_true(waited_ns < 15 * NS_PER_S); /* no waiting for what will not end */
     assert_non_null(strstr(err.text, "QEMU"));
 }
 
+struct waits {
+    unsigned count;
+    int order; /* the second one lets the owner of the lock die */
+};
+
 static void note_waiting(void *context, const char *path)
 {
+    struct waits *waits = context;
     (void)path;
-    ++*(unsigned *)context;
+    if (++waits->count == 2)
+        assert_int_equal(write(waits->order, "x", 1), 1);
 }
 
 static void a_killed_owners_lock_is_waited_for(void **state)
 {
     struct bench *bench = *state;
     make_file(bench->path, MIB + 17);
-    int ready[2];
-    assert_int_equal(pipe(ready), 0);
+    int ready[2], order[2];
+    assert_int_equal(pipe(ready) | pipe(order), 0);
     pid_t pid = fork();
     assert_true(pid >= 0);
     if (pid == 0) { /* serves the disk until it is killed */
+        char byte;
+        close(order[1]);
         struct io *io;
         struct node *node;
         struct file_options options = {.path = bench->path};
         if (ring_start("victim", &io, NULL) < 0 || file_open(io, &options, &node, NULL) < 0 ||
             write(ready[1], "x", 1) != 1)
             _exit(1);
-        usleep(2000000);
+        (void)!read(order[0], &byte, 1);
         kill(getpid(), SIGKILL);
     }
     char byte;
     assert_int_equal(read(ready[0], &byte, 1), 1);
     close(ready[0]);
     close(ready[1]);
+    close(order[0]);
     struct error err;
-    unsigned waits = 0;
+    struct waits waits = {.order = order[1]};
     struct file_options options = {
         .path = bench->path, .lock_wait_ns = 100 * NS_PER_MS, .waiting = note_waiting, .waiting_context = &waits};
     assert_int_equal(file_open(bench->io, &options, &bench->node, &err), -EAGAIN);
     assert_non_null(strstr(err.text, "0.1 s"));
     bench->node = NULL;
-    options.lock_wait_ns = 20 * NS_PER_S;
+    options.lock_wait_ns = 120 * NS_PER_S;
     assert_int_equal(file_open(bench->io, &options, &bench->node, &err), 0);
-    assert_int_equal(waits, 2); /* said once for each open */
+    assert_int_equal(waits.count, 2); /* said once for each open */
     waitpid(pid, NULL, 0);
+    close(order[1]);
 }
 
 /* Writes until it is killed, 100 at once. */
@@ -709,7 +721,7 @@ static void a_killed_owners_writes_land_before_its_lock_is_free(void **state)
         waitpid(pid, NULL, 0);
         close(ready[0]);
         struct error err;
-        struct file_options options = {.path = bench->path, .lock_wait_ns = 20 * NS_PER_S};
+        struct file_options options = {.path = bench->path, .lock_wait_ns = 120 * NS_PER_S};
         assert_int_equal(file_open(bench->io, &options, &bench->node, &err), 0);
         read_all(bench, first);
         usleep(150000);

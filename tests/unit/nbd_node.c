@@ -54,7 +54,7 @@ static void server_run(struct server *server, const char *command)
         _exit(127);
     }
     for (int i = 0; access(path, F_OK) < 0; i++) {
-        assert_true(i < 1000);
+        assert_true(i < 12000);
         usleep(10000);
     }
     if (ring_create(&server->io, &err) < 0)
@@ -392,7 +392,7 @@ static void end_with_work_under_way(bool hang)
     struct iovec iov[MANY];
     unsigned waiting = MANY;
     char *bytes = malloc(MANY * MIB);
-    server_start(&server, "--filter=delay", "rdelay=300ms");
+    server_start(&server, "--filter=delay", "rdelay=600");
     struct node *node = open_node(&server, true);
     for (unsigned i = 0; i < MANY; i++) {
         iov[i] = (struct iovec){bytes + i * MIB, MIB};

@@ -70,7 +70,7 @@ static bool fixture_run_until(struct io *io, bool (*reached)(void *context), voi
                           .io = io,
                           .reached = reached,
                           .context = context,
-                          .deadline_ns = io_now_ns(io) + 10 * NS_PER_S};
+                          .deadline_ns = io_now_ns(io) + 60 * NS_PER_S};
     io_timer_set(io, &watch.timer, 0);
     ring_run(io);
     return watch.result;

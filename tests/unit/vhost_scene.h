@@ -38,6 +38,7 @@ struct scene {
     struct driver driver;
     struct io_timer timer, tick;
     uint64_t until_ns;
+    unsigned looks;
     uint64_t seen, most; /* requests: up to the last tick; in one of them */
     bool (*reached)(struct scene *scene);
 };

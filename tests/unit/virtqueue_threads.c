@@ -20,7 +20,7 @@
 #include "export/vhost_user/virtqueue.h"
 #include "ring_driver.h"
 
-enum { SIZE = 64, DATA = 65536, SLOT = 64, MEMORY = DATA + SIZE * SLOT, REGION = 32768, PATIENCE_MS = 20000 };
+enum { SIZE = 64, DATA = 65536, SLOT = 64, MEMORY = DATA + SIZE * SLOT, REGION = 32768, PATIENCE_MS = 100000 };
 #if defined(__SANITIZE_THREAD__)
 enum { REQUESTS = 20000 };
 #else
