@@ -119,11 +119,11 @@ def kill_in_the_middle(t, d, where, disk=0):
     def copied_in_part(gate):
         gate.allow(16 * MIB)
         time.sleep(0.6)  # something was copied, and from now on it is time to flush it
-        for _ in range(100):
-            gate.allow(256 << 10)
+        for step in range(500):  # who has got a piece releases what was flushed, which may take long
+            gate.allow(256 << 10 if step < 40 else 64 << 10)
             with contextlib.suppress(AssertionError):
                 return harness.wait_for("something is released", lambda: released() > before, 0.1)
-        return harness.wait_for("something is released", lambda: released() > before)
+        raise AssertionError("nothing is released")
 
     held = HeldBackup(t, d, where, until=copied_in_part)
     assert held.process.poll() is None, "it could not be caught in its middle"
