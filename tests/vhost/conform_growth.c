@@ -12,7 +12,7 @@
 
 #include "conform.h"
 
-enum { STEP_BYTES = 1 << 20, STEP_SECTORS = STEP_BYTES / SECTOR, NEWS_MS = 15000 };
+enum { STEP_BYTES = 1 << 20, STEP_SECTORS = STEP_BYTES / SECTOR, NEWS_MS = 60000 };
 enum { BACKEND_CONFIG_CHANGE_MSG = 2 };
 
 static uint64_t no_protocol(unsigned feature)

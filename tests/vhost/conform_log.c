@@ -17,7 +17,7 @@
 
 #include "conform.h"
 
-enum { PAGE = 4096, REQUESTS = 12, ROUNDS = 12, DATA = 48 << 10, SLOW_MS = 15000, SPARE = 16 };
+enum { PAGE = 4096, REQUESTS = 12, ROUNDS = 12, DATA = 48 << 10, SLOW_MS = 60000, SPARE = 16 };
 /* In which the device asks for kicks again, as a rule: one more write to be marked. */
 enum { IDLE_US = 1000 };
 

@@ -321,7 +321,7 @@ static bool messages_in_a_row(struct scene *scene)
 static bool pipe_ends(int reading)
 {
     struct pollfd wait = {reading, POLLIN, 0};
-    return poll(&wait, 1, 3000) == 1 && (wait.revents & POLLHUP);
+    return poll(&wait, 1, FRONT_TIMEOUT_MS) == 1 && (wait.revents & POLLHUP);
 }
 
 /* Messages that want no descriptor get some: they are closed at once, not kept. */
@@ -387,7 +387,7 @@ static bool descriptors_end_with_connection(struct scene *scene)
     scene_end(scene);
     bool closed = pipe_ends(ends[0]), unmapped = false;
     close(ends[0]);
-    for (unsigned i = 0; i < 300 && !unmapped; i++) {
+    for (unsigned i = 0; i < 6000 && !unmapped; i++) {
         unmapped = fcntl(memory, F_ADD_SEALS, F_SEAL_WRITE) == 0; /* EBUSY while anybody maps it for writing */
         usleep(10000);
     }

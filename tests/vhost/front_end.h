@@ -13,7 +13,7 @@
 #include "ring.h"
 #include "vmm.h"
 
-enum { FRONT_QUEUES = 16, FRONT_TIMEOUT_MS = 15000 };
+enum { FRONT_QUEUES = 16, FRONT_TIMEOUT_MS = 60000 };
 
 struct front_options {
     const struct vmm *vmm;                /* whose manners; NULL: QEMU's */

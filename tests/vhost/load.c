@@ -17,7 +17,7 @@
 
 #include "load.h"
 
-enum { BUCKETS_PER_OCTAVE = 64, BUCKETS = 40 * BUCKETS_PER_OCTAVE, HANG_MS = 30000, SPINS = 1 << 20 };
+enum { BUCKETS_PER_OCTAVE = 64, BUCKETS = 40 * BUCKETS_PER_OCTAVE, HANG_MS = 120000, SPINS = 1 << 20 };
 static const uint32_t verify_magic = 0x5afe57a9;
 
 struct stamp {

@@ -22,7 +22,7 @@
 #include "migration.h"
 #include "model.h"
 
-enum { REQUEST_BYTES = 256 << 10, SEGMENTS = 4, HANG_MS = 30000, RETURN_MS = 30000 };
+enum { REQUEST_BYTES = 256 << 10, SEGMENTS = 4, HANG_MS = 120000, RETURN_MS = 120000 };
 
 struct extent {
     uint64_t sector;
