@@ -333,7 +333,7 @@ def test_a_push_and_an_arrival(t):
     with d.qmp() as q:
         with contextlib.suppress(harness.QmpError):  # it may have ended
             q.execute("block-job-set-speed", device="j", speed=0)
-        harness.wait_for("it has concluded", lambda: q.execute("query-jobs")[0]["status"] == "concluded", 40)
+        harness.wait_for("it has concluded", lambda: q.execute("query-jobs")[0]["status"] == "concluded")
         shown, = q.execute("query-jobs")
         assert "error" not in shown and image.read_bytes()[4 * MIB:] == right, shown
         q.execute("job-dismiss", id="j")

@@ -513,7 +513,7 @@ def test_two_vms_become_one(t):
         kill_for_good(t, d)
     t.vm = first
     d = t.daemon(images)
-    harness.wait_for("both have concluded", lambda: [j[1] for j in status_of(d)] == ["concluded"] * 2, 20)
+    harness.wait_for("both have concluded", lambda: [j[1] for j in status_of(d)] == ["concluded"] * 2)
     assert {j[0] for j in status_of(d)} == {"of-vda", "of-vdb"}, status_of(d)
     for name, _, error in status_of(d):
         assert "has not survived" in error, (name, error)
