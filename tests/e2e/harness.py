@@ -479,6 +479,7 @@ def run_one(name, function):
 def main(functions=None):
     """Runs the test_* functions of the calling script and exits."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else a check in the background makes all programs deaf to it
     functions = functions or {name: value for name, value in vars(sys.modules["__main__"]).items()
                               if name.startswith("test_") and callable(value)}
     chosen = {name: f for name, f in functions.items() if not sys.argv[1:] or any(a in name for a in sys.argv[1:])}
