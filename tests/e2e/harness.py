@@ -22,10 +22,11 @@ the script ends with 1 when one failed, with 77 when all were skipped.
 Run it with /usr/bin/python3 (Debian's libnbd module lives there). FLEECE_BUILD names the build folder (default: build)."""
 import contextlib
 import errno
+import functools
+import hashlib
 import json
 import os
 import pathlib
-import random
 import re
 import shutil
 import signal
@@ -120,8 +121,14 @@ def best_of(count, limit, measure):
 
 
 def pattern(length, seed=0):
-    """Reproducible bytes that neither repeat nor compress."""
-    return random.Random(seed).randbytes(length)
+    """Reproducible bytes that neither repeat nor compress: twice as quick as those of random."""
+    return hashlib.shake_128(str(seed).encode()).digest(length)
+
+
+@functools.lru_cache(maxsize=160)
+def pattern_mib(seed):
+    """A whole MiB of them: the functions of a script have the same disks, so each is made once."""
+    return pattern(1 << 20, seed)
 
 
 class Qmp:
@@ -305,7 +312,7 @@ class Case:
         with open(path, "wb") as f:
             if isinstance(fill, int):
                 for start in range(0, size, 1 << 20):
-                    f.write(pattern(min(1 << 20, size - start), f"{fill}-{start}"))
+                    f.write(pattern_mib(f"{fill}-{start}")[:size - start])
             elif fill:
                 f.write(fill)
             f.truncate(size)
