@@ -152,14 +152,15 @@ def stalled_target(t, d, guest):
 
 
 class Push:
-    """A push of the pulled disk and the two ordered ones that goes on through all deaths, as does its client."""
+    """A push of the pulled disk and the two ordered ones that goes on through deaths, as does its client. So slow that the
+    first daemon can't come to its end: what was over before it was killed is no job for the next."""
 
     def __init__(self, t, d, guest):
         self.t, self.images = t, {name: t.path(f"{name}.pushed") for name in (PULLED, "vdc", "vdd")}
         guest.qmp.execute("stop")  # so that it is known what the cut holds
         targets = [word for name, image in self.images.items() for word in ("--to", f"{name}={image}")]
         self.client = t.spawn(t.program("fleece"), "--control", d.control, "push", "--job", "through", *targets,
-                              "--speed", "100000", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+                              "--speed", "20000", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
         harness.wait_for("the push runs", lambda: self.job(d).get("status") == "running", vm.WAIT)
         for name in self.images:
             t.run("nbdcopy", d.uri(name), t.path(f"{name}.cut"))
@@ -174,7 +175,8 @@ class Push:
             if self.job(d).get("status") == "running":
                 q.execute("block-job-set-speed", device="through", speed=0)
         said = self.client.communicate(timeout=vm.WAIT * harness.FACTOR)[1].decode()
-        assert self.client.returncode == 0 and "waiting until it is back" in said, said
+        log = "".join(line for line in d.log().splitlines(True) if "job" in line)
+        assert self.client.returncode == 0 and "waiting until it is back" in said, f"{said}; the daemons' logs:\n{log}"
         for name, image in self.images.items():
             self.t.run("cmp", image, self.t.path(f"{name}.cut"))
 
