@@ -38,6 +38,8 @@ static bool is_picked(const struct pick *pick, const struct world_io *io)
 static int disk_fails(void *context, const struct world_io *io)
 {
     struct scene *scene = context;
+    scene->writes += io->kind == WORLD_WRITE;
+    scene->syncs += io->kind == WORLD_SYNC;
     if (io->kind != WORLD_READ && io->kind != WORLD_EXTENT && scene->bad_status < 0) {
         uint64_t number = ++scene->changes;
         if (number == scene->bad_number || (scene->bad_for_good && number > scene->bad_number)) {

@@ -39,9 +39,10 @@ struct scene {
     unsigned process;
     struct pick hold, fails, watch;
     unsigned fail_times, flags;
-    bool is_full;         /* no new page of counts can be written */
-    uint64_t writes_left; /* to watch; 0: none */
-    bool seen;            /* what is watched has landed */
+    bool is_full;           /* no new page of counts can be written */
+    uint64_t writes_left;   /* to watch; 0: none */
+    bool seen;              /* what is watched has landed */
+    unsigned writes, syncs; /* of the file, so far */
     /* The change of the file of this number fails so; and all later ones. */
     uint64_t bad_number, changes;
     int bad_status;

@@ -311,4 +311,5 @@ void qcow2_scenes(void)
     qcow2_growth_scenes();
     qcow2_failure_scenes();
     qcow2_old_scenes();
+    qcow2_cost_scenes();
 }

@@ -8,5 +8,6 @@ void qcow2_scenes(void);
 void qcow2_growth_scenes(void);
 void qcow2_failure_scenes(void);
 void qcow2_old_scenes(void);
+void qcow2_cost_scenes(void);
 
 #endif

@@ -42,7 +42,7 @@ struct run {
     uint64_t size, max_size, base_size;
     struct qcow2_header header;
     uint64_t stop_at, operations; /* of the disk */
-    bool few_pages, grows, compress, write_back, answered, crashed, killed, failed;
+    bool few_pages, grows, compress, write_back, answered, crashed, killed, failed, may_leak;
     struct growth growth;
     /* The model: what the image held at the last flush and holds now, and per byte which values it may have instead. */
     unsigned char *flushed, *now;

@@ -14,7 +14,7 @@
  * succeeds. That lies there too, and what is allocated next lies behind both.
  *
  * When the header can't be written nobody knows which table it names. Then nothing is allocated until that has succeeded:
- * each attempt tries it again.
+ * each attempt tries it again. Where the image is closed before, and the header names the new table, the old one leaks.
  */
 #include <assert.h>
 #include <errno.h>
