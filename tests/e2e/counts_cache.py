@@ -117,7 +117,8 @@ def test_status_of_a_large_disk_is_cheap(t):
     guest = connect(d, "vda")
     for at in places:
         guest.pwrite(bytes(BLOCK), at // BLOCK * BLOCK)
-    for context, most in (("fleece:residence", 1), ("base:allocation", 4)):
+    # The file system is asked for what is allocated, which takes btrfs 3 ms for each extent. All blocks would take minutes.
+    for context, most in (("fleece:residence", 1), ("base:allocation", 20)):
         for _ in range(5):  # a machine that stands still for a moment is not our doing
             handle, changed, at, slowest = nbd.NBD(), 0, 0, 0
             handle.add_meta_context(context)

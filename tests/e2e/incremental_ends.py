@@ -112,20 +112,23 @@ def test_the_client_dies_at_the_end(t):
 
 def kill_in_the_middle(t, d, where, disk=0):
     """A backup that is stopped when it has noted and released something of a disk, but has not copied all."""
+    qmp = d.qmp()
+
     def released():
-        return d.status()["disks"][disk]["blocks-released"]
+        return qmp.execute("fleece-query-status")["disks"][disk]["blocks-released"]
     before = released()
 
     def copied_in_part(gate):
         gate.allow(16 * MIB)
         time.sleep(0.6)  # something was copied, and from now on it is time to flush it
         for step in range(500):  # who has got a piece releases what was flushed, which may take long
-            gate.allow(256 << 10 if step < 40 else 64 << 10)
+            gate.allow(MIB if step < 10 else 64 << 10)
             with contextlib.suppress(AssertionError):
                 return harness.wait_for("something is released", lambda: released() > before, 0.1)
         raise AssertionError("nothing is released")
 
     held = HeldBackup(t, d, where, until=copied_in_part)
+    qmp.close()
     assert held.process.poll() is None, "it could not be caught in its middle"
     return held
 

@@ -97,7 +97,7 @@ def test_the_lock_is_waited_for(t):
     """A daemon waits for the lock of another one, and serves the disk as soon as that one has let it go."""
     image = t.disk("a.raw", 4 * MIB, fill=1)
     first = t.daemon({"vda": image})
-    second = t.daemon({"vda": image}, "--name", "second", wait=False)
+    second = t.daemon({"vda": image}, "--name", f"{t.vm}-second", wait=False)
     time.sleep(1)
     assert second.process.poll() is None, second.log()
     first.stop()

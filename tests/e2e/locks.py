@@ -21,7 +21,7 @@ def test_qemu_refuses_a_disk_that_is_served(t):
 def test_a_second_daemon_is_refused(t):
     disk = t.disk("a.raw", 4 * MIB)
     d = t.daemon({"vda": disk})
-    second = t.run(t.program("fleeced"), "--name", "other", "--disk", f"vda={disk}", "--nbd",
+    second = t.run(t.program("fleeced"), "--name", f"{t.vm}-other", "--disk", f"vda={disk}", "--nbd",
                    f"unix:{t.path('other.sock')}", "--control", t.path("other.control"), "--lock-timeout", "0", status=1)
     assert str(disk) in second.stderr and "lock" in second.stderr, second.stderr
     assert not t.path("other.sock").exists() and not t.path("other.control").exists()
