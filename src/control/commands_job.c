@@ -121,6 +121,9 @@ static int backup_check(const struct control_request *request, struct error *err
         return 0;
     if (strcmp(sync, "full") == 0)
         return error_set(err, EINVAL, "Parameters 'bitmap' and 'bitmap-mode' go with sync 'bitmap' only");
+    if (strcmp(sync, "bitmap") == 0 && mode && strcmp(mode, "never") != 0 && strcmp(mode, "always") != 0 &&
+        strcmp(mode, "on-success") != 0)
+        return error_set(err, EINVAL, "Parameter 'bitmap-mode' must be 'never', not '%.40s'", mode);
     if (strcmp(sync, "incremental") == 0 || (strcmp(sync, "bitmap") == 0 && mode && strcmp(mode, "never") != 0))
         return error_set(err, EINVAL,
                          "a job does not clear its bitmap: use sync 'bitmap' with bitmap-mode 'never', and begin a new "

@@ -215,7 +215,15 @@ def test_what_cannot_be_honoured_is_refused(t):
     d = t.daemon({"vda": t.disk("a.raw", MIB, 1)})
     with d.qmp() as q:
         for arguments, why in ((dict(sync="incremental", bitmap="b"), "does not clear its bitmap"),
+                               (dict(sync="incremental"), "does not clear its bitmap"),
                                (dict(sync="bitmap", bitmap="b", bitmap_mode="always"), "does not clear its bitmap"),
+                               (dict(sync="bitmap", bitmap="b", bitmap_mode="on-success"), "bitmap-mode 'never'"),
+                               (dict(sync="bitmap", bitmap="b", bitmap_mode="perhaps"), "must be 'never', not 'perhaps'"),
+                               (dict(sync="bitmap", bitmap_mode="never"), "'bitmap' is missing"),
+                               (dict(sync="bitmap", bitmap="b", bitmap_mode="never", force=True), "does not exist"),
+                               (dict(sync="full", bitmap_mode="never"), "go with sync 'bitmap'"),
+                               (dict(sync="top", bitmap="b"), "'full' or 'bitmap'"),
+                               (dict(sync="sideways"), "must be 'full' or 'bitmap', not 'sideways'"),
                                (dict(sync="bitmap"), "'bitmap' is missing"), (dict(sync="none"), "fleece-snapshot-create"),
                                (dict(sync="top"), "'full' or 'bitmap'"), (dict(sync="full", compress=True), "raw"),
                                (dict(sync="full", bitmap="b"), "go with sync 'bitmap'"),
@@ -324,6 +332,44 @@ def test_what_is_copied_is_preserved_no_more(t):
         nothing_left(d)
         d.stop()
     assert preserved == {"release": 0, "no-release": 100}, preserved
+
+
+def dirty_ranges(q):
+    return q.execute("fleece-query-dirty-ranges", node="vda", name="b")["ranges"]
+
+
+def test_a_bitmap_is_not_used_up(t):
+    """bitmap-mode never: what it holds it holds after a job that failed, one that was cancelled and one that ended well; and
+    what the guest writes meanwhile is added."""
+    disk, image = t.disk("a.raw", 8 * MIB, 1), t.disk("o.raw", 8 * MIB, 1)
+    bad, uri = server(t, "--filter=error", "error-pwrite=EIO", "error-pwrite-rate=100%", size="8M")[::-1]
+    d = t.daemon({"vda": disk})
+    guest = nbd.NBD()
+    guest.connect_uri(d.uri("vda"))
+    job = {"device": "vda", "sync": "bitmap", "bitmap": "b", "bitmap_mode": "never", "job_id": "j"}
+    with d.qmp() as q:
+        q.execute("block-dirty-bitmap-add", node="vda", name="b", granularity=4096)
+        for number in range(16):
+            guest.pwrite(harness.pattern(4096, f"x{number}"), number * 512 * KIB)
+        held = dirty_ranges(q)
+        assert len(held) == 16, held
+        q.execute("blockdev-backup", target=uri, **job)
+        ended = [step[1] for step in events_until_null(q, "j") if step[0] == "BLOCK_JOB_COMPLETED"]
+        assert "Input/output error" in ended[0]["error"] and dirty_ranges(q) == held, ended
+        q.execute("blockdev-backup", target=str(image), speed=1, **job)
+        q.execute("job-cancel", id="j")
+        assert "BLOCK_JOB_CANCELLED" in names(events_until_null(q, "j")) and dirty_ranges(q) == held
+        right = disk.read_bytes()
+        q.execute("blockdev-backup", target=str(image), speed=1, **job)
+        guest.pwrite(b"later" * 4096, 256 * KIB)
+        q.execute("block-job-set-speed", device="j", speed=0)
+        assert "BLOCK_JOB_COMPLETED" in names(events_until_null(q, "j"))
+        assert dirty_ranges(q) == held[:1] + [{"offset": 256 * KIB, "length": 20 * KIB}] + held[1:]
+    assert image.read_bytes() == right
+    guest.shutdown()
+    nothing_left(d)
+    d.stop()
+    end(bad)
 
 
 def test_only_what_changed_travels(t):
