@@ -193,6 +193,9 @@ enum {
     LIMIT_VERIFY_RANGES = 16,
     /* Of a push whose target also takes old data straight from the guest's writes: those wait behind what they send. */
     PUSH_THROUGH_WORKERS = 2,
+    /* Of a push to a file system that may hang: with a flush fewer than the 4 threads that the kernel has at least for the
+     * disks of a reactor, so that the guest's own flushes always find one. */
+    PUSH_APART_WORKERS = 2,
     COPY_WORKERS_DEFAULT = 8, /* reads, hashes and writes all overlap; more brought nothing on two cores */
     /* Of an incremental backup, whose pieces are mostly a single block: what keeps a connection busy. */
     COPY_WORKERS_INCREMENTAL = 32,

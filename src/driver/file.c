@@ -378,6 +378,12 @@ int file_stat(const struct node *node, struct io_stat *stat)
     return io_stat(node->io, file->fd, stat);
 }
 
+void file_write_apart(struct node *node)
+{
+    assert(node->ops == &file_ops);
+    container_of(node, struct file_node, node)->apart = true;
+}
+
 int file_descriptor(const struct node *node)
 {
     assert(node->ops == &file_ops);

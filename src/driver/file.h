@@ -38,6 +38,8 @@ bool file_descriptor_has_local_times(int fd);
 
 /* What the kernel says of the file of a node of this driver. Any thread. 0 or -errno. */
 int file_stat(const struct node *node, struct io_stat *stat);
+/* Its file system may hang: from now on no write to it makes the reactor wait. Before anything is submitted. */
+void file_write_apart(struct node *node);
 /* By which a node of this driver writes, to ask the kernel more; it stays the node's. Any thread. */
 int file_descriptor(const struct node *node);
 

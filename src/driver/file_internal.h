@@ -16,6 +16,7 @@ struct file_node {
     uint32_t space_bytes;     /* unit of punching and zeroing; 1 with the page cache */
     uint64_t extended_bytes;  /* so long we have made it; 0: not since the node last grew (file_grow.c) */
     bool is_block_device;
+    bool apart;                   /* writes never run on the reactor's thread */
     bool no_punch, no_zero_range; /* the kernel said so */
     bool sync_failed;             /* for ever: what was lost is not known */
     /* Writes under way and waiting, in the order of their arrival (file_order.c). */

@@ -28,9 +28,10 @@ static bool is_data_write(const struct request *req)
     return req->kind == REQUEST_WRITE;
 }
 
-static unsigned write_flags(const struct request *req)
+static unsigned write_flags(struct request *req)
 {
-    return is_data_write(req) && (req->flags & REQUEST_FUA) && !MUTANT(file_fua_forgotten) ? IO_WRITE_DSYNC : 0;
+    const bool stable = is_data_write(req) && (req->flags & REQUEST_FUA) && !MUTANT(file_fua_forgotten);
+    return (stable ? IO_WRITE_DSYNC : 0) | (file_op_of(req)->file->apart ? IO_WRITE_APART : 0);
 }
 
 /* The blocks that a range touches; exact at an end that lies in the tail. */

@@ -84,7 +84,7 @@ static void start_zero_piece(struct request *req)
         fragments = 1;
     }
     req->op.done = zero_data_done;
-    io_writev(file->node.io, &req->op, file->fd, iov, (unsigned)fragments, op->at, 0);
+    io_writev(file->node.io, &req->op, file->fd, iov, (unsigned)fragments, op->at, file->apart ? IO_WRITE_APART : 0);
 }
 
 static void zero_data_done(struct io_op *io_op, int64_t result)

@@ -108,6 +108,7 @@ enum io_allocate_mode {
 
 enum io_write_flags {
     IO_WRITE_DSYNC = 1, /* stable when it completes */
+    IO_WRITE_APART = 2, /* never on the reactor's own thread: some file systems make even a write wait that must not */
 };
 
 struct io_ops {

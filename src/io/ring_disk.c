@@ -106,7 +106,10 @@ void ring_writev(struct io *io, struct io_op *op, int fd, const struct iovec *io
                  unsigned flags)
 {
     int kernel_flags = flags & IO_WRITE_DSYNC ? RWF_DSYNC : 0;
-    io_uring_prep_writev2(ring_begin(ring_of(io), op), fd, iov, iov_count, offset, kernel_flags);
+    struct io_uring_sqe *sqe = ring_begin(ring_of(io), op);
+    io_uring_prep_writev2(sqe, fd, iov, iov_count, offset, kernel_flags);
+    if (flags & IO_WRITE_APART)
+        sqe->flags |= IOSQE_ASYNC;
 }
 
 void ring_datasync(struct io *io, struct io_op *op, int fd)

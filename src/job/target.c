@@ -123,6 +123,9 @@ static int identify(struct target *target, struct target_identity *is, struct er
 {
     const int fd = file_descriptor(target->node), status = identify_open(fd, is);
     target->is_watched = file_descriptor_has_local_times(fd);
+    target->may_hang = !target->is_watched && is->inode != 0;
+    if (target->may_hang) /* FUSE lets a write wait for a flush, and with it the guest's disk */
+        file_write_apart(target->node);
     return status < 0 ? error_set(err, -status, "target '%.300s': %s", target->where, error_name(status)) : 0;
 }
 

@@ -27,6 +27,7 @@ struct target {
     bool is_nbd;
     bool is_zero;             /* what was not written by the copy reads as zeroes */
     bool is_watched;          /* a file whose times tell of a write by anybody; when the node is open */
+    bool may_hang;            /* a file on a file system that is not this machine's alone; likewise */
     struct target_note *note; /* NULL: there is no such target */
 };
 

@@ -177,7 +177,7 @@ static void disk_begin(struct io_message *message)
                                          .advice = disk->options.advice,
                                          .release = disk->options.release,
                                          .needed_only = disk->options.needed_only,
-                                         .workers = disk->options.workers,
+                                         .workers = disk->target.may_hang ? PUSH_APART_WORKERS : disk->options.workers,
                                          .speed = disk->speed_obeyed = atomic_load(&disk->wishes.speed),
                                          .progress = copy_progress,
                                          .paused = copy_has_paused,

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Pushes to targets that are slow, stop or fail: the guest does not feel them, and nothing but the job suffers."""
 import signal
+import subprocess
 import time
 
 import harness
@@ -102,6 +103,49 @@ def test_a_target_that_stops(t):
     started = time.monotonic()
     d.stop()
     assert time.monotonic() - started < 20 * harness.FACTOR
+    stop(t, server)
+
+
+def test_a_file_system_that_hangs(t):
+    """P3: FUSE that never answers. The guest's writes and flushes go on, also when the job is cancelled and when the daemon
+    is to end; both come about when the file system answers, which the kernel itself waits for."""
+    harness.need("nbdfuse")
+    image, d, guest = served(t, 16 * MIB, 2)
+    server, uri = target(t, "behind", 16 * MIB)
+    folder = t.path("fuse")
+    folder.mkdir()
+    fuse = t.spawn("nbdfuse", folder / "disk", uri, stderr=subprocess.DEVNULL)
+    harness.wait_for("the target is mounted", lambda: (folder / "disk").exists() or fuse.poll() is not None, 20)
+    if fuse.poll() is not None:
+        raise harness.Skip("there is no FUSE here")
+    try:
+        with d.qmp() as q:
+            job = begin(q, str(folder / "disk"), force=True, speed=4 * MIB)
+            harness.wait_for("something is copied", lambda: q.execute("query-block-jobs")[0]["offset"] > 0)
+            fuse.send_signal(signal.SIGSTOP)
+            q.execute("block-job-set-speed", device=job, speed=0)
+            for last in (False, True):
+                guest.begin()
+                for place in range(0, 16 * MIB, MIB):
+                    guest.write(place, 64 * KIB)
+                    guest.handle.flush()
+                assert max(guest.took) < 10 * harness.FACTOR, max(guest.took)
+                shown = q.execute("query-jobs")
+                assert last or (shown[0]["status"] == "running" and shown[0]["current-progress"] < 16 * MIB), shown
+                if not last:
+                    q.execute("job-cancel", id=job)
+        if shown:  # else nothing was on its way
+            d.process.send_signal(signal.SIGTERM)
+            guest.write_for(0.3)
+            assert max(guest.took) < 10 * harness.FACTOR and d.process.poll() is None, max(guest.took)
+        fuse.send_signal(signal.SIGCONT)
+        if shown:
+            d.wait()
+        else:
+            d.stop()
+    finally:
+        fuse.send_signal(signal.SIGCONT)
+        t.run("umount", "--lazy", folder, status=None)
     stop(t, server)
 
 
