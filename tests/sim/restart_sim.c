@@ -62,7 +62,7 @@ int main(int argc, char **argv)
                                   .print = print,
                                   .batch = 8,
                                   .kills = true,
-                                  .mutant_seeds = 400,
+                                  .mutant_seeds = 2000,
                                   .mutant_seconds = 10};
     return runner_main(&runner, argc, argv);
 }
