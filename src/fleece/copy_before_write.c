@@ -296,7 +296,8 @@ void cbw_announce_growth(struct copy_before_write *cbw, uint64_t size_bytes)
 }
 
 /* The last block may have been a part of one, and what was read or is being read of it goes no further. To points that
- * there are that is enough; but it must not pass for the whole block when a new one needs it. */
+ * there are that is enough; but it must not pass for the whole block when a new one needs it: where somebody else has made
+ * room for the disk (a volume), what was added need not be zeroes. */
 void cbw_grow(struct copy_before_write *cbw)
 {
     const uint64_t old_bytes = cbw->node.size_bytes, last = (old_bytes - 1) >> cbw->block_shift;
@@ -306,7 +307,8 @@ void cbw_grow(struct copy_before_write *cbw)
     if (old_bytes == (last + 1) << cbw->block_shift)
         return;
     PROBE(old_end_within_a_block);
-    cbw_abandon_copy(cbw, last);
+    if (!MUTANT(growth_copy_goes_on))
+        cbw_abandon_copy(cbw, last);
     cbw_date_kept(cbw, (struct range){last << cbw->block_shift, old_bytes - (last << cbw->block_shift)});
 }
 

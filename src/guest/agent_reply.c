@@ -2,6 +2,7 @@
 /* A line is kept until it is whole, LIMIT_AGENT_REPLY_BYTES of it; nothing of it is trusted, nor shown as it is. */
 #include "guest/agent_reply.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include <jansson.h>
@@ -86,4 +87,15 @@ bool agent_reader_take(struct agent_reader *reader, const char **bytes, size_t *
         }
     }
     return false;
+}
+
+bool agent_reply_is_wrong(const struct agent_reply *reply, enum agent_reply_kind wanted, const char *doing,
+                          struct error *err)
+{
+    if (reply && reply->kind != wanted && reply->kind == AGENT_ERROR)
+        error_set(err, EPROTO, "%s, the guest agent says: %s", doing, reply->text);
+    else if (reply && reply->kind != wanted)
+        error_set(err, EPROTO, "%s, the guest agent talks nonsense: %s", doing,
+                  reply->kind == AGENT_NOISE ? reply->text : "another kind of reply was asked for");
+    return reply && reply->kind != wanted;
 }

@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/error.h"
 #include "base/limits.h"
 
 enum agent_reply_kind {
@@ -34,5 +35,9 @@ struct agent_reader {
 
 /* Takes bytes, as far as the end of a line; *bytes and *length become what is left. True: *reply is what the line says. */
 bool agent_reader_take(struct agent_reader *reader, const char **bytes, size_t *length, struct agent_reply *reply);
+/* Whether there is a reply (NULL: none) and it is not what was wanted when the agent was `doing` ("asked to thaw"): then
+ * `err` says so. */
+bool agent_reply_is_wrong(const struct agent_reply *reply, enum agent_reply_kind wanted, const char *doing,
+                          struct error *err);
 
 #endif

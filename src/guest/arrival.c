@@ -79,20 +79,14 @@ static void try_again(struct arrival *arrival, const struct error *err)
     io_timer_set(arrival->io, &arrival->pause, io_now_ns(arrival->io) + THAW_PAUSE_NS);
 }
 
-/* Whether it is an answer of that kind; else `err` says what it is. */
-static bool is_answer(const struct agent_reply *reply, enum agent_reply_kind kind, struct error *err)
-{
-    if (reply && reply->kind != kind)
-        error_set(err, EPROTO, "the guest agent says: %s", reply->text[0] ? reply->text : "what was not asked");
-    return reply && reply->kind == kind;
-}
-
 static void thaw_answered(void *argument, const struct agent_reply *reply, const struct error *err)
 {
     struct arrival *arrival = argument;
-    struct error wrong = err ? *err : (struct error){0};
-    if (!is_answer(reply, AGENT_NUMBER, &wrong)) {
-        try_again(arrival, &wrong);
+    struct error wrong;
+    if (agent_reply_is_wrong(reply, AGENT_NUMBER, "asked to thaw", &wrong))
+        err = &wrong;
+    if (err) {
+        try_again(arrival, err);
         return;
     }
     log_info("the guest has thawed");
@@ -114,9 +108,11 @@ static void ask(struct arrival *arrival, enum agent_question question,
 static void status_answered(void *argument, const struct agent_reply *reply, const struct error *err)
 {
     struct arrival *arrival = argument;
-    struct error wrong = err ? *err : (struct error){0};
-    if (!is_answer(reply, AGENT_TEXT, &wrong)) {
-        try_again(arrival, &wrong);
+    struct error wrong;
+    if (agent_reply_is_wrong(reply, AGENT_TEXT, "asked whether the guest is frozen", &wrong))
+        err = &wrong;
+    if (err) {
+        try_again(arrival, err);
     } else if (strcmp(reply->text, "frozen") != 0) {
         is_over(arrival);
     } else {

@@ -464,23 +464,11 @@ static void is_frozen(struct freezer *freezer)
     answer(freezer, NULL);
 }
 
-/* What is wrong with an answer; false: nothing. */
-static bool is_wrong(const struct agent_reply *reply, enum agent_reply_kind wanted, const char *doing,
-                     struct error *err)
-{
-    if (reply && reply->kind != wanted && reply->kind == AGENT_ERROR)
-        error_set(err, EPROTO, "%s, the guest agent says: %s", doing, reply->text);
-    else if (reply && reply->kind != wanted)
-        error_set(err, EPROTO, "%s, the guest agent talks nonsense: %s", doing,
-                  reply->kind == AGENT_NOISE ? reply->text : "another kind of reply was asked for");
-    return reply && reply->kind != wanted;
-}
-
 static void freeze_answered(void *argument, const struct agent_reply *reply, const struct error *err)
 {
     struct freezer *freezer = argument;
     struct error wrong;
-    if (is_wrong(reply, AGENT_NUMBER, "asked to freeze", &wrong))
+    if (agent_reply_is_wrong(reply, AGENT_NUMBER, "asked to freeze", &wrong))
         err = &wrong;
     else if (reply && reply->number <= 0)
         err = (error_set(&wrong, ENODEV, "the guest agent has found no file system to freeze"), &wrong);
@@ -496,7 +484,7 @@ static void status_answered(void *argument, const struct agent_reply *reply, con
 {
     struct freezer *freezer = argument;
     struct error wrong;
-    if (is_wrong(reply, AGENT_TEXT, "asked whether the guest is frozen", &wrong))
+    if (agent_reply_is_wrong(reply, AGENT_TEXT, "asked whether the guest is frozen", &wrong))
         err = &wrong;
     else if (reply && strcmp(reply->text, "thawed") != 0)
         err = (error_set(&wrong, EBUSY, "the guest is %s already, by somebody else", reply->text), &wrong);

@@ -270,6 +270,64 @@ def test_killed_before_the_vm_has_gone(t):
     killed(t, "ended while the VM migrated", has_stopped=False)
 
 
+def test_a_daemon_dies_at_the_handover(t):
+    """Two daemons of one host, one image: the new one is killed while it waits for the lock, and the guest goes on where it
+    was; the old one is killed while the next one waits, which has the disk then, is killed, and has it once more."""
+    disks, where, host = {"vda": t.disk("a.raw", 16 * MIB)}, t.path("set"), t.other_host()
+    awaited = []  # whose log is one
+
+    def awaits():
+        t.daemons.clear()  # the same socket paths again
+        d = t.daemon(disks, *options(t, disks, "there"), "--incoming", "on", wait=False, **host)
+        awaited.append(d)
+        harness.wait_for("the daemon awaits the VM", lambda: d.log().count("is awaited") == len(awaited))
+        return d
+
+    def arrives():
+        with open(t.path("arrival.said"), "ab") as said:
+            return t.spawn(t.program(CLIENT), "model", t.path("vda.there"), "--size", "4m", "--requests", "100",
+                           stdout=said, stderr=said)
+
+    def next_is_incremental(d):
+        now = backup(d, where)[1]
+        assert now["vda"]["kind"] == "incremental", now
+
+    old = t.daemon(disks, *options(t, disks))
+    guest = Guest(t, t.path("vda.v"), "--part")
+    backup(old, where)
+    guest.part()
+    there = awaits()
+    guest_there = arrives()
+    harness.wait_for("the new daemon waits for the lock", lambda: "waiting up to" in there.log())
+    there.kill()
+    guest_there.wait(60)
+    guest.stay()
+    writes_more(old)
+    next_is_incremental(old)
+    guest.part()
+    there = awaits()
+    guest_there = arrives()
+    harness.wait_for("the next daemon waits for the lock", lambda: there.log().count("waiting up to") == 2)
+    old.kill()
+    there.wait_ready()
+    assert guest_there.wait(60) == 0, t.path("arrival.said").read_text()
+    guest.end()
+    next_is_incremental(there)
+    there.kill()
+    there = awaits()
+    assert arrives().wait(60) == 0, t.path("arrival.said").read_text()
+    there.wait_ready()
+    next_is_incremental(there)
+    there.process.terminate()
+    assert there.process.wait(60) == 0, there.log()
+    t.daemons.clear()  # what the killed one has left is there still
+    old = t.daemon(disks, *options(t, disks))
+    point, now = backup(old, where, status=3)
+    assert "older than what the daemon left in memory" in now["vda"]["reason"], now  # for all that it can know
+    old.stop()
+    check_restored(t, where, point, {"vda": t.path("a.raw")})
+
+
 def test_back_beside_a_void_sidecar(t):
     """A sidecar that is void for another reason, and can't be removed, is void still when the VM has come back."""
     disk, state = t.disk("a.raw", 16 * MIB), t.path("state-here")

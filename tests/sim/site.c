@@ -223,7 +223,8 @@ void site_restart(struct site *site)
     struct stage *stage = site->stage;
     stage_kill(stage);
     for (unsigned i = 0; i < STAGE_DISKS; i++)
-        front_hang_up(site, &site->fronts[i]);
+        if (site->fronts[i].fd >= 0)
+            front_hang_up(site, &site->fronts[i]);
     stage_restart(stage);
     site->exports = (struct vhost_exports){0};
     site->started = false;

@@ -632,6 +632,106 @@ static bool log_and_stay(struct scene *scene)
     return good && scene_works(scene, 0);
 }
 
+/* --- memory that changes */
+
+static bool started_by_slots(struct scene *scene)
+{
+    struct front_options options = scene->options->front;
+    options.regions = 3;
+    options.region_bytes = 8 << 20;
+    options.gap = 3 << 20;
+    options.by_slots = true;
+    if (!scene_started_with(scene, &options) || !needs_log(scene))
+        return false;
+    if (!front_has_protocol(scene->front, PROTOCOL_CONFIGURE_MEM_SLOTS))
+        return scene_skip(scene, "memory slots are not offered");
+    return true;
+}
+
+static bool tell_region(struct scene *scene, uint32_t message)
+{
+    const struct guest_memory *memory = &scene->front->memory;
+    struct wire_one_region last = {0, guest_region_wire(memory, 2)};
+    const bool adds = message == MSG_ADD_MEM_REG;
+    return scene_send(scene, message, &last, sizeof(last), adds ? &memory->regions[2].fd : NULL, adds) == 1 ||
+           scene_fail(scene, "a region was not %s in mid-migration", adds ? "added" : "removed");
+}
+
+/* A read into the last region is there, and its page is marked in this log. */
+static bool is_marked_in(struct scene *scene, struct log *log)
+{
+    struct guest_memory *memory = &scene->front->memory;
+    const uint64_t header = guest_take(memory, 0, PAGE, PAGE), data = guest_take(memory, 2, PAGE, PAGE);
+    const struct blk_header head = {BLK_READ, 0, 0};
+    struct fragment fragments[] = {{header, sizeof(head), false}, {data, PAGE, true}, {header + sizeof(head), 1, true}};
+    memcpy(guest_at(memory, header), &head, sizeof(head));
+    *(uint8_t *)guest_at(memory, header + sizeof(head)) = BLK_NO_STATUS;
+    const int status = scene_offer(scene, fragments, 3, FRONT_TIMEOUT_MS);
+    if (status != 0 || *(uint8_t *)guest_at(memory, header + sizeof(head)) != 0)
+        return scene_fail(scene, "a read into memory that was added: %s", strerror(-status));
+    return (log_has(log, data / PAGE) && log_has(log, header / PAGE)) ||
+           scene_fail(scene, "what was read into memory that was added was not marked");
+}
+
+/* A region goes and comes again while a migration's log is on, and between the two another log takes its place. */
+static bool log_slots(struct scene *scene)
+{
+    struct log logs[2] = {{.fd = -1}, {.fd = -1}};
+    if (!started_by_slots(scene) || !begin_log(scene, &logs[0], scene->front->rings[0].device_area) ||
+        !log_make(scene, &logs[1], logs[0].bytes, 0))
+        return false;
+    bool good = true;
+    for (unsigned i = 0; good && i < 4; i++) {
+        good = tell_region(scene, MSG_REM_MEM_REG) && scene_works(scene, 0);
+        if (good && i % 2 == 0)
+            good = tell_log(scene, &logs[(i / 2 + 1) % 2], logs[0].bytes) == 1;
+        good = good && tell_region(scene, MSG_ADD_MEM_REG) && is_marked_in(scene, &logs[(i / 2 + 1) % 2]);
+    }
+    for (unsigned i = 0; i < 2; i++)
+        log_free(&logs[i]);
+    return good;
+}
+
+/* One that goes with requests in flight that read into it: whatever becomes of them, what is written elsewhere is marked. */
+static bool log_slot_removed(struct scene *scene)
+{
+    enum { READS = 16, BYTES = 256 << 10 };
+    for (unsigned round = 0; round < 8; round++) {
+        struct log log = {.fd = -1};
+        struct truth truth;
+        uint64_t pages = 0;
+        uint32_t base;
+        if (!started_by_slots(scene) || !begin_log(scene, &log, scene->front->rings[0].device_area))
+            return false;
+        struct guest_memory *memory = &scene->front->memory;
+        struct ring *ring = &scene->front->rings[0];
+        for (unsigned i = 0; i < READS; i++) {
+            const uint64_t header = guest_take(memory, 0, PAGE, PAGE);
+            const struct blk_header head = {BLK_READ, 0, i};
+            struct fragment fragments[] = {{header, sizeof(head), false},
+                                           {guest_take(memory, 2, BYTES, PAGE), BYTES, true},
+                                           {header + sizeof(head), 1, true}};
+            memcpy(guest_at(memory, header), &head, sizeof(head));
+            *(uint8_t *)guest_at(memory, header + sizeof(head)) = BLK_NO_STATUS;
+            ring_add(ring, fragments, 3, 0, 0, scene);
+        }
+        truth_init(&truth, memory, &log);
+        memset(truth.allowed, 0xff, truth.log_bytes);
+        truth_copy(&truth, memory);
+        ring_kick_always(ring);
+        usleep(100 * round);
+        bool good = tell_region(scene, MSG_REM_MEM_REG);
+        memory->count = 2; /* what is in the third is nobody's */
+        good = good && front_stop_ring(scene->front, ring, &base) == 0 && truth_holds(scene, &truth, &log, &pages);
+        memory->count = 3;
+        truth_free(&truth);
+        log_free(&log);
+        if (!good)
+            return scene->error[0] ? false : scene_fail(scene, "%s", scene->front->error);
+    }
+    return true;
+}
+
 const struct conform_case conform_log[] = {
     {"log-split", log_split},
     {"log-packed", log_packed},
@@ -648,5 +748,7 @@ const struct conform_case conform_log[] = {
     {"log-event", log_event},
     {"log-of-an-id", log_of_an_id},
     {"log-and-stay", log_and_stay},
+    {"log-slots", log_slots},
+    {"log-slot-removed", log_slot_removed},
     {NULL, NULL},
 };

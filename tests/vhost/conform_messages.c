@@ -171,7 +171,7 @@ static bool without_protocol_features(struct scene *scene)
 
 static bool unknown_messages(struct scene *scene)
 {
-    static const uint32_t unknown[] = {0, 19, 20, 22, 23, 26, 27, 28, 29, 30, 33, 35, 41, 99, 65536, UINT32_MAX};
+    static const uint32_t unknown[] = {0, 19, 20, 22, 23, 26, 27, 33, 35, 41, 42, 43, 99, 65536, UINT32_MAX};
     uint8_t payload[40] = {0};
     for (unsigned i = 0; i < sizeof(unknown) / sizeof(unknown[0]); i++) {
         for (uint32_t size = 0; size <= 40; size += 20) {
@@ -185,6 +185,27 @@ static bool unknown_messages(struct scene *scene)
         }
     }
     return true;
+}
+
+/* Postcopy needs a back-end that can be stopped in mid-access: ours is none, says so, and ends the connection of a front-end
+ * that begins with it all the same, before its rings run or while they do. */
+static bool postcopy(struct scene *scene)
+{
+    enum { PAGEFAULT = 8, ADVISE = 28, LISTEN = 29, END = 30 };
+    if (!scene_negotiated(scene))
+        return false;
+    if (scene->front->protocol_offered >> PAGEFAULT & 1)
+        return scene_skip(scene, "postcopy is offered");
+    uint64_t wrong = scene->front->protocol | UINT64_C(1) << PAGEFAULT;
+    int taken = scene_send(scene, MSG_SET_PROTOCOL_FEATURES, &wrong, sizeof(wrong), NULL, 0);
+    for (uint32_t message = ADVISE; taken == 0 && message <= END; message++) {
+        for (unsigned runs = 0; taken == 0 && runs < 2; runs++) {
+            if (runs ? !scene_started(scene) || !scene_works(scene, 0) : !scene_negotiated(scene))
+                return false;
+            taken = scene_send(scene, message, NULL, 0, NULL, 0);
+        }
+    }
+    return taken == 0 || (taken > 0 && scene_fail(scene, "postcopy was accepted, which is not offered"));
 }
 
 static bool header_flags(struct scene *scene)
@@ -450,6 +471,7 @@ const struct conform_case conform_messages[] = {
     {"without-acks", without_acks},
     {"without-protocol-features", without_protocol_features},
     {"unknown-messages", unknown_messages},
+    {"postcopy", postcopy},
     {"header-flags", header_flags},
     {"sizes-too-large", sizes_too_large},
     {"sizes-wrong", sizes_wrong},
