@@ -338,13 +338,13 @@ class Case:
     def borrow_vm(self, name):
         """The VM gets a name that a page of the documentation uses, and that other tests use, too: one after the other."""
         lock = self.borrow(socket.socket(socket.AF_UNIX))
-        self.vm = name
 
         def bound():
             with contextlib.suppress(OSError):
                 lock.bind(f"\0fleece-test-{name}")
                 return True
         wait_for(f"no other test has a VM {name}", bound, timeout=800, pause=0.02)
+        self.vm = name  # from now on: what is left under it is removed at the end
 
     def other_host(self):
         """What makes a daemon of the same VM one of another host, for daemon(): its run-time folder and its shared
