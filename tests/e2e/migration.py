@@ -240,8 +240,10 @@ def killed(t, reason, *, has_stopped):
         old.fleece("snapshot", "create", "kept")
         if has_stopped:
             guest.part()
+        guest.running()
         old.kill()
-        guest.end()
+        guest.process.kill()  # it may have noticed
+        guest.process.wait()
         there = arrival(t, disks, "--state-dir", far)
         t.run(t.program(CLIENT), "model", t.path("vda.there"), "--size", "4m", "--requests", "100", timeout=90)
         there.wait_ready()
