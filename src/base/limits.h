@@ -60,6 +60,9 @@ enum {
      * at most 10.3 MiB of memory, touched only when used. */
     LIMIT_BOUNCE_SMALL = 32,
     LIMIT_BOUNCE_LARGE = 8,
+    /* Folders of shared memory go with what is last in them; each time that one has gone before we had anything in it,
+     * somebody else has ended. */
+    LIMIT_SHM_FOLDER_TRIES = 100,
     /* Interrupted disk operations are started again this often: EINTR and EAGAIN are no errors of the disk. */
     LIMIT_DISK_RETRIES = 1000,
     /* Where the kernel can neither punch nor zero, a file gets zeroes from one buffer, so many times in one write: 1 MiB

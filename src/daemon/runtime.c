@@ -40,7 +40,7 @@
 
 static const char head[] = "fleeced runtime 1\n";
 
-/* Makes the folder and the one above it. */
+/* Makes the folder and the one above it. -ESTALE: one vanished meanwhile, with the end of another daemon. */
 static int make_folder(const char *folder, struct error *err)
 {
     char above[PATH_MAX];
@@ -50,10 +50,12 @@ static int make_folder(const char *folder, struct error *err)
         return error_set(err, errno, "can't make the run-time folder %s: %s%s", parent, error_name(errno),
                          geteuid() != 0 && !getenv("XDG_RUNTIME_DIR") ? "; XDG_RUNTIME_DIR is not set" : "");
     if (mkdir(folder, 0700) < 0 && errno != EEXIST)
-        return error_set(err, errno, "can't make the run-time folder %s: %s", folder, error_name(errno));
+        return error_set(err, errno == ENOENT ? ESTALE : errno, "can't make the run-time folder %s: %s", folder,
+                         error_name(errno));
     struct stat st;
     if (lstat(folder, &st) < 0)
-        return error_set(err, errno, "the run-time folder %s can't be used: %s", folder, error_name(errno));
+        return error_set(err, errno == ENOENT ? ESTALE : errno, "the run-time folder %s can't be used: %s", folder,
+                         error_name(errno));
     if (!S_ISDIR(st.st_mode))
         return error_set(err, ENOTDIR, "the run-time folder %s can't be used: it is not a folder", folder);
     if (st.st_uid != geteuid() || (st.st_mode & 077) != 0)
@@ -117,24 +119,23 @@ static int held_by_other(const struct runtime *runtime, const char *vm, struct e
     return error_set(err, EBUSY, "VM %s is already served by another process (%s is locked)", vm, runtime->lock_path);
 }
 
-/* One try. 0: locked. -EAGAIN: somebody holds it. -ESTALE: the file vanished meanwhile, try again. */
+/* One try. 0: locked. -EAGAIN: somebody holds it. -ESTALE: the file or its folder vanished meanwhile, try again. */
 static int take_lock(struct runtime *runtime, struct error *err)
 {
     int status = make_folder(runtime->folder, err);
     if (status < 0)
         return status;
     runtime->lock_fd = open(runtime->lock_path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (runtime->lock_fd < 0 && errno == ENOENT)
-        return -ESTALE;
     if (runtime->lock_fd < 0)
-        return error_set(err, errno, "can't open %s: %s", runtime->lock_path, error_name(errno));
+        return error_set(err, errno == ENOENT ? ESTALE : errno, "can't open %s: %s", runtime->lock_path,
+                         error_name(errno));
     struct stat mine, there;
     if (flock(runtime->lock_fd, LOCK_EX | LOCK_NB) < 0)
         return errno == EWOULDBLOCK ? -EAGAIN
                                     : error_set(err, errno, "can't lock %s: %s", runtime->lock_path, error_name(errno));
     if (fstat(runtime->lock_fd, &mine) < 0 || lstat(runtime->lock_path, &there) < 0 || mine.st_ino != there.st_ino ||
         mine.st_dev != there.st_dev)
-        return -ESTALE;
+        return error_set(err, ESTALE, "can't lock %s: it is replaced again and again", runtime->lock_path);
     return 0;
 }
 
@@ -160,7 +161,7 @@ static void remove_recorded(char *text)
     }
 }
 
-/* Tries as long as it may be worth it. 0, -EAGAIN when somebody else holds the lock, or an error. */
+/* Tries as long as it may be worth it. 0, -EAGAIN when somebody else holds the lock, or an error with its text. */
 static int await_lock(struct runtime *runtime, uint64_t wait_ns, struct error *err)
 {
     for (uint64_t waited_ns = 0;; waited_ns += CLAIM_POLL_NS) {
@@ -169,7 +170,7 @@ static int await_lock(struct runtime *runtime, uint64_t wait_ns, struct error *e
             return status;
         forget_lock(runtime);
         if (waited_ns >= CLAIM_WAIT_NS && (waited_ns >= wait_ns || !is_dying(holder(runtime))))
-            return -EAGAIN;
+            return status;
         nanosleep(&(struct timespec){.tv_nsec = (long)CLAIM_POLL_NS}, NULL);
     }
 }

@@ -26,6 +26,8 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "base/limits.h"
+
 static int open_tmpfs_file(void)
 {
     int fd = open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
@@ -92,7 +94,8 @@ static int check_folder(const char *folder, struct error *err)
     return own_folder(folder, err);
 }
 
-/* A folder goes with what was last in it; else it stays. */
+/* A folder goes with what was last in it; else it stays. So it may go while somebody else, of another VM even, is about to
+ * put something into it: open_named() makes it again. */
 static void drop_folder(const char *folder)
 {
     char parent[PATH_MAX];
@@ -115,20 +118,30 @@ static int shm_lock(int fd, const char *path, struct error *err)
     return error_set(err, code, "'%s' is in use by another process", path);
 }
 
+static int make_named(const struct io_shm_name *name, const char *path, struct error *err)
+{
+    int status = check_folder(name->folder, err);
+    if (status < 0)
+        return status;
+    (void)unlink(path);
+    int fd = open(path, O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0600);
+    return fd >= 0 ? fd : error_set(err, errno, "cannot make '%s': %s", path, error_name(errno));
+}
+
 static int open_named(const struct io_shm_name *name, struct error *err)
 {
     char path[PATH_MAX];
     int status = shm_path(name, path, err);
-    if (status < 0 || (status = check_folder(name->folder, err)) < 0)
-        return status;
-    (void)unlink(path);
-    int fd = open(path, O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0)
-        return error_set(err, errno, "cannot make '%s': %s", path, error_name(errno));
-    status = shm_lock(fd, path, err);
     if (status < 0)
+        return status;
+    int fd = make_named(name, path, err);
+    for (unsigned tries = 1; fd == -ENOENT && tries < LIMIT_SHM_FOLDER_TRIES; tries++)
+        fd = make_named(name, path, err);
+    if (fd >= 0 && (status = shm_lock(fd, path, err)) < 0) {
         close(fd);
-    return status < 0 ? status : fd;
+        return status;
+    }
+    return fd;
 }
 
 int shm_create(struct io *io, struct io_shm *shm, const struct io_shm_name *name, uint64_t reserve_bytes,

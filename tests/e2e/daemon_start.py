@@ -179,6 +179,18 @@ def test_a_dying_daemon_is_waited_for(t):
     d.stop()
 
 
+def test_daemons_that_end_take_empty_folders_along(t):
+    """Those of others, too, in which one that starts has nothing yet."""
+    disk, folder = t.disk("a.raw", MIB), runtime(t)
+    ends = t.spawn("/usr/bin/python3", "-c", "import os, sys\nwhile True:\n for f in sys.argv[1:]:\n  try: os.rmdir(f)\n"
+                   "  except OSError: pass", folder, folder.parent)
+    for _ in range(20):
+        d = t.daemon({"vda": disk})
+        assert (folder / "lock").exists()
+        d.stop()
+    ends.kill()
+
+
 def test_what_a_killed_daemon_left(t):
     """Its sockets are replaced, wherever they are; a stranger's file under their name is not."""
     disk = t.disk("a.raw", MIB)

@@ -153,6 +153,51 @@ static void shared_memory_respects_its_file_system(void **state)
     in_child(no_tmpfs_child);
 }
 
+/* Two VMs of one user: the folder above both goes with the last file in it, under whoever is about to make one. */
+
+enum { COMINGS = 3000 };
+
+struct coming {
+    struct io *io;
+    char folder[64];
+    unsigned failed;
+    struct error err;
+};
+
+static void *come_and_go(void *argument)
+{
+    struct coming *coming = argument;
+    const struct io_shm_name name = {coming->folder, "vda"};
+    for (unsigned i = 0; i < COMINGS; i++) {
+        struct io_shm shm;
+        if (io_shm_create(coming->io, &shm, &name, MIB, &coming->err) < 0) {
+            coming->failed++;
+            continue;
+        }
+        io_shm_destroy(coming->io, &shm);
+        io_shm_remove(coming->io, &name);
+    }
+    return NULL;
+}
+
+static void folders_of_shared_memory_come_and_go(void **state)
+{
+    (void)state;
+    struct coming here = {0}, there = {0};
+    pthread_t thread;
+    assert_int_equal(ring_create(&here.io, NULL), 0);
+    there.io = here.io; /* which is not asked */
+    snprintf(here.folder, sizeof here.folder, "/dev/shm/fleece-test-%d/one", (int)getpid());
+    snprintf(there.folder, sizeof there.folder, "/dev/shm/fleece-test-%d/other", (int)getpid());
+    assert_int_equal(pthread_create(&thread, NULL, come_and_go, &there), 0);
+    come_and_go(&here);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    if (here.failed || there.failed)
+        fail_msg("%u and %u were not made: %s", here.failed, there.failed,
+                 here.failed ? here.err.text : there.err.text);
+    ring_destroy(here.io);
+}
+
 /* Threads. */
 
 enum { SENDERS = 4, EACH = 20000 };
@@ -636,6 +681,7 @@ int main(void)
         cmocka_unit_test(addresses_are_taken_apart),
         cmocka_unit_test(watching_takes_no_system_calls),
         cmocka_unit_test(the_heap_always_gives_the_soonest),
+        cmocka_unit_test(folders_of_shared_memory_come_and_go),
         cmocka_unit_test(shared_memory_respects_its_file_system), /* last: leaves the mount namespace */
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
