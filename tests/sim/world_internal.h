@@ -13,7 +13,7 @@
 #define WORLD_SOCKET_BYTES 8192u
 
 enum {
-    WORLD_REACTORS = 48,
+    WORLD_REACTORS = 96,
     WORLD_FILES = 64,
     WORLD_DESCRIPTORS = 1024,
     WORLD_DESCRIPTOR_FIRST = 1 << 20, /* below are the kernel's */
