@@ -189,6 +189,7 @@ def test_daemons_that_end_take_empty_folders_along(t):
         assert (folder / "lock").exists()
         d.stop()
     ends.kill()
+    ends.wait()
 
 
 def test_what_a_killed_daemon_left(t):
